@@ -1,0 +1,319 @@
+//! The record: tensors, nodes, parameters.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::op::{Op, Workload};
+
+/// Handle of a tensor in a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tensor(pub(crate) usize);
+
+/// What the leading dimension of a tensor counts. Rows beyond the live ones are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// A constant; all rows are live.
+    Fixed,
+    /// Token rows `T`; the batch's `cu_seqlens` says how many are live.
+    Tokens,
+    /// Image slots `N`; the batch says how many are used.
+    Images,
+}
+
+/// Where a tensor's values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Written by the caller before the step.
+    Input,
+    /// Parameter `i` of [`Graph::params`].
+    Parameter(usize),
+    /// Gradient of parameter `i`: every node that writes it adds to it.
+    Gradient(usize),
+    /// Written by a node.
+    Activation,
+}
+
+/// Shape and role of a tensor. All tensors are row-major matrices.
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    /// For printing.
+    pub name: String,
+    /// Leading dimension.
+    pub rows: usize,
+    /// Trailing dimension.
+    pub cols: usize,
+    /// What the rows count.
+    pub extent: Extent,
+    /// Where the values come from.
+    pub kind: Kind,
+    /// Whether a gradient is wanted.
+    pub requires_grad: bool,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All elements are this value.
+    Constant(f32),
+    /// Normal with this standard deviation, cut at two of them.
+    TruncatedNormal(f32),
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// Uniform in ±√(6 / (rows + columns)) (Glorot).
+    XavierUniform,
+}
+
+/// Name, shape and treatment of a parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    /// Dotted name as it stands in checkpoints, such as `blocks.0.attn.qkv.weight`.
+    pub name: String,
+    /// Shape as it stands in checkpoints.
+    pub shape: Vec<usize>,
+    /// How it starts.
+    pub init: Init,
+    /// Whether weight decay applies (matrices, not gains, biases, positions or tokens).
+    pub decay: bool,
+    /// Whether it belongs to the classification head (own weight decay; replaced by `--init`).
+    pub head: bool,
+}
+
+impl ParamSpec {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// One recorded operation.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What is computed.
+    pub op: Arc<dyn Op>,
+    /// Operands; `None` where an optional one is absent.
+    pub inputs: Vec<Option<Tensor>>,
+    /// Results; `None` where an optional one is not wanted.
+    pub outputs: Vec<Option<Tensor>>,
+}
+
+impl Node {
+    /// Operand `i`, which must be present.
+    pub fn input(&self, i: usize) -> Tensor {
+        self.inputs[i].expect("operand of the op is present")
+    }
+
+    /// Result `i`, which must be present.
+    pub fn output(&self, i: usize) -> Tensor {
+        self.outputs[i].expect("result of the op is present")
+    }
+}
+
+/// A recorded computation.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) params: Vec<ParamSpec>,
+    pub(crate) param_tensors: Vec<Tensor>,
+    pub(crate) grad_tensors: Vec<Option<Tensor>>,
+    /// Checkpointed segments: node ranges whose activations are recomputed in the backward pass.
+    pub(crate) segments: Vec<std::ops::Range<usize>>,
+    /// Tensors that outlive the step.
+    pub(crate) kept: Vec<Tensor>,
+    open_segment: Option<usize>,
+}
+
+impl Graph {
+    /// An empty record.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The parameters in order of registration.
+    pub fn params(&self) -> &[ParamSpec] {
+        &self.params
+    }
+
+    /// The recorded nodes in execution order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Shape and role of `tensor`.
+    pub fn info(&self, tensor: Tensor) -> &TensorInfo {
+        &self.tensors[tensor.0]
+    }
+
+    /// Number of parameter elements.
+    pub fn parameter_count(&self) -> usize {
+        self.params.iter().map(ParamSpec::len).sum()
+    }
+
+    fn push(&mut self, info: TensorInfo) -> Tensor {
+        self.tensors.push(info);
+        Tensor(self.tensors.len() - 1)
+    }
+
+    /// Registers a parameter. One-dimensional parameters are one row; further dimensions fold
+    /// into columns. A name that exists already returns the existing parameter.
+    pub fn param(&mut self, spec: ParamSpec) -> Tensor {
+        if let Some(i) = self.params.iter().position(|p| p.name == spec.name) {
+            assert_eq!(self.params[i].shape, spec.shape, "parameter {} has two shapes", spec.name);
+            return self.param_tensors[i];
+        }
+        let (rows, cols) = match spec.shape.as_slice() {
+            [n] => (1, *n),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+            [] => (1, 1),
+        };
+        let tensor = self.push(TensorInfo {
+            name: spec.name.clone(),
+            rows,
+            cols,
+            extent: Extent::Fixed,
+            kind: Kind::Parameter(self.params.len()),
+            requires_grad: true,
+        });
+        self.params.push(spec);
+        self.param_tensors.push(tensor);
+        self.grad_tensors.push(None);
+        tensor
+    }
+
+    /// A tensor that the caller writes before the step.
+    pub fn input(&mut self, name: &str, rows: usize, cols: usize, extent: Extent) -> Tensor {
+        self.push(TensorInfo {
+            name: name.into(),
+            rows,
+            cols,
+            extent,
+            kind: Kind::Input,
+            requires_grad: false,
+        })
+    }
+
+    /// A result of the node that is recorded next.
+    pub fn activation(&mut self, rows: usize, cols: usize, extent: Extent) -> Tensor {
+        self.push(TensorInfo {
+            name: String::new(),
+            rows,
+            cols,
+            extent,
+            kind: Kind::Activation,
+            requires_grad: false,
+        })
+    }
+
+    /// A result with the shape of `tensor`.
+    pub fn activation_like(&mut self, tensor: Tensor) -> Tensor {
+        let info = self.info(tensor);
+        let (rows, cols, extent) = (info.rows, info.cols, info.extent);
+        self.activation(rows, cols, extent)
+    }
+
+    /// The gradient accumulator of a parameter, or `None` where `tensor` is no parameter.
+    pub fn gradient_of(&mut self, tensor: Tensor) -> Option<Tensor> {
+        let Kind::Parameter(index) = self.info(tensor).kind else { return None };
+        if self.grad_tensors[index].is_none() {
+            let mut info = self.info(tensor).clone();
+            info.name = format!("d {}", info.name);
+            info.kind = Kind::Gradient(index);
+            info.requires_grad = false;
+            self.grad_tensors[index] = Some(self.push(info));
+        }
+        self.grad_tensors[index]
+    }
+
+    /// Appends a node. Its results require a gradient if an operand does.
+    pub fn record(
+        &mut self,
+        op: impl Op + 'static,
+        inputs: Vec<Option<Tensor>>,
+        outputs: Vec<Option<Tensor>>,
+    ) {
+        self.record_node(Node { op: Arc::new(op), inputs, outputs });
+    }
+
+    pub(crate) fn record_node(&mut self, node: Node) {
+        let requires = node.inputs.iter().flatten().any(|t| self.info(*t).requires_grad);
+        for output in node.outputs.iter().flatten() {
+            let info = &mut self.tensors[output.0];
+            if info.kind == Kind::Activation {
+                info.requires_grad |= requires;
+                if info.name.is_empty() {
+                    info.name = format!("{}#{}", node.op.name(), output.0);
+                }
+            }
+        }
+        self.nodes.push(node);
+    }
+
+    /// Keeps `tensor` until the step has ended, so that the caller can read it.
+    pub fn keep(&mut self, tensor: Tensor) {
+        if !self.kept.contains(&tensor) {
+            self.kept.push(tensor);
+        }
+    }
+
+    /// Starts a segment whose activations are recomputed in the backward pass (activation
+    /// checkpointing). Segments do not nest.
+    pub fn begin_segment(&mut self) {
+        assert!(self.open_segment.is_none(), "checkpoint segments do not nest");
+        self.open_segment = Some(self.nodes.len());
+    }
+
+    /// Ends the segment.
+    pub fn end_segment(&mut self) {
+        let start = self.open_segment.take().expect("a segment is open");
+        self.segments.push(start..self.nodes.len());
+    }
+
+    /// Arithmetic of one run in FLOPs (a multiply-add is two), for the given workload.
+    pub fn flops(&self, work: &Workload) -> f64 {
+        self.nodes.iter().map(|node| node.op.flops(self, node, work)).sum()
+    }
+
+    /// The record as text, one node a line.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let show = |t: &Option<Tensor>| match t {
+            Some(t) => format!("%{} {}", t.0, self.info(*t).name),
+            None => "-".into(),
+        };
+        for node in &self.nodes {
+            let inputs: Vec<_> = node.inputs.iter().map(show).collect();
+            for (i, output) in node.outputs.iter().enumerate() {
+                let Some(output) = output else { continue };
+                let info = self.info(*output);
+                let extent = match info.extent {
+                    Extent::Fixed => "",
+                    Extent::Tokens => "T=",
+                    Extent::Images => "N=",
+                };
+                let plus = if matches!(info.kind, Kind::Gradient(_)) { "+=" } else { "=" };
+                let call =
+                    if i == 0 { format!("{}({})", node.op.name(), inputs.join(", ")) } else { "〃".into() };
+                let _ =
+                    writeln!(text, "%{:<5}[{extent}{}, {}] {plus} {call}", output.0, info.rows, info.cols);
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,144 @@
+//! What an operation must tell: how it runs, what its backward rule is, what it costs.
+
+use std::fmt::Debug;
+
+use super::graph::{Extent, Graph, Node, Tensor, TensorInfo};
+use crate::cpu::real::Real;
+use crate::data::batch::PackedBatch;
+
+/// What changes from step to step. On a GPU it lives in the device-side step buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct StepState {
+    /// Seed of the run, the key of drop-path.
+    pub seed: u64,
+    /// Factor on the loss: 1 / (sum of the loss weights of all batches of the step).
+    pub loss_scale: f64,
+}
+
+impl Default for StepState {
+    fn default() -> Self {
+        Self { seed: 0, loss_scale: 1.0 }
+    }
+}
+
+/// How much work a batch is, for FLOP counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Workload {
+    /// Live tokens.
+    pub tokens: f64,
+    /// Used image slots.
+    pub images: f64,
+    /// Σ S² over the images.
+    pub sum_squared: f64,
+}
+
+impl Workload {
+    /// The workload of a batch.
+    pub fn of(batch: &PackedBatch) -> Self {
+        Self {
+            tokens: batch.live_tokens() as f64,
+            images: batch.images as f64,
+            sum_squared: batch.sum_squared_lengths(),
+        }
+    }
+
+    /// Live rows of a tensor under this workload.
+    pub fn rows(&self, info: &TensorInfo) -> f64 {
+        match info.extent {
+            Extent::Fixed => info.rows as f64,
+            Extent::Tokens => self.tokens,
+            Extent::Images => self.images,
+        }
+    }
+}
+
+/// Operands and results of one node while it runs on the CPU device.
+pub struct Args<'a, R> {
+    pub(crate) inputs: Vec<Option<(&'a [R], usize, usize)>>,
+    pub(crate) outputs: Vec<Option<(&'a mut [R], usize, usize)>>,
+    /// The batch of the step.
+    pub batch: &'a PackedBatch,
+    /// The step's scalars.
+    pub step: &'a StepState,
+}
+
+impl<'a, R: Real> Args<'a, R> {
+    /// Live rows of operand `i`, row-major.
+    pub fn input(&self, i: usize) -> &'a [R] {
+        self.inputs[i].expect("operand is present").0
+    }
+
+    /// Operand `i` where it is present.
+    pub fn input_opt(&self, i: usize) -> Option<&'a [R]> {
+        self.inputs[i].map(|(data, ..)| data)
+    }
+
+    /// Live rows and columns of operand `i`.
+    pub fn input_shape(&self, i: usize) -> (usize, usize) {
+        let (_, rows, cols) = self.inputs[i].expect("operand is present");
+        (rows, cols)
+    }
+
+    /// Takes result `i`: its live rows, to be written (added to, where it is a parameter's gradient).
+    pub fn output(&mut self, i: usize) -> &'a mut [R] {
+        self.output_opt(i).expect("result is present")
+    }
+
+    /// Takes result `i` where it is wanted.
+    pub fn output_opt(&mut self, i: usize) -> Option<&'a mut [R]> {
+        self.outputs[i].take().map(|(data, ..)| data)
+    }
+
+    /// Live rows and columns of result `i`; ask before taking it.
+    pub fn output_shape(&self, i: usize) -> (usize, usize) {
+        let (_, rows, cols) = self.outputs[i].as_ref().expect("result is present");
+        (*rows, *cols)
+    }
+}
+
+/// Operands and results of a node on whatever runs it.
+pub enum Io<'a> {
+    /// CPU device.
+    F32(Args<'a, f32>),
+    /// Oracle precision, for finite differences.
+    F64(Args<'a, f64>),
+}
+
+/// Runs the same generic expression for both precisions of the CPU device.
+macro_rules! on_cpu {
+    ($io:expr, |$args:ident| $body:expr) => {
+        match $io {
+            $crate::autograd::Io::F32(mut $args) => $body,
+            $crate::autograd::Io::F64(mut $args) => $body,
+        }
+    };
+}
+pub(crate) use on_cpu;
+
+/// An operation of the graph.
+pub trait Op: Debug + Send + Sync {
+    /// Name for printing.
+    fn name(&self) -> &'static str;
+
+    /// Computes the results. Only live rows are passed; the executor writes zeros to the others.
+    fn run(&self, io: Io<'_>);
+
+    /// Result 0 starts as operand 0 (moved where this is its last use, copied otherwise).
+    fn in_place(&self) -> bool {
+        false
+    }
+
+    /// Records the backward rule. `grads` are the gradients of the results (`None` where nothing
+    /// flows back); the answer holds the gradient of each operand. Gradients of parameters that
+    /// the rule accumulates itself, through [`Graph::gradient_of`], are `None` in the answer.
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let _ = (graph, grads);
+        vec![None; node.inputs.len()]
+    }
+
+    /// Arithmetic in FLOPs; matrix products only, as is usual for model FLOPs.
+    fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
+        let _ = (graph, node, work);
+        0.0
+    }
+}

@@ -1,0 +1,4 @@
+//! From files to packed batches.
+
+pub mod batch;
+pub mod source;

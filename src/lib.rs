@@ -1,0 +1,10 @@
+//! Trains Vision Transformers on images of any shape, on kernels written by hand.
+
+pub mod autograd;
+pub mod cpu;
+pub mod data;
+pub mod error;
+pub mod models;
+pub mod rng;
+
+pub use error::{Error, Result};

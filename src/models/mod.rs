@@ -1,0 +1,3 @@
+//! Vision Transformers and the recipes that describe them.
+
+pub mod recipe;
