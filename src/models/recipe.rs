@@ -615,3 +615,15 @@ impl Default for EvalConfig {
         Self { resolution: 0 }
     }
 }
+
+impl ModelConfig {
+    /// Tokens before each image's patches: cls, then registers.
+    pub fn prefix(&self) -> usize {
+        usize::from(self.class_token) + self.registers
+    }
+
+    /// Values of one flattened patch: channels × patch × patch.
+    pub fn patch_dim(&self) -> usize {
+        self.channels * self.patch * self.patch
+    }
+}

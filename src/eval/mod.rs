@@ -1,0 +1,4 @@
+//! Evaluation: a recorded forward pass and the metrics over its results.
+
+pub mod metrics;
+pub mod model;
