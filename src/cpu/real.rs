@@ -37,6 +37,8 @@ pub trait Real:
     fn exp(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
+    /// ln(1 + x); for `f32` branch-free and for 0 ≤ x ≤ 1 alone.
+    fn ln_1p(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
     /// Error function. Branch-free for `f32`.
@@ -51,7 +53,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:expr, $tanh:expr, $erf:expr) => {
+    ($t:ident, $exp:expr, $ln_1p:expr, $tanh:expr, $erf:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -76,6 +78,10 @@ macro_rules! real {
                 self.ln()
             }
             #[inline(always)]
+            fn ln_1p(self) -> Self {
+                $ln_1p(self)
+            }
+            #[inline(always)]
             fn tanh(self) -> Self {
                 $tanh(self)
             }
@@ -98,8 +104,8 @@ macro_rules! real {
         }
     };
 }
-real!(f32, exp_f32, tanh_f32, erf_f32);
-real!(f64, f64::exp, f64::tanh, libm::erf);
+real!(f32, exp_f32, ln_1p_f32, tanh_f32, erf_f32);
+real!(f64, f64::exp, f64::ln_1p, f64::tanh, libm::erf);
 
 /// `Σ c[i] x^i` by Horner's rule.
 #[inline(always)]
@@ -132,6 +138,14 @@ fn exp_f32(x: f32) -> f32 {
     let half = n >> 1;
     let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
     e * power(half) * power(n.wrapping_sub(half))
+}
+
+/// `2 artanh(u)` with `u = x/(2 + x) ≤ 1/3`, by its series.
+#[inline(always)]
+fn ln_1p_f32(x: f32) -> f32 {
+    let u = x / (2.0 + x);
+    let c = [1.0, 1.0 / 3.0, 0.2, 1.0 / 7.0, 1.0 / 9.0, 1.0 / 11.0, 1.0 / 13.0];
+    2.0 * u * polynomial(u * u, c)
 }
 
 /// Rational minimax approximation of degree 13/6, as in Eigen's `ptanh_float`.
@@ -198,6 +212,14 @@ mod tests {
         assert_eq!(Real::exp(1e4f32), f32::INFINITY);
         assert!(Real::exp(f32::NAN).is_nan());
         assert!((Real::exp(-100.0f32).f64() - (-100f64).exp()).abs() < 1e-45);
+    }
+
+    #[test]
+    fn ln_1p_is_accurate_from_0_to_1() {
+        for x in sweep(1.0).filter(|&x| x >= 0.0) {
+            let want = f64::from(x).ln_1p();
+            assert!((Real::ln_1p(x).f64() - want).abs() <= 3e-7 * want, "ln_1p({x})");
+        }
     }
 
     #[test]
