@@ -1,3 +1,6 @@
 //! Vision Transformers and the recipes that describe them.
 
+pub mod load;
 pub mod recipe;
+pub mod shapes;
+mod validate;
