@@ -3,8 +3,10 @@
 pub mod autograd;
 pub mod cpu;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod models;
+pub mod nn;
 pub mod rng;
 
 pub use error::{Error, Result};

@@ -4,3 +4,4 @@ pub mod load;
 pub mod recipe;
 pub mod shapes;
 mod validate;
+pub mod vit;

@@ -1,7 +1,7 @@
 //! Linear layer and the treatment of its parameters.
 
-use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::gemm;
+use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::models::recipe::GeluKind;
 
 /// A matrix: decays, starts truncated normal with standard deviation 0.02 (DeiT III) unless said otherwise.
@@ -11,13 +11,7 @@ pub fn matrix(graph: &mut Graph, name: String, rows: usize, cols: usize, init: I
 
 /// A gain or bias: does not decay, starts constant.
 pub fn vector(graph: &mut Graph, name: String, len: usize, value: f32) -> Tensor {
-    graph.param(ParamSpec {
-        name,
-        shape: vec![len],
-        init: Init::Constant(value),
-        decay: false,
-        head: false,
-    })
+    graph.param(ParamSpec { name, shape: vec![len], init: Init::Constant(value), decay: false, head: false })
 }
 
 /// Initialisation of the matrices of a block.

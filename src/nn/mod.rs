@@ -2,7 +2,6 @@
 
 pub mod attention;
 pub mod block;
-pub mod init;
 pub mod linear;
 pub mod mlp;
 pub mod norm;

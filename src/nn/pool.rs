@@ -41,8 +41,7 @@ fn attention_pool(
         decay: false,
         head: false,
     });
-    let normed =
-        if config.pool_query_norm { norm::layer(graph, "pool.norm", query, config) } else { query };
+    let normed = if config.pool_query_norm { norm::layer(graph, "pool.norm", query, config) } else { query };
     let q = linear(graph, "pool.q", normed, inner, config.qkv_bias);
     let kv = linear(graph, "pool.kv", tokens, 2 * inner, config.qkv_bias);
     let qk_norm = if config.pool_qk_norm { config.qk_norm } else { QkNormKind::None };
