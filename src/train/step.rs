@@ -5,8 +5,9 @@ use crate::autograd::loss::{self, Loss};
 use crate::autograd::{CpuExecutor, Plan, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
-use crate::eval::metrics::count_correct;
-use crate::models::recipe::Recipe;
+use crate::eval::metrics::Classification;
+use crate::eval::run::labels;
+use crate::models::recipe::{LossKind, Recipe};
 use crate::models::vit;
 
 /// A recorded training step with the gradients it fills.
@@ -18,6 +19,7 @@ pub struct TrainStep {
     loss: Loss,
     logits: Tensor,
     classes: usize,
+    loss_kind: LossKind,
     /// The forward pass alone, for model FLOPs.
     forward: Graph,
 }
@@ -27,10 +29,10 @@ pub struct TrainStep {
 pub struct StepOutcome {
     /// Mean loss over the images with weight.
     pub loss: f64,
-    /// Images whose class was recognised.
-    pub correct: usize,
+    /// Share of the images that were recognised, 0 to 1.
+    pub accuracy: f64,
     /// Images with weight.
-    pub images: usize,
+    pub images: u64,
     /// Live tokens.
     pub tokens: usize,
     /// Token budget, padding included.
@@ -66,6 +68,7 @@ impl TrainStep {
             loss,
             logits: outputs.logits,
             classes,
+            loss_kind: recipe.train.loss,
             forward,
             graph,
         })
@@ -108,18 +111,19 @@ impl TrainStep {
         let weight: f64 = batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum();
         let step = StepState { seed, loss_scale: 1.0 / weight.max(1.0) };
         let mut outcome = StepOutcome::default();
+        let mut counts = Classification::new(self.classes, self.loss_kind);
         for batch in batches {
             let feeds = Default::default();
             self.executor.run(&self.graph, &self.plan, params, &mut self.grads, &feeds, batch, &step);
             let per_image = self.executor.value(self.loss.per_image);
             outcome.loss += per_image.iter().map(|l| f64::from(*l)).sum::<f64>() * step.loss_scale;
-            let logits = self.executor.value(self.logits);
-            outcome.correct += count_correct(logits, self.classes, batch);
-            outcome.images += batch.weights.iter().filter(|w| **w > 0.0).count();
+            counts.add(self.executor.value(self.logits), &labels(batch), &batch.weights);
             outcome.tokens += batch.live_tokens();
             outcome.budget += batch.tokens();
             outcome.flops += self.flops(&Workload::of(batch));
         }
+        let report = counts.report();
+        (outcome.accuracy, outcome.images) = (report.top1, report.images);
         outcome
     }
 }
