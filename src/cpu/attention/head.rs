@@ -7,7 +7,7 @@ use super::scratch::with_scratch;
 use super::{AttentionConfig, QkAffine};
 use crate::cpu::gemm::{Mat, MatMut, gemm};
 use crate::cpu::real::Real;
-use crate::cpu::simd::{LANES, largest, sum2_by, sum_by, vectorised};
+use crate::cpu::simd::{LANES, largest, sum_by, sum2_by, vectorised};
 
 /// Query rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;
@@ -92,7 +92,14 @@ impl<R: Real> Head<'_, R> {
                 let (q, scores) = (&mut q[..n * dim], &mut scores[..n * keys]);
                 self.q_norm.forward(q, self.columns(0, &block), self.stride(), dim);
                 let scale = R::of(self.config.scale);
-                gemm(MatMut::new(scores, n, keys, keys), false, scale, Mat::new(q, n, dim, dim), k.t(), false);
+                gemm(
+                    MatMut::new(scores, n, keys, keys),
+                    false,
+                    scale,
+                    Mat::new(q, n, dim, dim),
+                    k.t(),
+                    false,
+                );
                 // The sum is divided out of the result, which is narrower than the scores.
                 let sums = &mut q[..n];
                 softmax(scores, keys, sums, &mut lse[self.index..], heads);

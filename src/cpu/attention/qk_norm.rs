@@ -27,22 +27,12 @@ pub(crate) struct HeadNormGrad<'a, R> {
 
 impl<'a, R: Real> HeadNorm<'a, R> {
     /// The norm of head `head`, with `gain` and `bias` as in [`super::QkAffine`].
-    pub fn new(
-        config: &AttentionConfig,
-        head: usize,
-        gain: Option<&'a [R]>,
-        bias: Option<&'a [R]>,
-    ) -> Self {
+    pub fn new(config: &AttentionConfig, head: usize, gain: Option<&'a [R]>, bias: Option<&'a [R]>) -> Self {
         let of_head = |x: &'a [R]| {
             let start = if config.gain_per_head { head * config.head_dim } else { 0 };
             &x[start..start + config.head_dim]
         };
-        Self {
-            kind: config.norm,
-            eps: R::of(config.eps),
-            gain: gain.map(of_head),
-            bias: bias.map(of_head),
-        }
+        Self { kind: config.norm, eps: R::of(config.eps), gain: gain.map(of_head), bias: bias.map(of_head) }
     }
 
     /// Normalises the rows `x[row_stride·r..][..width]` into the dense rows of `y`.
@@ -134,8 +124,13 @@ pub(crate) struct AffinePartial<R> {
 impl<R: Real> AffinePartial<R> {
     /// `parts` parts of zeros; parts are empty where no gradient is wanted.
     pub fn new(config: &AttentionConfig, parts: usize, wanted: &QkAffineGrad<'_, R>) -> Self {
-        let any = [&wanted.q_gain, &wanted.k_gain, &wanted.q_bias, &wanted.k_bias].iter().any(|g| g.is_some());
-        let len = if any && config.norm != QkNormKind::None { parts * config.heads * 4 * config.head_dim } else { 0 };
+        let any =
+            [&wanted.q_gain, &wanted.k_gain, &wanted.q_bias, &wanted.k_bias].iter().any(|g| g.is_some());
+        let len = if any && config.norm != QkNormKind::None {
+            parts * config.heads * 4 * config.head_dim
+        } else {
+            0
+        };
         Self { heads: config.heads, head_dim: config.head_dim, values: vec![R::ZERO; len] }
     }
 
