@@ -50,8 +50,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     print(&format!("device            {device}\n"))?;
     run::start(TrainOptions {
-        name: args.name.unwrap_or_else(|| name.clone()),
-        recipe_name: name,
+        name: args.name.unwrap_or(name),
         recipe,
         out: args.out,
         init: args.init,
