@@ -4,7 +4,12 @@ pub mod autograd;
 pub mod cpu;
 pub mod data;
 pub mod error;
+pub mod eval;
+pub mod files;
 pub mod models;
+pub mod nn;
 pub mod rng;
+pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

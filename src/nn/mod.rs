@@ -1,0 +1,3 @@
+//! Layers and their initial weights.
+
+pub mod init;

@@ -1,0 +1,11 @@
+//! Training.
+
+pub mod checkpoint;
+pub mod interrupt;
+pub mod metrics;
+pub mod optimizer;
+pub mod progress;
+pub mod report;
+pub mod run_dir;
+pub mod schedule;
+pub mod tensorboard;
