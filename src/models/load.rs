@@ -73,10 +73,23 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The resolved recipe as TOML; [`Recipe::load`] of it gives the same recipe.
+    /// Reads the resolved recipe that travels in the checkpoint `file`.
     ///
     /// # Errors
-    /// A value that TOML cannot hold.
+    /// If it is damaged or of a version with other keys.
+    pub fn from_toml(text: &str, file: &Path) -> Result<Self> {
+        toml::from_str(text).map_err(|e| {
+            Error::file(
+                file,
+                format!("its recipe cannot be read ({}); it may come from another version", e.message()),
+            )
+        })
+    }
+
+    /// The recipe with every key, as TOML that [`Recipe::load`] reads back to the same.
+    ///
+    /// # Errors
+    /// Never for a recipe that was loaded.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(Error::failure)
     }
