@@ -2,4 +2,6 @@
 
 pub mod metrics;
 pub mod model;
+pub mod predict;
 pub mod run;
+pub mod trained;

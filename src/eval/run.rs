@@ -61,7 +61,7 @@ pub fn evaluate(
     let mut loader = Loader::eval(source, recipe, resolution)?;
     let mut counts = Classification::new(model.classes(), recipe.train.loss);
     let (mut tokens, mut flops, mut images) = (0, 0.0, 0);
-    while let Some(loaded) = loader.next_batch()? {
+    while let Some(loaded) = loader.next().transpose()? {
         if stop() {
             return Ok(None);
         }

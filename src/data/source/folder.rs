@@ -8,42 +8,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::split::{Class, Part, Sample, Split, Table};
-use super::{Dataset, Image, Source, decode};
+use super::Dataset;
+use super::files::Files;
 use crate::error::{Error, Result};
-
-struct Files(Vec<(PathBuf, usize)>);
-
-impl Source for Files {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.0[index].0.display().to_string()
-    }
-
-    fn label(&self, index: usize) -> usize {
-        self.0[index].1
-    }
-
-    fn size(&self, index: usize) -> Result<(usize, usize)> {
-        let path = &self.0[index].0;
-        let length = fs::metadata(path).map_err(|e| unreadable(path, e))?.len();
-        decode::size_by(&self.name(index), length, |bytes| {
-            super::read_at(path, 0, bytes).map_err(|e| unreadable(path, e))
-        })
-    }
-
-    fn load(&self, index: usize, channels: usize) -> Result<Image> {
-        let path = &self.0[index].0;
-        let bytes = fs::read(path).map_err(|e| unreadable(path, e))?;
-        decode::decode(&bytes, &self.name(index), channels)
-    }
-}
-
-fn unreadable(path: &Path, cause: std::io::Error) -> Error {
-    Error::file(path, format!("the image cannot be read ({cause})"))
-}
 
 pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
     let listing = list(root)?;
@@ -86,8 +53,8 @@ pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
         Table::new(&root.display().to_string(), samples.into_iter().flatten().collect(), None, split)?;
     Ok(Dataset {
         classes: table.classes,
-        train: Arc::new(Files(table.train)),
-        validation: Arc::new(Files(table.validation)),
+        train: Arc::new(Files::labelled(table.train)),
+        validation: Arc::new(Files::labelled(table.validation)),
     })
 }
 

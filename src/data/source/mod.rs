@@ -4,6 +4,7 @@ pub mod cache;
 mod cifar;
 pub mod decode;
 mod digits;
+pub mod files;
 mod folder;
 mod idx;
 mod members;

@@ -1,0 +1,14 @@
+//! Shapes and random inputs of the benchmarks.
+
+/// Tokens of a batch.
+pub const TOKENS: usize = 4096;
+
+/// Widths of ViT-Ti, ViT-S and ViT-B.
+pub const WIDTHS: [usize; 3] = [192, 384, 768];
+
+/// `n` normally distributed values: zeros would be a different workload.
+pub fn random(n: usize) -> Vec<f32> {
+    use rand_distr::{Distribution, StandardNormal};
+    let mut rng = rand_philox::Philox::from_u64_seed(n as u64);
+    (0..n).map(|_| StandardNormal.sample(&mut rng)).collect()
+}
