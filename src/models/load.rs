@@ -73,6 +73,21 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Reads a resolved recipe, as [`Recipe::to_toml`] writes it into checkpoints; `file` is where it stands,
+    /// for errors.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn from_toml(text: &str, file: &Path) -> Result<Self> {
+        let origin = file.display().to_string();
+        let layer: Table = text.parse().map_err(|e| syntax(&origin, text, &e))?;
+        let mut table = schema()?;
+        overlay(&mut table, &layer, &origin, "")?;
+        let recipe: Self = table.try_into().map_err(Error::failure)?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
     /// The resolved recipe as TOML; [`Recipe::load`] of it gives the same recipe.
     ///
     /// # Errors
