@@ -73,17 +73,19 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Reads the resolved recipe that travels in the checkpoint `file`.
+    /// Reads a resolved recipe, as [`Recipe::to_toml`] writes it into checkpoints; `file` is where it stands,
+    /// for errors.
     ///
     /// # Errors
-    /// If it is damaged or of a version with other keys.
+    /// As [`Recipe::load`].
     pub fn from_toml(text: &str, file: &Path) -> Result<Self> {
-        toml::from_str(text).map_err(|e| {
-            Error::file(
-                file,
-                format!("its recipe cannot be read ({}); it may come from another version", e.message()),
-            )
-        })
+        let origin = file.display().to_string();
+        let layer: Table = text.parse().map_err(|e| syntax(&origin, text, &e))?;
+        let mut table = schema()?;
+        overlay(&mut table, &layer, &origin, "")?;
+        let recipe: Self = table.try_into().map_err(Error::failure)?;
+        recipe.validate()?;
+        Ok(recipe)
     }
 
     /// The recipe with every key, as TOML that [`Recipe::load`] reads back to the same.
