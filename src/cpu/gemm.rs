@@ -247,8 +247,16 @@ const CUBIC: f64 = 0.044715;
 #[inline(always)]
 fn gelu_row<R: Real>(y: &mut [R], x: &[R], kind: GeluKind) {
     match kind {
-        GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Erf)),
-        GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Tanh)),
+        GeluKind::Erf => {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = gelu_of(x, GeluKind::Erf);
+            }
+        }
+        GeluKind::Tanh => {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = gelu_of(x, GeluKind::Tanh);
+            }
+        }
     }
 }
 
@@ -268,9 +276,15 @@ pub fn gelu_grad<R: Real>(dx: &mut [R], x: &[R], kind: GeluKind) {
         vectorised(
             #[inline(always)]
             || match kind {
-                GeluKind::Erf => dx.iter_mut().zip(x).for_each(|(d, &x)| *d *= gelu_slope(x, GeluKind::Erf)),
+                GeluKind::Erf => {
+                    for (d, &x) in dx.iter_mut().zip(x) {
+                        *d *= gelu_slope(x, GeluKind::Erf);
+                    }
+                }
                 GeluKind::Tanh => {
-                    dx.iter_mut().zip(x).for_each(|(d, &x)| *d *= gelu_slope(x, GeluKind::Tanh));
+                    for (d, &x) in dx.iter_mut().zip(x) {
+                        *d *= gelu_slope(x, GeluKind::Tanh);
+                    }
                 }
             },
         );
@@ -329,8 +343,16 @@ fn bias_gelu_in_place<R: Real>(y: &mut [R], bias: Option<&[R]>, width: usize, ki
                     add_assign(y, bias);
                 }
                 match kind {
-                    GeluKind::Erf => y.iter_mut().for_each(|y| *y = gelu_of(*y, GeluKind::Erf)),
-                    GeluKind::Tanh => y.iter_mut().for_each(|y| *y = gelu_of(*y, GeluKind::Tanh)),
+                    GeluKind::Erf => {
+                        for y in y {
+                            *y = gelu_of(*y, GeluKind::Erf);
+                        }
+                    }
+                    GeluKind::Tanh => {
+                        for y in y {
+                            *y = gelu_of(*y, GeluKind::Tanh);
+                        }
+                    }
                 }
             }
         },
