@@ -24,7 +24,18 @@ pub fn softmax_cross_entropy<R: Real>(
     smoothing: f64,
     scale: f64,
 ) {
-    for_rows(loss, dlogits, logits, targets, weights, classes, smoothing, scale, softmax_row);
+    for_rows(
+        loss,
+        dlogits,
+        logits,
+        targets,
+        weights,
+        classes,
+        smoothing,
+        scale,
+        #[inline(always)]
+        |d, z| softmax_row(d, z),
+    );
 }
 
 /// Sigmoid cross-entropy, summed over classes (ViT-22B, NaViT); arguments as above.
@@ -41,11 +52,24 @@ pub fn sigmoid_cross_entropy<R: Real>(
     smoothing: f64,
     scale: f64,
 ) {
-    for_rows(loss, dlogits, logits, targets, weights, classes, smoothing, scale, sigmoid_row);
+    for_rows(
+        loss,
+        dlogits,
+        logits,
+        targets,
+        weights,
+        classes,
+        smoothing,
+        scale,
+        #[inline(always)]
+        |d, z| sigmoid_row(d, z),
+    );
 }
 
 /// Runs `row(d, z) -> loss` for every image, where `d` holds the smoothed target and receives the
-/// gradient by the logits `z`, and applies weight and scale.
+/// gradient by the logits `z`, and applies weight and scale. `row` has to be a closure that is
+/// always inlined: a function's name given for it is called through a shim that is compiled for the
+/// baseline.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
 fn for_rows<R: Real>(
@@ -102,7 +126,11 @@ fn smoothed_target<R: Real>(t: &mut [R], targets: &Targets, image: usize, smooth
 #[inline(always)]
 fn softmax_row<R: Real>(d: &mut [R], z: &[R]) -> R {
     let Some(largest) = largest(z) else { return R::ZERO };
-    let sum = sum_by(z, |z| (z - largest).exp());
+    let sum = sum_by(
+        z,
+        #[inline(always)]
+        |z| (z - largest).exp(),
+    );
     let target_sum = sum_by(d, |t| t);
     let log_sum = sum.ln();
     // Logits are taken relative to the largest, so that no large numbers are subtracted.
@@ -116,10 +144,15 @@ fn softmax_row<R: Real>(d: &mut [R], z: &[R]) -> R {
 
 #[inline(always)]
 fn sigmoid_row<R: Real>(d: &mut [R], z: &[R]) -> R {
-    let loss = sum2_by(d, z, |t, z| {
-        let small = (-abs(z)).exp();
-        z.max(R::ZERO) - z * t + small.ln_1p()
-    });
+    let loss = sum2_by(
+        d,
+        z,
+        #[inline(always)]
+        |t, z| {
+            let small = (-abs(z)).exp();
+            z.max(R::ZERO) - z * t + small.ln_1p()
+        },
+    );
     for (d, &z) in d.iter_mut().zip(z) {
         let small = (-abs(z)).exp();
         let numerator = if z >= R::ZERO { R::ONE } else { small };

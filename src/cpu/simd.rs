@@ -16,8 +16,8 @@ pub const LANES: usize = 16;
 const TASK: usize = 16 * 1024;
 
 /// Runs `f` compiled for the widest vector instructions of this machine. Write the closure as
-/// `#[inline(always)] || ...` and mark what it calls `#[inline(always)]`: only inlined code
-/// is compiled for those instructions.
+/// `#[inline(always)] || ...` and mark what it calls `#[inline(always)]`, closures with
+/// costly bodies included: only inlined code is compiled for those instructions.
 #[inline(always)]
 pub fn vectorised<T>(f: impl FnOnce() -> T) -> T {
     pulp::Arch::new().dispatch(f)
@@ -69,7 +69,8 @@ pub fn sum2_by<R: Real>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
     fold(lanes)
 }
 
-/// The largest element, NaN if there is one; `None` for an empty slice.
+/// The largest element; `None` for an empty slice. NaN is passed over, or kept if it comes first:
+/// what keeps it everywhere does not compile to one instruction.
 #[inline(always)]
 pub fn largest<R: Real>(x: &[R]) -> Option<R> {
     let first = *x.first()?;
@@ -77,13 +78,18 @@ pub fn largest<R: Real>(x: &[R]) -> Option<R> {
     let mut lanes = [first; LANES];
     for block in blocks {
         for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane = lane.max(x);
+            *lane = larger(*lane, x);
         }
     }
     for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane = lane.max(x);
+        *lane = larger(*lane, x);
     }
-    Some(lanes.into_iter().fold(first, R::max))
+    Some(lanes.into_iter().fold(first, larger))
+}
+
+#[inline(always)]
+fn larger<R: Real>(a: R, b: R) -> R {
+    if b > a { b } else { a }
 }
 
 /// `y[i] += x[i]`.
