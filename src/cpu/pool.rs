@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::attention::head::exp_sum;
+use super::attention::head::{exp_sum, largest};
 use super::attention::qk_norm::{AffinePartial, HeadNorm, of_head};
 use super::attention::scratch::with_scratch;
 use super::attention::{AttentionConfig, QkAffine, QkAffineGrad, take_front};
 use super::real::Real;
-use super::simd::{add_assign, add_scaled, largest, sum2_by, task_len, vectorised};
+use super::simd::{add_assign, add_scaled, sum2_by, task_len, vectorised};
 
 /// Masked attention pooling: `out[N, heads·head_dim]` and `lse[N, heads]` from one query
 /// `q[heads·head_dim]` shared by all images and `kv[T, 2·heads·head_dim]`, rows `[k | v]`.
@@ -52,7 +52,7 @@ pub fn attention_forward<R: Real>(
                             norm.forward_row(k_hat, &row[columns.clone()]);
                             *score = scale * sum2_by(query, k_hat, |q, k| q * k);
                         }
-                        let max = largest(scores).unwrap_or(R::ZERO);
+                        let max = largest(scores);
                         let sum = exp_sum(scores, max);
                         lse[index] = max + sum.ln();
                         let factor = R::ONE / sum;

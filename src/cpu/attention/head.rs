@@ -7,7 +7,7 @@ use super::scratch::with_scratch;
 use super::{AttentionConfig, QkAffine};
 use crate::cpu::gemm::{Mat, MatMut, gemm};
 use crate::cpu::real::Real;
-use crate::cpu::simd::{LANES, largest, sum_by, sum2_by, vectorised};
+use crate::cpu::simd::{LANES, sum_by, sum2_by, vectorised};
 
 /// Query rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;
@@ -154,10 +154,7 @@ impl<R: Real> Head<'_, R> {
                         let rows = scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys));
                         let statistics = lse.iter().step_by(heads).zip(delta.iter());
                         for ((p, ds), (&lse, &delta)) in rows.zip(statistics) {
-                            for (p, ds) in p.iter_mut().zip(ds) {
-                                *p = (*p - lse).exp();
-                                *ds = *p * (*ds - delta);
-                            }
+                            softmax_grad(p, ds, lse, delta);
                         }
                     },
                 );
@@ -219,7 +216,7 @@ fn softmax<R: Real>(scores: &mut [R], keys: usize, sums: &mut [R], lse: &mut [R]
         || {
             let statistics = sums.iter_mut().zip(lse.iter_mut().step_by(lse_stride));
             for (row, (sum, lse)) in scores.chunks_exact_mut(keys).zip(statistics) {
-                let max = largest(row).unwrap_or(R::ZERO);
+                let max = largest(row);
                 *sum = exp_sum(row, max);
                 *lse = max + sum.ln();
             }
@@ -227,9 +224,52 @@ fn softmax<R: Real>(scores: &mut [R], keys: usize, sums: &mut [R], lse: &mut [R]
     );
 }
 
+/// The largest element; −∞ of none. A NaN may be passed over: the sum that follows has it.
+#[inline(always)]
+pub fn largest<R: Real>(row: &[R]) -> R {
+    let larger = |a: R, b: R| if a > b { a } else { b };
+    let mut lanes = [R::of(f64::NEG_INFINITY); 2 * LANES];
+    let (blocks, tail) = row.as_chunks::<{ 2 * LANES }>();
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane = larger(x, *lane);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane = larger(x, *lane);
+    }
+    let mut half = LANES;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = larger(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Replaces scores by `p = exp(score − lse)` and dP by `p·(dP − delta)`.
+#[inline(always)]
+pub fn softmax_grad<R: Real>(p: &mut [R], ds: &mut [R], lse: R, delta: R) {
+    let step = |p: &mut R, ds: &mut R| {
+        *p = (*p - lse).exp();
+        *ds = *p * (*ds - delta);
+    };
+    // Blocks of a fixed length: a loop over two slices of unknown length is not vectorised.
+    let ((p_blocks, p_tail), (ds_blocks, ds_tail)) = (p.as_chunks_mut::<LANES>(), ds.as_chunks_mut::<LANES>());
+    for (p, ds) in p_blocks.iter_mut().zip(ds_blocks) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            step(p, ds);
+        }
+    }
+    for (p, ds) in p_tail.iter_mut().zip(ds_tail) {
+        step(p, ds);
+    }
+}
+
 /// Replaces every `x` by `exp(x − max)` and returns their sum, in [`LANES`] running sums.
 #[inline(always)]
-pub(crate) fn exp_sum<R: Real>(row: &mut [R], max: R) -> R {
+pub fn exp_sum<R: Real>(row: &mut [R], max: R) -> R {
     let (blocks, tail) = row.as_chunks_mut::<LANES>();
     let mut lanes = [R::ZERO; LANES];
     for block in blocks {

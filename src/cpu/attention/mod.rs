@@ -5,7 +5,7 @@
 //! (image, head) and walks blocks of query rows, so scratch is at most block × S.
 //! With QK-norm, `q̂ = norm(q) ⊙ γq (+ βq)`, likewise k; scores are `scale · q̂ k̂ᵀ`.
 
-pub(crate) mod head;
+pub mod head;
 pub(crate) mod qk_norm;
 pub(crate) mod scratch;
 
