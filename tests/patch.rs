@@ -15,7 +15,7 @@ fn normalise<R: Real>(rows: usize, channels: usize, plane: usize, mean: &[f32], 
     let values: Vec<f32> = random((rows + 2) * width, 1);
     let entry = |values: &[f32], c: usize| f64::from(values[if values.len() == 1 { 0 } else { c }]);
     let expect = |value: &dyn Fn(usize) -> f64| -> Vec<f64> {
-        (0..rows * width).map(|i| if i / width % 3 == 0 { 0.0 } else { value(i) }).collect()
+        (0..rows * width).map(|i| if (i / width).is_multiple_of(3) { 0.0 } else { value(i) }).collect()
     };
 
     let mut out = vec![R::of(f64::NAN); rows * width];

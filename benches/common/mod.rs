@@ -1,4 +1,6 @@
-//! Shapes and random inputs of the benchmarks.
+//! Shapes and random inputs of the benchmarks; each benchmark uses a part of them.
+
+#![allow(dead_code)]
 
 /// Tokens of a batch.
 pub const TOKENS: usize = 4096;

@@ -144,15 +144,7 @@ fn rows(len: usize, width: usize) -> usize {
 
 /// `y[m, out] = x[m, in] · w[out, in]ᵀ + bias[out]`.
 pub fn linear<R: Real>(y: &mut [R], x: &[R], w: &[R], bias: Option<&[R]>, inner: usize, outer: usize) {
-    let m = rows(y.len(), outer);
-    gemm(
-        MatMut::new(y, m, outer, outer),
-        false,
-        R::ONE,
-        Mat::new(x, m, inner, inner),
-        Mat::new(w, outer, inner, inner).t(),
-        true,
-    );
+    product(y, x, w, inner, outer);
     if let Some(bias) = bias {
         for_each(y.chunks_mut(task_len(outer)), |y| {
             vectorised(
@@ -161,6 +153,14 @@ pub fn linear<R: Real>(y: &mut [R], x: &[R], w: &[R], bias: Option<&[R]>, inner:
             );
         });
     }
+}
+
+/// `y = x wᵀ`, in one call: GEMM packs `w` once, which costs more than a pass over `y` that is no
+/// longer in cache.
+fn product<R: Real>(y: &mut [R], x: &[R], w: &[R], inner: usize, outer: usize) {
+    let m = rows(y.len(), outer);
+    let (x, w) = (Mat::new(x, m, inner, inner), Mat::new(w, outer, inner, inner));
+    gemm(MatMut::new(y, m, outer, outer), false, R::ONE, x, w.t(), true);
 }
 
 /// `dx[m, in] = dy[m, out] · w[out, in]`.
@@ -243,15 +243,21 @@ const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts:
 const INV_SQRT_2_PI: f64 = 0.5 * SQRT_2_OVER_PI;
 const CUBIC: f64 = 0.044715;
 
+/// [`gelu_of`] elementwise; the kind is settled outside the loop.
+#[inline(always)]
+fn gelu_row<R: Real>(y: &mut [R], x: &[R], kind: GeluKind) {
+    match kind {
+        GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Erf)),
+        GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Tanh)),
+    }
+}
+
 /// `y = gelu(x)` elementwise.
 pub fn gelu<R: Real>(y: &mut [R], x: &[R], kind: GeluKind) {
     for_each(y.chunks_mut(task_len(1)).zip(x.chunks(task_len(1))), |(y, x)| {
         vectorised(
             #[inline(always)]
-            || match kind {
-                GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Erf)),
-                GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Tanh)),
-            },
+            || gelu_row(y, x, kind),
         );
     });
 }
@@ -283,19 +289,50 @@ pub fn linear_gelu<R: Real>(
     outer: usize,
     kind: GeluKind,
 ) {
+    let len = task_len(outer);
     match pre {
         Some(pre) => {
-            linear(pre, x, w, bias, inner, outer);
-            gelu(y, pre, kind);
-        }
-        None => {
-            linear(y, x, w, bias, inner, outer);
-            for_each(y.chunks_mut(task_len(1)), |y| {
-                vectorised(
-                    #[inline(always)]
-                    || y.iter_mut().for_each(|y| *y = gelu_of(*y, kind)),
-                );
+            product(pre, x, w, inner, outer);
+            for_each(y.chunks_mut(len).zip(pre.chunks_mut(len)), |(y, pre)| {
+                bias_gelu(y, pre, bias, outer, kind);
             });
         }
+        None => {
+            product(y, x, w, inner, outer);
+            for_each(y.chunks_mut(len), |y| bias_gelu_in_place(y, bias, outer, kind));
+        }
     }
+}
+
+/// `pre += bias`, `y = gelu(pre)`, row by row.
+fn bias_gelu<R: Real>(y: &mut [R], pre: &mut [R], bias: Option<&[R]>, width: usize, kind: GeluKind) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (y, pre) in y.chunks_exact_mut(width).zip(pre.chunks_exact_mut(width)) {
+                if let Some(bias) = bias {
+                    add_assign(pre, bias);
+                }
+                gelu_row(y, pre, kind);
+            }
+        },
+    );
+}
+
+/// `y = gelu(y + bias)`, row by row.
+fn bias_gelu_in_place<R: Real>(y: &mut [R], bias: Option<&[R]>, width: usize, kind: GeluKind) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for y in y.chunks_exact_mut(width) {
+                if let Some(bias) = bias {
+                    add_assign(y, bias);
+                }
+                match kind {
+                    GeluKind::Erf => y.iter_mut().for_each(|y| *y = gelu_of(*y, GeluKind::Erf)),
+                    GeluKind::Tanh => y.iter_mut().for_each(|y| *y = gelu_of(*y, GeluKind::Tanh)),
+                }
+            }
+        },
+    );
 }

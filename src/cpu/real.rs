@@ -127,11 +127,9 @@ fn exp_f32(x: f32) -> f32 {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;
     // ln 2 in two parts, of which the first has few bits: n times it is exact.
-    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_375, x));
-    let p = polynomial(
-        r,
-        [5.000_000_1e-1, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_199_9e-3, 1.987_569_1e-4],
-    );
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let p =
+        polynomial(r, [5e-1, 1.666_666_5e-1, 4.166_579_6e-2, 8.333_452e-3, 1.398_199_9e-3, 1.987_569_1e-4]);
     let e = p.mul_add(r * r, r) + 1.0;
     // In two factors, because 2^n alone overflows or underflows before the product does.
     let n = (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32);
@@ -184,7 +182,7 @@ fn erf_f32(x: f32) -> f32 {
         x2,
         [
             -1.609_603_4e-2,
-            -2.954_599_8e-3,
+            -2.954_6e-3,
             -7.349_906_3e-4,
             -5.692_506_4e-5,
             -2.101_024e-6,
