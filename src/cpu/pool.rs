@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::attention::head::exp_sum;
 use super::attention::qk_norm::{AffinePartial, HeadNorm, of_head};
 use super::attention::scratch::with_scratch;
+use super::attention::softmax::{exp_row, padded};
 use super::attention::{AttentionConfig, QkAffine, QkAffineGrad, take_front};
 use super::real::Real;
-use super::simd::{add_assign, add_scaled, largest, sum2_by, task_len, vectorised};
+use super::simd::{add_assign, add_scaled, sum2_by, task_len, vectorised};
 
 /// Masked attention pooling: `out[N, heads·head_dim]` and `lse[N, heads]` from one query
 /// `q[heads·head_dim]` shared by all images and `kv[T, 2·heads·head_dim]`, rows `[k | v]`.
@@ -40,7 +40,7 @@ pub fn attention_forward<R: Real>(
             return;
         }
         let rows = &kv[image.start * 2 * width..image.end * 2 * width];
-        with_scratch([image.len(), dim], |[scores, k_hat]| {
+        with_scratch([padded(image.len()), dim], |[scores, k_hat]| {
             for index in 0..config.heads {
                 let norm = HeadNorm::new(config, index, affine.k_gain, affine.k_bias);
                 let columns = index * dim..(index + 1) * dim;
@@ -52,8 +52,7 @@ pub fn attention_forward<R: Real>(
                             norm.forward_row(k_hat, &row[columns.clone()]);
                             *score = scale * sum2_by(query, k_hat, |q, k| q * k);
                         }
-                        let max = largest(scores).unwrap_or(R::ZERO);
-                        let sum = exp_sum(scores, max);
+                        let (max, sum) = exp_row(scores, image.len());
                         lse[index] = max + sum.ln();
                         let factor = R::ONE / sum;
                         for (&p, row) in scores.iter().zip(rows.chunks_exact(2 * width)) {

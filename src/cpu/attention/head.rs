@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::qk_norm::{HeadNorm, of_head};
 use super::scratch::with_scratch;
+use super::softmax::{exp_grad_row, exp_row, padded};
 use super::{AttentionConfig, QkAffine};
 use crate::cpu::gemm::{Mat, MatMut, gemm};
 use crate::cpu::real::Real;
-use crate::cpu::simd::{LANES, largest, sum_by, sum2_by, vectorised};
+use crate::cpu::simd::{sum2_by, vectorised};
 
 /// Query rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;
@@ -78,8 +79,8 @@ impl<R: Real> Head<'_, R> {
     /// rows are the tokens `rows`.
     pub fn forward(&self, rows: Range<usize>, out: &mut [R], lse: &mut [R]) {
         let (dim, heads, keys) = (self.config.head_dim, self.config.heads, self.image.len());
-        let block = BLOCK_ROWS.min(rows.len());
-        with_scratch([block * dim, keys * dim, block * keys], |[q, k, scores]| {
+        let (block, stride) = (BLOCK_ROWS.min(rows.len()), padded(keys));
+        with_scratch([block * dim, keys * dim, block * stride], |[q, k, scores]| {
             self.k_norm.forward(k, self.columns(1, &self.image), self.stride(), dim);
             let k = Mat::new(k, keys, dim, dim);
             let v = Mat::new(self.columns(2, &self.image), keys, dim, self.stride());
@@ -89,11 +90,11 @@ impl<R: Real> Head<'_, R> {
             {
                 let block = start..rows.end.min(start + BLOCK_ROWS);
                 let n = block.len();
-                let (q, scores) = (&mut q[..n * dim], &mut scores[..n * keys]);
+                let (q, scores) = (&mut q[..n * dim], &mut scores[..n * stride]);
                 self.q_norm.forward(q, self.columns(0, &block), self.stride(), dim);
                 let scale = R::of(self.config.scale);
                 gemm(
-                    MatMut::new(scores, n, keys, keys),
+                    MatMut::new(scores, n, keys, stride),
                     false,
                     scale,
                     Mat::new(q, n, dim, dim),
@@ -102,10 +103,20 @@ impl<R: Real> Head<'_, R> {
                 );
                 // The sum is divided out of the result, which is narrower than the scores.
                 let sums = &mut q[..n];
-                softmax(scores, keys, sums, &mut lse[self.index..], heads);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let statistics = sums.iter_mut().zip(lse[self.index..].iter_mut().step_by(heads));
+                        for (row, (sum, lse)) in scores.chunks_exact_mut(stride).zip(statistics) {
+                            let max;
+                            (max, *sum) = exp_row(row, keys);
+                            *lse = max + sum.ln();
+                        }
+                    },
+                );
                 let out = &mut out[self.index * dim..];
                 let result = MatMut::new(out, n, dim, heads * dim);
-                gemm(result, false, R::ONE, Mat::new(scores, n, keys, keys), v, false);
+                gemm(result, false, R::ONE, Mat::new(scores, n, keys, stride), v, false);
                 for (out, &sum) in out.chunks_mut(heads * dim).zip(sums.iter()) {
                     let factor = R::ONE / sum;
                     for x in &mut out[..dim] {
@@ -122,8 +133,8 @@ impl<R: Real> Head<'_, R> {
         let (dim, heads, keys) = (self.config.head_dim, self.config.heads, self.image.len());
         let width = heads * dim;
         let HeadGrad { dq, dk, dv } = grad;
-        let block = BLOCK_ROWS.min(rows.len());
-        let lengths = [block * dim, keys * dim, block * keys, block * keys, block];
+        let (block, stride) = (BLOCK_ROWS.min(rows.len()), padded(keys));
+        let lengths = [block * dim, keys * dim, block * stride, block * stride, block];
         with_scratch(lengths, |[q, k, scores, dscores, delta]| {
             self.k_norm.forward(k, self.columns(1, &self.image), self.stride(), dim);
             let k = Mat::new(k, keys, dim, dim);
@@ -136,14 +147,14 @@ impl<R: Real> Head<'_, R> {
                 let out = &results.out[start * width + self.index * dim..];
                 let lse = &results.lse[start * heads + self.index..];
                 let (q, delta) = (&mut q[..n * dim], &mut delta[..n]);
-                let (scores, dscores) = (&mut scores[..n * keys], &mut dscores[..n * keys]);
+                let (scores, dscores) = (&mut scores[..n * stride], &mut dscores[..n * stride]);
                 let scale = R::of(self.config.scale);
 
                 self.q_norm.forward(q, self.columns(0, &block), self.stride(), dim);
                 let q = Mat::new(q, n, dim, dim);
-                gemm(MatMut::new(scores, n, keys, keys), false, scale, q, k.t(), false);
+                gemm(MatMut::new(scores, n, keys, stride), false, scale, q, k.t(), false);
                 let dout_block = Mat::new(dout, n, dim, width);
-                gemm(MatMut::new(dscores, n, keys, keys), false, R::ONE, dout_block, v.t(), false);
+                gemm(MatMut::new(dscores, n, keys, stride), false, R::ONE, dout_block, v.t(), false);
                 vectorised(
                     #[inline(always)]
                     || {
@@ -151,17 +162,14 @@ impl<R: Real> Head<'_, R> {
                         for (delta, (dout, out)) in delta.iter_mut().zip(rows) {
                             *delta = sum2_by(&dout[..dim], &out[..dim], |a, b| a * b);
                         }
-                        let rows = scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys));
+                        let rows = scores.chunks_exact_mut(stride).zip(dscores.chunks_exact_mut(stride));
                         let statistics = lse.iter().step_by(heads).zip(delta.iter());
                         for ((p, ds), (&lse, &delta)) in rows.zip(statistics) {
-                            for (p, ds) in p.iter_mut().zip(ds) {
-                                *p = (*p - lse).exp();
-                                *ds = *p * (*ds - delta);
-                            }
+                            exp_grad_row(p, ds, lse, delta);
                         }
                     },
                 );
-                let (p, ds) = (Mat::new(scores, n, keys, keys), Mat::new(dscores, n, keys, keys));
+                let (p, ds) = (Mat::new(scores, n, keys, stride), Mat::new(dscores, n, keys, stride));
                 gemm(MatMut::new(dv, keys, dim, dim), !first, R::ONE, p.t(), dout_block, false);
                 gemm(MatMut::new(dq, n, dim, dim), false, scale, ds, k, false);
                 gemm(MatMut::new(dk, keys, dim, dim), !first, scale, ds.t(), q, false);
@@ -210,37 +218,4 @@ impl<R: Real> Head<'_, R> {
     fn columns(&self, part: usize, tokens: &Range<usize>) -> &[R] {
         &self.qkv[tokens.start * self.stride() + self.column(part)..tokens.end * self.stride()]
     }
-}
-
-/// Turns rows of scores into `exp(score − max)`, with their sums and log-sum-exps.
-fn softmax<R: Real>(scores: &mut [R], keys: usize, sums: &mut [R], lse: &mut [R], lse_stride: usize) {
-    vectorised(
-        #[inline(always)]
-        || {
-            let statistics = sums.iter_mut().zip(lse.iter_mut().step_by(lse_stride));
-            for (row, (sum, lse)) in scores.chunks_exact_mut(keys).zip(statistics) {
-                let max = largest(row).unwrap_or(R::ZERO);
-                *sum = exp_sum(row, max);
-                *lse = max + sum.ln();
-            }
-        },
-    );
-}
-
-/// Replaces every `x` by `exp(x − max)` and returns their sum, in [`LANES`] running sums.
-#[inline(always)]
-pub(crate) fn exp_sum<R: Real>(row: &mut [R], max: R) -> R {
-    let (blocks, tail) = row.as_chunks_mut::<LANES>();
-    let mut lanes = [R::ZERO; LANES];
-    for block in blocks {
-        for (lane, x) in lanes.iter_mut().zip(block) {
-            *x = (*x - max).exp();
-            *lane += *x;
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(tail) {
-        *x = (*x - max).exp();
-        *lane += *x;
-    }
-    sum_by(&lanes, |x| x)
 }

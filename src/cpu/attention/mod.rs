@@ -5,9 +5,10 @@
 //! (image, head) and walks blocks of query rows, so scratch is at most block × S.
 //! With QK-norm, `q̂ = norm(q) ⊙ γq (+ βq)`, likewise k; scores are `scale · q̂ k̂ᵀ`.
 
-pub(crate) mod head;
+mod head;
 pub(crate) mod qk_norm;
 pub(crate) mod scratch;
+pub(crate) mod softmax;
 
 use std::cmp::Reverse;
 use std::ops::Range;
