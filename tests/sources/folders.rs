@@ -119,6 +119,9 @@ fn sizes_agree_with_exif_wherever_it_stands() {
     encoder.set_exif_metadata(exif).unwrap();
     encoder.write_image(noise.as_raw(), 200, 150, ExtendedColorType::Rgb8).unwrap();
     assert!(webp.len() > 1 << 16);
+    // Some writers forget to announce the block; without the flag a cut file looks whole.
+    assert_eq!((&webp[12..16], webp[20] & 8), (&b"VP8X"[..], 8));
+    webp[20] &= !8;
     write(dir.path().join("a/1.webp"), webp);
     write(dir.path().join("a/2.png"), png);
     let data = open(&DataConfig { validation: 0.0, ..config(dir.path()) }, 3, 0).unwrap();
@@ -152,6 +155,12 @@ fn the_split_is_seeded_disjoint_and_stratified() {
     assert_ne!(names(&*split(0.2, 2).validation), names(&*data.validation));
     assert_eq!(counts(&*split(0.99, 1).train, 4), [1, 1, 1, 1]);
     assert_eq!(split(0.0, 1).validation.len(), 0);
+
+    // Classes of one size are not all split at the same places.
+    let twins = folder("", &[("a", 20), ("b", 20)]);
+    let both = open(&config(twins.path()), 1, 1).unwrap();
+    let (a, b): (Vec<_>, Vec<_>) = samples(&*both.validation).into_iter().partition(|(label, _)| *label == 0);
+    assert_ne!(a.iter().map(|s| s.1).collect::<Vec<_>>(), b.iter().map(|s| s.1).collect::<Vec<_>>());
 
     // Another class growing moves nothing in this one.
     make(dir.path(), "", &[("b", 40)]);
