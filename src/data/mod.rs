@@ -3,10 +3,12 @@
 pub mod assemble;
 pub mod batch;
 pub mod dropping;
+pub mod inspect;
 pub mod loader;
 pub mod order;
 pub mod packing;
 pub mod patchify;
 pub mod planner;
+pub mod preview;
 pub mod resolution;
 pub mod source;
