@@ -14,7 +14,7 @@ use crate::data::packing::{BatchPlan, PackingSettings, PackingStats};
 use crate::data::planner::Planner;
 use crate::data::source::Dataset;
 use crate::error::{Error, Result};
-use crate::models::recipe::{PackingKind, Recipe};
+use crate::models::recipe::{DropKind, PackingKind, Recipe};
 
 /// Space around the picture and between its parts.
 const MARGIN: usize = 28;
@@ -138,7 +138,8 @@ fn draw(
     settings: &PackingSettings,
 ) -> Canvas {
     let inner = shown_side(settings.patch);
-    // Every cell carries its image's colour around the pixels, like grout around a shard.
+    // Every cell carries its image's colour around the pixels, like grout around a shard, and a
+    // tinge of it over them: plain white patches of two images still differ.
     let side = inner + 2;
     let longest = blocks.iter().map(|block| block.cells.len()).max().unwrap_or(1);
     let columns = ((4.0 * (longest as f64).sqrt()).round() as usize).clamp(16, 64).min(longest.max(1));
@@ -164,7 +165,7 @@ fn draw(
                     if let Some(picture) = pictures.get(&image) {
                         let shard = picture.shard(index);
                         canvas.paint((corner.0 + 1, corner.1 + 1), (inner, inner), |dx, dy| {
-                            shard.sample((dx, dy), (inner, inner))
+                            mix(shard.sample((dx, dy), (inner, inner)), palette(image), 0.9)
                         });
                     }
                 }
@@ -229,9 +230,10 @@ fn header(canvas: &mut Canvas, title: &str, settings: &PackingSettings, pictures
             });
         }
     };
-    item(canvas, "patch, framed in its image", &shard(1.0));
-    if settings.drop.kind != crate::models::recipe::DropKind::None {
-        item(canvas, "dropped", &shard(0.22));
+    let drops = settings.drop.kind != DropKind::None;
+    item(canvas, if drops { "kept patch" } else { "patch" }, &shard(1.0));
+    if drops {
+        item(canvas, "dropped patch", &shard(0.22));
     }
     if settings.prefix > 0 {
         item(canvas, "prefix token", &|canvas, at| canvas.prefix(at, side, colour));
