@@ -42,7 +42,7 @@ pub enum Purpose {
     TokenDrop = 2,
     /// Flips and other augmentation.
     Augment = 3,
-    /// Initial weights; the sample is the parameter's index.
+    /// Initial weights; the sample is a hash of the parameter's name.
     Init = 4,
     /// The train/validation split.
     Split = 5,

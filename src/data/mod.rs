@@ -9,6 +9,7 @@ pub mod order;
 pub mod packing;
 pub mod patchify;
 pub mod planner;
+pub mod positions;
 pub mod preview;
 pub mod resolution;
 pub mod source;

@@ -1,0 +1,171 @@
+//! Output files that are whole or absent.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Error, Result};
+
+/// Ending of the temporary files of [`write_atomic`]; one that a killed process left behind may
+/// be deleted (see [`remove_temporaries`]).
+const TEMPORARY: &str = ".trencadis-tmp";
+
+/// Writes `path` through `write` so that, whenever the process is killed or the power fails,
+/// the path holds either its old content or all of the new one: a temporary file in the same
+/// folder is written, synced and renamed over `path`, then the folder is synced.
+///
+/// A path that is a device or a pipe is written directly, since a rename would replace it.
+///
+/// # Errors
+/// [`Error::Failure`] naming `path`, if anything cannot be written. The temporary file is removed.
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let fail = |cause: io::Error| Error::write(path, cause);
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Err(Error::write(path, "it is a folder")),
+        Ok(meta) if !meta.is_file() => {
+            return OpenOptions::new().write(true).open(path).and_then(|f| fill(&f, write)).map_err(fail);
+        }
+        _ => {}
+    }
+    let folder = folder_of(path);
+    let Some(name) = path.file_name() else { return Err(Error::write(path, "it names no file")) };
+    if !folder.is_dir() {
+        return Err(Error::write(path, format_args!("{} is not a folder", folder.display())));
+    }
+
+    // Unique within and between processes, so that two writers never share a temporary file.
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}-{number}{TEMPORARY}", std::process::id()));
+    let temporary = folder.join(hidden);
+
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&temporary)
+        .and_then(|file| {
+            fill(&file, write)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(cause) = written {
+        // Best effort: the write has failed already, and that is what is reported.
+        let _ = fs::remove_file(&temporary);
+        return Err(fail(cause));
+    }
+    sync_folder(&folder).map_err(fail)
+}
+
+/// Deletes what killed writers left in `folder`. Only for a folder in which nobody else writes.
+///
+/// # Errors
+/// [`Error::Failure`] if the folder cannot be listed or a file cannot be deleted.
+pub fn remove_temporaries(folder: &Path) -> Result<()> {
+    let fail = |cause: io::Error| Error::write(folder, cause);
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(TEMPORARY) {
+            fs::remove_file(entry.path()).map_err(fail)?;
+        }
+    }
+    Ok(())
+}
+
+fn fill(file: &File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    write(&mut writer)?;
+    writer.flush()
+}
+
+/// The folder that holds `path`; the current one for a bare name.
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_path_buf(),
+        None => PathBuf::from("/"),
+    }
+}
+
+/// Makes a rename or a creation in `folder` survive a power failure.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    // Only Unix can open a folder as a file; elsewhere the rename is as durable as it gets.
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replaces_the_whole_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        for text in ["a longer first text", "second"] {
+            write_atomic(&path, |w| w.write_all(text.as_bytes())).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(names(dir.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_content_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        fs::write(&path, "old").unwrap();
+        let error = write_atomic(&path, |w| {
+            w.write_all(b"half")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        })
+        .unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().starts_with(&format!("cannot write {}: ", path.display())), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["a"]);
+    }
+
+    #[test]
+    fn impossible_places_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        for path in [file.join("below"), dir.path().join("absent/a"), dir.path().to_path_buf()] {
+            let error = write_atomic(&path, |w| w.write_all(b"x")).unwrap_err();
+            assert!(error.to_string().contains("folder"), "{error}");
+        }
+        assert_eq!(names(dir.path()), ["file"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_device_is_an_error_and_stays_a_device() {
+        let path = Path::new("/dev/full");
+        let error = write_atomic(path, |w| w.write_all(b"x")).unwrap_err();
+        assert!(error.to_string().contains("No space left"), "{error}");
+        assert!(!fs::metadata(path).unwrap().is_file());
+    }
+
+    #[test]
+    fn leftovers_are_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [".last.7-0.trencadis-tmp", ".lock", "x.trencadis-tmp", "last.safetensors"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        remove_temporaries(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), [".lock", "last.safetensors", "x.trencadis-tmp"]);
+    }
+}

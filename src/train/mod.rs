@@ -1,0 +1,14 @@
+//! Training.
+
+pub mod checkpoint;
+pub mod interrupt;
+pub mod metrics;
+pub mod optimizer;
+pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod run;
+pub mod run_dir;
+pub mod schedule;
+pub mod step;
+pub mod tensorboard;

@@ -1,0 +1,171 @@
+//! AdamW over all parameters of a model: moments, weight-decay groups, clipping.
+
+use rayon::prelude::*;
+
+use crate::autograd::ParamSpec;
+use crate::cpu::optim::{AdamW, adamw, sum_of_squares};
+use crate::models::recipe::TrainConfig;
+
+/// Optimiser state and settings. All tensors are in the order of the parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    /// First moments.
+    pub m: Vec<Vec<f32>>,
+    /// Second moments.
+    pub v: Vec<Vec<f32>>,
+    /// Steps taken.
+    pub step: u64,
+    decay: Vec<f64>,
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    clip: f64,
+}
+
+/// What a step would have done with gradients that are not finite: nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("the gradient norm is {norm}")]
+pub struct NonFinite {
+    /// The global gradient norm: infinite or NaN.
+    pub norm: f64,
+}
+
+impl Optimizer {
+    /// Zero moments. Weight decay applies to parameters with `decay`: `head_weight_decay` to
+    /// those of the head where it is set (not negative), `weight_decay` to the others.
+    pub fn new(params: &[ParamSpec], config: &TrainConfig) -> Self {
+        let zeros = || params.iter().map(|p| vec![0.0; p.len()]).collect();
+        let decay = |p: &ParamSpec| match (p.decay, p.head && config.head_weight_decay >= 0.0) {
+            (false, _) => 0.0,
+            (true, true) => config.head_weight_decay,
+            (true, false) => config.weight_decay,
+        };
+        Self {
+            m: zeros(),
+            v: zeros(),
+            step: 0,
+            decay: params.iter().map(decay).collect(),
+            beta1: config.beta1,
+            beta2: config.beta2,
+            eps: config.eps,
+            clip: config.clip,
+        }
+    }
+
+    /// Weight decay of each parameter.
+    pub fn decay(&self) -> &[f64] {
+        &self.decay
+    }
+
+    /// One step in place on `params` with learning rate `lr`. Returns the global gradient norm
+    /// before clipping; a larger norm than `clip` (where that is not 0) scales the gradients down
+    /// to it.
+    ///
+    /// # Errors
+    /// [`NonFinite`] if the norm is not finite; nothing has changed then.
+    ///
+    /// # Panics
+    /// If `params` or `grads` are not those the optimiser was made for.
+    pub fn step(&mut self, lr: f64, params: &mut [Vec<f32>], grads: &[Vec<f32>]) -> Result<f64, NonFinite> {
+        assert!(params.len() == self.m.len() && grads.len() == self.m.len(), "one tensor a parameter");
+        // Summed in order, so that the norm has the same bits on any number of threads.
+        let squares: Vec<f64> = grads.par_iter().map(|g| sum_of_squares(g)).collect();
+        let norm = squares.iter().sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Err(NonFinite { norm });
+        }
+        self.step += 1;
+        let grad_scale = if self.clip > 0.0 && norm > self.clip { self.clip / norm } else { 1.0 };
+        let common = AdamW {
+            lr,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            weight_decay: 0.0,
+            step: self.step,
+            grad_scale,
+        };
+        let moments = self.m.par_iter_mut().zip(&mut self.v);
+        params.par_iter_mut().zip(moments).zip(grads).zip(&self.decay).for_each(
+            |(((p, (m, v)), grad), &weight_decay)| {
+                adamw(&AdamW { weight_decay, ..common }, p, m, v, grad);
+            },
+        );
+        Ok(norm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::graph::Init;
+
+    fn spec(name: &str, len: usize, decay: bool, head: bool) -> ParamSpec {
+        ParamSpec { name: name.into(), shape: vec![len], init: Init::Constant(0.0), decay, head }
+    }
+
+    fn params() -> [ParamSpec; 4] {
+        [
+            spec("w", 3, true, false),
+            spec("gain", 2, false, false),
+            spec("head.weight", 2, true, true),
+            spec("head.bias", 1, false, true),
+        ]
+    }
+
+    /// The first step of AdamW is `lr · g / |g|` plus decay.
+    fn config() -> TrainConfig {
+        TrainConfig { weight_decay: 0.1, clip: 0.0, ..TrainConfig::default() }
+    }
+
+    #[test]
+    fn decay_groups() {
+        assert_eq!(Optimizer::new(&params(), &config()).decay(), [0.1, 0.0, 0.1, 0.0]);
+        let own = TrainConfig { head_weight_decay: 3.0, ..config() };
+        assert_eq!(Optimizer::new(&params(), &own).decay(), [0.1, 0.0, 3.0, 0.0]);
+        let none = TrainConfig { head_weight_decay: 0.0, ..config() };
+        assert_eq!(Optimizer::new(&params(), &none).decay(), [0.1, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_step_moves_by_the_sign_and_decays() {
+        let mut optimizer = Optimizer::new(&params(), &config());
+        let mut p = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0; 2], vec![1.0]];
+        let grads = vec![vec![2.0, -2.0, 1.0], vec![4.0, -4.0], vec![2.0, 2.0], vec![0.5]];
+        let norm = optimizer.step(0.01, &mut p, &grads).unwrap();
+        assert!((norm - (4.0 + 4.0 + 1.0 + 32.0 + 8.0 + 0.25f64).sqrt()).abs() < 1e-6, "{norm}");
+        let expected = vec![vec![0.989, 1.009, 0.989], vec![0.99, 1.01], vec![0.989, 0.989], vec![0.99f32]];
+        for (got, want) in p.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((got - want).abs() < 1e-6, "{p:?}");
+        }
+        assert_eq!(optimizer.step, 1);
+    }
+
+    #[test]
+    fn clipping_scales_every_gradient_alike() {
+        let clipped = TrainConfig { clip: 0.5, ..config() };
+        let mut optimizer = Optimizer::new(&params(), &clipped);
+        let mut p = vec![vec![0.0; 3], vec![0.0; 2], vec![0.0; 2], vec![0.0]];
+        let grads = vec![vec![3.0, 0.0, 0.0], vec![0.0, 4.0], vec![0.0; 2], vec![0.0]];
+        // The first step does not show the scale, the moments do.
+        assert!((optimizer.step(0.01, &mut p, &grads).unwrap() - 5.0).abs() < 1e-9);
+        assert!((optimizer.m[0][0] - 0.1 * 0.3).abs() < 1e-7 && (optimizer.m[1][1] - 0.1 * 0.4).abs() < 1e-7);
+        // A norm below the bound is left alone.
+        let mut other = Optimizer::new(&params(), &TrainConfig { clip: 10.0, ..config() });
+        other.step(0.01, &mut p, &grads).unwrap();
+        assert!((other.m[0][0] - 0.3).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_norm_that_is_not_finite_changes_nothing() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut optimizer = Optimizer::new(&params(), &config());
+            let mut p = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0; 2], vec![1.0]];
+            let before = (optimizer.clone(), p.clone());
+            let grads = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0, bad], vec![1.0]];
+            let error = optimizer.step(0.01, &mut p, &grads).unwrap_err();
+            assert!(!error.norm.is_finite());
+            assert_eq!((optimizer, p), before);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Fits named weights to a model's parameters.
+
+use std::path::Path;
+
+use super::Weights;
+use crate::autograd::ParamSpec;
+use crate::nn::init::initialise;
+use crate::{Error, Result};
+
+/// What must match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Every parameter is present with its shape, and nothing else is (evaluate, resume).
+    Exact,
+    /// As [`Policy::Exact`], but the classification head is taken only if all of it fits, and
+    /// starts afresh otherwise (`--init`).
+    NewHead {
+        /// Seed of the fresh head.
+        seed: u64,
+    },
+}
+
+/// What [`assign`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AssignReport {
+    /// Number of parameters that were taken.
+    pub taken: usize,
+    /// Parameters that start afresh.
+    pub fresh: Vec<String>,
+    /// Tensors of the former head that were left out.
+    pub dropped: Vec<String>,
+}
+
+/// At most this many names stand in an error.
+const NAMES: usize = 4;
+
+/// Values of `params`, in their order, taken out of `weights`. `file` is where the weights came
+/// from, for errors.
+///
+/// # Errors
+/// [`Error::Usage`] naming the first tensors that are missing, left over or of another shape,
+/// with both shapes; a position table of another length names the recipe key to set.
+pub fn assign(
+    file: &Path,
+    mut weights: Weights,
+    params: &[ParamSpec],
+    policy: Policy,
+) -> Result<(Vec<Vec<f32>>, AssignReport)> {
+    let fits =
+        |weights: &Weights, p: &ParamSpec| weights.tensors.get(&p.name).is_some_and(|t| t.0 == p.shape);
+    let head: Vec<_> = params.iter().filter(|p| p.head).cloned().collect();
+    let mut report = AssignReport::default();
+    let mut fresh = Vec::new();
+    if let Policy::NewHead { seed } = policy
+        && !head.iter().all(|p| fits(&weights, p))
+    {
+        // A new head shares its module's name with the former one, whatever that one is made of.
+        let modules: Vec<_> = head.iter().map(|p| module(&p.name)).collect();
+        report.dropped = weights.tensors.keys().filter(|n| modules.contains(&module(n))).cloned().collect();
+        for name in &report.dropped {
+            weights.tensors.remove(name);
+        }
+        report.fresh = head.iter().map(|p| p.name.clone()).collect();
+        fresh = initialise(&head, seed);
+    }
+    let starts_afresh = |p: &ParamSpec| p.head && !report.fresh.is_empty();
+
+    let mut problems = Vec::new();
+    let (mut missing, mut shapes) = (Vec::new(), Vec::new());
+    for param in params.iter().filter(|p| !starts_afresh(p)) {
+        match weights.tensors.get(&param.name) {
+            None => missing.push(param.name.clone()),
+            Some((shape, _)) if *shape != param.shape => {
+                if let Some(advice) = position_advice(param, shape) {
+                    return Err(Error::file(file, advice));
+                }
+                shapes.push(format!("{} {shape:?} (expected {:?})", param.name, param.shape));
+            }
+            Some(_) => {}
+        }
+    }
+    let surplus: Vec<_> =
+        weights.tensors.keys().filter(|name| params.iter().all(|p| p.name != **name)).cloned().collect();
+    for (what, names) in [("of another shape", shapes), ("missing", missing), ("unexpected", surplus)] {
+        if !names.is_empty() {
+            problems.push(format!("{what}: {}", first(&names)));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::file(
+            file,
+            format_args!(
+                "does not fit this model, use the recipe it was trained with ({})",
+                problems.join("; ")
+            ),
+        ));
+    }
+
+    let mut fresh = fresh.into_iter();
+    let values = params
+        .iter()
+        .map(|param| {
+            let from = if starts_afresh(param) {
+                fresh.next()
+            } else {
+                report.taken += 1;
+                weights.tensors.remove(&param.name).map(|(_, values)| values)
+            };
+            from.ok_or_else(|| Error::file(file, format_args!("holds no tensor {}", param.name)))
+        })
+        .collect::<Result<_>>()?;
+    Ok((values, report))
+}
+
+/// `head` for `head.weight`.
+fn module(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(module, _)| module)
+}
+
+/// The sentence for a position table that differs in its number of rows alone.
+fn position_advice(param: &ParamSpec, found: &[usize]) -> Option<String> {
+    let leaf = param.name.rsplit('.').find(|part| part.starts_with("pos"))?;
+    let (expected, width) = param.shape.split_at(param.shape.len().checked_sub(1)?);
+    let (rows, found_width) = found.split_at(found.len().checked_sub(1)?);
+    if width != found_width || rows.len() != expected.len() {
+        return None;
+    }
+    let axes = leaf.to_ascii_lowercase();
+    let table = |lengths: &[usize]| lengths.iter().map(ToString::to_string).collect::<Vec<_>>().join("×");
+    let (rows, expected) = (table(rows), table(expected));
+    let setting = if axes.ends_with("_y") || axes.contains("row") {
+        format!("set model.position.rows = {rows}")
+    } else if axes.ends_with("_x") || axes.contains("col") {
+        format!("set model.position.columns = {rows}")
+    } else {
+        "set model.position.rows and model.position.columns to that table's".into()
+    };
+    Some(format!(
+        "position table {} has {rows} rows and this recipe asks for {expected}; {setting}",
+        param.name
+    ))
+}
+
+fn first(names: &[String]) -> String {
+    let mut text = names[..names.len().min(NAMES)].join(", ");
+    if names.len() > NAMES {
+        text += &format!(" and {} more", names.len() - NAMES);
+    }
+    text
+}
