@@ -2,9 +2,7 @@
 
 use proptest::prelude::*;
 use trencadis::data::resolution::{draw, ideal, target};
-use trencadis::models::recipe::{
-    AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf,
-};
+use trencadis::models::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
 use trencadis::rng::{Purpose, Stream};
 
 const NO_LIMIT: usize = usize::MAX;

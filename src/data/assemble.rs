@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
-use crate::data::dropping::TokenDrop;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::Source;
@@ -63,8 +62,7 @@ impl<'a> Assembler<'a> {
         let (mut free, mut start) = (patches.as_mut_slice(), 0);
         for (slot, image) in plan.images.iter().enumerate() {
             let grid = image.target.grid;
-            let kept = TokenDrop::new(&self.settings.drop, self.settings.seed, image.epoch, image.sample)
-                .indices(grid.patches());
+            let kept = self.settings.kept(image);
             positions[start..start + prefix].fill(PREFIX);
             for (position, &index) in positions[start + prefix..].iter_mut().zip(&kept) {
                 let index = index as usize;
@@ -138,6 +136,11 @@ impl<'a> Assembler<'a> {
     }
 }
 
+/// Whether an image is mirrored in training, where flips are asked for.
+pub(crate) fn is_flipped(seed: u64, epoch: u64, sample: u64) -> bool {
+    Stream::new(seed, epoch, sample, Purpose::Augment).bits() & 1 == 1
+}
+
 fn write(
     source: &dyn Source,
     seed: u64,
@@ -148,6 +151,6 @@ fn write(
 ) -> Result<()> {
     let Task { image, kept, rows, .. } = task;
     let decoded = source.load(image.sample as usize, channels)?;
-    let flip = flip && Stream::new(seed, image.epoch, image.sample, Purpose::Augment).bits() & 1 == 1;
+    let flip = flip && is_flipped(seed, image.epoch, image.sample);
     patchifier.write(&decoded, &image.target, flip, &kept, rows)
 }

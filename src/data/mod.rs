@@ -3,11 +3,13 @@
 pub mod assemble;
 pub mod batch;
 pub mod dropping;
+pub mod inspect;
 pub mod loader;
 pub mod order;
 pub mod packing;
 pub mod patchify;
 pub mod planner;
 pub mod positions;
+pub mod preview;
 pub mod resolution;
 pub mod source;

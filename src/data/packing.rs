@@ -117,6 +117,11 @@ impl PackingSettings {
         let kept = drop.kept(target.grid.patches());
         PlannedImage { sample, epoch, target, kept, tokens: kept + self.prefix }
     }
+
+    /// Raster indices of the patches that are kept of a planned image.
+    pub fn kept(&self, image: &PlannedImage) -> Vec<u32> {
+        TokenDrop::new(&self.drop, self.seed, image.epoch, image.sample).indices(image.target.grid.patches())
+    }
 }
 
 /// Prefix tokens of every image: cls and registers.

@@ -1,0 +1,82 @@
+//! Images per second of planning and of cutting into patches, on one thread.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use trencadis::data::packing::PackingSettings;
+use trencadis::data::patchify::Patchifier;
+use trencadis::data::planner::Planner;
+use trencadis::data::resolution::target;
+use trencadis::data::source::{Image, Source};
+use trencadis::models::recipe::{DropKind, PackingKind, Recipe};
+use trencadis::{Error, Result};
+
+/// Sizes only, with aspect ratios from 1:2 to 2:1.
+struct Sizes(usize);
+
+impl Source for Sizes {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn name(&self, index: usize) -> String {
+        index.to_string()
+    }
+
+    fn label(&self, _: usize) -> usize {
+        0
+    }
+
+    fn size(&self, index: usize) -> Result<(usize, usize)> {
+        let aspect = 2f64.powf(2.0 * (index as f64 * 0.618_033_988_749_895).fract() - 1.0);
+        Ok(((400.0 * aspect.sqrt()) as usize, (400.0 / aspect.sqrt()) as usize))
+    }
+
+    fn load(&self, _: usize, _: usize) -> Result<Image> {
+        Err(Error::failure("this source has sizes only"))
+    }
+}
+
+fn plan(c: &mut Criterion) {
+    let mut group = c.benchmark_group("plan");
+    for kind in [PackingKind::Bins, PackingKind::Flat] {
+        let mut recipe = Recipe::default();
+        recipe.packing.kind = kind;
+        recipe.packing.tokens = 16384;
+        (recipe.drop.kind, recipe.drop.mean) = (DropKind::Beta, 0.53);
+        let settings = PackingSettings::train(&recipe).expect("a valid recipe");
+        let mut planner = Planner::new(Arc::new(Sizes(1 << 16)), settings, None).expect("a planner");
+        // About 311 images a batch of 16384 tokens.
+        group.throughput(Throughput::Elements(311));
+        group.bench_function(BenchmarkId::from_parameter(format!("{kind:?}")), |b| {
+            b.iter(|| black_box(planner.next_batch().expect("a batch")));
+        });
+    }
+}
+
+fn patchify(c: &mut Criterion) {
+    let mut group = c.benchmark_group("patchify");
+    group.throughput(Throughput::Elements(1));
+    let recipe = Recipe::default();
+    let (height, width) = (375, 500);
+    let pixels = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
+    let image = Image { height, width, channels: 3, pixels };
+    for resolution in [64.0, 128.0, 256.0] {
+        let target = target(&recipe.resolution, 16, usize::MAX, (height, width), resolution);
+        let kept: Vec<u32> = (0..target.grid.patches() as u32).collect();
+        let mut patchifier = Patchifier::new(16, 3);
+        let mut rows = vec![0; kept.len() * patchifier.patch_dim()];
+        group.bench_function(BenchmarkId::from_parameter(resolution), |b| {
+            b.iter(|| patchifier.write(&image, &target, true, &kept, black_box(&mut rows)).expect("patches"));
+        });
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().measurement_time(std::time::Duration::from_secs(1))
+        .warm_up_time(std::time::Duration::from_millis(300)).sample_size(20);
+    targets = plan, patchify
+}
+criterion_main!(benches);

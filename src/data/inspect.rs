@@ -1,0 +1,283 @@
+//! What a data set holds and what a recipe makes of it, before anything is trained.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::data::packing::{PackingSettings, PackingStats};
+use crate::data::planner::Planner;
+use crate::data::source::{Dataset, Image, Source};
+use crate::error::{Error, Result};
+use crate::models::recipe::Recipe;
+
+/// Images whose headers are read; of a larger set, evenly spaced ones.
+const MEASURED: usize = 20_000;
+/// Length of the longest text bar.
+const BAR: usize = 40;
+/// Edges of the histogram of width/height between the portrait and the landscape extremes, as they are printed.
+const EDGES: [(f64, &str); 7] = [
+    (1.0 / 3.0, "1:3"),
+    (1.0 / 2.0, "1:2"),
+    (3.0 / 4.0, "3:4"),
+    (1.0, "1:1"),
+    (4.0 / 3.0, "4:3"),
+    (2.0, "2:1"),
+    (3.0, "3:1"),
+];
+
+/// Smallest, middle and largest value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: usize,
+    /// Median.
+    pub median: usize,
+    /// Largest.
+    pub max: usize,
+}
+
+/// Number of images of a class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCount {
+    /// Name of the class.
+    pub class: String,
+    /// Training images.
+    pub images: usize,
+}
+
+/// One bar of the aspect-ratio histogram.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AspectBar {
+    /// Range of width:height, or `square`.
+    pub range: String,
+    /// Images in it.
+    pub images: usize,
+}
+
+/// Tokens per image, prefix tokens included, after dropping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenSpread {
+    /// Smallest.
+    pub min: usize,
+    /// Mean.
+    pub mean: f64,
+    /// Largest.
+    pub max: usize,
+}
+
+/// How one epoch packs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PackingFigures {
+    /// Share of the tokens that is padding, 0..1.
+    pub padding: f64,
+    /// Images per `packing.sequence` tokens.
+    pub images_per_sequence: f64,
+    /// Share of the patches that is dropped, 0..1.
+    pub dropped: f64,
+    /// Image slots of a batch.
+    pub slots: usize,
+    /// The counts behind the figures.
+    pub counts: PackingStats,
+}
+
+/// What a data set holds and what a recipe makes of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataReport {
+    /// Training images.
+    pub train: usize,
+    /// Validation images.
+    pub validation: usize,
+    /// Number of classes.
+    pub classes: usize,
+    /// The class with most training images.
+    pub most: ClassCount,
+    /// The class with fewest.
+    pub least: ClassCount,
+    /// Training images whose headers were read for the figures below.
+    pub measured: usize,
+    /// Images among them whose header cannot be read.
+    pub unreadable: usize,
+    /// Heights in pixels.
+    pub height: Spread,
+    /// Widths in pixels.
+    pub width: Spread,
+    /// Share of images that are not square, 0..1.
+    pub not_square: f64,
+    /// Histogram of width:height.
+    pub aspect: Vec<AspectBar>,
+    /// Tokens per training image under the recipe.
+    pub tokens: TokenSpread,
+    /// One epoch packed under the recipe.
+    pub packing: PackingFigures,
+}
+
+/// The measured images as a source, so that planning reads no header twice.
+struct Measured {
+    inner: Arc<dyn Source>,
+    indices: Vec<usize>,
+    sizes: Vec<Option<(usize, usize)>>,
+}
+
+impl Source for Measured {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.inner.name(self.indices[index])
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.inner.label(self.indices[index])
+    }
+
+    fn size(&self, index: usize) -> Result<(usize, usize)> {
+        self.sizes[index].map_or_else(|| self.inner.size(self.indices[index]), Ok)
+    }
+
+    fn load(&self, index: usize, channels: usize) -> Result<Image> {
+        self.inner.load(self.indices[index], channels)
+    }
+}
+
+/// Reads labels and headers (of at most 20,000 training images) and plans one epoch. Fails on an
+/// empty set, on one of which nothing can be read, and on a recipe that cannot be carried out.
+pub fn report(dataset: &Dataset, recipe: &Recipe) -> Result<DataReport> {
+    let settings = PackingSettings::train(recipe)?;
+    let slots = settings.slots;
+    let train = dataset.train.len();
+    let measured = train.min(MEASURED);
+    let indices: Vec<usize> = (0..measured).map(|i| i * train / measured).collect();
+    let sizes: Vec<_> = indices.par_iter().map(|&index| dataset.train.size(index).ok()).collect();
+    let known: Vec<(usize, usize)> =
+        sizes.iter().copied().flatten().filter(|&(h, w)| h > 0 && w > 0).collect();
+
+    let source = Arc::new(Measured { inner: dataset.train.clone(), indices, sizes });
+    let mut planner = Planner::new(source, settings, None)?;
+    let mut counts = PackingStats::default();
+    let mut tokens = TokenSpread { min: usize::MAX, mean: 0.0, max: 0 };
+    while counts.images < known.len().max(1) as u64 {
+        let Some(plan) = planner.next_batch()? else { break };
+        counts.add(&PackingStats::of(&plan, planner.settings()));
+        for image in &plan.images {
+            tokens.min = tokens.min.min(image.tokens);
+            tokens.max = tokens.max.max(image.tokens);
+        }
+    }
+    tokens.mean = counts.live as f64 / counts.images.max(1) as f64;
+
+    let (most, least) = class_counts(dataset)?;
+    let count = |f: &dyn Fn(&(usize, usize)) -> bool| known.iter().filter(|size| f(size)).count();
+    Ok(DataReport {
+        train,
+        validation: dataset.validation.len(),
+        classes: dataset.classes.len(),
+        most,
+        least,
+        measured,
+        unreadable: measured - known.len(),
+        height: spread(known.iter().map(|size| size.0).collect()),
+        width: spread(known.iter().map(|size| size.1).collect()),
+        not_square: count(&|size| size.0 != size.1) as f64 / known.len().max(1) as f64,
+        aspect: aspect(&known),
+        tokens,
+        packing: PackingFigures {
+            padding: counts.padding(),
+            images_per_sequence: counts.images_per_sequence(),
+            dropped: counts.dropped(),
+            slots,
+            counts,
+        },
+    })
+}
+
+fn class_counts(dataset: &Dataset) -> Result<(ClassCount, ClassCount)> {
+    let mut images = vec![0usize; dataset.classes.len()];
+    for index in 0..dataset.train.len() {
+        let label = dataset.train.label(index);
+        *images.get_mut(label).ok_or_else(|| {
+            Error::failure(format!(
+                "{} has class {label}, but there are {} classes",
+                dataset.train.name(index),
+                dataset.classes.len()
+            ))
+        })? += 1;
+    }
+    let named = |class: Option<usize>| {
+        class.map_or_else(ClassCount::default, |class| ClassCount {
+            class: dataset.classes[class].clone(),
+            images: images[class],
+        })
+    };
+    let most = (0..images.len()).rev().max_by_key(|&class| images[class]);
+    let least = (0..images.len()).min_by_key(|&class| images[class]);
+    Ok((named(most), named(least)))
+}
+
+fn spread(mut values: Vec<usize>) -> Spread {
+    values.sort_unstable();
+    match (values.first(), values.last()) {
+        (Some(&min), Some(&max)) => Spread { min, median: values[values.len() / 2], max },
+        _ => Spread::default(),
+    }
+}
+
+/// Bars from the tallest to the widest; squares are counted by themselves.
+fn aspect(sizes: &[(usize, usize)]) -> Vec<AspectBar> {
+    let count = |f: &dyn Fn(f64) -> bool| {
+        sizes.iter().filter(|size| size.0 != size.1 && f(size.1 as f64 / size.0 as f64)).count()
+    };
+    let (first, last) = (EDGES[0], EDGES[EDGES.len() - 1]);
+    let mut bars =
+        vec![AspectBar { range: format!("up to {}", first.1), images: count(&|ratio| ratio < first.0) }];
+    for pair in EDGES.windows(2) {
+        if pair[0].1 == "1:1" {
+            let images = sizes.iter().filter(|size| size.0 == size.1).count();
+            bars.push(AspectBar { range: "square".into(), images });
+        }
+        let images = count(&|ratio| ratio >= pair[0].0 && ratio < pair[1].0);
+        bars.push(AspectBar { range: format!("{} to {}", pair[0].1, pair[1].1), images });
+    }
+    bars.push(AspectBar { range: format!("from {}", last.1), images: count(&|ratio| ratio >= last.0) });
+    bars
+}
+
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "images      {} to train on, {} to validate, {} classes",
+            self.train, self.validation, self.classes
+        )?;
+        writeln!(
+            f,
+            "classes     most {} ({}), least {} ({}) training images",
+            self.most.images, self.most.class, self.least.images, self.least.class
+        )?;
+        if self.measured < self.train {
+            writeln!(f, "measured    {} evenly spaced training images", self.measured)?;
+        }
+        if self.unreadable > 0 {
+            writeln!(f, "unreadable  {} of {}", self.unreadable, self.measured)?;
+        }
+        for (name, spread) in [("height", self.height), ("width", self.width)] {
+            let Spread { min, median, max } = spread;
+            writeln!(f, "{name:<12}min {min}, median {median}, max {max} pixels")?;
+        }
+        writeln!(f, "not square  {:.1} %", 100.0 * self.not_square)?;
+        writeln!(f, "width:height")?;
+        let longest = self.aspect.iter().map(|bar| bar.images).max().unwrap_or(0).max(1);
+        for bar in &self.aspect {
+            let length = (bar.images * BAR).div_ceil(longest);
+            writeln!(f, "  {:<12} {:<BAR$} {}", bar.range, "█".repeat(length), bar.images)?;
+        }
+        writeln!(
+            f,
+            "tokens      min {}, mean {:.1}, max {} per image",
+            self.tokens.min, self.tokens.mean, self.tokens.max
+        )?;
+        write!(f, "packing     {}, {} slots a batch", self.packing.counts, self.packing.slots)
+    }
+}

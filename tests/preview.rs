@@ -1,0 +1,113 @@
+//! The picture of a packed batch and the report on a data set.
+
+mod synthetic;
+
+use std::sync::Arc;
+
+use synthetic::Synthetic;
+use trencadis::data::inspect::{DataReport, report};
+use trencadis::data::preview::preview;
+use trencadis::data::source::Dataset;
+use trencadis::models::recipe::{DropKind, PackingKind, Recipe, ResolutionKind};
+
+fn dataset(train: Synthetic) -> Dataset {
+    Dataset {
+        classes: (0..10).map(|i| format!("class-{i}")).collect(),
+        train: Arc::new(train),
+        validation: Arc::new(Synthetic::new(3, 0.5, 2.0)),
+    }
+}
+
+fn recipe(kind: PackingKind) -> Recipe {
+    let mut recipe = Recipe::default();
+    recipe.packing.kind = kind;
+    recipe.packing.tokens = 1024;
+    recipe.packing.open = 8;
+    recipe.resolution.kind = ResolutionKind::Uniform;
+    recipe.model.registers = 1;
+    recipe
+}
+
+/// Colours that fill at least a cell's frame.
+fn colours(path: &std::path::Path) -> (u32, u32, usize) {
+    let picture = image::open(path).unwrap().to_rgb8();
+    let hatch = picture.pixels().filter(|p| p.0 == [82, 87, 97]).count();
+    (picture.width(), picture.height(), hatch)
+}
+
+#[test]
+fn every_packing_and_patch_size_can_be_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    for (i, kind) in [PackingKind::Bins, PackingKind::Flat].into_iter().enumerate() {
+        for patch in [4, 7, 16, 32] {
+            for drop in [DropKind::None, DropKind::Beta] {
+                let mut recipe = recipe(kind);
+                recipe.model.patch = patch;
+                recipe.drop.kind = drop;
+                recipe.packing.lookahead = 1;
+                let path = folder.path().join(format!("{i}-{patch}-{drop:?}.png"));
+                let mut train = Synthetic::new(300, 0.3, 3.0);
+                train.bad_pixels = vec![2, 5];
+                preview(&dataset(train), &recipe, &path).unwrap();
+                let (width, height, _) = colours(&path);
+                assert!((640..3000).contains(&width) && (100..3000).contains(&height), "{width}x{height}");
+            }
+        }
+    }
+}
+
+#[test]
+fn padding_can_be_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch.png");
+    let mut recipe = recipe(PackingKind::Bins);
+    // Squares of 10x10 patches and a register: two to a bin, 54 tokens of 256 stay empty.
+    (recipe.resolution.kind, recipe.resolution.max) = (ResolutionKind::Fixed, 160);
+    let sizes = vec![(160, 160); 50];
+    preview(&dataset(Synthetic::with_sizes(sizes)), &recipe, &path).unwrap();
+    let (_, _, hatch) = colours(&path);
+    // A third of each of the 4 x 54 hatched cells of 16x16 pixels is light.
+    let expected = 4 * 54 * 256 / 3;
+    assert!(hatch.abs_diff(expected) < expected / 10 + 200, "{hatch} light pixels, {expected} expected");
+}
+
+#[test]
+fn an_unwritable_file_is_named() {
+    let dataset = dataset(Synthetic::new(20, 0.5, 2.0));
+    let path = std::path::Path::new("no/such/folder/batch.png");
+    let error = preview(&dataset, &recipe(PackingKind::Flat), path).unwrap_err();
+    assert!(error.to_string().contains("no/such/folder/batch.png"), "{error}");
+    assert_eq!(error.exit_code(), 1);
+}
+
+#[test]
+fn the_report_counts() {
+    let mut sizes = vec![(100, 100); 30];
+    sizes.extend(vec![(100, 150); 50]);
+    sizes.extend(vec![(400, 100); 20]);
+    let mut train = Synthetic::with_sizes(sizes);
+    train.bad_sizes = vec![0];
+    let mut recipe = recipe(PackingKind::Flat);
+    (recipe.resolution.kind, recipe.resolution.max) = (ResolutionKind::Fixed, 128);
+    let report = report(&dataset(train), &recipe).unwrap();
+    assert_eq!((report.train, report.validation, report.classes), (100, 3, 10));
+    assert_eq!((report.measured, report.unreadable), (100, 1));
+    assert_eq!((report.height.min, report.height.median, report.height.max), (100, 100, 400));
+    assert_eq!((report.width.min, report.width.median, report.width.max), (100, 150, 150));
+    assert!((report.not_square - 70.0 / 99.0).abs() < 1e-9);
+    let bar = |range: &str| report.aspect.iter().find(|bar| bar.range == range).unwrap().images;
+    assert_eq!((bar("square"), bar("4:3 to 2:1"), bar("up to 1:3")), (29, 50, 20));
+    assert_eq!(report.aspect.iter().map(|bar| bar.images).sum::<usize>(), 99);
+    assert_eq!((report.most.images, report.least.images), (10, 10));
+    // 8x8, 7x10 and 16x4 patches and one register.
+    assert_eq!((report.tokens.min, report.tokens.max), (65, 71));
+    assert!(report.packing.padding < 0.1);
+
+    let text = report.to_string();
+    println!("{text}");
+    assert!(text.contains("not square  70.7 %") && text.contains("█"));
+    let json = serde_json::to_string(&report).unwrap();
+    let parsed: DataReport = serde_json::from_str(&json).unwrap();
+    assert_eq!(parsed.packing.counts, report.packing.counts);
+    assert_eq!((parsed.aspect, parsed.least), (report.aspect, report.least));
+}
