@@ -89,7 +89,10 @@ pub fn assign(
     if !problems.is_empty() {
         return Err(Error::file(
             file,
-            format_args!("does not fit this model, use the recipe it was trained with ({})", problems.join("; ")),
+            format_args!(
+                "does not fit this model, use the recipe it was trained with ({})",
+                problems.join("; ")
+            ),
         ));
     }
 
@@ -132,7 +135,10 @@ fn position_advice(param: &ParamSpec, found: &[usize]) -> Option<String> {
     } else {
         "set model.position.rows and model.position.columns to that table's".into()
     };
-    Some(format!("position table {} has {rows} rows and this recipe asks for {expected}; {setting}", param.name))
+    Some(format!(
+        "position table {} has {rows} rows and this recipe asks for {expected}; {setting}",
+        param.name
+    ))
 }
 
 fn first(names: &[String]) -> String {

@@ -120,7 +120,11 @@ fn write_to(
     }
     let mut end = 0;
     for TensorRef { name, shape, data } in tensors {
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "tensor {name}: values do not fill the shape");
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            data.len(),
+            "tensor {name}: values do not fill the shape"
+        );
         let start = end;
         end += size_of_val(*data);
         let entry = Entry { dtype: "F32", shape, data_offsets: [start, end] };
@@ -175,8 +179,8 @@ fn open(path: &Path) -> Result<(Metadata, BufReader<File>)> {
     }
     let mut header = vec![0; length as usize];
     reader.read_exact(&mut header).map_err(fail)?;
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|cause| damaged(format_args!("its header is damaged ({cause})")))?;
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|cause| damaged(format_args!("its header is damaged ({cause})")))?;
     let expected = 8 + length + metadata.data_len() as u64;
     if size != expected {
         return Err(damaged(format_args!("its header describes {expected} bytes and it holds {size}")));
