@@ -145,11 +145,10 @@ fn weights_of(params: &[ParamSpec]) -> Weights {
     Weights { tensors, metadata: BTreeMap::new() }
 }
 
-fn fit(
-    weights: Weights,
-    params: &[ParamSpec],
-    policy: Policy,
-) -> Result<(Vec<Vec<f32>>, usize, Vec<String>), String> {
+/// Values, number of taken parameters, names of fresh ones.
+type Fitted = (Vec<Vec<f32>>, usize, Vec<String>);
+
+fn fit(weights: Weights, params: &[ParamSpec], policy: Policy) -> Result<Fitted, String> {
     assign(Path::new("w.safetensors"), weights, params, policy)
         .map(|(values, report)| (values, report.taken, report.fresh))
         .map_err(|error| error.to_string())

@@ -46,7 +46,7 @@ impl Progress {
                 bar.set_message(fit(&self.averages.parts(report), columns()));
                 bar.set_position(report.step);
             }
-            None if report.step % self.log_every == 0 || report.step == self.total => {
+            None if report.step.is_multiple_of(self.log_every) || report.step == self.total => {
                 let parts = self.averages.parts(report).join("  ");
                 self.message(&format!(
                     "step {}/{}  {parts}  ETA {}",
