@@ -213,6 +213,10 @@ fn a_new_head_starts_afresh_and_the_rest_is_taken() {
     assert_eq!(fit(weights, &model(3), policy).unwrap().1, 3);
     assert_eq!(fit(weights_of(&model(10)[..3]), &model(3), policy).unwrap().1, 3);
 
+    // A former head with a bias does not fit one without.
+    let (_, taken, fresh) = fit(weights_of(&model(10)), &model(10)[..4], policy).unwrap();
+    assert_eq!((taken, fresh), (3, vec!["head.weight".to_string()]));
+
     // Anything else must match.
     let mut weights = weights_of(&model(10));
     weights.tensors.insert("other.scale".into(), (vec![1], vec![0.0]));
