@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks the loop to finish its step and save, the second ends the
 //! process at once.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,11 +27,9 @@ impl Interrupt {
                 std::process::exit(INTERRUPTED);
             }
             // Nobody reads standard error after a hang-up, and then a failed write must not panic.
-            use std::io::Write;
-            let _ = writeln!(
-                std::io::stderr(),
-                "\nstopping: this step is finished and saved first; interrupt again to stop at once"
-            );
+            // The progress bar next redraws its two lines: it takes the empty ones.
+            let _ = std::io::stderr()
+                .write_all(b"\nstopping once this step is saved; interrupt again to stop at once\n\n");
         })
         .map_err(|cause| Error::failure(format_args!("cannot handle interrupts: {cause}")))?;
         Ok(interrupt)

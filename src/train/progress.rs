@@ -43,12 +43,10 @@ impl Progress {
         match &self.bar {
             Some(bar) => {
                 bar.set_prefix(format!("ETA {}", duration(left)));
-                // One column stays free: some terminals wrap a full line.
-                let width = usize::from(Term::stderr().size().1).saturating_sub(1);
-                bar.set_message(fit(&self.averages.parts(report), width));
+                bar.set_message(fit(&self.averages.parts(report), columns()));
                 bar.set_position(report.step);
             }
-            None if report.step % self.log_every == 0 || report.step == self.total => {
+            None if report.step.is_multiple_of(self.log_every) || report.step == self.total => {
                 let parts = self.averages.parts(report).join("  ");
                 self.message(&format!(
                     "step {}/{}  {parts}  ETA {}",
@@ -63,7 +61,8 @@ impl Progress {
 
     /// Shows an evaluation.
     pub fn eval(&mut self, report: &EvalReport) {
-        self.message(&eval_line(report));
+        let width = if self.bar.is_some() { columns() } else { usize::MAX };
+        self.message(&fit(&eval_parts(report), width));
     }
 
     /// Shows a line of text, above the bar where there is one.
@@ -88,20 +87,23 @@ fn style() -> Result<ProgressStyle, indicatif::style::TemplateError> {
     Ok(style.progress_chars("━╸─"))
 }
 
-fn eval_line(report: &EvalReport) -> String {
-    let mut line = format!(
-        "eval at step {}: accuracy {:.2}%  top-5 {:.2}%  loss {:.4}  {} images  {}",
-        report.step,
-        100.0 * report.top1,
-        100.0 * report.top5,
-        report.loss,
-        report.images,
+/// Width of the terminal, less a column: some wrap a full line.
+fn columns() -> usize {
+    usize::from(Term::stderr().size().1).saturating_sub(1)
+}
+
+fn eval_parts(report: &EvalReport) -> Vec<String> {
+    let mut parts = vec![
+        format!("eval at step {}: acc {:.2}%", report.step, 100.0 * report.top1),
+        format!("top-5 {:.2}%", 100.0 * report.top5),
+        format!("loss {:.4}", report.loss),
+        format!("{} images", report.images),
         duration(report.seconds),
-    );
+    ];
     if report.best {
-        line += "  (best)";
+        parts.insert(1, "best".into());
     }
-    line
+    parts
 }
 
 /// As many leading parts as fit into `width` columns, so that a narrow terminal shows less
@@ -273,17 +275,18 @@ mod tests {
     #[test]
     fn evaluation_line() {
         let report = EvalReport {
-            step: 300,
+            step: 30_000,
             loss: 0.1234,
             top1: 0.975,
             top5: 1.0,
-            images: 360,
+            images: 50_000,
             best: true,
-            seconds: 2.0,
+            seconds: 72.0,
         };
         assert_eq!(
-            eval_line(&report),
-            "eval at step 300: accuracy 97.50%  top-5 100.00%  loss 0.1234  360 images  2s  (best)"
+            fit(&eval_parts(&report), 79),
+            "eval at step 30000: acc 97.50%  best  top-5 100.00%  loss 0.1234  50000 images"
         );
+        assert!(fit(&eval_parts(&report), usize::MAX).ends_with("  1:12"));
     }
 }

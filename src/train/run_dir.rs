@@ -9,7 +9,7 @@
 //! | `.lock` | held while a process trains here |
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::files::{remove_temporaries, sync_folder, write_atomic};

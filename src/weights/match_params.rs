@@ -51,12 +51,13 @@ pub fn assign(
     let head: Vec<_> = params.iter().filter(|p| p.head).cloned().collect();
     let mut report = AssignReport::default();
     let mut fresh = Vec::new();
+    // A new head shares its module's name with the former one, whatever that one is made of.
+    let modules: Vec<_> = head.iter().map(|p| module(&p.name)).collect();
+    let former: Vec<_> = weights.tensors.keys().filter(|n| modules.contains(&module(n))).cloned().collect();
     if let Policy::NewHead { seed } = policy
-        && !head.iter().all(|p| fits(&weights, p))
+        && !(former.len() == head.len() && head.iter().all(|p| fits(&weights, p)))
     {
-        // A new head shares its module's name with the former one, whatever that one is made of.
-        let modules: Vec<_> = head.iter().map(|p| module(&p.name)).collect();
-        report.dropped = weights.tensors.keys().filter(|n| modules.contains(&module(n))).cloned().collect();
+        report.dropped = former;
         for name in &report.dropped {
             weights.tensors.remove(name);
         }

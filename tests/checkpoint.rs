@@ -1,0 +1,227 @@
+//! Checkpoints of a run, also when the process is killed while it writes them.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+use trencadis::autograd::ParamSpec;
+use trencadis::autograd::graph::Init;
+use trencadis::models::recipe::TrainConfig;
+use trencadis::train::checkpoint::{
+    Best, Header, Progress, Snapshot, load_header, load_model, load_training, save_model,
+};
+use trencadis::train::optimizer::Optimizer;
+use trencadis::train::run_dir::RunDir;
+use trencadis::weights::Weights;
+
+fn params(width: usize) -> Vec<ParamSpec> {
+    [("blocks.0.weight", vec![width, 3]), ("head.bias", vec![4])]
+        .map(|(name, shape)| ParamSpec {
+            name: name.into(),
+            shape,
+            init: Init::Constant(0.0),
+            decay: true,
+            head: false,
+        })
+        .into()
+}
+
+fn filled(params: &[ParamSpec], value: f32) -> Vec<Vec<f32>> {
+    params.iter().map(|p| vec![value; p.len()]).collect()
+}
+
+fn header(step: u64) -> Header {
+    Header {
+        recipe: "description = \"digits\"\n".into(),
+        classes: vec!["null".into(), "\"eins\" é".into()],
+        progress: Progress {
+            step,
+            images_seen: 32 * step,
+            best: Some(Best { step: 1, metric: 0.1 + 0.2 }),
+            loader: json!({"epoch": 3, "next": u64::MAX, "share": 0.1}),
+        },
+    }
+}
+
+fn optimizer(params: &[ParamSpec], value: f32, step: u64) -> Optimizer {
+    let mut optimizer = Optimizer::new(params, &TrainConfig::default());
+    optimizer.m = filled(params, value + 0.25);
+    optimizer.v = filled(params, value + 0.5);
+    optimizer.step = step;
+    optimizer
+}
+
+#[test]
+fn round_trip_with_and_without_a_moving_average() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("last.safetensors");
+    let params = params(5);
+    let (weights, average) = (filled(&params, 1.0), filled(&params, 2.0));
+    let optimizer = optimizer(&params, 7.0, 41);
+    let header = header(42);
+    for ema in [None, Some(&average[..])] {
+        let snapshot =
+            Snapshot { header: &header, params: &params, weights: &weights, ema, optimizer: &optimizer };
+        snapshot.save_training(&path).unwrap();
+
+        let (loaded, training) = load_training(&path, &params).unwrap();
+        assert_eq!(loaded, header);
+        assert_eq!(training.weights, weights);
+        assert_eq!(training.ema.as_deref(), ema);
+        assert_eq!((training.m, training.v), (optimizer.m.clone(), optimizer.v.clone()));
+        assert_eq!(training.optimizer_step, 41);
+
+        // The same file is a model, under plain names.
+        let (loaded, model) = load_model(&path).unwrap();
+        assert_eq!(loaded, Some(header.clone()));
+        assert_eq!(model.tensors.keys().collect::<Vec<_>>(), ["blocks.0.weight", "head.bias"]);
+        assert_eq!(model.tensors["head.bias"].1, ema.unwrap_or(&weights)[1]);
+
+        let alone = dir.path().join("best.safetensors");
+        snapshot.save_model(&alone).unwrap();
+        assert_eq!(load_model(&alone).unwrap().1.tensors, model.tensors);
+        assert_eq!(Weights::load(&alone).unwrap().tensors.len(), 2);
+        assert_eq!(load_header(&alone).unwrap(), header);
+    }
+}
+
+#[test]
+fn a_run_holds_what_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDir::create(dir.path(), "a", "").unwrap();
+    let params = params(2);
+    let (weights, optimizer, header) = (filled(&params, 1.0), optimizer(&params, 0.0, 3), header(3));
+    let snapshot =
+        Snapshot { header: &header, params: &params, weights: &weights, ema: None, optimizer: &optimizer };
+    snapshot.save(&run, false, false).unwrap();
+    assert!(run.last().exists() && !run.best().exists() && !run.step(3).exists());
+    snapshot.save(&run, true, true).unwrap();
+    assert!(run.best().exists() && run.step(3).exists());
+
+    // What cannot be written fails before `last` claims it.
+    let later = Header { progress: Progress { step: 4, ..header.progress.clone() }, ..header.clone() };
+    std::fs::create_dir(run.step(4)).unwrap();
+    assert!(Snapshot { header: &later, ..snapshot }.save(&run, true, true).is_err());
+    assert_eq!(load_header(&run.last()).unwrap().progress.step, 3);
+}
+
+#[test]
+fn errors_are_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let params = params(5);
+    let message = |params: &[ParamSpec]| {
+        let error = load_training(&path, params).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    };
+    assert!(message(&params).contains("no such file"));
+
+    Weights::default().save_atomic(&path).unwrap();
+    assert!(message(&params).contains("not a trencadis checkpoint"));
+    assert_eq!(load_model(&path).unwrap().0, None, "a foreign model has no description");
+
+    save_model(&path, &header(1), &params, &filled(&params, 0.0)).unwrap();
+    assert!(message(&params).contains("without training state"));
+
+    let optimizer = optimizer(&params, 0.0, 1);
+    let weights = filled(&params, 0.0);
+    let header = header(1);
+    Snapshot { header: &header, params: &params, weights: &weights, ema: None, optimizer: &optimizer }
+        .save_training(&path)
+        .unwrap();
+    let wider = self::params(6);
+    assert!(message(&wider).contains("blocks.0.weight [5, 3] (expected [6, 3])"), "{}", message(&wider));
+
+    let mut raw = Weights::load(&path).unwrap();
+    raw.metadata.insert("progress".into(), "{".into());
+    raw.save_atomic(&path).unwrap();
+    assert!(message(&params).contains("no readable progress"));
+    raw.metadata.insert("trencadis".into(), "999".into());
+    raw.save_atomic(&path).unwrap();
+    assert!(message(&params).contains("layout 999"));
+
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(message(&params).contains("not a readable safetensors file"));
+}
+
+/// Width of the model that is killed while it is saved: about 1 MiB, several writes a file.
+const WIDTH: usize = 20_000;
+
+/// Saves as fast as it can until it is killed; not a test of its own.
+#[test]
+fn child_saves_for_ever() {
+    let Some(dir) = std::env::var_os("TRENCADIS_TEST_SAVE_INTO") else { return };
+    let run = RunDir::resume(Path::new(&dir)).unwrap();
+    let params = params(WIDTH);
+    let first = load_header(&run.last()).unwrap().progress.step + 1;
+    for step in first.. {
+        save_step(&run, &params, step);
+    }
+}
+
+fn save_step(run: &RunDir, params: &[ParamSpec], step: u64) {
+    let header = header(step);
+    let (weights, average) = (filled(params, step as f32), filled(params, step as f32 + 0.75));
+    let optimizer = optimizer(params, step as f32, step);
+    let snapshot =
+        Snapshot { header: &header, params, weights: &weights, ema: Some(&average), optimizer: &optimizer };
+    snapshot.save(run, true, false).unwrap();
+}
+
+/// A child that never outlives its test, whatever fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_kill_at_any_time_leaves_a_whole_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDir::create(dir.path(), "a", "").unwrap();
+    let params = params(WIDTH);
+    save_step(&run, &params, 0);
+    let (path, last, best) = (run.path().to_owned(), run.last(), run.best());
+    drop(run);
+    let mut before = 0;
+    for round in 0..12u32 {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_saves_for_ever"])
+            .env("TRENCADIS_TEST_SAVE_INTO", &path)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut child = Killed(child);
+        // Once it saves, let it get to some other point of a save in every round.
+        while load_header(&last).unwrap().progress.step == before {
+            assert!(child.0.try_wait().unwrap().is_none(), "the child runs until it is killed");
+        }
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 1_300));
+        drop(child);
+
+        let (header, training) = load_training(&last, &params).unwrap();
+        let step = header.progress.step;
+        assert!(step > before);
+        before = step;
+        let value = step as f32;
+        assert_eq!(training.weights, filled(&params, value));
+        assert_eq!(training.ema, Some(filled(&params, value + 0.75)));
+        assert_eq!(training.m, filled(&params, value + 0.25));
+        assert_eq!(training.v, filled(&params, value + 0.5));
+        assert_eq!(training.optimizer_step, step);
+        // `best` is at most one save ahead, never behind.
+        let (header, model) = load_model(&best).unwrap();
+        let ahead = header.unwrap().progress.step;
+        assert!((step..=step + 1).contains(&ahead), "{ahead} {step}");
+        assert_eq!(model.tensors["head.bias"].1, [ahead as f32 + 0.75; 4]);
+        // Resuming clears what was left half-written.
+        drop(RunDir::resume(&path).unwrap());
+        let files = std::fs::read_dir(&path).unwrap().count();
+        assert_eq!(files, 4, "recipe, lock, best, last");
+    }
+}
