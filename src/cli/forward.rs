@@ -30,10 +30,11 @@ pub(super) fn run(args: Args) -> Result<()> {
     let output = forward::run(weights, &recipe, &images)?;
     let n = images.len();
     let mut tensors = Weights::default();
-    tensors.insert("logits", vec![n, output.classes], output.logits);
-    tensors.insert("features", vec![n, output.width], output.features);
+    let mut insert = |name: String, shape, values| tensors.tensors.insert(name, (shape, values));
+    insert("logits".into(), vec![n, output.classes], output.logits);
+    insert("features".into(), vec![n, output.width], output.features);
     for (i, tokens) in output.tokens.into_iter().enumerate() {
-        tensors.insert(&format!("tokens.{i}"), vec![tokens.len() / output.width, output.width], tokens);
+        insert(format!("tokens.{i}"), vec![tokens.len() / output.width, output.width], tokens);
     }
     tensors.save_atomic(&args.output)
 }

@@ -16,7 +16,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     if let Some(name) = args.recipe {
-        return print(&Recipe::load(&name, &[])?.to_toml());
+        return print(&Recipe::load(&name, &[])?.to_toml()?);
     }
     let recipes = load::list();
     let width = recipes.iter().map(|(name, _)| name.len()).max().unwrap_or(0);

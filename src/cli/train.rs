@@ -49,10 +49,5 @@ pub(super) fn run(args: Args) -> Result<()> {
         return print(&format!("device            {device}\n{plan}\n"));
     }
     print(&format!("device            {device}\n"))?;
-    run::start(TrainOptions {
-        name: args.name.unwrap_or(name),
-        recipe,
-        out: args.out,
-        init: args.init,
-    })
+    run::start(TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init })
 }

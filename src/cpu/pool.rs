@@ -11,7 +11,7 @@ use super::attention::qk_norm::{AffinePartial, HeadNorm, of_head};
 use super::attention::scratch::with_scratch;
 use super::attention::{AttentionConfig, QkAffine, QkAffineGrad, take_front};
 use super::real::Real;
-use super::simd::{add_assign, largest, sum2_by, task_len, vectorised};
+use super::simd::{add_assign, add_scaled, largest, sum2_by, task_len, vectorised};
 
 /// Masked attention pooling: `out[N, heads·head_dim]` and `lse[N, heads]` from one query
 /// `q[heads·head_dim]` shared by all images and `kv[T, 2·heads·head_dim]`, rows `[k | v]`.
@@ -224,12 +224,4 @@ fn normalised_query<R: Real>(config: &AttentionConfig, q: &[R], affine: QkAffine
         HeadNorm::new(config, index, affine.q_gain, affine.q_bias).forward(query, q, dim, dim);
     }
     query
-}
-
-/// `y += a x`.
-#[inline(always)]
-fn add_scaled<R: Real>(y: &mut [R], a: R, x: &[R]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = a.mul_add(x, *y);
-    }
 }

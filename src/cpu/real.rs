@@ -43,8 +43,8 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// Error function. Branch-free for `f32`.
     fn erf(self) -> Self;
-    /// Sine and cosine.
-    fn sin_cos(self) -> (Self, Self);
+    /// Sine and cosine of `self` turns, that is of 2π·`self`. Branch-free for `f32`.
+    fn sin_cos_turns(self) -> (Self, Self);
     /// The larger of two; NaN is kept.
     fn max(self, other: Self) -> Self;
     /// `self * b + c`, fused. Outside [`super::simd::vectorised`] this is a call into the C library
@@ -53,7 +53,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:expr, $ln_1p:expr, $tanh:expr, $erf:expr) => {
+    ($t:ident, $exp:expr, $ln_1p:expr, $tanh:expr, $erf:expr, $turns:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -90,8 +90,8 @@ macro_rules! real {
                 $erf(self)
             }
             #[inline(always)]
-            fn sin_cos(self) -> (Self, Self) {
-                self.sin_cos()
+            fn sin_cos_turns(self) -> (Self, Self) {
+                $turns(self)
             }
             #[inline(always)]
             fn max(self, other: Self) -> Self {
@@ -104,8 +104,8 @@ macro_rules! real {
         }
     };
 }
-real!(f32, exp_f32, ln_1p_f32, tanh_f32, erf_f32);
-real!(f64, f64::exp, f64::ln_1p, f64::tanh, libm::erf);
+real!(f32, exp_f32, ln_1p_f32, tanh_f32, erf_f32, sin_cos_turns_f32);
+real!(f64, f64::exp, f64::ln_1p, f64::tanh, libm::erf, |x: f64| (x * std::f64::consts::TAU).sin_cos());
 
 /// `Σ c[i] x^i` by Horner's rule.
 #[inline(always)]
@@ -196,6 +196,24 @@ fn erf_f32(x: f32) -> f32 {
     saturate(x, 3.8, x * p / q)
 }
 
+/// Sine and cosine of 2πx: whole turns and then half turns are taken off exactly, and Taylor series
+/// serve the remaining quarter turn to either side. Absolute error below 3e-7.
+#[inline(always)]
+fn sin_cos_turns_f32(x: f32) -> (f32, f32) {
+    let turn = x - x.round_ties_even();
+    let half = (2.0 * turn).round_ties_even();
+    let sign = 1.0 - 2.0 * half.abs();
+    let z = (turn - 0.5 * half) * std::f32::consts::TAU;
+    let z2 = z * z;
+    let sine =
+        polynomial(z2, [1.0, -1.666_666_7e-1, 8.333_333e-3, -1.984_127e-4, 2.755_731_9e-6, -2.505_210_8e-8]);
+    let cosine = polynomial(
+        z2,
+        [1.0, -0.5, 4.166_666_8e-2, -1.388_888_9e-3, 2.480_158_7e-5, -2.755_731_9e-7, 2.087_675_7e-9],
+    );
+    (sign * z * sine, sign * cosine)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +255,19 @@ mod tests {
         assert_eq!((Real::tanh(f32::INFINITY), Real::tanh(-1e30f32)), (1.0, -1.0));
         assert_eq!((Real::erf(f32::NEG_INFINITY), Real::erf(1e30f32)), (-1.0, 1.0));
         assert!(Real::tanh(f32::NAN).is_nan() && Real::erf(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn sin_cos_of_turns_are_accurate() {
+        for x in sweep(70.0) {
+            let (sine, cosine) = x.sin_cos_turns();
+            let (want_sine, want_cosine) = f64::from(x).sin_cos_turns();
+            assert!((sine.f64() - want_sine).abs() <= 3e-7, "sin({x})");
+            assert!((cosine.f64() - want_cosine).abs() <= 3e-7, "cos({x})");
+        }
+        assert_eq!(3.0f32.sin_cos_turns(), (0.0, 1.0));
+        assert_eq!(2.5f32.sin_cos_turns(), (0.0, -1.0));
+        assert!(f32::NAN.sin_cos_turns().0.is_nan());
     }
 
     #[test]

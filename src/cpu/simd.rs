@@ -94,6 +94,14 @@ pub fn add_assign<R: Real>(y: &mut [R], x: &[R]) {
     }
 }
 
+/// `y[i] += a x[i]`.
+#[inline(always)]
+pub fn add_scaled<R: Real>(y: &mut [R], a: R, x: &[R]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(x, *y);
+    }
+}
+
 /// Rows of `width` that make one task; at least 1, and independent of the number of threads.
 pub fn task_rows(width: usize) -> usize {
     (TASK / width.max(1)).max(1)

@@ -8,5 +8,6 @@ pub mod order;
 pub mod packing;
 pub mod patchify;
 pub mod planner;
+pub mod positions;
 pub mod resolution;
 pub mod source;

@@ -57,7 +57,8 @@ impl Classification {
             let own = logits[label];
             // Written as "not smaller", so that a comparison with NaN counts against the image.
             let ahead = |(i, &x): (usize, &f32)| {
-                i != label && !matches!(x.partial_cmp(&own), Some(std::cmp::Ordering::Less))
+                i != label
+                    && !matches!(x.partial_cmp(&own), Some(std::cmp::Ordering::Less))
                     && !(x == own && i > label)
             };
             let rank = logits.iter().enumerate().filter(|&entry| ahead(entry)).count();

@@ -62,7 +62,8 @@ pub fn predict(
         }
         for unreadable in &loaded.unreadable {
             // "name: cause", the name being the path.
-            let owner = predictions.iter_mut().find(|p| unreadable.starts_with(&p.image) && p.error.is_none());
+            let owner =
+                predictions.iter_mut().find(|p| unreadable.starts_with(&p.image) && p.error.is_none());
             if let Some(prediction) = owner {
                 prediction.error = Some(unreadable[prediction.image.len()..].trim_start_matches(": ").into());
             }

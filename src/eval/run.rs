@@ -29,7 +29,9 @@ pub fn labels(batch: &PackedBatch) -> Vec<i32> {
 /// # Errors
 /// As [`position::check_grid`].
 pub fn check_grids(recipe: &Recipe, batch: &PackedBatch) -> Result<()> {
-    batch.grids[..batch.images].iter().try_for_each(|grid| position::check_grid(&recipe.model.position, *grid))
+    batch.grids[..batch.images]
+        .iter()
+        .try_for_each(|grid| position::check_grid(&recipe.model.position, *grid))
 }
 
 /// Result of [`evaluate`].

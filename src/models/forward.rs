@@ -2,13 +2,14 @@
 //! another implementation or feeds another model.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use crate::error::{Error, Result};
 use crate::eval::model::Model;
 use crate::models::recipe::{ModelConfig, Recipe};
 use crate::nn::position;
-use crate::weights::{Weights, foreign, match_params};
+use crate::weights::{Policy, Weights, assign, foreign};
 
 /// Results for all images, in their order.
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ pub fn run(weights: Weights, recipe: &Recipe, images: &[RawImage]) -> Result<For
         position::check_grid(&recipe.model.position, *grid)?;
     }
     let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), true)?;
-    let (params, _) = match_params::assign(&weights, model.params(), match_params::Policy::Exact)?;
+    let (params, _) = assign(Path::new("the weights"), weights, model.params(), Policy::Exact)?;
     let logits = model.run(&params, &batch).to_vec();
     let features = model.features().to_vec();
     let width = features.len() / images.len();

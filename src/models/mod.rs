@@ -1,5 +1,6 @@
 //! Vision Transformers and the recipes that describe them.
 
+pub mod forward;
 pub mod load;
 pub mod recipe;
 pub mod shapes;

@@ -199,8 +199,7 @@ pub fn load_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, Train
     let model = take("");
     let fit = |weights| assign(path, weights, params, Policy::Exact).map(|(values, _)| values);
     let model = fit(model)?;
-    let (weights, ema) =
-        if raw.tensors.is_empty() { (model, None) } else { (fit(raw)?, Some(model)) };
+    let (weights, ema) = if raw.tensors.is_empty() { (model, None) } else { (fit(raw)?, Some(model)) };
     Ok((header, Training { weights, ema, m: fit(m)?, v: fit(v)?, optimizer_step }))
 }
 
@@ -219,12 +218,19 @@ impl Header {
 
     fn read(path: &Path, metadata: &BTreeMap<String, String>) -> Result<Self> {
         match metadata.get("trencadis").map(String::as_str) {
-            None => return Err(Error::file(path, "is not a trencadis checkpoint (its metadata names no recipe)")),
+            None => {
+                return Err(Error::file(
+                    path,
+                    "is not a trencadis checkpoint (its metadata names no recipe)",
+                ));
+            }
             Some(VERSION) => {}
             Some(other) => {
                 return Err(Error::file(
                     path,
-                    format_args!("has checkpoint layout {other}, and this trencadis reads {VERSION}; use the version that wrote it"),
+                    format_args!(
+                        "has checkpoint layout {other}, and this trencadis reads {VERSION}; use the version that wrote it"
+                    ),
                 ));
             }
         }
@@ -237,10 +243,7 @@ impl Header {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, metadata: &BTreeMap<String, String>, key: &str) -> Result<T> {
-    metadata
-        .get(key)
-        .and_then(|text| serde_json::from_str(text).ok())
-        .ok_or_else(|| damaged(path, key))
+    metadata.get(key).and_then(|text| serde_json::from_str(text).ok()).ok_or_else(|| damaged(path, key))
 }
 
 fn damaged(path: &Path, key: &str) -> Error {

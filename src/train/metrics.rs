@@ -93,8 +93,7 @@ fn length_up_to(text: &[u8], step: u64) -> usize {
     }
     text.split_inclusive(|&byte| byte == b'\n')
         .take_while(|line| {
-            line.ends_with(b"\n")
-                && serde_json::from_slice::<Line>(line).is_ok_and(|line| line.step <= step)
+            line.ends_with(b"\n") && serde_json::from_slice::<Line>(line).is_ok_and(|line| line.step <= step)
         })
         .map(<[u8]>::len)
         .sum()

@@ -134,8 +134,7 @@ mod tests {
         let grads = vec![vec![2.0, -2.0, 1.0], vec![4.0, -4.0], vec![2.0, 2.0], vec![0.5]];
         let norm = optimizer.step(0.01, &mut p, &grads).unwrap();
         assert!((norm - (4.0 + 4.0 + 1.0 + 32.0 + 8.0 + 0.25f64).sqrt()).abs() < 1e-6, "{norm}");
-        let expected =
-            vec![vec![0.989, 1.009, 0.989], vec![0.99, 1.01], vec![0.989, 0.989], vec![0.99f32]];
+        let expected = vec![vec![0.989, 1.009, 0.989], vec![0.99, 1.01], vec![0.989, 0.989], vec![0.99f32]];
         for (got, want) in p.iter().flatten().zip(expected.iter().flatten()) {
             assert!((got - want).abs() < 1e-6, "{p:?}");
         }

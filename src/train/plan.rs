@@ -83,7 +83,9 @@ fn expected_tokens(recipe: &Recipe) -> f64 {
     let area = match r.kind {
         ResolutionKind::Fixed | ResolutionKind::Native => max * max,
         // Mean of r² for r uniform in [min, max].
-        ResolutionKind::Uniform | ResolutionKind::TruncatedNormal => (max * max + max * min + min * min) / 3.0,
+        ResolutionKind::Uniform | ResolutionKind::TruncatedNormal => {
+            (max * max + max * min + min * min) / 3.0
+        }
     };
     (area / (recipe.model.patch * recipe.model.patch) as f64).max(1.0) + recipe.model.prefix() as f64
 }

@@ -50,7 +50,12 @@ impl Progress {
             }
             None if report.step % self.log_every == 0 || report.step == self.total => {
                 let parts = self.averages.parts(report).join("  ");
-                self.message(&format!("step {}/{}  {parts}  ETA {}", report.step, self.total, duration(left)));
+                self.message(&format!(
+                    "step {}/{}  {parts}  ETA {}",
+                    report.step,
+                    self.total,
+                    duration(left)
+                ));
             }
             None => {}
         }
@@ -164,7 +169,11 @@ impl Averages {
 
 /// `812`, `12.3k`, `4.56M`.
 fn number(value: f64) -> String {
-    if (100.0..1000.0).contains(&value.round()) { format!("{value:.0}") } else { scaled(value).replace(' ', "") }
+    if (100.0..1000.0).contains(&value.round()) {
+        format!("{value:.0}")
+    } else {
+        scaled(value).replace(' ', "")
+    }
 }
 
 /// Three digits with an SI prefix: `1.23 `, `45.6 G`.
@@ -173,7 +182,13 @@ fn scaled(value: f64) -> String {
     for prefix in ["", "k", "M", "G", "T", "P"] {
         // Rounded to three digits it must stay below 1000.
         if value < 999.5 || prefix == "P" {
-            let digits = if value < 9.995 { 2 } else if value < 99.95 { 1 } else { 0 };
+            let digits = if value < 9.995 {
+                2
+            } else if value < 99.95 {
+                1
+            } else {
+                0
+            };
             return format!("{value:.digits$} {prefix}");
         }
         value /= 1000.0;
@@ -203,9 +218,15 @@ mod tests {
 
     #[test]
     fn numbers_have_three_digits() {
-        assert_eq!([0.0, 8.121, 81.21, 812.1, 999.6, 12_345.0].map(number), ["0.00", "8.12", "81.2", "812", "1.00k", "12.3k"]);
+        assert_eq!(
+            [0.0, 8.121, 81.21, 812.1, 999.6, 12_345.0].map(number),
+            ["0.00", "8.12", "81.2", "812", "1.00k", "12.3k"]
+        );
         assert_eq!([45.6e9, 999.9e9, 1.234e12, 5e18].map(scaled), ["45.6 G", "1.00 T", "1.23 T", "5000 P"]);
-        assert_eq!([0.4, 59.6, 3599.0, 3600.0, 442_800.0].map(duration), ["0s", "1:00", "59:59", "1:00:00", "5d 03h"]);
+        assert_eq!(
+            [0.4, 59.6, 3599.0, 3600.0, 442_800.0].map(duration),
+            ["0s", "1:00", "59:59", "1:00:00", "5d 03h"]
+        );
     }
 
     fn report(seconds: f64) -> StepReport {
@@ -251,8 +272,15 @@ mod tests {
 
     #[test]
     fn evaluation_line() {
-        let report =
-            EvalReport { step: 300, loss: 0.1234, top1: 0.975, top5: 1.0, images: 360, best: true, seconds: 2.0 };
+        let report = EvalReport {
+            step: 300,
+            loss: 0.1234,
+            top1: 0.975,
+            top5: 1.0,
+            images: 360,
+            best: true,
+            seconds: 2.0,
+        };
         assert_eq!(
             eval_line(&report),
             "eval at step 300: accuracy 97.50%  top-5 100.00%  loss 0.1234  360 images  2s  (best)"

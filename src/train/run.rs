@@ -56,8 +56,11 @@ pub fn start(options: TrainOptions) -> Result<()> {
     };
     let optimizer = Optimizer::new(step.params(), &recipe.train);
     let loader = Loader::train(dataset.train.clone(), &recipe, None)?;
-    let header =
-        Header { recipe: recipe.to_toml()?, classes: dataset.classes.clone(), progress: Progressed::default() };
+    let header = Header {
+        recipe: recipe.to_toml()?,
+        classes: dataset.classes.clone(),
+        progress: Progressed::default(),
+    };
     let ema = (recipe.train.ema > 0.0).then(|| params.clone());
     let run = RunDir::create(&options.out, &options.name, &header.recipe)?;
     for note in notes {
@@ -233,7 +236,6 @@ impl Trainer {
             batches.push(loaded.batch);
             state = Some(loaded.state_after);
         }
-        self.warn_of_unreadable();
         let number = self.header.progress.step + 1;
         let outcome = self.step.run(&self.params, &batches, config.seed);
         if !outcome.loss.is_finite() {
@@ -248,6 +250,7 @@ impl Trainer {
             ema.iter_mut().zip(&self.params).for_each(|(e, p)| moving_average(e, p, config.ema));
         }
         self.header.progress.step = number;
+        self.warn_of_unreadable();
         self.header.progress.images_seen += outcome.images;
         self.report(&outcome, lr, grad_norm, begun.elapsed().as_secs_f64())?;
         state.ok_or_else(|| Error::usage("train.accumulate is 0; a step needs at least 1 batch"))
@@ -293,7 +296,8 @@ impl Trainer {
         if report.unreadable > self.unreadable {
             self.unreadable = report.unreadable;
             let newest = report.examples.last().map_or("", String::as_str);
-            self.progress.message(&format!("skipped {} unreadable images so far; {newest}", report.unreadable));
+            self.progress
+                .message(&format!("skipped {} unreadable images so far; {newest}", report.unreadable));
         }
     }
 
@@ -358,7 +362,10 @@ impl Trainer {
     fn interrupted(mut self) -> Result<()> {
         self.progress.finish();
         let run = self.run.path().display();
-        eprintln!("stopped after step {}; continue with: trencadis train --resume {run}", self.header.progress.step);
+        eprintln!(
+            "stopped after step {}; continue with: trencadis train --resume {run}",
+            self.header.progress.step
+        );
         Ok(())
     }
 

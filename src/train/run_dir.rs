@@ -62,11 +62,17 @@ impl RunDir {
             return Err(Error::file(path, "is a file, expected the folder of a run, such as runs/digits-1"));
         }
         if !path.is_dir() {
-            return Err(Error::file(path, "there is no such folder, expected that of a run, such as runs/digits-1"));
+            return Err(Error::file(
+                path,
+                "there is no such folder, expected that of a run, such as runs/digits-1",
+            ));
         }
         let last = path.join(LAST);
         if !last.is_file() {
-            return Err(Error::file(path, format_args!("holds no {LAST}, so there is nothing to resume; start a new run")));
+            return Err(Error::file(
+                path,
+                format_args!("holds no {LAST}, so there is nothing to resume; start a new run"),
+            ));
         }
         let run = Self { _lock: lock(path)?, path: path.into() };
         remove_temporaries(path)?;
@@ -115,9 +121,16 @@ pub fn model_file(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.into());
     }
-    ["best.safetensors", LAST].iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(|| {
-        Error::file(path, format_args!("holds neither best.safetensors nor {LAST}, expected a model file or the folder of a run"))
-    })
+    ["best.safetensors", LAST].iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(
+        || {
+            Error::file(
+                path,
+                format_args!(
+                    "holds neither best.safetensors nor {LAST}, expected a model file or the folder of a run"
+                ),
+            )
+        },
+    )
 }
 
 /// The highest number of a folder `<name>-<n>`; 0 without one.

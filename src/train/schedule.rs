@@ -82,7 +82,11 @@ mod tests {
     /// `train_vit_g.py` of big_vision: peak 8e-4, timescale and warm-up 10k, cool-down 50k, 1M steps.
     #[test]
     fn rsqrt_is_that_of_big_vision() {
-        let c = TrainConfig { lr: 8e-4, timescale: 10_000, ..config(ScheduleKind::Rsqrt, 1_000_000, 10_000, 50_000) };
+        let c = TrainConfig {
+            lr: 8e-4,
+            timescale: 10_000,
+            ..config(ScheduleKind::Rsqrt, 1_000_000, 10_000, 50_000)
+        };
         for step in [10_000u64, 123_456, 949_999, 975_000, 999_999] {
             let cool = ((1_000_000 - step) as f64 / 50_000.0).min(1.0);
             let expected = 8e-4 / (1.0 + (step as f64 - 10_000.0) / 10_000.0).sqrt() * cool;

@@ -51,12 +51,8 @@ impl TrainStep {
         let mut graph = Graph::new();
         let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, true)?;
         let forward = graph.clone();
-        let loss = loss::classification(
-            &mut graph,
-            outputs.logits,
-            recipe.train.loss,
-            recipe.train.label_smoothing,
-        );
+        let loss =
+            loss::classification(&mut graph, outputs.logits, recipe.train.loss, recipe.train.label_smoothing);
         graph.backward(&[(outputs.logits, loss.dlogits)]);
         graph.keep(loss.per_image);
         graph.keep(outputs.logits);

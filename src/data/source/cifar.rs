@@ -33,9 +33,11 @@ pub(super) fn open(folder: &Path, split: Split) -> Result<Dataset> {
         return Err(Error::file(
             folder,
             if folder.join("data_batch_1").is_file() || folder.join("train").is_file() {
-                "this is the Python version of CIFAR; fetch the binary version (data_batch_1.bin or train.bin)"
+                "this is the Python version of CIFAR; fetch the binary version (data_batch_1.bin or \
+                 train.bin)"
             } else {
-                "there is neither data_batch_1.bin (CIFAR-10) nor train.bin (CIFAR-100); fetch the binary version"
+                "there is neither data_batch_1.bin (CIFAR-10) nor train.bin (CIFAR-100); fetch the \
+                 binary version"
             },
         ));
     };

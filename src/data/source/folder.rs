@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::split::{Class, Part, Sample, Split, Table};
 use super::Dataset;
 use super::files::Files;
+use super::split::{Class, Part, Sample, Split, Table};
 use crate::error::{Error, Result};
 
 pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {

@@ -37,7 +37,11 @@ pub(super) fn open(folder: &Path, split: Split) -> Result<Dataset> {
     for path in &files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let part = part_of(&name).ok_or_else(|| {
-            Error::file(path, "the name says neither train, val, test nor t10k; rename the file, as in train-images-idx3-ubyte")
+            Error::file(
+                path,
+                "the name says neither train, val, test nor t10k; rename the file, as \
+                in train-images-idx3-ubyte",
+            )
         })?;
         if seen.contains(&part) {
             return Err(Error::file(
@@ -127,7 +131,8 @@ fn read(path: &Path, rank: usize) -> Result<(Vec<usize>, Vec<u8>)> {
             return Err(Error::file(
                 path,
                 format!(
-                    "the magic number is 0x{magic:08x} and 0x{expected:08x} was expected; this is another kind of file"
+                    "the magic number is 0x{magic:08x} and 0x{expected:08x} was expected; this is \
+                     another kind of file"
                 ),
             ));
         }

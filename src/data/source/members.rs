@@ -83,7 +83,8 @@ pub(super) fn index(path: &Path) -> Result<Vec<Member>> {
         Error::file(
             path,
             format!(
-                "the tar file is cut at byte {length}: {what} at byte {at} is incomplete; copy or fetch the shard again"
+                "the tar file is cut at byte {length}: {what} at byte {at} is incomplete; copy or \
+                 fetch the shard again"
             ),
         )
     };
@@ -119,7 +120,8 @@ pub(super) fn index(path: &Path) -> Result<Vec<Member>> {
                 return Err(Error::file(
                     path,
                     format!(
-                        "member {} is a link or a sparse file; pack the set again with `tar --hard-dereference --dereference`",
+                        "member {} is a link or a sparse file; pack the set again with `tar \
+                         --hard-dereference --dereference`",
                         member.path
                     ),
                 ));

@@ -16,7 +16,8 @@ pub(super) struct Shard {
     pub part: Option<Part>,
 }
 
-/// Whether `path` names tar files: a `.tar` (or refused `.tar.gz`) file, a pattern, or a folder that holds some.
+/// Whether `path` names tar files: a `.tar` (or refused `.tar.gz`) file, a pattern, or a folder
+/// that holds some.
 pub(super) fn is_tar(path: &str) -> bool {
     let folder = Path::new(path);
     if folder.is_dir() {
@@ -58,7 +59,8 @@ pub(super) fn find(path: &str) -> Result<Vec<Shard>> {
         let name = shard.path.display().to_string();
         if is_packed(&name) {
             return Err(Error::usage(format!(
-                "{name}: packed tar files allow no random access; unpack it to a plain .tar (images are compressed anyway)"
+                "{name}: packed tar files allow no random access; unpack it to a plain .tar (images \
+                 are compressed anyway)"
             )));
         }
         if !shard.path.is_file() {

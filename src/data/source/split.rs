@@ -80,8 +80,8 @@ impl<P> Table<P> {
         let held_out = [Part::Validation, Part::Test].into_iter().find(|&part| has(part));
         if held_out.is_some() && !samples.iter().any(|s| matches!(s.part, Some(Part::Train) | None)) {
             return Err(Error::usage(format!(
-                "{origin}: there are validation images but no training images; add a `train` part, or point to the \
-                 folder that holds both"
+                "{origin}: there are validation images but no training images; add a `train` part, or \
+                 point to the folder that holds both"
             )));
         }
         let (mut train, mut validation) = (Vec::new(), Vec::new());
@@ -131,7 +131,8 @@ fn number<P>(
         }
         Some(largest) if largest >= MAX_CLASSES => {
             return Err(Error::usage(format!(
-                "{origin}: label {largest} is beyond the limit of {MAX_CLASSES} classes; is it a label at all?"
+                "{origin}: label {largest} is beyond the limit of {MAX_CLASSES} classes; is it a \
+                 label at all?"
             )));
         }
         Some(largest) => match names {
@@ -159,8 +160,8 @@ fn number<P>(
                 Class::Name(name) => name.clone(),
             };
             return Err(Error::usage(format!(
-                "{origin}: the validation images hold class `{name}`, which no training image has; add training \
-                 images of it or remove it"
+                "{origin}: the validation images hold class `{name}`, which no training image has; \
+                 add training images of it or remove it"
             )));
         }
     }
