@@ -193,7 +193,7 @@ class Tiny:
             self.p[name] = (around + std * torch.randn(*shape, generator=g)).double().requires_grad_()
 
         d, inner = self.dim, self.heads * self.head_dim
-        gains = (self.head_dim,) if self.parallel else (self.heads, self.head_dim)
+        gains = (self.head_dim if self.parallel else inner,)
         add("patch_embed.weight", d, 3 * PATCH * PATCH)
         add("patch_embed.bias", d, std=0.2)
         add("position.row", 8, d, std=0.5)
@@ -242,7 +242,7 @@ class Tiny:
     def attend(self, q, k, v, name):
         """q [m, inner], k and v [n, inner] -> [m, inner]."""
         split = lambda t: t.reshape(-1, self.heads, self.head_dim)
-        rms = lambda t, g: split(t) * torch.rsqrt(split(t).square().mean(-1, keepdim=True) + 1e-6) * g
+        rms = lambda t, g: split(t) * torch.rsqrt(split(t).square().mean(-1, keepdim=True) + 1e-6) * g.view(-1, self.head_dim)
         q = rms(q, self.p[name + "q_norm.gain"])
         k = rms(k, self.p[name + "k_norm.gain"])
         scores = torch.einsum("mhd,nhd->hmn", q, k) / math.sqrt(self.head_dim)

@@ -190,7 +190,7 @@ impl Conversion {
         }
         match self.to.tensors.get("blocks.0.attn.q_norm.gain") {
             None => model.qk_norm = QkNormKind::None,
-            Some((shape, _)) => model.qk_norm_per_head = shape.len() == 2,
+            Some((_, gain)) => model.qk_norm_per_head = gain.len() != model.head_dim,
         }
         Ok(self.to)
     }

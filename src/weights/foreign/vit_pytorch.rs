@@ -22,7 +22,7 @@ pub(super) fn packed(mut c: Conversion, model: &mut ModelConfig) -> Result<Weigh
     let attention = |c: &mut Conversion, from: &str, to: &str, fused: bool| -> Result<()> {
         for norm in ["q_norm", "k_norm"] {
             let values = c.take_len(&format!("{from}.{norm}.gamma"), heads * head_dim)?;
-            c.put(format!("{to}.{norm}.gain"), &[heads, head_dim], values);
+            c.put(format!("{to}.{norm}.gain"), &[heads * head_dim], values);
         }
         if fused {
             let parts = [format!("{from}.to_q"), format!("{from}.to_kv")];
