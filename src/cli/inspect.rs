@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{RecipeArgs, print, use_data};
 use crate::autograd::graph::Graph;
-use crate::data::source;
+use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
 use crate::models::recipe::Recipe;
 use crate::models::vit;
@@ -64,7 +64,16 @@ fn data(args: Data) -> Result<()> {
         use_data(&mut recipe, path);
     }
     let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
-    let _ = (dataset, Error::failure(""));
+    let report = inspect::report(&dataset, &recipe)?;
+    if args.json {
+        print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(Error::failure)?))?;
+    } else {
+        print(&format!("{report}\n"))?;
+    }
+    if let Some(out) = &args.preview {
+        preview::preview(&dataset, &recipe, out)?;
+        eprintln!("drawn             {}", out.display());
+    }
     Ok(())
 }
 
