@@ -1,1 +1,79 @@
-//! stub
+//! Losses. Value and gradient come from one pass, so the op hands out both and the caller starts
+//! the backward pass from them: `graph.backward(&[(logits, loss.dlogits)])`.
+//!
+//! Softmax: `dlogits = p − t`; sigmoid: `dlogits = σ(x) − t`; both times the image's weight and
+//! the step's loss scale.
+
+use super::graph::{Graph, Tensor};
+use super::op::{Io, Op, on_cpu};
+use crate::cpu;
+use crate::models::recipe::LossKind;
+
+/// What the loss op hands out.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// `[N, 1]`: weight × loss of each image.
+    pub per_image: Tensor,
+    /// `[N, K]`: gradient of `loss_scale · Σ per_image`.
+    pub dlogits: Tensor,
+}
+
+/// The loss of `logits[N, K]` against the batch's targets, with label smoothing `smoothing`.
+pub fn classification(graph: &mut Graph, logits: Tensor, kind: LossKind, smoothing: f64) -> Loss {
+    let info = graph.info(logits);
+    let (rows, extent) = (info.rows, info.extent);
+    let per_image = graph.activation(rows, 1, extent);
+    let dlogits = graph.activation_like(logits);
+    graph.record(
+        Classification { kind, smoothing },
+        vec![Some(logits)],
+        vec![Some(per_image), Some(dlogits)],
+    );
+    Loss { per_image, dlogits }
+}
+
+#[derive(Debug)]
+struct Classification {
+    kind: LossKind,
+    smoothing: f64,
+}
+
+impl Op for Classification {
+    fn name(&self) -> &'static str {
+        match self.kind {
+            LossKind::Softmax => "softmax cross-entropy",
+            LossKind::Sigmoid => "sigmoid cross-entropy",
+        }
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let classes = a.input_shape(0).1;
+            let (loss, dlogits, logits) = (a.output(0), a.output(1), a.input(0));
+            let (targets, weights) = (&a.batch.targets, &a.batch.weights[..]);
+            let scale = a.step.loss_scale;
+            match self.kind {
+                LossKind::Softmax => cpu::loss::softmax_cross_entropy(
+                    loss,
+                    dlogits,
+                    logits,
+                    targets,
+                    weights,
+                    classes,
+                    self.smoothing,
+                    scale,
+                ),
+                LossKind::Sigmoid => cpu::loss::sigmoid_cross_entropy(
+                    loss,
+                    dlogits,
+                    logits,
+                    targets,
+                    weights,
+                    classes,
+                    self.smoothing,
+                    scale,
+                ),
+            }
+        });
+    }
+}

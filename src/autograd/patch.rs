@@ -1,1 +1,101 @@
-//! stub
+//! From pixels to tokens.
+//!
+//! | op | result | rule |
+//! |---|---|---|
+//! | patches | `[T, C·P²]`, normalised by channel | none: pixels need no gradient |
+//! | prefix | learned tokens written over each image's first rows | `dtokens +=` those rows summed over images; `dx` = 0 there |
+
+use super::graph::{Extent, Graph, Node, Tensor};
+use super::op::{Io, Op, on_cpu};
+use crate::cpu;
+
+/// The batch's patches, normalised: `(x/255 − mean[c]) / std[c]` for u8 pixels, f32 values as they
+/// are; zero at prefix tokens. `mean` and `std` have one entry, or one a channel.
+pub fn patches(graph: &mut Graph, tokens: usize, patch_dim: usize, mean: &[f32], std: &[f32]) -> Tensor {
+    let out = graph.activation(tokens, patch_dim, Extent::Tokens);
+    graph.record(Normalise { mean: mean.into(), std: std.into() }, vec![], vec![Some(out)]);
+    out
+}
+
+/// `x[T, D]` with `tokens[prefix, D]` (cls, registers) as the first rows of every image.
+pub fn write_prefix(graph: &mut Graph, x: Tensor, tokens: Tensor) -> Tensor {
+    let out = graph.activation_like(x);
+    let prefix = graph.info(tokens).rows;
+    graph.record(WritePrefix { prefix }, vec![Some(x), Some(tokens)], vec![Some(out)]);
+    out
+}
+
+#[derive(Debug)]
+struct Normalise {
+    mean: Vec<f32>,
+    std: Vec<f32>,
+}
+
+impl Op for Normalise {
+    fn name(&self) -> &'static str {
+        "patches"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let (live, width) = a.output_shape(0);
+            let positions = &a.batch.positions[..live];
+            cpu::patch::normalise(a.output(0), &a.batch.patches, positions, &self.mean, &self.std, width);
+        });
+    }
+}
+
+#[derive(Debug)]
+struct WritePrefix {
+    prefix: usize,
+}
+
+impl Op for WritePrefix {
+    fn name(&self) -> &'static str {
+        "prefix"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(1).1;
+            let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
+            cpu::patch::write_prefix(a.output(0), a.input(1), cu_seqlens, self.prefix, width);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dout) = grads[0] else { return vec![None; 2] };
+        let dx = graph.activation_like(dout);
+        let dtokens = graph.gradient_of(node.input(1));
+        graph.record(WritePrefixGrad { prefix: self.prefix }, vec![Some(dout)], vec![Some(dx), dtokens]);
+        vec![Some(dx), None]
+    }
+}
+
+#[derive(Debug)]
+struct WritePrefixGrad {
+    prefix: usize,
+}
+
+impl Op for WritePrefixGrad {
+    fn name(&self) -> &'static str {
+        "d prefix"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.output_shape(0).1;
+            let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
+            let (dx, dtokens) = (a.output(0), a.output_opt(1));
+            cpu::patch::write_prefix_grad(dx, dtokens, cu_seqlens, self.prefix, width);
+        });
+    }
+}

@@ -1,1 +1,218 @@
-//! stub
+//! From the tokens of an image to one vector, and token gather.
+//!
+//! | op | result | rule |
+//! |---|---|---|
+//! | attention pooling | `softmax(scale · q̂ k̂ᵀ) v` over the image's tokens, one shared query | as attention; `dq` sums over the images |
+//! | mean pooling | mean over the image's tokens | `dx = dout / n` |
+//! | gather | chosen rows | scatter-add |
+
+use super::attention::{QkParams, affine, affine_accumulators, affine_grad};
+use super::graph::{Extent, Graph, Node, Tensor};
+use super::op::{Io, Op, Workload, on_cpu};
+use crate::cpu;
+use crate::cpu::attention::AttentionConfig;
+use crate::data::batch::PackedBatch;
+
+/// Masked attention pooling (MAP): `out[N, heads·head_dim]` from one query `q[1, heads·head_dim]`
+/// and `kv[T, 2·heads·head_dim]`. The first `skip` tokens of every image are left out. `slots` is N.
+pub fn attention_pool(
+    graph: &mut Graph,
+    q: Tensor,
+    kv: Tensor,
+    params: QkParams,
+    config: AttentionConfig,
+    slots: usize,
+    skip: usize,
+) -> Tensor {
+    let out = graph.activation(slots, config.heads * config.head_dim, Extent::Images);
+    let lse = graph.activation(slots, config.heads, Extent::Images);
+    let mut inputs = vec![Some(q), Some(kv)];
+    inputs.extend(params.operands());
+    graph.record(AttentionPool { config, skip }, inputs, vec![Some(out), Some(lse)]);
+    out
+}
+
+/// Mean over each image's tokens after the first `skip`: `[N, D]` from `x[T, D]`.
+pub fn mean_pool(graph: &mut Graph, x: Tensor, slots: usize, skip: usize) -> Tensor {
+    let width = graph.info(x).cols;
+    let out = graph.activation(slots, width, Extent::Images);
+    graph.record(MeanPool { skip }, vec![Some(x)], vec![Some(out)]);
+    out
+}
+
+/// Row `offset` of every image: `[N, D]` from `x[T, D]` (the cls token at offset 0).
+pub fn gather_token(graph: &mut Graph, x: Tensor, slots: usize, offset: usize) -> Tensor {
+    let width = graph.info(x).cols;
+    let out = graph.activation(slots, width, Extent::Images);
+    graph.record(Gather { offset }, vec![Some(x)], vec![Some(out)]);
+    out
+}
+
+#[derive(Debug)]
+struct AttentionPool {
+    config: AttentionConfig,
+    skip: usize,
+}
+
+impl Op for AttentionPool {
+    fn name(&self) -> &'static str {
+        "attention pool"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
+            let (out, lse) = (a.output(0), a.output(1));
+            let (q, kv) = (a.input(0), a.input(1));
+            cpu::pool::attention_forward(&self.config, out, lse, q, kv, affine(&a, 2), cu_seqlens, self.skip);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dout) = grads[0] else { return vec![None; 6] };
+        let dq = graph.activation_like(node.input(0));
+        let dkv = graph.activation_like(node.input(1));
+        let mut inputs = vec![Some(dout), node.outputs[0], node.outputs[1]];
+        inputs.extend(&node.inputs);
+        let mut outputs = vec![Some(dq), Some(dkv)];
+        outputs.extend(affine_accumulators(graph, &node.inputs[2..]));
+        graph.record(AttentionPoolGrad { config: self.config, skip: self.skip }, inputs, outputs);
+        vec![Some(dq), Some(dkv), None, None, None, None]
+    }
+
+    fn flops(&self, _: &Graph, _: &Node, work: &Workload) -> f64 {
+        4.0 * work.tokens * (self.config.heads * self.config.head_dim) as f64
+    }
+}
+
+#[derive(Debug)]
+struct AttentionPoolGrad {
+    config: AttentionConfig,
+    skip: usize,
+}
+
+impl Op for AttentionPoolGrad {
+    fn name(&self) -> &'static str {
+        "d attention pool"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
+            let (dq, dkv) = (a.output(0), a.output(1));
+            let daffine = affine_grad(&mut a, 2);
+            cpu::pool::attention_backward(
+                &self.config,
+                dq,
+                dkv,
+                daffine,
+                a.input(0),
+                a.input(1),
+                a.input(2),
+                a.input(3),
+                a.input(4),
+                affine(&a, 5),
+                cu_seqlens,
+                self.skip,
+            );
+        });
+    }
+
+    fn flops(&self, _: &Graph, _: &Node, work: &Workload) -> f64 {
+        8.0 * work.tokens * (self.config.heads * self.config.head_dim) as f64
+    }
+}
+
+#[derive(Debug)]
+struct MeanPool {
+    skip: usize,
+}
+
+impl Op for MeanPool {
+    fn name(&self) -> &'static str {
+        "mean pool"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
+            cpu::pool::mean_forward(a.output(0), a.input(0), cu_seqlens, self.skip, width);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dout) = grads[0] else { return vec![None] };
+        let dx = graph.activation_like(node.input(0));
+        graph.record(MeanPoolGrad { skip: self.skip }, vec![Some(dout)], vec![Some(dx)]);
+        vec![Some(dx)]
+    }
+}
+
+#[derive(Debug)]
+struct MeanPoolGrad {
+    skip: usize,
+}
+
+impl Op for MeanPoolGrad {
+    fn name(&self) -> &'static str {
+        "d mean pool"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
+            cpu::pool::mean_backward(a.output(0), a.input(0), cu_seqlens, self.skip, width);
+        });
+    }
+}
+
+fn token_rows(batch: &PackedBatch, offset: usize) -> Vec<u32> {
+    (0..batch.images).map(|i| (batch.range(i).start + offset) as u32).collect()
+}
+
+#[derive(Debug)]
+struct Gather {
+    offset: usize,
+}
+
+impl Op for Gather {
+    fn name(&self) -> &'static str {
+        "gather token"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let rows = token_rows(a.batch, self.offset);
+            cpu::pool::gather(a.output(0), a.input(0), &rows, width);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dout) = grads[0] else { return vec![None] };
+        let dx = graph.activation_like(node.input(0));
+        graph.record(GatherGrad { offset: self.offset }, vec![Some(dout)], vec![Some(dx)]);
+        vec![Some(dx)]
+    }
+}
+
+#[derive(Debug)]
+struct GatherGrad {
+    offset: usize,
+}
+
+impl Op for GatherGrad {
+    fn name(&self) -> &'static str {
+        "d gather token"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let rows = token_rows(a.batch, self.offset);
+            cpu::pool::gather_grad(a.output(0), a.input(0), &rows, width);
+        });
+    }
+}

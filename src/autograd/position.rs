@@ -1,1 +1,175 @@
-//! stub
+//! Position embeddings over the tokens of a batch (NaViT, section 2.1 and Table 3).
+//!
+//! Tables, learned or fixed: `out[t] = Σ_j w_tj · table[i_tj]` for row and column, then combined
+//! (sum, stack, product, or one table). Rule: the same weights scatter `dout` back,
+//! `dtable[i] += Σ_t w_ti · dout[t]`, through the product with the other factor.
+//! Fourier: `out = [sin 2πBp | cos 2πBp]`, `dB += 2π Σ_t (cos ⊙ dout_sin − sin ⊙ dout_cos) pᵀ`.
+
+use super::graph::{Extent, Graph, Node, Tensor};
+use super::op::{Args, Io, Op, on_cpu};
+use crate::cpu;
+use crate::cpu::position::{Combine, Taps};
+use crate::cpu::real::Real;
+use crate::data::batch::PackedBatch;
+use crate::data::positions;
+use crate::models::recipe::{PositionBasis, PositionCombination, PositionConfig};
+
+/// `[tokens, width]`. `tables` are, for the learned basis, one table (flat, joint) or the row's and
+/// the column's; for Fourier the map `[width/2, 2]`; for fixed sinusoids none.
+pub fn position(
+    graph: &mut Graph,
+    tokens: usize,
+    width: usize,
+    config: &PositionConfig,
+    tables: Vec<Tensor>,
+) -> Tensor {
+    let out = graph.activation(tokens, width, Extent::Tokens);
+    let inputs = tables.into_iter().map(Some).collect();
+    if config.basis == PositionBasis::Fourier {
+        graph.record(Fourier(config.clone()), inputs, vec![Some(out)]);
+    } else {
+        let fixed = match config.basis {
+            PositionBasis::Sinusoidal => fixed_tables(config, width),
+            _ => vec![],
+        };
+        graph.record(Table { config: config.clone(), fixed }, inputs, vec![Some(out)]);
+    }
+    out
+}
+
+fn fixed_tables(config: &PositionConfig, width: usize) -> Vec<Vec<f32>> {
+    match combine(config) {
+        Combine::Single => vec![positions::sinusoidal_table(config.rows * config.columns, width)],
+        kind => {
+            let part = if kind == Combine::Stack { width / 2 } else { width };
+            vec![
+                positions::sinusoidal_table(config.rows, part),
+                positions::sinusoidal_table(config.columns, part),
+            ]
+        }
+    }
+}
+
+fn combine(config: &PositionConfig) -> Combine {
+    match config.combination {
+        PositionCombination::Flat | PositionCombination::Joint => Combine::Single,
+        PositionCombination::Sum => Combine::Sum,
+        PositionCombination::Stack => Combine::Stack,
+        PositionCombination::Product => Combine::Product,
+    }
+}
+
+/// What every token reads of the tables.
+fn taps(batch: &PackedBatch, config: &PositionConfig) -> Vec<Taps> {
+    positions::taps(batch, config).expect("the batch's grids were checked with nn::position::check_grid")
+}
+
+fn coordinates(batch: &PackedBatch, config: &PositionConfig) -> Vec<[f32; 2]> {
+    let cu_seqlens = &batch.cu_seqlens[..=batch.images];
+    positions::coordinates(&batch.positions, cu_seqlens, &batch.grids, config.coordinate)
+}
+
+/// Operands `first..` as tables, or the fixed ones in this precision.
+fn tables<'a, R: Real>(args: &Args<'a, R>, first: usize, fixed: &'a [Vec<R>]) -> Vec<&'a [R]> {
+    if fixed.is_empty() {
+        (first..args.inputs.len()).map(|i| args.input(i)).collect()
+    } else {
+        fixed.iter().map(Vec::as_slice).collect()
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    config: PositionConfig,
+    fixed: Vec<Vec<f32>>,
+}
+
+impl Op for Table {
+    fn name(&self) -> &'static str {
+        "position"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.output_shape(0).1;
+            let fixed: Vec<Vec<_>> =
+                self.fixed.iter().map(|t| t.iter().map(|x| Real::of(f64::from(*x))).collect()).collect();
+            let taps = taps(a.batch, &self.config);
+            let taps: Vec<&Taps> = taps.iter().collect();
+            let out = a.output(0);
+            cpu::position::table_forward(out, &tables(&a, 0, &fixed), &taps, combine(&self.config), width);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        if let Some(dout) = grads[0] {
+            let mut inputs = vec![Some(dout)];
+            inputs.extend(&node.inputs);
+            let outputs = node.inputs.iter().map(|t| t.and_then(|t| graph.gradient_of(t))).collect();
+            graph.record(TableGrad(self.config.clone()), inputs, outputs);
+        }
+        vec![None; node.inputs.len()]
+    }
+}
+
+#[derive(Debug)]
+struct TableGrad(PositionConfig);
+
+impl Op for TableGrad {
+    fn name(&self) -> &'static str {
+        "d position"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let taps = taps(a.batch, &self.0);
+            let taps: Vec<&Taps> = taps.iter().collect();
+            let mut dtables: Vec<_> = (0..a.outputs.len()).map(|i| a.output_opt(i)).collect();
+            let tables = tables(&a, 1, &[]);
+            let dout = a.input(0);
+            cpu::position::table_backward(&mut dtables, dout, &tables, &taps, combine(&self.0), width);
+        });
+    }
+}
+
+#[derive(Debug)]
+struct Fourier(PositionConfig);
+
+impl Op for Fourier {
+    fn name(&self) -> &'static str {
+        "fourier position"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.output_shape(0).1;
+            let coordinates = coordinates(a.batch, &self.0);
+            cpu::position::fourier_forward(a.output(0), a.input(0), &coordinates, width);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        if let (Some(dout), Some(dmap)) = (grads[0], graph.gradient_of(node.input(0))) {
+            graph.record(FourierGrad(self.0.clone()), vec![Some(dout), node.inputs[0]], vec![Some(dmap)]);
+        }
+        vec![None]
+    }
+}
+
+#[derive(Debug)]
+struct FourierGrad(PositionConfig);
+
+impl Op for FourierGrad {
+    fn name(&self) -> &'static str {
+        "d fourier position"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let coordinates = coordinates(a.batch, &self.0);
+            cpu::position::fourier_backward(a.output(0), a.input(0), a.input(1), &coordinates, width);
+        });
+    }
+}

@@ -1,1 +1,110 @@
-//! stub
+//! Residual connection with LayerScale and stochastic depth.
+//!
+//! `out = x + keep ⊙ γ ⊙ f`. Rule: `dx = dout`, `df = keep ⊙ γ ⊙ dout`, `dγ += Σ keep ⊙ dout ⊙ f`.
+//! `keep` is 0 or 1/(1−rate) for a whole image, drawn by Philox from (seed, epoch, sample, branch),
+//! so that it depends neither on the slot nor on when it is drawn (forward, recompute, backward).
+
+use super::graph::{Graph, Node, Tensor};
+use super::op::{Io, Op, StepState, on_cpu};
+use crate::cpu;
+use crate::cpu::real::Real;
+use crate::data::batch::PackedBatch;
+use crate::rng::Stream;
+
+/// Stochastic depth of one residual branch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropPath {
+    /// Probability that the branch is left out for an image.
+    pub rate: f64,
+    /// Number of the branch, the key of its random numbers.
+    pub branch: u32,
+}
+
+/// `x + keep ⊙ gamma ⊙ branch`.
+pub fn residual(
+    graph: &mut Graph,
+    x: Tensor,
+    branch: Tensor,
+    gamma: Option<Tensor>,
+    drop_path: Option<DropPath>,
+) -> Tensor {
+    let drop_path = drop_path.filter(|d| d.rate > 0.0);
+    let out = graph.activation_like(x);
+    graph.record(Residual(drop_path), vec![Some(x), Some(branch), gamma], vec![Some(out)]);
+    out
+}
+
+/// One factor a live token, or `None` where nothing is dropped.
+fn keep<R: Real>(drop_path: Option<DropPath>, batch: &PackedBatch, step: &StepState) -> Option<Vec<R>> {
+    let DropPath { rate, branch } = drop_path?;
+    let kept = R::of(1.0 / (1.0 - rate));
+    let mut keep = Vec::with_capacity(batch.live_tokens());
+    for slot in 0..batch.images {
+        let mut stream = Stream::drop_path(step.seed, batch.epochs[slot], batch.sample_ids[slot], branch);
+        let dropped = f64::from(stream.uniform()) < rate;
+        let factor = if dropped { R::ZERO } else { kept };
+        keep.resize(keep.len() + batch.range(slot).len(), factor);
+    }
+    Some(keep)
+}
+
+#[derive(Debug)]
+struct Residual(Option<DropPath>);
+
+impl Op for Residual {
+    fn name(&self) -> &'static str {
+        "residual"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(1).1;
+            let keep = keep(self.0, a.batch, a.step);
+            cpu::residual::forward(a.output(0), a.input(1), a.input_opt(2), keep.as_deref(), width);
+        });
+    }
+
+    fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
+        let Some(dout) = grads[0] else { return vec![None; 3] };
+        let (branch, gamma) = (node.input(1), node.inputs[2]);
+        if gamma.is_none() && self.0.is_none() {
+            return vec![Some(dout), Some(dout), None];
+        }
+        let dbranch = graph.activation_like(branch);
+        let dgamma = gamma.and_then(|t| graph.gradient_of(t));
+        let kept_branch = gamma.map(|_| branch);
+        graph.record(ResidualGrad(self.0), vec![Some(dout), kept_branch, gamma], vec![Some(dbranch), dgamma]);
+        vec![Some(dout), Some(dbranch), None]
+    }
+}
+
+#[derive(Debug)]
+struct ResidualGrad(Option<DropPath>);
+
+impl Op for ResidualGrad {
+    fn name(&self) -> &'static str {
+        "d residual"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(0).1;
+            let keep = keep(self.0, a.batch, a.step);
+            let (dbranch, dgamma) = (a.output(0), a.output_opt(1));
+            let branch = a.input_opt(1).unwrap_or_default();
+            cpu::residual::backward(
+                dbranch,
+                dgamma,
+                a.input(0),
+                branch,
+                a.input_opt(2),
+                keep.as_deref(),
+                width,
+            );
+        });
+    }
+}

@@ -2,37 +2,273 @@
 //!
 //! Weights are `[out, in]` as in PyTorch: `y = x wᵀ + b`.
 
+use gemm::Parallelism;
+
 use super::real::Real;
+use super::simd::{add_assign, for_each, map, task_len, vectorised};
 use crate::models::recipe::GeluKind;
+
+/// A strided view of a matrix: element (i, j) is `data[i·row_stride + j·col_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a, R> {
+    /// Elements, from (0, 0) on.
+    pub data: &'a [R],
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Distance between rows.
+    pub row_stride: usize,
+    /// Distance between columns.
+    pub col_stride: usize,
+}
+
+impl<'a, R> Mat<'a, R> {
+    /// A row-major matrix whose rows lie `row_stride` apart.
+    pub fn new(data: &'a [R], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+        }
+    }
+}
+
+/// A row-major matrix that is written: element (i, j) is `data[i·row_stride + j]`.
+#[derive(Debug)]
+pub struct MatMut<'a, R> {
+    /// Elements, from (0, 0) on.
+    pub data: &'a mut [R],
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Distance between rows, at least `cols`.
+    pub row_stride: usize,
+}
+
+impl<'a, R> MatMut<'a, R> {
+    /// A row-major matrix whose rows lie `row_stride` apart.
+    pub fn new(data: &'a mut [R], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { data, rows, cols, row_stride }
+    }
+}
+
+/// Whether all elements of a strided matrix lie in a slice of `len` elements, and its strides
+/// can be given to pointer arithmetic.
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> bool {
+    if rows == 0 || cols == 0 {
+        return true;
+    }
+    let last = (rows - 1)
+        .checked_mul(row_stride)
+        .zip((cols - 1).checked_mul(col_stride))
+        .and_then(|(row, col)| row.checked_add(col));
+    last.is_some_and(|last| last < len)
+        && isize::try_from(row_stride).is_ok()
+        && isize::try_from(col_stride).is_ok()
+}
+
+/// `out = (out if accumulate else 0) + scale · a · b`; with `parallel` on rayon's threads. The
+/// result is the same bit for bit with any number of threads: they share out tiles of `out`, and
+/// the order of every sum follows from the shapes alone.
+///
+/// # Panics
+/// If shapes do not match or a matrix does not lie in its slice: a bug of the caller, not of a user.
+pub fn gemm<R: Real>(
+    out: MatMut<'_, R>,
+    accumulate: bool,
+    scale: R,
+    a: Mat<'_, R>,
+    b: Mat<'_, R>,
+    parallel: bool,
+) {
+    assert!(
+        out.rows == a.rows && out.cols == b.cols && a.cols == b.rows,
+        "gemm: [{}, {}] is not the shape of [{}, {}] · [{}, {}]",
+        out.rows,
+        out.cols,
+        a.rows,
+        a.cols,
+        b.rows,
+        b.cols
+    );
+    assert!(
+        fits(a.data.len(), a.rows, a.cols, a.row_stride, a.col_stride)
+            && fits(b.data.len(), b.rows, b.cols, b.row_stride, b.col_stride)
+            && fits(out.data.len(), out.rows, out.cols, out.row_stride, 1)
+            && (out.row_stride >= out.cols || out.rows <= 1),
+        "gemm: a matrix does not lie in its slice"
+    );
+    let parallelism =
+        if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
+    // SAFETY: `fits` holds for all three matrices, so every element that is read or written lies in
+    // its slice; `out` is borrowed mutably, so it overlaps neither operand, and its rows do not
+    // overlap each other. `R` is f32 or f64, the only implementors of `Real`.
+    unsafe {
+        gemm::gemm(
+            out.rows,
+            out.cols,
+            a.cols,
+            out.data.as_mut_ptr(),
+            1,
+            out.row_stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            R::ONE,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Number of rows of `width` in a slice of `len`; 0 for width 0.
+fn rows(len: usize, width: usize) -> usize {
+    len.checked_div(width).unwrap_or(0)
+}
 
 /// `y[m, out] = x[m, in] · w[out, in]ᵀ + bias[out]`.
 pub fn linear<R: Real>(y: &mut [R], x: &[R], w: &[R], bias: Option<&[R]>, inner: usize, outer: usize) {
-    todo!()
+    let m = rows(y.len(), outer);
+    gemm(
+        MatMut::new(y, m, outer, outer),
+        false,
+        R::ONE,
+        Mat::new(x, m, inner, inner),
+        Mat::new(w, outer, inner, inner).t(),
+        true,
+    );
+    if let Some(bias) = bias {
+        for_each(y.chunks_mut(task_len(outer)), |y| {
+            vectorised(
+                #[inline(always)]
+                || y.chunks_exact_mut(outer).for_each(|y| add_assign(y, bias)),
+            );
+        });
+    }
 }
 
 /// `dx[m, in] = dy[m, out] · w[out, in]`.
 pub fn linear_input_grad<R: Real>(dx: &mut [R], dy: &[R], w: &[R], inner: usize, outer: usize) {
-    todo!()
+    let m = rows(dx.len(), inner);
+    gemm(
+        MatMut::new(dx, m, inner, inner),
+        false,
+        R::ONE,
+        Mat::new(dy, m, outer, outer),
+        Mat::new(w, outer, inner, inner),
+        true,
+    );
 }
 
 /// `dw[out, in] += dyᵀ[out, m] · x[m, in]`.
 pub fn linear_weight_grad<R: Real>(dw: &mut [R], dy: &[R], x: &[R], inner: usize, outer: usize) {
-    todo!()
+    let m = rows(dy.len(), outer);
+    gemm(
+        MatMut::new(dw, outer, inner, inner),
+        true,
+        R::ONE,
+        Mat::new(dy, m, outer, outer).t(),
+        Mat::new(x, m, inner, inner),
+        true,
+    );
 }
 
 /// `db[n] += Σ_rows dy[rows, n]`.
 pub fn bias_grad<R: Real>(db: &mut [R], dy: &[R]) {
-    todo!()
+    let n = db.len();
+    if n == 0 {
+        return;
+    }
+    let partials = map(dy.chunks(task_len(n)), |dy| {
+        let mut sum = vec![R::ZERO; n];
+        vectorised(
+            #[inline(always)]
+            || dy.chunks_exact(n).for_each(|dy| add_assign(&mut sum, dy)),
+        );
+        sum
+    });
+    for partial in partials {
+        add_assign(db, &partial);
+    }
 }
+
+/// `x Φ(x)`, or its approximation by tanh (Hendrycks & Gimpel 2016).
+#[inline(always)]
+fn gelu_of<R: Real>(x: R, kind: GeluKind) -> R {
+    let half = R::of(0.5);
+    let t = match kind {
+        GeluKind::Erf => (x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf(),
+        GeluKind::Tanh => (x * (x * x).mul_add(R::of(SQRT_2_OVER_PI * CUBIC), R::of(SQRT_2_OVER_PI))).tanh(),
+    };
+    let half_x = half * x;
+    half_x.mul_add(t, half_x)
+}
+
+/// Derivative of [`gelu_of`]: `Φ(x) + x φ(x)`, or that of the tanh formula.
+#[inline(always)]
+fn gelu_slope<R: Real>(x: R, kind: GeluKind) -> R {
+    let half = R::of(0.5);
+    let x2 = x * x;
+    match kind {
+        GeluKind::Erf => {
+            let cdf = half.mul_add((x * R::of(std::f64::consts::FRAC_1_SQRT_2)).erf(), half);
+            let density = (x2 * R::of(-0.5)).exp() * R::of(INV_SQRT_2_PI);
+            x.mul_add(density, cdf)
+        }
+        GeluKind::Tanh => {
+            let t = (x * x2.mul_add(R::of(SQRT_2_OVER_PI * CUBIC), R::of(SQRT_2_OVER_PI))).tanh();
+            let du = x2.mul_add(R::of(3.0 * SQRT_2_OVER_PI * CUBIC), R::of(SQRT_2_OVER_PI));
+            half * (x * du * (R::ONE - t * t) + t + R::ONE)
+        }
+    }
+}
+
+const SQRT_2_OVER_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+const INV_SQRT_2_PI: f64 = 0.5 * SQRT_2_OVER_PI;
+const CUBIC: f64 = 0.044715;
 
 /// `y = gelu(x)` elementwise.
 pub fn gelu<R: Real>(y: &mut [R], x: &[R], kind: GeluKind) {
-    todo!()
+    for_each(y.chunks_mut(task_len(1)).zip(x.chunks(task_len(1))), |(y, x)| {
+        vectorised(
+            #[inline(always)]
+            || match kind {
+                GeluKind::Erf => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Erf)),
+                GeluKind::Tanh => y.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu_of(x, GeluKind::Tanh)),
+            },
+        );
+    });
 }
 
 /// `dx *= gelu'(x)` elementwise, where `dx` holds the gradient of the result.
 pub fn gelu_grad<R: Real>(dx: &mut [R], x: &[R], kind: GeluKind) {
-    todo!()
+    for_each(dx.chunks_mut(task_len(1)).zip(x.chunks(task_len(1))), |(dx, x)| {
+        vectorised(
+            #[inline(always)]
+            || match kind {
+                GeluKind::Erf => dx.iter_mut().zip(x).for_each(|(d, &x)| *d *= gelu_slope(x, GeluKind::Erf)),
+                GeluKind::Tanh => {
+                    dx.iter_mut().zip(x).for_each(|(d, &x)| *d *= gelu_slope(x, GeluKind::Tanh));
+                }
+            },
+        );
+    });
 }
 
 /// `y = gelu(pre)` with `pre = x wᵀ + bias`; `pre` is written where it is wanted for the backward pass.
@@ -47,5 +283,19 @@ pub fn linear_gelu<R: Real>(
     outer: usize,
     kind: GeluKind,
 ) {
-    todo!()
+    match pre {
+        Some(pre) => {
+            linear(pre, x, w, bias, inner, outer);
+            gelu(y, pre, kind);
+        }
+        None => {
+            linear(y, x, w, bias, inner, outer);
+            for_each(y.chunks_mut(task_len(1)), |y| {
+                vectorised(
+                    #[inline(always)]
+                    || y.iter_mut().for_each(|y| *y = gelu_of(*y, kind)),
+                );
+            });
+        }
+    }
 }

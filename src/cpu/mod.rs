@@ -16,3 +16,4 @@ pub mod pool;
 pub mod position;
 pub mod real;
 pub mod residual;
+pub mod simd;

@@ -1,5 +1,7 @@
 //! AdamW (Loshchilov & Hutter 2019), gradient norm, moving average.
 
+use super::simd::{for_each, map, sum_by, task_len, vectorised};
+
 /// Constants of one AdamW step for one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -19,17 +21,65 @@ pub struct AdamW {
     pub grad_scale: f64,
 }
 
-/// One step in place on parameter `p`, moments `m` and `v`.
+/// One step in place on parameter `p`, moments `m` and `v`, as in PyTorch:
+/// `m = β1·m + (1 − β1)·g`, `v = β2·v + (1 − β2)·g²`,
+/// `p −= lr·(m / (1 − β1ᵗ) / (√(v / (1 − β2ᵗ)) + ε) + weight_decay·p)`.
+///
+/// The factors of the step are computed in f64, the elements in f32.
 pub fn adamw(config: &AdamW, p: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32]) {
-    todo!()
+    let step = config.step as f64;
+    let correction1 = 1.0 - config.beta1.powf(step);
+    let correction2 = 1.0 - config.beta2.powf(step);
+    let grad_scale = config.grad_scale as f32;
+    let (keep1, new1) = (config.beta1 as f32, (1.0 - config.beta1) as f32);
+    let (keep2, new2) = (config.beta2 as f32, (1.0 - config.beta2) as f32);
+    let rate = (config.lr / correction1) as f32;
+    let root2 = (1.0 / correction2.sqrt()) as f32;
+    let eps = config.eps as f32;
+    let decay = (config.lr * config.weight_decay) as f32;
+
+    let len = task_len(1);
+    let tasks = p.chunks_mut(len).zip(m.chunks_mut(len)).zip(v.chunks_mut(len)).zip(grad.chunks(len));
+    for_each(tasks, |(((p, m), v), grad)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(grad) {
+                    let g = g * grad_scale;
+                    *m = keep1.mul_add(*m, new1 * g);
+                    *v = keep2.mul_add(*v, new2 * g * g);
+                    let update = rate * *m / v.sqrt().mul_add(root2, eps);
+                    // One rounding of p: 1 − lr·weight_decay is often 1 in f32.
+                    *p -= decay.mul_add(*p, update);
+                }
+            },
+        );
+    });
 }
 
 /// Σ g² in f64, in fixed chunks.
 pub fn sum_of_squares(grad: &[f32]) -> f64 {
-    todo!()
+    map(grad.chunks(task_len(1)), |grad| {
+        vectorised(
+            #[inline(always)]
+            || sum_by(grad, |g| f64::from(g) * f64::from(g)),
+        )
+    })
+    .into_iter()
+    .sum()
 }
 
 /// `average = decay·average + (1 − decay)·p`.
 pub fn moving_average(average: &mut [f32], p: &[f32], decay: f64) {
-    todo!()
+    let new = (1.0 - decay) as f32;
+    for_each(average.chunks_mut(task_len(1)).zip(p.chunks(task_len(1))), |(average, p)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (average, &p) in average.iter_mut().zip(p) {
+                    *average = new.mul_add(p - *average, *average);
+                }
+            },
+        );
+    });
 }

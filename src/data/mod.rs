@@ -1,4 +1,13 @@
 //! From files to packed batches.
 
+pub mod assemble;
 pub mod batch;
+pub mod dropping;
+pub mod loader;
+pub mod order;
+pub mod packing;
+pub mod patchify;
+pub mod planner;
+pub mod positions;
+pub mod resolution;
 pub mod source;

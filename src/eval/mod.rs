@@ -1,3 +1,7 @@
-//! Evaluation.
+//! Evaluation: a recorded forward pass and the metrics over its results.
 
 pub mod metrics;
+pub mod model;
+pub mod predict;
+pub mod run;
+pub mod trained;

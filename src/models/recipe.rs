@@ -39,6 +39,10 @@ pub struct ModelConfig {
     pub mlp: usize,
     /// Attention heads; 0 takes the shape's.
     pub heads: usize,
+    /// Width of one attention head; 0 takes width / heads. Queries, keys and values are heads × head_dim wide.
+    pub head_dim: usize,
+    /// Factor on q·k before the softmax; 0 takes 1/√head_dim. vit-pytorch's NaViT uses 1.
+    pub attention_scale: f64,
     /// Patch side P in pixels.
     pub patch: usize,
     /// Image channels (1 grey, 3 RGB).
@@ -49,12 +53,23 @@ pub struct ModelConfig {
     pub norm: NormKind,
     /// Whether norms carry a bias.
     pub norm_bias: bool,
-    /// Epsilon of every norm.
+    /// Epsilon of every norm but those of queries and keys.
     pub norm_eps: f64,
+    /// Whether the flattened patches are normalised before the patch embedding (`patch_embed.norm_in`).
+    pub patch_norm_in: bool,
+    /// Whether tokens are normalised after the patch embedding, before positions are added
+    /// (`patch_embed.norm_out`).
+    pub patch_norm_out: bool,
+    /// Whether all tokens are normalised after the last block (`norm`).
+    pub final_norm: bool,
+    /// Whether the pooled vector is normalised before the head (`head_norm`): timm's `fc_norm`.
+    pub head_norm: bool,
     /// Normalisation of queries and keys.
     pub qk_norm: QkNormKind,
     /// One gain per head, or one shared by all heads.
     pub qk_norm_per_head: bool,
+    /// Epsilon of the norms of queries and keys, added to the mean square or the variance.
+    pub qk_norm_eps: f64,
     /// Bias on the query, key and value projections.
     pub qkv_bias: bool,
     /// Bias on the attention output projection.
@@ -81,6 +96,12 @@ pub struct ModelConfig {
     pub pool: PoolKind,
     /// Whether the MAP head has an MLP with residual (timm, SigLIP) or not (NaViT).
     pub pool_mlp: bool,
+    /// Whether the MAP head normalises queries and keys as the blocks do.
+    pub pool_qk_norm: bool,
+    /// Whether the MAP head normalises its query vector before projecting it (`pool.norm`).
+    pub pool_query_norm: bool,
+    /// Whether the MAP head adds its query vector to the attention output (vit-pytorch's NaViT).
+    pub pool_residual: bool,
     /// Position embedding.
     pub position: PositionConfig,
     /// Initial bias of the head (ViT-22B uses −10 with the sigmoid loss).
@@ -465,14 +486,21 @@ impl Default for ModelConfig {
             depth: 0,
             mlp: 0,
             heads: 0,
+            head_dim: 0,
+            attention_scale: 0.0,
             patch: 16,
             channels: 3,
             block: BlockKind::Serial,
             norm: NormKind::LayerNorm,
             norm_bias: false,
             norm_eps: 1e-6,
+            patch_norm_in: false,
+            patch_norm_out: false,
+            final_norm: true,
+            head_norm: false,
             qk_norm: QkNormKind::Rms,
             qk_norm_per_head: true,
+            qk_norm_eps: 1e-6,
             qkv_bias: false,
             proj_bias: false,
             mlp_bias: true,
@@ -486,6 +514,9 @@ impl Default for ModelConfig {
             registers: 0,
             pool: PoolKind::Map,
             pool_mlp: false,
+            pool_qk_norm: true,
+            pool_query_norm: false,
+            pool_residual: false,
             position: PositionConfig::default(),
             head_init_bias: 0.0,
             checkpoint: false,
@@ -582,5 +613,17 @@ impl Default for TrainConfig {
 impl Default for EvalConfig {
     fn default() -> Self {
         Self { resolution: 0 }
+    }
+}
+
+impl ModelConfig {
+    /// Tokens before each image's patches: cls, then registers.
+    pub fn prefix(&self) -> usize {
+        usize::from(self.class_token) + self.registers
+    }
+
+    /// Values of one flattened patch: channels × patch × patch.
+    pub fn patch_dim(&self) -> usize {
+        self.channels * self.patch * self.patch
     }
 }

@@ -1,5 +1,6 @@
 //! Named weights: in and out of files, and fitted to a model's parameters.
 
+pub mod foreign;
 pub mod match_params;
 pub mod safetensors;
 

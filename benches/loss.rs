@@ -1,0 +1,37 @@
+//! Losses of the CPU device: a class an image, ImageNet-1k and ImageNet-21k heads.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use trencadis::cpu::loss;
+use trencadis::data::batch::Targets;
+
+mod common;
+use common::random;
+
+fn benches(c: &mut Criterion) {
+    let mut group = c.benchmark_group("loss");
+    for (images, classes) in [(16_384, 1000), (1024, 21_843)] {
+        let n = images * classes;
+        let (logits, weights) = (random(n), vec![1f32; images]);
+        let targets = Targets::Classes((0..images).map(|i| (i * 7 % classes) as i32).collect());
+        let (mut loss, mut dlogits) = (vec![0f32; images], vec![0f32; n]);
+        let shape = format!("{images}x{classes}");
+        group.throughput(Throughput::Bytes(8 * n as u64));
+        group.bench_function(BenchmarkId::new("softmax", &shape), |b| {
+            b.iter(|| {
+                let d = black_box(&mut dlogits);
+                loss::softmax_cross_entropy(&mut loss, d, &logits, &targets, &weights, classes, 0.1, 1.0);
+            });
+        });
+        group.bench_function(BenchmarkId::new("sigmoid", &shape), |b| {
+            b.iter(|| {
+                let d = black_box(&mut dlogits);
+                loss::sigmoid_cross_entropy(&mut loss, d, &logits, &targets, &weights, classes, 0.1, 1.0);
+            });
+        });
+    }
+}
+
+criterion_group!(group, benches);
+criterion_main!(group);

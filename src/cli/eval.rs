@@ -1,0 +1,111 @@
+//! `trencadis eval`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use super::{print, use_data};
+use crate::data::source;
+use crate::device::{self, DeviceChoice};
+use crate::error::{Error, Result};
+use crate::eval::run::evaluate;
+use crate::eval::trained::Trained;
+
+/// Classes that the report names as the hardest.
+const HARDEST: usize = 5;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Run folder or checkpoint.
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Other data with the same classes; the data it was trained on where it is not given.
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Resolutions in pixels, such as `128,224`; the recipe's where it is not given.
+    #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
+    resolution: Vec<usize>,
+    /// Print one JSON object a resolution.
+    #[arg(long)]
+    json: bool,
+    /// Device to run on.
+    #[arg(long, value_enum, default_value_t)]
+    device: DeviceChoice,
+}
+
+pub(super) fn run(args: Args) -> Result<()> {
+    device::select(args.device)?;
+    let mut trained = Trained::load(&args.model)?;
+    let mut recipe = trained.recipe.clone();
+    if let Some(path) = &args.data {
+        use_data(&mut recipe, path);
+    }
+    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    if dataset.classes != trained.classes {
+        return Err(Error::usage(format!(
+            "the data has {} classes ({}, ...), but {} knows {} ({}, ...); evaluate on data with the same classes",
+            dataset.classes.len(),
+            dataset.classes.first().map_or("none", String::as_str),
+            trained.path.display(),
+            trained.classes.len(),
+            trained.classes.first().map_or("none", String::as_str),
+        )));
+    }
+    let resolutions = if args.resolution.is_empty() { vec![0] } else { args.resolution };
+    for resolution in resolutions {
+        let source = dataset.validation.clone();
+        let done = evaluate(&mut trained.model, &trained.params, source, &recipe, resolution, &|| false)?;
+        let Some(done) = done else { continue };
+        let m = &done.metrics;
+        let shown = match (resolution, recipe.eval.resolution) {
+            (0, 0) => recipe.resolution.max,
+            (0, set) => set,
+            (asked, _) => asked,
+        };
+        if args.json {
+            let mut line = serde_json::json!({
+                "model": trained.path, "resolution": shown, "tokens_per_image": done.tokens_per_image,
+                "gflop_per_image": done.flops_per_image / 1e9, "unreadable": done.loading.unreadable,
+            });
+            if let (Some(line), Ok(serde_json::Value::Object(metrics))) =
+                (line.as_object_mut(), serde_json::to_value(m))
+            {
+                line.extend(metrics);
+            }
+            print(&format!("{line}\n"))?;
+            continue;
+        }
+        let mut text = String::new();
+        let _ = writeln!(text, "model             {}", trained.path.display());
+        let _ = writeln!(
+            text,
+            "resolution        {shown} ({:.1} tokens, {:.3} GFLOP an image)",
+            done.tokens_per_image,
+            done.flops_per_image / 1e9
+        );
+        let _ = writeln!(text, "images            {}", m.images);
+        if done.loading.unreadable > 0 {
+            let _ = writeln!(
+                text,
+                "unreadable        {}, the first: {}",
+                done.loading.unreadable,
+                done.loading.examples.first().map_or("", String::as_str)
+            );
+        }
+        let _ = writeln!(text, "top-1             {:.2} %", 100.0 * m.top1);
+        if trained.classes.len() > 5 {
+            let _ = writeln!(text, "top-5             {:.2} %", 100.0 * m.top5);
+        }
+        let _ = writeln!(text, "loss              {:.4}", m.loss);
+        let mut hardest: Vec<(f64, usize)> =
+            m.per_class.iter().enumerate().filter_map(|(i, (top1, _))| top1.map(|t| (t, i))).collect();
+        hardest.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let named: Vec<String> = hardest
+            .iter()
+            .take(HARDEST)
+            .map(|(top1, i)| format!("{} {:.0} %", trained.classes[*i], 100.0 * top1))
+            .collect();
+        let _ = writeln!(text, "hardest classes   {}", named.join(", "));
+        print(&text)?;
+    }
+    Ok(())
+}

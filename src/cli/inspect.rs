@@ -1,0 +1,113 @@
+//! `trencadis inspect`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use super::{RecipeArgs, print, use_data};
+use crate::autograd::graph::Graph;
+use crate::data::source;
+use crate::error::{Error, Result};
+use crate::models::recipe::Recipe;
+use crate::models::vit;
+use crate::train::plan::{RunPlan, mib};
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Sizes, aspect ratios, classes, tokens per image and packing of a set of images.
+    Data(Data),
+    /// Parameters, FLOPs and activation memory of a recipe's model.
+    Model(Model),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Data {
+    /// Folder, tar shards, IDX or CIFAR files; the built-in digits where it is not given.
+    #[arg(value_name = "PATH")]
+    path: Option<String>,
+    /// Recipe whose patch size, resolution and packing are used.
+    #[arg(long, value_name = "RECIPE")]
+    recipe: Option<String>,
+    /// Override a key of the recipe; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Draw how the first images are packed.
+    #[arg(long, value_name = "OUT.png")]
+    preview: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Model {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Number of classes; asked of the data where it is not given.
+    #[arg(long, value_name = "N")]
+    classes: Option<usize>,
+    /// Print the recorded graph of the training step.
+    #[arg(long)]
+    graph: bool,
+}
+
+pub(super) fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Data(args) => data(args),
+        Command::Model(args) => model(args),
+    }
+}
+
+fn data(args: Data) -> Result<()> {
+    let default = if args.path.is_some() { "navit-ti16" } else { "digits" };
+    let mut recipe = Recipe::load(args.recipe.as_deref().unwrap_or(default), &args.sets)?;
+    if let Some(path) = &args.path {
+        use_data(&mut recipe, path);
+    }
+    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    let _ = (dataset, Error::failure(""));
+    Ok(())
+}
+
+fn model(args: Model) -> Result<()> {
+    let (name, recipe) = args.recipe.load()?;
+    let classes = match args.classes {
+        Some(classes) => classes,
+        None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?.classes.len(),
+    };
+    let slots = crate::data::packing::slots(&recipe);
+    let step = crate::train::step::TrainStep::new(&recipe, classes, slots)?;
+    if args.graph {
+        return print(&step.graph().render());
+    }
+    let mut forward = Graph::new();
+    vit::record(&mut forward, &recipe, classes, recipe.packing.tokens, slots, false)?;
+    let dims = recipe.model.dimensions()?;
+    let plan = RunPlan::of(&recipe, &step, slots);
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "model             {name}: width {}, depth {}, mlp {}, {} heads of {}, patch {}",
+        dims.width, dims.depth, dims.mlp, dims.heads, dims.head_dim, recipe.model.patch
+    );
+    let _ = writeln!(text, "parameters        {:.3} M, {} classes", plan.parameters as f64 / 1e6, classes);
+    let side = if recipe.eval.resolution > 0 { recipe.eval.resolution } else { recipe.resolution.max };
+    let n = (side / recipe.model.patch).max(1).pow(2) as f64 + recipe.model.prefix() as f64;
+    let one = crate::autograd::Workload { tokens: n, images: 1.0, sum_squared: n * n };
+    let _ = writeln!(
+        text,
+        "forward           {:.3} GFLOP for a square image of {side} pixels ({n} tokens)",
+        forward.flops(&one) / 1e9
+    );
+    let _ = writeln!(
+        text,
+        "step              {:.1} GFLOP for {} tokens",
+        plan.flops_per_step / 1e9,
+        plan.tokens * plan.accumulate
+    );
+    let _ = writeln!(text, "activations       {} of one batch at the peak", mib(plan.activation_bytes));
+    for spec in step.params() {
+        let shape: Vec<String> = spec.shape.iter().map(usize::to_string).collect();
+        let _ = writeln!(text, "  {:36} [{}]", spec.name, shape.join(", "));
+    }
+    print(&text)
+}

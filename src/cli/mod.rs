@@ -1,0 +1,118 @@
+//! The command line: one file a subcommand, each thin.
+
+mod eval;
+mod forward;
+mod inspect;
+mod predict;
+mod recipes;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+use crate::models::recipe::{Recipe, SourceKind};
+
+/// Trains Vision Transformers on images of any shape.
+#[derive(Debug, Parser)]
+#[command(name = "trencadis", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// CPU threads; all cores where it is not given.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model, or resume a run.
+    Train(train::Args),
+    /// Evaluate a trained model.
+    Eval(eval::Args),
+    /// Classify images.
+    Predict(predict::Args),
+    /// Look at data, or at a model.
+    #[command(subcommand)]
+    Inspect(inspect::Command),
+    /// List the recipes, or print one.
+    Recipes(recipes::Args),
+    /// Run raw images through a model and write logits, features and tokens.
+    Forward(forward::Args),
+}
+
+/// Options that choose and change a recipe.
+#[derive(Debug, clap::Args)]
+struct RecipeArgs {
+    /// Named recipe or path of a .toml file; see `trencadis recipes`.
+    #[arg(value_name = "RECIPE")]
+    recipe: Option<String>,
+    /// Folder, tar shards (`shards-{000..127}.tar`), IDX or CIFAR files.
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Override a key, such as `train.steps=1000`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl RecipeArgs {
+    /// The recipe with its overrides. Without a name: `digits`, or `navit-ti16` for data of one's own.
+    fn load(&self) -> Result<(String, Recipe)> {
+        let default = if self.data.is_some() { "navit-ti16" } else { "digits" };
+        let name = self.recipe.as_deref().unwrap_or(default);
+        let mut recipe = Recipe::load(name, &self.sets)?;
+        if let Some(path) = &self.data {
+            use_data(&mut recipe, path);
+        }
+        let stem = std::path::Path::new(name).file_stem().map(|s| s.to_string_lossy().into_owned());
+        Ok((stem.unwrap_or_else(|| name.into()), recipe))
+    }
+}
+
+/// Points a recipe at other data.
+fn use_data(recipe: &mut Recipe, path: &str) {
+    recipe.data.path = path.into();
+    if recipe.data.source == SourceKind::Digits {
+        recipe.data.source = SourceKind::Auto;
+    }
+}
+
+/// Prints to standard output; a closed pipe (`| head`) ends the program quietly.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.map_err(|e| Error::failure(format!("cannot write to standard output: {e}"))),
+    }
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    if let Some(threads) = cli.threads {
+        if threads == 0 {
+            return Err(Error::usage("--threads must be at least 1"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|e| Error::failure(format!("cannot start {threads} threads: {e}")))?;
+    }
+    match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Predict(args) => predict::run(args),
+        Command::Inspect(command) => inspect::run(command),
+        Command::Recipes(args) => recipes::run(args),
+        Command::Forward(args) => forward::run(args),
+    }
+}

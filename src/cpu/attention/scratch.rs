@@ -1,0 +1,35 @@
+//! Work space that a thread keeps from call to call.
+
+use std::any::Any;
+use std::cell::RefCell;
+
+use crate::cpu::real::Real;
+
+thread_local! {
+    /// A stack with one `Vec<R>` for every level of nesting.
+    static SCRATCH: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with buffers of the given lengths, whose contents are arbitrary. Calls may nest:
+/// a buffer leaves the thread's stack while `f` runs.
+pub(crate) fn with_scratch<R: Real, T, const N: usize>(
+    lengths: [usize; N],
+    f: impl FnOnce([&mut [R]; N]) -> T,
+) -> T {
+    /// Keeps the buffers on separate cache lines in both precisions.
+    const ALIGN: usize = 16;
+    let kept = SCRATCH.with(|slot| slot.borrow_mut().pop());
+    let mut buffer = kept.and_then(|kept| kept.downcast::<Vec<R>>().ok()).unwrap_or_default();
+    let total = lengths.iter().map(|n| n.next_multiple_of(ALIGN)).sum();
+    if buffer.len() < total {
+        buffer.resize(total, R::ZERO);
+    }
+    let mut rest = buffer.as_mut_slice();
+    let result = f(lengths.map(|n| {
+        let (part, tail) = std::mem::take(&mut rest).split_at_mut(n.next_multiple_of(ALIGN));
+        rest = tail;
+        &mut part[..n]
+    }));
+    SCRATCH.with(|slot| slot.borrow_mut().push(buffer));
+    result
+}

@@ -1,0 +1,153 @@
+//! From a plan to a packed batch: layout first, then the images, decoded in parallel straight
+//! into their rows.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
+use crate::data::dropping::TokenDrop;
+use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
+use crate::data::patchify::Patchifier;
+use crate::data::source::Source;
+use crate::error::Result;
+use crate::rng::{Purpose, Stream};
+
+/// Makes batches from plans; the bits do not depend on the number of threads.
+pub struct Assembler<'a> {
+    source: &'a dyn Source,
+    settings: PackingSettings,
+    channels: usize,
+    flip: bool,
+    /// One per thread.
+    patchifiers: Vec<Patchifier>,
+}
+
+/// An image that is being filled in.
+struct Task<'p, 'b> {
+    slot: usize,
+    image: &'p PlannedImage,
+    kept: Vec<u32>,
+    rows: &'b mut [u8],
+}
+
+impl<'a> Assembler<'a> {
+    /// `flip` mirrors a random half of the images; `threads` ≥ 1 decode at a time.
+    pub fn new(
+        source: &'a dyn Source,
+        settings: PackingSettings,
+        channels: usize,
+        flip: bool,
+        threads: usize,
+    ) -> Self {
+        let patchifiers = (0..threads.max(1)).map(|_| Patchifier::new(settings.patch, channels)).collect();
+        Self { source, settings, channels, flip, patchifiers }
+    }
+
+    /// The batch of a plan, and "name: cause" of the images that could not be read: their
+    /// slots keep zero patches and weight 0. Returns early, with images missing, once `stop` is set.
+    pub fn assemble(&mut self, plan: &BatchPlan, stop: &AtomicBool) -> (PackedBatch, Vec<String>) {
+        let prefix = self.settings.prefix;
+        let patch_dim = self.channels * self.settings.patch * self.settings.patch;
+        let (tokens, slots) = (self.settings.packing.tokens, self.settings.slots);
+        let mut patches = vec![0u8; tokens * patch_dim];
+        let mut positions = vec![[0u16; 2]; tokens];
+        let mut cu_seqlens = vec![0i32; slots + 1];
+        let mut grids = vec![[0u16; 2]; slots];
+        let mut classes = vec![0i32; slots];
+        let mut weights = vec![0f32; slots];
+        let mut sample_ids = vec![0u64; slots];
+        let mut epochs = vec![0u64; slots];
+
+        let mut tasks = Vec::with_capacity(plan.images.len());
+        let (mut free, mut start) = (patches.as_mut_slice(), 0);
+        for (slot, image) in plan.images.iter().enumerate() {
+            let grid = image.target.grid;
+            let kept = TokenDrop::new(&self.settings.drop, self.settings.seed, image.epoch, image.sample)
+                .indices(grid.patches());
+            positions[start..start + prefix].fill(PREFIX);
+            for (position, &index) in positions[start + prefix..].iter_mut().zip(&kept) {
+                let index = index as usize;
+                *position = [(index / grid.cols) as u16, (index % grid.cols) as u16];
+            }
+            grids[slot] = [grid.rows as u16, grid.cols as u16];
+            classes[slot] = self.source.label(image.sample as usize) as i32;
+            weights[slot] = 1.0;
+            sample_ids[slot] = image.sample;
+            epochs[slot] = image.epoch;
+            start += image.tokens;
+            cu_seqlens[slot + 1] = start as i32;
+            let (own, rest) = std::mem::take(&mut free).split_at_mut(image.tokens * patch_dim);
+            free = rest;
+            tasks.push(Task { slot, image, kept, rows: &mut own[prefix * patch_dim..] });
+        }
+        cu_seqlens[plan.images.len() + 1..].fill(start as i32);
+
+        let mut failed = self.fill(tasks, stop);
+        failed.sort_unstable();
+        for (slot, _) in &failed {
+            weights[*slot] = 0.0;
+        }
+        let batch = PackedBatch {
+            patches: Patches::U8(patches),
+            patch_dim,
+            cu_seqlens,
+            positions,
+            grids,
+            targets: Targets::Classes(classes),
+            weights,
+            sample_ids,
+            epochs,
+            images: plan.images.len(),
+        };
+        (batch, failed.into_iter().map(|(_, message)| message).collect())
+    }
+
+    /// Runs the tasks on all threads, the calling one among them; returns the failures.
+    fn fill(&mut self, tasks: Vec<Task<'_, '_>>, stop: &AtomicBool) -> Vec<(usize, String)> {
+        let (source, seed, channels, flip) = (self.source, self.settings.seed, self.channels, self.flip);
+        let tasks = Mutex::new(tasks.into_iter());
+        let work = |patchifier: &mut Patchifier| {
+            let mut failed = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let Some(task) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) else { break };
+                let slot = task.slot;
+                let name = task.image.sample as usize;
+                // A decoder that panics on a damaged file costs that file, not the run.
+                let done =
+                    catch_unwind(AssertUnwindSafe(|| write(source, seed, channels, flip, patchifier, task)));
+                match done {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => failed.push((slot, format!("{}: {error}", source.name(name)))),
+                    Err(_) => failed.push((slot, format!("{}: the decoder panicked", source.name(name)))),
+                }
+            }
+            failed
+        };
+        let Some((own, others)) = self.patchifiers.split_first_mut() else { return Vec::new() };
+        std::thread::scope(|scope| {
+            let work = &work;
+            let handles: Vec<_> =
+                others.iter_mut().map(|patchifier| scope.spawn(move || work(patchifier))).collect();
+            let mut failed = work(own);
+            for handle in handles {
+                failed.extend(handle.join().unwrap_or_default());
+            }
+            failed
+        })
+    }
+}
+
+fn write(
+    source: &dyn Source,
+    seed: u64,
+    channels: usize,
+    flip: bool,
+    patchifier: &mut Patchifier,
+    task: Task<'_, '_>,
+) -> Result<()> {
+    let Task { image, kept, rows, .. } = task;
+    let decoded = source.load(image.sample as usize, channels)?;
+    let flip = flip && Stream::new(seed, image.epoch, image.sample, Purpose::Augment).bits() & 1 == 1;
+    patchifier.write(&decoded, &image.target, flip, &kept, rows)
+}

@@ -1,0 +1,324 @@
+//! Plans batches: draws samples in order, sizes them and packs them. The state between two
+//! batches is small and serialisable, so that a run resumes in the middle of an epoch exactly.
+//!
+//! **Bins** (NaViT, section 2.3): greedy first-fit over up to `open` bins of `sequence` tokens. When an image fits nowhere, the
+//! oldest bins, one batch of them, are closed and the others stay open. On the paper's sizes
+//! (r ~ U(64, 256), patch 16, L 256, 256 open bins) closing the oldest leaves half the padding of closing all: 0.33 %
+//! for 0.67 % with token dropping, 2.1 % for 3.7 % without. Closing the fullest first is another 0.03 points
+//! better, but an image in a bin that stays half full may then wait for ever.
+//!
+//! **Flat**: images in order until the budget is full, looking past those that no longer fit at up to
+//! `lookahead` images; those passed over come first in the next batch, so none waits longer than one batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::data::order::Order;
+use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
+use crate::data::source::Source;
+use crate::error::{Error, Result};
+use crate::models::recipe::PackingKind;
+
+/// Sizes that are read at a time.
+const PREFETCH: usize = 256;
+
+/// A sample drawn in an epoch: (epoch, sample).
+type Draw = (u64, u64);
+
+/// Where planning stands between two batches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannerState {
+    /// Epoch of the next draw.
+    pub epoch: u64,
+    /// Position in that epoch's order of the next draw.
+    pub cursor: u64,
+    /// Samples of the source, to notice a set that changed.
+    pub samples: u64,
+    /// Drawn and not yet in a batch, as (epoch, sample): the open bins, or the flat mode's window.
+    pub pending: Vec<Vec<Draw>>,
+}
+
+/// An open bin.
+#[derive(Default)]
+struct Bin {
+    images: Vec<PlannedImage>,
+    tokens: usize,
+}
+
+/// Plans one batch after another.
+pub struct Planner {
+    source: Arc<dyn Source>,
+    settings: PackingSettings,
+    order: Order,
+    /// Epoch and position of the next sample whose size will be read.
+    ahead: (u64, usize),
+    /// Epoch and position of the next draw.
+    next: (u64, usize),
+    sized: VecDeque<(Draw, Result<(usize, usize)>)>,
+    /// Images to place before new ones are drawn: the flat window, or what a resumed state left over.
+    window: VecDeque<PlannedImage>,
+    bins: VecDeque<Bin>,
+    skipped: Vec<String>,
+    /// Consecutive draws without a readable size.
+    barren: usize,
+}
+
+impl Planner {
+    /// Starts at the first epoch, or where `state` was taken. Fails on an empty source and on
+    /// a state of a source of another size.
+    pub fn new(
+        source: Arc<dyn Source>,
+        settings: PackingSettings,
+        state: Option<&PlannerState>,
+    ) -> Result<Self> {
+        let samples = source.len();
+        if samples == 0 {
+            return Err(Error::usage("the data set holds no images; check data.path and data.validation"));
+        }
+        if u32::try_from(samples).is_err() {
+            return Err(Error::usage(format!(
+                "the data set holds {samples} images; at most 2^32 - 1 are supported"
+            )));
+        }
+        let (epoch, cursor) = match state {
+            Some(state) if state.samples != samples as u64 => {
+                return Err(Error::usage(format!(
+                    "the run was started on {} images and data.path now holds {samples}; resume it on the same set",
+                    state.samples
+                )));
+            }
+            Some(state) => (state.epoch, (state.cursor as usize).min(samples)),
+            None => (0, 0),
+        };
+        let order = order(&settings, samples, epoch);
+        let mut planner = Self {
+            source,
+            settings,
+            order,
+            ahead: (epoch, cursor),
+            next: (epoch, cursor),
+            sized: VecDeque::new(),
+            window: VecDeque::new(),
+            bins: VecDeque::new(),
+            skipped: Vec::new(),
+            barren: 0,
+        };
+        if let Some(state) = state {
+            planner.restore(&state.pending);
+        }
+        Ok(planner)
+    }
+
+    /// What the plans follow.
+    pub fn settings(&self) -> &PackingSettings {
+        &self.settings
+    }
+
+    /// Where planning stands, for [`Planner::new`].
+    pub fn state(&self) -> PlannerState {
+        let draws = |images: &mut dyn Iterator<Item = &PlannedImage>| -> Vec<Draw> {
+            images.map(|image| (image.epoch, image.sample)).collect()
+        };
+        let mut pending: Vec<_> = self.bins.iter().map(|bin| draws(&mut bin.images.iter())).collect();
+        if !self.window.is_empty() {
+            pending.push(draws(&mut self.window.iter()));
+        }
+        PlannerState {
+            epoch: self.next.0,
+            cursor: self.next.1 as u64,
+            samples: self.source.len() as u64,
+            pending,
+        }
+    }
+
+    /// Plans the next batch; `None` after the one pass of an evaluation. Training never ends.
+    pub fn next_batch(&mut self) -> Result<Option<BatchPlan>> {
+        let mut plan = match self.settings.packing.kind {
+            PackingKind::Bins => self.next_bins()?,
+            PackingKind::Flat => self.next_flat()?,
+        };
+        plan.skipped = std::mem::take(&mut self.skipped);
+        Ok(if plan.images.is_empty() && plan.skipped.is_empty() { None } else { Some(plan) })
+    }
+
+    fn next_flat(&mut self) -> Result<BatchPlan> {
+        let mut plan = BatchPlan::default();
+        let mut free = self.settings.packing.tokens;
+        let lookahead = self.settings.packing.lookahead.max(1);
+        let mut at = 0;
+        while free > self.settings.prefix && at < lookahead {
+            if plan.images.len() == self.settings.slots {
+                plan.out_of_slots = true;
+                break;
+            }
+            if at == self.window.len() {
+                match self.draw()? {
+                    Some(image) => self.window.push_back(image),
+                    None => break,
+                }
+            }
+            if self.window[at].tokens <= free {
+                if let Some(image) = self.window.remove(at) {
+                    free -= image.tokens;
+                    plan.images.push(image);
+                }
+            } else {
+                at += 1;
+            }
+        }
+        plan.bins.push(plan.images.len());
+        Ok(plan)
+    }
+
+    fn next_bins(&mut self) -> Result<BatchPlan> {
+        let batch = self.settings.packing.tokens / self.settings.packing.sequence;
+        let open = self.settings.packing.open.max(batch);
+        loop {
+            let image = match self.window.pop_front() {
+                Some(image) => image,
+                None => match self.draw()? {
+                    Some(image) => image,
+                    None => return Ok(self.close(batch)),
+                },
+            };
+            if let Some(image) = self.place(image, open) {
+                let plan = self.close(batch);
+                self.window.push_front(image);
+                return Ok(plan);
+            }
+        }
+    }
+
+    /// Puts the image into the first bin with room, or into a new one; gives it back when `open`
+    /// bins are open and none has room.
+    fn place(&mut self, image: PlannedImage, open: usize) -> Option<PlannedImage> {
+        let (sequence, slots) = (self.settings.packing.sequence, self.settings.slots);
+        let room = |bin: &&mut Bin| bin.tokens + image.tokens <= sequence && bin.images.len() < slots;
+        if let Some(bin) = self.bins.iter_mut().find(room) {
+            bin.tokens += image.tokens;
+            bin.images.push(image);
+        } else if self.bins.len() < open {
+            self.bins.push_back(Bin { tokens: image.tokens, images: vec![image] });
+        } else {
+            return Some(image);
+        }
+        None
+    }
+
+    /// Closes the oldest bins, as many as a batch and its slots hold.
+    fn close(&mut self, batch: usize) -> BatchPlan {
+        let mut plan = BatchPlan::default();
+        while plan.bins.len() < batch
+            && let Some(bin) = self.bins.pop_front()
+        {
+            if plan.images.len() + bin.images.len() > self.settings.slots {
+                self.bins.push_front(bin);
+                plan.out_of_slots = true;
+                break;
+            }
+            plan.bins.push(bin.images.len());
+            plan.images.extend(bin.images);
+        }
+        plan
+    }
+
+    /// Draws the next sample whose size can be read; `None` at the end of a single pass.
+    fn draw(&mut self) -> Result<Option<PlannedImage>> {
+        loop {
+            if self.sized.is_empty() && !self.prefetch() {
+                return Ok(None);
+            }
+            let Some(((epoch, sample), size)) = self.sized.pop_front() else { return Ok(None) };
+            self.next = if epoch == self.next.0 { (epoch, self.next.1 + 1) } else { (epoch, 1) };
+            match size {
+                Ok(size) => {
+                    self.barren = 0;
+                    return Ok(Some(self.settings.plan(epoch, sample, size)));
+                }
+                Err(error) => {
+                    self.skip(sample, &error);
+                    self.barren += 1;
+                    if self.barren >= self.source.len() {
+                        return Err(Error::usage(format!(
+                            "none of the {} images can be read; the last error was {error}; check data.path",
+                            self.source.len()
+                        )));
+                    }
+                }
+            }
+        }
+    }
+
+    fn skip(&mut self, sample: u64, error: &Error) {
+        self.skipped.push(format!("{}: {error}", self.source.name(sample as usize)));
+    }
+
+    /// Reads the sizes of the next samples in parallel; false at the end of a single pass.
+    fn prefetch(&mut self) -> bool {
+        let samples = self.source.len();
+        if self.ahead.1 == samples {
+            if !self.settings.training {
+                return false;
+            }
+            self.ahead = (self.ahead.0 + 1, 0);
+            self.order = order(&self.settings, samples, self.ahead.0);
+        }
+        let end = (self.ahead.1 + PREFETCH).min(samples);
+        let draws: Vec<Draw> =
+            (self.ahead.1..end).map(|at| (self.ahead.0, self.order.sample(at) as u64)).collect();
+        self.ahead.1 = end;
+        self.sized.extend(self.sizes(draws));
+        true
+    }
+
+    fn sizes(&self, draws: Vec<Draw>) -> Vec<(Draw, Result<(usize, usize)>)> {
+        let source = &self.source;
+        draws
+            .into_par_iter()
+            .with_min_len(16)
+            .map(|draw| {
+                let size = source.size(draw.1 as usize).and_then(|(height, width)| {
+                    if height == 0 || width == 0 {
+                        return Err(Error::usage(format!("an image of {height}x{width} pixels is empty")));
+                    }
+                    Ok((height, width))
+                });
+                (draw, size)
+            })
+            .collect()
+    }
+
+    /// Rebuilds bins and window. Settings may have changed since the state was taken: what no
+    /// longer fits its bin is placed anew, before anything else is drawn.
+    fn restore(&mut self, pending: &[Vec<Draw>]) {
+        let packing = self.settings.packing.clone();
+        let samples = self.source.len() as u64;
+        for group in pending {
+            let draws = group.iter().copied().filter(|draw| draw.1 < samples).collect();
+            let mut images = Vec::new();
+            for ((epoch, sample), size) in self.sizes(draws) {
+                match size {
+                    Ok(size) => images.push(self.settings.plan(epoch, sample, size)),
+                    Err(error) => self.skip(sample, &error),
+                }
+            }
+            let tokens: usize = images.iter().map(|image| image.tokens).sum();
+            let is_bin = packing.kind == PackingKind::Bins
+                && tokens <= packing.sequence
+                && images.len() <= self.settings.slots
+                && self.bins.len() < packing.open.max(packing.tokens / packing.sequence);
+            if is_bin && !images.is_empty() {
+                self.bins.push_back(Bin { images, tokens });
+            } else {
+                self.window.extend(images);
+            }
+        }
+    }
+}
+
+fn order(settings: &PackingSettings, samples: usize, epoch: u64) -> Order {
+    Order::new(samples, settings.training.then_some(settings.seed), epoch)
+}

@@ -1,0 +1,308 @@
+//! Where each token of a batch stands: the position-table rows that it reads and their weights, or
+//! its Fourier coordinates. Made once a batch on the host.
+//!
+//! Under fractional coordinates a table of L₀ rows is resampled to the image's L rows (NaViT: "via
+//! bilinear interpolation"; timm resizes its tables in the same way), so the filters here are those
+//! of `torch.nn.functional.interpolate` with `align_corners=False`: `linear` without antialiasing,
+//! `bilinear` and `bicubic` with it. Two-dimensional filters are separable.
+
+use std::collections::HashMap;
+
+use super::batch::{PREFIX, PackedBatch};
+use crate::cpu::position::Taps;
+use crate::models::recipe::{PositionCombination, PositionConfig, PositionCoordinate, PositionResample};
+use crate::{Error, Result};
+
+/// What the live tokens of `batch` read of the position tables: one entry for `flat` (table
+/// `[rows·columns]`, index in the row-major order of the image's own grid) and `joint` (table
+/// `[rows, columns]` flattened), else two, for the row table `[rows]` and the column table
+/// `[columns]`. Prefix tokens read nothing.
+///
+/// # Errors
+/// An absolute grid that is larger than the table; `flat` with fractional coordinates.
+pub fn taps(batch: &PackedBatch, config: &PositionConfig) -> Result<Vec<Taps>> {
+    let cu_seqlens = &batch.cu_seqlens[..batch.images + 1];
+    let (positions, grids) = (&batch.positions, &batch.grids);
+    match config.combination {
+        PositionCombination::Flat => Ok(vec![flat_taps(positions, cu_seqlens, grids, config)?]),
+        PositionCombination::Joint => Ok(vec![joint_taps(positions, cu_seqlens, grids, config)?]),
+        PositionCombination::Sum | PositionCombination::Stack | PositionCombination::Product => Ok(vec![
+            axis_taps(positions, cu_seqlens, grids, 0, config)?,
+            axis_taps(positions, cu_seqlens, grids, 1, config)?,
+        ]),
+    }
+}
+
+/// Taps of the row table (`axis` 0) or the column table (`axis` 1). `positions` and `grids` are
+/// those of a [`PackedBatch`], `cu_seqlens` its `images + 1` used entries.
+///
+/// # Errors
+/// An absolute grid that is larger than the table.
+pub fn axis_taps(
+    positions: &[[u16; 2]],
+    cu_seqlens: &[i32],
+    grids: &[[u16; 2]],
+    axis: usize,
+    config: &PositionConfig,
+) -> Result<Taps> {
+    let mut filters = Filters::default();
+    build(positions, cu_seqlens, grids, |taps, grid, tokens| {
+        let filter = filters.get(config, axis, axis_length(config, axis, grid)?);
+        for position in tokens {
+            for &(index, weight) in filter.of(position[axis]) {
+                taps.push(index, weight);
+            }
+            taps.close();
+        }
+        Ok(())
+    })
+}
+
+/// Taps of the one table over the flattened index `row·grid columns + column`.
+///
+/// # Errors
+/// A grid with more patches than the table; fractional coordinates, which a flattened index does
+/// not have.
+pub fn flat_taps(
+    positions: &[[u16; 2]],
+    cu_seqlens: &[i32],
+    grids: &[[u16; 2]],
+    config: &PositionConfig,
+) -> Result<Taps> {
+    if config.coordinate != PositionCoordinate::Absolute {
+        return Err(Error::usage(
+            "model.position.combination = \"flat\" has no fractional coordinates: set \
+             model.position.coordinate = \"absolute\", or combination = \"joint\"",
+        ));
+    }
+    build(positions, cu_seqlens, grids, |taps, grid, tokens| {
+        let [rows, columns] = grid.map(usize::from);
+        let length = config.rows * config.columns;
+        if rows * columns > length {
+            return Err(Error::usage(format!(
+                "an image of {rows}×{columns} patches needs {} positions, the table has {length}: raise \
+                 model.position.rows or model.position.columns (their product is the table's length), or \
+                 lower the resolution",
+                rows * columns
+            )));
+        }
+        for &[row, column] in tokens {
+            taps.push(u32::from(row) * columns as u32 + u32::from(column), 1.0);
+            taps.close();
+        }
+        Ok(())
+    })
+}
+
+/// Taps of the one table over (row, column), index `row·columns + column` with the table's columns.
+///
+/// # Errors
+/// An absolute grid that is larger than the table.
+pub fn joint_taps(
+    positions: &[[u16; 2]],
+    cu_seqlens: &[i32],
+    grids: &[[u16; 2]],
+    config: &PositionConfig,
+) -> Result<Taps> {
+    let (mut row_filters, mut column_filters) = (Filters::default(), Filters::default());
+    build(positions, cu_seqlens, grids, |taps, grid, tokens| {
+        let rows = row_filters.get(config, 0, axis_length(config, 0, grid)?);
+        let columns = column_filters.get(config, 1, axis_length(config, 1, grid)?);
+        for &[row, column] in tokens {
+            for &(row, row_weight) in rows.of(row) {
+                for &(column, weight) in columns.of(column) {
+                    taps.push(row * config.columns as u32 + column, row_weight * weight);
+                }
+            }
+            taps.close();
+        }
+        Ok(())
+    })
+}
+
+/// Fourier coordinates (y, x) of the live tokens: patch indices, or indices divided by the image's
+/// rows and columns, or both divided by the longer side; NaN for prefix tokens.
+pub fn coordinates(
+    positions: &[[u16; 2]],
+    cu_seqlens: &[i32],
+    grids: &[[u16; 2]],
+    coordinate: PositionCoordinate,
+) -> Vec<[f32; 2]> {
+    let mut coordinates = Vec::with_capacity(live(cu_seqlens));
+    for (image, &[rows, columns]) in cu_seqlens.windows(2).zip(grids) {
+        let sides = match coordinate {
+            PositionCoordinate::Absolute => [1; 2],
+            PositionCoordinate::Fractional => [rows, columns],
+            PositionCoordinate::FractionalAspect => [rows.max(columns); 2],
+        };
+        for &[row, column] in &positions[image[0] as usize..image[1] as usize] {
+            coordinates.push(if [row, column] == PREFIX {
+                [f32::NAN; 2]
+            } else {
+                [f32::from(row) / f32::from(sides[0]), f32::from(column) / f32::from(sides[1])]
+            });
+        }
+    }
+    coordinates
+}
+
+/// The fixed table of Vaswani et al. 2017, `[rows, width]`: with `h = width/2` frequencies
+/// `ω_i = 10000^(−i/h)`, row `p` is `[sin(p ω_0), …, sin(p ω_{h−1}) | cos(p ω_0), …]`; the last
+/// column of an odd width is 0.
+pub fn sinusoidal_table(rows: usize, width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let mut table = vec![0.0; rows * width];
+    for (p, row) in table.chunks_exact_mut(width.max(1)).enumerate() {
+        for i in 0..half {
+            let angle = p as f64 * 10000f64.powf(-(i as f64) / half as f64);
+            row[i] = angle.sin() as f32;
+            row[half + i] = angle.cos() as f32;
+        }
+    }
+    table
+}
+
+/// Table rows and weights for every index of one axis.
+#[derive(Debug, Default)]
+struct Filter {
+    start: Vec<usize>,
+    taps: Vec<(u32, f32)>,
+}
+
+impl Filter {
+    fn of(&self, index: u16) -> &[(u32, f32)] {
+        let index = usize::from(index);
+        &self.taps[self.start[index]..self.start[index + 1]]
+    }
+
+    /// Resamples a table of `from` rows to `to` rows.
+    fn new(from: usize, to: usize, resample: PositionResample) -> Self {
+        let mut filter = Self { start: vec![0], taps: Vec::new() };
+        for index in 0..to {
+            let weights = match resample {
+                _ if from == to => vec![(index, 1.0)],
+                PositionResample::Linear => linear(from, to, index),
+                PositionResample::Bilinear => antialiased(from, to, index, 1.0, |x| 1.0 - x),
+                PositionResample::Bicubic => antialiased(from, to, index, 2.0, cubic),
+            };
+            let weights = weights.into_iter().filter(|&(_, weight)| weight != 0.0);
+            filter.taps.extend(weights.map(|(index, weight)| (index as u32, weight as f32)));
+            filter.start.push(filter.taps.len());
+        }
+        filter
+    }
+}
+
+/// The filters that a batch has needed so far, by length of the resampled axis.
+#[derive(Debug, Default)]
+struct Filters(HashMap<usize, Filter>);
+
+impl Filters {
+    fn get(&mut self, config: &PositionConfig, axis: usize, length: usize) -> &Filter {
+        self.0.entry(length).or_insert_with(|| {
+            let from = if axis == 0 { config.rows } else { config.columns };
+            Filter::new(from, length, config.resample)
+        })
+    }
+}
+
+/// The length to which the table of `axis` is resampled for an image: its own for absolute
+/// coordinates.
+fn axis_length(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<usize> {
+    let grid = grid.map(usize::from);
+    let (length, key) = if axis == 0 { (config.rows, "rows") } else { (config.columns, "columns") };
+    match config.coordinate {
+        PositionCoordinate::Absolute if grid[axis] > length => Err(Error::usage(format!(
+            "an image of {}×{} patches does not fit the position table of {}×{}: raise model.position.{key} \
+             to at least {}, take fractional coordinates, or lower the resolution",
+            grid[0], grid[1], config.rows, config.columns, grid[axis]
+        ))),
+        PositionCoordinate::Absolute => Ok(length),
+        PositionCoordinate::Fractional => Ok(grid[axis]),
+        PositionCoordinate::FractionalAspect => Ok(grid[0].max(grid[1])),
+    }
+}
+
+/// Source position and weights of torch's `linear`, `align_corners=False`.
+fn linear(from: usize, to: usize, index: usize) -> Vec<(usize, f64)> {
+    let source = ((index as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
+    let low = (source.floor() as usize).min(from - 1);
+    let high = (low + 1).min(from - 1);
+    let weight = source - low as f64;
+    if high == low { vec![(low, 1.0)] } else { vec![(low, 1.0 - weight), (high, weight)] }
+}
+
+/// Window and normalised weights of torch's antialiased resize, which are Pillow's: `kernel` of
+/// support `radius`, stretched by the factor of a reduction. It is called with |x| < radius.
+fn antialiased(
+    from: usize,
+    to: usize,
+    index: usize,
+    radius: f64,
+    kernel: impl Fn(f64) -> f64,
+) -> Vec<(usize, f64)> {
+    let scale = from as f64 / to as f64;
+    let stretch = scale.max(1.0);
+    let centre = scale * (index as f64 + 0.5);
+    let first = (centre - radius * stretch + 0.5).max(0.0) as usize;
+    let end = ((centre + radius * stretch + 0.5) as usize).min(from);
+    let mut weights: Vec<(usize, f64)> = (first..end)
+        .map(|j| (j, ((j as f64 - centre + 0.5) / stretch).abs()))
+        .map(|(j, x)| (j, if x < radius { kernel(x) } else { 0.0 }))
+        .collect();
+    let sum: f64 = weights.iter().map(|&(_, weight)| weight).sum();
+    for (_, weight) in &mut weights {
+        *weight /= sum;
+    }
+    weights
+}
+
+/// Keys' cubic with a = −0.5, for 0 ≤ x < 2.
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    if x < 1.0 { ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0 } else { A * (((x - 5.0) * x + 8.0) * x - 4.0) }
+}
+
+fn live(cu_seqlens: &[i32]) -> usize {
+    cu_seqlens.last().map_or(0, |&end| end as usize)
+}
+
+impl Taps {
+    fn push(&mut self, index: u32, weight: f32) {
+        self.index.push(index);
+        self.weight.push(weight);
+    }
+
+    /// Ends the taps of a token.
+    fn close(&mut self) {
+        self.start.push(self.index.len() as u32);
+    }
+}
+
+/// Taps of all live tokens; `patches` appends those of the patch tokens of one image, which it is
+/// given with the image's grid.
+fn build(
+    positions: &[[u16; 2]],
+    cu_seqlens: &[i32],
+    grids: &[[u16; 2]],
+    mut patches: impl FnMut(&mut Taps, [u16; 2], &[[u16; 2]]) -> Result<()>,
+) -> Result<Taps> {
+    let tokens = live(cu_seqlens);
+    let mut taps = Taps {
+        start: Vec::with_capacity(tokens + 1),
+        index: Vec::with_capacity(2 * tokens),
+        weight: Vec::with_capacity(2 * tokens),
+    };
+    taps.close();
+    for (image, &grid) in cu_seqlens.windows(2).zip(grids) {
+        let tokens = &positions[image[0] as usize..image[1] as usize];
+        let prefix = tokens.iter().take_while(|&&position| position == PREFIX).count();
+        for _ in 0..prefix {
+            taps.close();
+        }
+        if prefix < tokens.len() {
+            patches(&mut taps, grid, &tokens[prefix..])?;
+        }
+    }
+    Ok(taps)
+}

@@ -1,0 +1,131 @@
+//! To which size an image is resized: resolution R means area R², whatever the aspect ratio
+//! (NaViT, sections 2.2 and 3.2), so that R fixes the number of tokens and not the shape.
+
+use rand::RngExt;
+use rand_distr::StandardNormal;
+use serde::{Deserialize, Serialize};
+
+use crate::models::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
+use crate::rng::Stream;
+
+/// Patch rows and columns of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grid {
+    /// Patch rows.
+    pub rows: usize,
+    /// Patch columns.
+    pub cols: usize,
+}
+
+impl Grid {
+    /// Number of patches.
+    pub fn patches(self) -> usize {
+        self.rows * self.cols
+    }
+}
+
+/// What an image becomes before it is cut into patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Patches that are cut, from the top left corner of the resized image.
+    pub grid: Grid,
+    /// Height in pixels after resizing; at least `grid.rows` patches.
+    pub height: usize,
+    /// Width in pixels after resizing; at least `grid.cols` patches.
+    pub width: usize,
+    /// Whether the image was made smaller than its resolution asked for, to fit the token limit.
+    pub downscaled: bool,
+}
+
+/// Draws a resolution R in pixels. `Fixed` and `Native` return `max`.
+pub fn draw(config: &ResolutionConfig, stream: &mut Stream) -> f64 {
+    let (min, max) = (config.min as f64, config.max as f64);
+    let share = match config.kind {
+        ResolutionKind::Fixed | ResolutionKind::Native => return max,
+        ResolutionKind::Uniform => f64::from(stream.uniform()),
+        ResolutionKind::TruncatedNormal => (truncated_normal(config.mean, config.std, stream) + 1.0) / 2.0,
+    };
+    match config.of {
+        ResolutionOf::Side => min + share * (max - min),
+        ResolutionOf::Area => (min * min + share * (max * max - min * min)).sqrt(),
+    }
+}
+
+/// u ~ N(mean, std) given that u lies in [−1, 1]. Ends because a checked recipe keeps `mean` in
+/// [−1, 1] and `std` in (0, 10], where at least 7 % of the draws are accepted.
+fn truncated_normal(mean: f64, std: f64, stream: &mut Stream) -> f64 {
+    loop {
+        let u = mean + std * stream.sample::<f64, _>(StandardNormal);
+        if (-1.0..=1.0).contains(&u) {
+            return u;
+        }
+    }
+}
+
+/// Resize target of an image of `size` (height, width) at `resolution`, with at most `limit`
+/// patches (≥ 1) of side `patch`.
+///
+/// The ideal size h' × w' has the area R² and the image's aspect ratio (or is square; `Native` never
+/// enlarges it beyond its own). `Round` takes the nearest grid, so that no side is distorted by more than half a
+/// patch, at least one patch; `Drop` resizes to the ideal size, at least one patch a side, and cuts off the
+/// remainder. An image of more than `limit` patches is scaled down by the largest factor that fits.
+pub fn target(
+    config: &ResolutionConfig,
+    patch: usize,
+    limit: usize,
+    size: (usize, usize),
+    resolution: f64,
+) -> Target {
+    let (height, width) = ideal(config, size, resolution);
+    let at = |scale: f64| grid(config.remainder, patch, height * scale, width * scale);
+    let fits = |target: &Target| target.grid.patches() <= limit && side_fits(target.grid);
+    let full = at(1.0);
+    if fits(&full) {
+        return full;
+    }
+    // The number of patches never falls as the scale grows, so bisection finds the largest that fits;
+    // scale 0 is a single patch.
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..48 {
+        let middle = 0.5 * (low + high);
+        if fits(&at(middle)) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Target { downscaled: true, ..at(low) }
+}
+
+/// Ideal (height, width) in real pixels, before rounding to a grid.
+pub fn ideal(config: &ResolutionConfig, size: (usize, usize), resolution: f64) -> (f64, f64) {
+    let (height, width) = (size.0 as f64, size.1 as f64);
+    let side = (height * width).sqrt();
+    let scale = resolution / side;
+    let scale = if config.kind == ResolutionKind::Native { scale.min(1.0) } else { scale };
+    match config.aspect {
+        AspectKind::Native => (height * scale, width * scale),
+        AspectKind::Square => (side * scale, side * scale),
+    }
+}
+
+fn grid(remainder: RemainderKind, patch: usize, height: f64, width: f64) -> Target {
+    match remainder {
+        RemainderKind::Round => {
+            let side = |pixels: f64| ((pixels / patch as f64).round() as usize).max(1);
+            let grid = Grid { rows: side(height), cols: side(width) };
+            Target { grid, height: grid.rows * patch, width: grid.cols * patch, downscaled: false }
+        }
+        RemainderKind::Drop => {
+            let side = |pixels: f64| (pixels.round() as usize).max(patch);
+            let (height, width) = (side(height), side(width));
+            let grid = Grid { rows: height / patch, cols: width / patch };
+            Target { grid, height, width, downscaled: false }
+        }
+    }
+}
+
+/// Positions are u16 with the largest value reserved for prefix tokens.
+fn side_fits(grid: Grid) -> bool {
+    grid.rows < usize::from(u16::MAX) && grid.cols < usize::from(u16::MAX)
+}

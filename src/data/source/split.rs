@@ -1,0 +1,216 @@
+//! The class table and the train/validation split that every source shares.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Stream};
+
+/// Labels above this are taken for a mistake: a head of this many classes would not fit anywhere.
+const MAX_CLASSES: usize = 1 << 20;
+
+/// The part of a data set that a folder, shard or file belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Train,
+    Validation,
+    /// Serves as validation where there is no [`Part::Validation`], and is left out otherwise.
+    Test,
+}
+
+impl Part {
+    /// The part that a folder of this name holds.
+    pub fn of_folder(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "train" | "training" => Some(Self::Train),
+            "val" | "valid" | "validation" => Some(Self::Validation),
+            "test" => Some(Self::Test),
+            _ => None,
+        }
+    }
+
+    /// The part that a file says in its name: `train-000.tar`, `caltech101-val.tar`.
+    pub fn of_file(name: &str) -> Option<Self> {
+        name.split(|c: char| !c.is_ascii_alphanumeric()).find_map(Self::of_folder)
+    }
+}
+
+/// What a source says about a sample's class.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    Number(usize),
+    Name(String),
+}
+
+/// A sample before classes are numbered and parts are decided.
+pub(super) struct Sample<P> {
+    pub class: Class,
+    pub part: Option<Part>,
+    pub place: P,
+}
+
+/// Samples with their labels.
+pub(super) struct Table<P> {
+    pub classes: Vec<String>,
+    pub train: Vec<(P, usize)>,
+    pub validation: Vec<(P, usize)>,
+}
+
+/// How to split a set that has no validation part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Split {
+    /// Share of each class that is held out, in [0, 1).
+    pub share: f64,
+    pub seed: u64,
+}
+
+impl<P> Table<P> {
+    /// Numbers the classes and divides the samples, keeping their order. `names` are the declared
+    /// names of numbered classes; named classes are numbered in byte order of their names.
+    pub fn new(
+        origin: &str,
+        samples: Vec<Sample<P>>,
+        names: Option<Vec<String>>,
+        split: Split,
+    ) -> Result<Self> {
+        if samples.is_empty() {
+            return Err(Error::usage(format!("{origin}: no image was found")));
+        }
+        let has = |part: Part| samples.iter().any(|s| s.part == Some(part));
+        let held_out = [Part::Validation, Part::Test].into_iter().find(|&part| has(part));
+        if held_out.is_some() && !samples.iter().any(|s| matches!(s.part, Some(Part::Train) | None)) {
+            return Err(Error::usage(format!(
+                "{origin}: there are validation images but no training images; add a `train` part, or \
+                 point to the folder that holds both"
+            )));
+        }
+        let (mut train, mut validation) = (Vec::new(), Vec::new());
+        for Sample { class, part, place } in samples {
+            match part {
+                Some(Part::Train) | None => train.push((place, class)),
+                Some(_) if part == held_out => validation.push((place, class)),
+                Some(_) => {}
+            }
+        }
+        let (classes, numbers) = number(origin, &train, &validation, names)?;
+        let label =
+            |rows: Vec<(P, Class)>| rows.into_iter().map(|(place, class)| (place, numbers[&class])).collect();
+        let (train, validation) = (label(train), label(validation));
+        if held_out.is_some() {
+            return Ok(Self { classes, train, validation });
+        }
+        let chosen = held_out_samples(train.iter().map(|(_, label)| *label), split);
+        let mut table = Self { classes, train: Vec::new(), validation: Vec::new() };
+        for (row, out) in train.into_iter().zip(chosen) {
+            if out { table.validation.push(row) } else { table.train.push(row) }
+        }
+        Ok(table)
+    }
+}
+
+type Rows<P> = [(P, Class)];
+
+fn number<P>(
+    origin: &str,
+    train: &Rows<P>,
+    validation: &Rows<P>,
+    names: Option<Vec<String>>,
+) -> Result<(Vec<String>, BTreeMap<Class, usize>)> {
+    let mut numbers: BTreeMap<Class, usize> = BTreeMap::new();
+    for (_, class) in train {
+        if !numbers.contains_key(class) {
+            numbers.insert(class.clone(), 0);
+        }
+    }
+    let largest = numbers.keys().filter_map(|c| if let Class::Number(n) = c { Some(*n) } else { None }).max();
+    let classes: Vec<String> = match largest {
+        Some(_) if numbers.keys().any(|c| matches!(c, Class::Name(_))) => {
+            return Err(Error::usage(format!(
+                "{origin}: some labels are numbers and some are names; write them all in one way"
+            )));
+        }
+        Some(largest) if largest >= MAX_CLASSES => {
+            return Err(Error::usage(format!(
+                "{origin}: label {largest} is beyond the limit of {MAX_CLASSES} classes; is it a \
+                 label at all?"
+            )));
+        }
+        Some(largest) => match names {
+            Some(names) if names.len() > largest => names,
+            Some(names) => {
+                return Err(Error::usage(format!(
+                    "{origin}: label {largest} has no name, {} names are declared and labels count from 0",
+                    names.len()
+                )));
+            }
+            None => (0..=largest).map(|n| n.to_string()).collect(),
+        },
+        None => {
+            let name = |c: &Class| if let Class::Name(name) = c { name.clone() } else { String::new() };
+            numbers.keys().map(name).collect()
+        }
+    };
+    for (position, (class, number)) in numbers.iter_mut().enumerate() {
+        *number = if let Class::Number(n) = class { *n } else { position };
+    }
+    for (_, class) in validation {
+        if !numbers.contains_key(class) {
+            let name = match class {
+                Class::Number(n) => n.to_string(),
+                Class::Name(name) => name.clone(),
+            };
+            return Err(Error::usage(format!(
+                "{origin}: the validation images hold class `{name}`, which no training image has; \
+                 add training images of it or remove it"
+            )));
+        }
+    }
+    Ok((classes, numbers))
+}
+
+/// Which samples are held out: of each class the rounded share, at least one where the class has
+/// two or more, and never all of them. Each class has a stream of its own, so that another class
+/// growing does not move it.
+fn held_out_samples(labels: impl Iterator<Item = usize>, split: Split) -> Vec<bool> {
+    let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut count = 0;
+    for (index, label) in labels.enumerate() {
+        members.entry(label).or_default().push(index);
+        count += 1;
+    }
+    let mut out = vec![false; count];
+    if split.share <= 0.0 {
+        return out;
+    }
+    for (label, mut indices) in members {
+        let n = indices.len();
+        if n < 2 {
+            continue;
+        }
+        let take = ((n as f64 * split.share).round() as usize).clamp(1, n - 1);
+        let mut stream = Stream::new(split.seed, 0, label as u64, Purpose::Split);
+        for position in 0..take {
+            // Lemire's multiply-shift; its bias of n / 2^32 is of no consequence to a split.
+            let step = (u64::from(stream.bits()) * (n - position) as u64) >> 32;
+            indices.swap(position, position + step as usize);
+            out[indices[position]] = true;
+        }
+    }
+    out
+}
+
+/// The class names in `folder/classes.txt`, one a line, if that file is there.
+pub(super) fn class_names(folder: &Path) -> Result<Option<Vec<String>>> {
+    names_in(&folder.join("classes.txt"))
+}
+
+/// The names in a text file, one a line; `None` if there is no such file.
+pub(super) fn names_in(path: &Path) -> Result<Option<Vec<String>>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect(),
+        )),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::file(path, format!("the class names cannot be read ({e})"))),
+    }
+}

@@ -1,0 +1,101 @@
+//! Class probabilities of single images.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::run::check_grids;
+use super::trained::Trained;
+use crate::data::loader::Loader;
+use crate::data::source::files::Files;
+use crate::error::Result;
+use crate::models::recipe::LossKind;
+
+/// The most probable classes of an image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// The image file.
+    pub image: String,
+    /// Class and probability, most probable first.
+    pub top: Vec<Scored>,
+    /// Why there is no prediction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A class with its probability.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Scored {
+    /// Name of the class.
+    pub class: String,
+    /// Softmax probability; of a model trained with the sigmoid loss, each class's own.
+    pub probability: f64,
+}
+
+/// Classifies `images`, packed together, at `resolution` (0: the recipe's). An image that cannot
+/// be read gets a prediction with `error`.
+///
+/// # Errors
+/// If an image has no place in the position tables.
+pub fn predict(
+    trained: &mut Trained,
+    images: Vec<PathBuf>,
+    top: usize,
+    resolution: usize,
+) -> Result<Vec<Prediction>> {
+    let mut recipe = trained.recipe.clone();
+    recipe.data.max_unreadable = 1.0;
+    let mut predictions: Vec<Prediction> = images
+        .iter()
+        .map(|path| Prediction { image: path.display().to_string(), top: Vec::new(), error: None })
+        .collect();
+    let mut loader = Loader::eval(Arc::new(Files::new(images)), &recipe, resolution)?;
+    while let Some(loaded) = loader.next().transpose()? {
+        let batch = &loaded.batch;
+        check_grids(&recipe, batch)?;
+        let logits = trained.model.run(&trained.params, batch);
+        for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
+            let logits = &logits[slot * trained.classes.len()..][..trained.classes.len()];
+            let probabilities = probabilities(logits, recipe.train.loss);
+            predictions[batch.sample_ids[slot] as usize].top = ranked(&probabilities, &trained.classes, top);
+        }
+        for unreadable in &loaded.unreadable {
+            // "name: cause", the name being the path.
+            let owner =
+                predictions.iter_mut().find(|p| unreadable.starts_with(&p.image) && p.error.is_none());
+            if let Some(prediction) = owner {
+                prediction.error = Some(unreadable[prediction.image.len()..].trim_start_matches(": ").into());
+            }
+        }
+    }
+    for prediction in &mut predictions {
+        if prediction.top.is_empty() && prediction.error.is_none() {
+            prediction.error = Some("cannot be read".into());
+        }
+    }
+    Ok(predictions)
+}
+
+fn probabilities(logits: &[f32], loss: LossKind) -> Vec<f64> {
+    let wide = logits.iter().map(|x| f64::from(*x));
+    match loss {
+        LossKind::Sigmoid => wide.map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+        LossKind::Softmax => {
+            let max = wide.clone().fold(f64::NEG_INFINITY, f64::max);
+            let exp: Vec<f64> = wide.map(|x| (x - max).exp()).collect();
+            let sum: f64 = exp.iter().sum();
+            exp.iter().map(|e| e / sum).collect()
+        }
+    }
+}
+
+fn ranked(probabilities: &[f64], classes: &[String], top: usize) -> Vec<Scored> {
+    let mut order: Vec<usize> = (0..probabilities.len()).collect();
+    order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
+    order
+        .into_iter()
+        .take(top)
+        .map(|i| Scored { class: classes[i].clone(), probability: probabilities[i] })
+        .collect()
+}

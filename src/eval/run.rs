@@ -1,0 +1,85 @@
+//! A model over a whole set of images.
+
+use std::sync::Arc;
+
+use super::metrics::{Classification, ClassificationReport};
+use super::model::Model;
+use crate::autograd::Workload;
+use crate::data::batch::{PackedBatch, Targets};
+use crate::data::loader::{Loader, LoaderReport};
+use crate::data::source::Source;
+use crate::error::Result;
+use crate::models::recipe::Recipe;
+use crate::nn::position;
+
+/// Class indices of a batch; of soft targets the largest.
+pub fn labels(batch: &PackedBatch) -> Vec<i32> {
+    match &batch.targets {
+        Targets::Classes(classes) => classes.clone(),
+        Targets::Soft(soft) => {
+            let classes = soft.len() / batch.slots().max(1);
+            let largest = |row: &[f32]| (0..classes).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
+            soft.chunks(classes.max(1)).map(|row| largest(row) as i32).collect()
+        }
+    }
+}
+
+/// Checks every image of a batch against the model's position tables.
+///
+/// # Errors
+/// As [`position::check_grid`].
+pub fn check_grids(recipe: &Recipe, batch: &PackedBatch) -> Result<()> {
+    batch.grids[..batch.images]
+        .iter()
+        .try_for_each(|grid| position::check_grid(&recipe.model.position, *grid))
+}
+
+/// Result of [`evaluate`].
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// Metrics over all readable images.
+    pub metrics: ClassificationReport,
+    /// Images that could not be read.
+    pub loading: LoaderReport,
+    /// Mean tokens per image, prefix tokens included.
+    pub tokens_per_image: f64,
+    /// Mean forward FLOPs per image.
+    pub flops_per_image: f64,
+}
+
+/// Runs `model` over `source` at `resolution` (0: the recipe's), images packed. `stop` ends it
+/// early, with `None`.
+///
+/// # Errors
+/// Unreadable data beyond the recipe's share, or an image that has no place in the position tables.
+pub fn evaluate(
+    model: &mut Model,
+    params: &[Vec<f32>],
+    source: Arc<dyn Source>,
+    recipe: &Recipe,
+    resolution: usize,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Evaluation>> {
+    let mut loader = Loader::eval(source, recipe, resolution)?;
+    let mut counts = Classification::new(model.classes(), recipe.train.loss);
+    let (mut tokens, mut flops, mut images) = (0, 0.0, 0);
+    while let Some(loaded) = loader.next().transpose()? {
+        if stop() {
+            return Ok(None);
+        }
+        let batch = &loaded.batch;
+        check_grids(recipe, batch)?;
+        let logits = model.run(params, batch);
+        counts.add(logits, &labels(batch), &batch.weights);
+        flops += model.flops(&Workload::of(batch));
+        tokens += batch.live_tokens();
+        images += batch.images;
+    }
+    let per_image = |x: f64| if images == 0 { 0.0 } else { x / images as f64 };
+    Ok(Some(Evaluation {
+        metrics: counts.report(),
+        loading: loader.report().clone(),
+        tokens_per_image: per_image(tokens as f64),
+        flops_per_image: per_image(flops),
+    }))
+}

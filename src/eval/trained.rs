@@ -1,0 +1,48 @@
+//! A trained model as it stands in a checkpoint: weights, recipe and class names in one file.
+
+use std::path::{Path, PathBuf};
+
+use super::model::Model;
+use crate::data::packing;
+use crate::error::{Error, Result};
+use crate::models::recipe::Recipe;
+use crate::train::{checkpoint, run_dir};
+use crate::weights::{Policy, assign};
+
+/// A checkpoint that is ready to run.
+pub struct Trained {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// The recipe it was trained with.
+    pub recipe: Recipe,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// Parameters in the order of the model.
+    pub params: Vec<Vec<f32>>,
+    /// The recorded forward pass for batches of the recipe's size.
+    pub model: Model,
+}
+
+impl Trained {
+    /// Reads `path`: a checkpoint, or a run folder, whose best model (else the last) is taken.
+    ///
+    /// # Errors
+    /// If there is no checkpoint, or the file is one of another program.
+    pub fn load(path: &Path) -> Result<Self> {
+        let file = run_dir::model_file(path)?;
+        let (header, weights) = checkpoint::load_model(&file)?;
+        let Some(header) = header else {
+            return Err(Error::file(
+                &file,
+                "holds no recipe and class names, so it is no trencadis checkpoint; weights of other programs go \
+                 through `trencadis train RECIPE --init` or `trencadis forward`",
+            ));
+        };
+        let recipe = Recipe::from_toml(&header.recipe, &file)?;
+        let classes = header.classes;
+        let slots = packing::slots(&recipe);
+        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
+        let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
+        Ok(Self { path: file, recipe, classes, params, model })
+    }
+}

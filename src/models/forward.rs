@@ -1,0 +1,137 @@
+//! Raw images through a model, packed together: the door for anyone who compares numbers with
+//! another implementation or feeds another model.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
+use crate::error::{Error, Result};
+use crate::eval::model::Model;
+use crate::models::recipe::{ModelConfig, Recipe};
+use crate::nn::position;
+use crate::weights::{Policy, Weights, assign, foreign};
+
+/// Results for all images, in their order.
+#[derive(Clone, Debug)]
+pub struct ForwardOutput {
+    /// Number of classes K.
+    pub classes: usize,
+    /// Model width D.
+    pub width: usize,
+    /// `[images, K]`.
+    pub logits: Vec<f32>,
+    /// `[images, D]`, what the head sees.
+    pub features: Vec<f32>,
+    /// `[n_i, D]` for each image, prefix tokens first.
+    pub tokens: Vec<Vec<f32>>,
+}
+
+/// An image as it is, no preprocessing: shape `[C, H, W]` and values.
+pub type RawImage = (Vec<usize>, Vec<f32>);
+
+/// Runs `images` through the model of `recipe` with `weights` (ours, or any layout that
+/// [`foreign`] knows).
+///
+/// # Errors
+/// A weight or image whose shape does not fit.
+pub fn run(weights: Weights, recipe: &Recipe, images: &[RawImage]) -> Result<ForwardOutput> {
+    if images.is_empty() {
+        return Err(Error::usage("no image to run: the input needs image.0, image.1, ..."));
+    }
+    let mut recipe = recipe.clone();
+    let weights = foreign::detect_and_convert(weights, &mut recipe.model)?;
+    let classes = match weights.tensors.get("head.weight") {
+        Some((shape, _)) if shape.len() == 2 => shape[0],
+        _ => return Err(Error::usage("the weights have no head.weight [classes, width]")),
+    };
+    let batch = pack(&recipe.model, images)?;
+    for grid in &batch.grids {
+        position::check_grid(&recipe.model.position, *grid)?;
+    }
+    let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), true)?;
+    let (params, _) = assign(Path::new("the weights"), weights, model.params(), Policy::Exact)?;
+    let logits = model.run(&params, &batch).to_vec();
+    let features = model.features().to_vec();
+    let width = features.len() / images.len();
+    let tokens = (0..images.len())
+        .map(|i| {
+            let range = batch.range(i);
+            model.tokens()[range.start * width..range.end * width].to_vec()
+        })
+        .collect();
+    Ok(ForwardOutput { classes, width, logits, features, tokens })
+}
+
+/// Lays the images' patches one after another.
+fn pack(config: &ModelConfig, images: &[RawImage]) -> Result<PackedBatch> {
+    let (patch, prefix) = (config.patch, config.prefix());
+    let mut values = Vec::new();
+    let mut positions = Vec::new();
+    let mut cu_seqlens = vec![0];
+    let mut grids = Vec::new();
+    for (i, (shape, pixels)) in images.iter().enumerate() {
+        let &[channels, height, width] = shape.as_slice() else {
+            return Err(Error::usage(format!("image.{i} has shape {shape:?}; expected [C, H, W]")));
+        };
+        let fits = channels == config.channels && height % patch == 0 && width % patch == 0;
+        if !fits || height == 0 || width == 0 {
+            return Err(Error::usage(format!(
+                "image.{i} has shape {shape:?}; expected {} channels and sides that are multiples of the patch, {patch}",
+                config.channels
+            )));
+        }
+        let (rows, columns) = (height / patch, width / patch);
+        positions.extend(std::iter::repeat_n(PREFIX, prefix));
+        values.resize(values.len() + prefix * config.patch_dim(), 0.0);
+        for row in 0..rows {
+            for column in 0..columns {
+                positions.push([row as u16, column as u16]);
+                for c in 0..channels {
+                    for y in row * patch..(row + 1) * patch {
+                        let start = (c * height + y) * width + column * patch;
+                        values.extend_from_slice(&pixels[start..start + patch]);
+                    }
+                }
+            }
+        }
+        cu_seqlens.push(positions.len() as i32);
+        grids.push([rows as u16, columns as u16]);
+    }
+    let tokens = positions.len().next_multiple_of(128);
+    positions.resize(tokens, [0, 0]);
+    values.resize(tokens * config.patch_dim(), 0.0);
+    let slots = images.len();
+    Ok(PackedBatch {
+        patches: Patches::F32(values),
+        patch_dim: config.patch_dim(),
+        cu_seqlens,
+        positions,
+        grids,
+        targets: Targets::Classes(vec![0; slots]),
+        weights: vec![0.0; slots],
+        sample_ids: (0..slots as u64).collect(),
+        epochs: vec![0; slots],
+        images: slots,
+    })
+}
+
+/// Picks `image.0`, `image.1`, … out of named tensors.
+///
+/// # Errors
+/// A gap in the numbering, or a tensor that is no image.
+pub fn images_of(tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<Vec<RawImage>> {
+    let mut images = Vec::with_capacity(tensors.len());
+    for i in 0..tensors.len() {
+        match tensors.get(&format!("image.{i}")) {
+            Some(image) => images.push(image.clone()),
+            None => {
+                return Err(Error::usage(format!(
+                    "the input holds {} tensors but no image.{i}; expected image.0 to image.{}",
+                    tensors.len(),
+                    tensors.len() - 1
+                )));
+            }
+        }
+    }
+    Ok(images)
+}

@@ -1,0 +1,85 @@
+//! The Vision Transformer of every recipe: plain ViT, NaViT, DeiT III, ViT-22B.
+
+use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
+use crate::autograd::{elementwise, gemm, patch};
+use crate::error::Result;
+use crate::models::recipe::Recipe;
+use crate::nn::{block, norm, patch_embed, pool, position};
+
+/// What a recorded model computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs {
+    /// `[T, D]` tokens after the last norm, prefix tokens included.
+    pub tokens: Tensor,
+    /// `[N, D]` pooled vectors, what the head sees.
+    pub features: Tensor,
+    /// `[N, classes]`.
+    pub logits: Tensor,
+}
+
+/// Records the model of `recipe` for batches of `tokens` tokens and `slots` images. `training`
+/// turns stochastic depth and activation checkpointing on.
+///
+/// # Errors
+/// If the shape is unknown or does not divide into heads.
+pub fn record(
+    graph: &mut Graph,
+    recipe: &Recipe,
+    classes: usize,
+    tokens: usize,
+    slots: usize,
+    training: bool,
+) -> Result<Outputs> {
+    let config = &recipe.model;
+    let dims = config.dimensions()?;
+    let patch_dim = config.patch_dim();
+    let patches = patch::patches(graph, tokens, patch_dim, &recipe.data.mean, &recipe.data.std);
+    let mut x = patch_embed::patch_embed(graph, patches, config, &dims);
+    if let Some(position) = position::position_embedding(graph, tokens, config, &dims) {
+        x = elementwise::add(graph, x, position);
+    }
+    if config.prefix() > 0 {
+        let prefix = graph.param(ParamSpec {
+            name: "prefix".into(),
+            shape: vec![config.prefix(), dims.width],
+            init: Init::TruncatedNormal(0.02),
+            decay: false,
+            head: false,
+        });
+        x = patch::write_prefix(graph, x, prefix);
+    }
+    for index in 0..dims.depth {
+        if training && config.checkpoint {
+            graph.begin_segment();
+        }
+        x = block::block(graph, index, x, config, &dims, training);
+        if training && config.checkpoint {
+            graph.end_segment();
+        }
+    }
+    if config.final_norm {
+        x = norm::layer(graph, "norm", x, config);
+    }
+    let mut features = pool::pool(graph, x, slots, config, &dims);
+    if config.head_norm {
+        features = norm::layer(graph, "head_norm", features, config);
+    }
+    let weight = graph.param(ParamSpec {
+        name: "head.weight".into(),
+        shape: vec![classes, dims.width],
+        init: Init::TruncatedNormal(0.02),
+        decay: true,
+        head: true,
+    });
+    let bias = config.head_bias.then(|| {
+        graph.param(ParamSpec {
+            name: "head.bias".into(),
+            shape: vec![classes],
+            init: Init::Constant(config.head_init_bias as f32),
+            decay: false,
+            head: true,
+        })
+    });
+    let logits = gemm::linear(graph, features, weight, bias);
+    Ok(Outputs { tokens: x, features, logits })
+}

@@ -1,0 +1,12 @@
+//! Two-layer perceptron with GELU.
+
+use super::linear::{linear, linear_gelu};
+use crate::autograd::graph::{Graph, Tensor};
+use crate::models::recipe::ModelConfig;
+use crate::models::shapes::Dimensions;
+
+/// `{name}.fc1`, GELU, `{name}.fc2`.
+pub fn mlp(graph: &mut Graph, name: &str, x: Tensor, config: &ModelConfig, dims: &Dimensions) -> Tensor {
+    let hidden = linear_gelu(graph, &format!("{name}.fc1"), x, dims.mlp, config.mlp_bias, config.gelu);
+    linear(graph, &format!("{name}.fc2"), hidden, dims.width, config.mlp_bias)
+}

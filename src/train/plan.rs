@@ -1,0 +1,121 @@
+//! What a run will need, told before anything is allocated.
+
+use std::fmt;
+
+use crate::autograd::Workload;
+use crate::data::packing;
+use crate::error::Result;
+use crate::models::recipe::{Recipe, ResolutionKind};
+use crate::train::step::TrainStep;
+
+/// Parameters, arithmetic and memory of a run.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct RunPlan {
+    /// Number of parameters.
+    pub parameters: usize,
+    /// Token budget of a batch.
+    pub tokens: usize,
+    /// Image slots of a batch.
+    pub slots: usize,
+    /// Batches per step.
+    pub accumulate: usize,
+    /// Model FLOPs of a full step at the expected image size.
+    pub flops_per_step: f64,
+    /// Expected tokens per image, before dropping.
+    pub tokens_per_image: f64,
+    /// Weights, gradients, moments and moving average, in bytes.
+    pub state_bytes: usize,
+    /// Activations at their peak, in bytes.
+    pub activation_bytes: usize,
+    /// Batches that wait in the input queue, in bytes.
+    pub queue_bytes: usize,
+}
+
+impl RunPlan {
+    /// Plans a run of `recipe` on the CPU device.
+    ///
+    /// # Errors
+    /// If the model's shape is invalid.
+    pub fn new(recipe: &Recipe, classes: usize) -> Result<Self> {
+        let slots = packing::slots(recipe);
+        let step = TrainStep::new(recipe, classes, slots)?;
+        Ok(Self::of(recipe, &step, slots))
+    }
+
+    /// The plan of a recorded step.
+    pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize) -> Self {
+        let parameters = step.graph().parameter_count();
+        let tokens = recipe.packing.tokens;
+        let tokens_per_image = expected_tokens(recipe);
+        let images = (tokens as f64 / tokens_per_image).max(1.0);
+        let work = Workload {
+            tokens: tokens as f64,
+            images,
+            sum_squared: tokens as f64 * tokens_per_image.min(tokens as f64),
+        };
+        let accumulate = recipe.train.accumulate.max(1);
+        let copies = if recipe.train.ema > 0.0 { 5 } else { 4 };
+        // Two batches wait, one is being made, `accumulate` are held by the step.
+        let queue_bytes = (3 + accumulate) * tokens * recipe.model.patch_dim();
+        Self {
+            parameters,
+            tokens,
+            slots,
+            accumulate,
+            flops_per_step: step.flops(&work) * accumulate as f64,
+            tokens_per_image,
+            state_bytes: copies * parameters * size_of::<f32>(),
+            activation_bytes: step.plan().peak_elements * size_of::<f32>(),
+            queue_bytes,
+        }
+    }
+
+    /// All memory together, in bytes.
+    pub fn total_bytes(&self) -> usize {
+        self.state_bytes + self.activation_bytes + self.queue_bytes
+    }
+}
+
+/// Mean patches of an image under the recipe's resolutions, plus prefix tokens.
+fn expected_tokens(recipe: &Recipe) -> f64 {
+    let r = &recipe.resolution;
+    let (min, max) = (r.min as f64, r.max as f64);
+    let area = match r.kind {
+        ResolutionKind::Fixed | ResolutionKind::Native => max * max,
+        // Mean of r² for r uniform in [min, max].
+        ResolutionKind::Uniform | ResolutionKind::TruncatedNormal => {
+            (max * max + max * min + min * min) / 3.0
+        }
+    };
+    (area / (recipe.model.patch * recipe.model.patch) as f64).max(1.0) + recipe.model.prefix() as f64
+}
+
+/// Bytes as a person reads them.
+pub fn mib(bytes: usize) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.0} MiB") }
+}
+
+impl fmt::Display for RunPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "parameters        {:.2} M", self.parameters as f64 / 1e6)?;
+        writeln!(
+            f,
+            "step              {} batch{} of {} tokens, up to {} images, about {:.0} tokens an image",
+            self.accumulate,
+            if self.accumulate == 1 { "" } else { "es" },
+            self.tokens,
+            self.slots,
+            self.tokens_per_image
+        )?;
+        writeln!(f, "model FLOPs       {:.1} GFLOP a step", self.flops_per_step / 1e9)?;
+        write!(
+            f,
+            "peak memory       {} (weights and optimiser {}, activations {}, input {})",
+            mib(self.total_bytes()),
+            mib(self.state_bytes),
+            mib(self.activation_bytes),
+            mib(self.queue_bytes)
+        )
+    }
+}
