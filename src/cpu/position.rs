@@ -93,7 +93,7 @@ pub fn table_forward<R: Real>(
                                 read(out, tables[0], taps[0], t);
                                 read(other, tables[1], taps[1], t);
                                 for (out, &other) in out.iter_mut().zip(other.iter()) {
-                                    *out = *out * other;
+                                    *out *= other;
                                 }
                             }
                         }
