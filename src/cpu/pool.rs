@@ -41,7 +41,7 @@ pub fn attention_forward<R: Real>(
         }
         let rows = &kv[image.start * 2 * width..image.end * 2 * width];
         with_scratch([padded(image.len()), dim], |[scores, k_hat]| {
-            for index in 0..config.heads {
+            for (index, lse) in lse.iter_mut().enumerate() {
                 let norm = HeadNorm::new(config, index, affine.k_gain, affine.k_bias);
                 let columns = index * dim..(index + 1) * dim;
                 let (query, out) = (&query[columns.clone()], &mut out[columns.clone()]);
@@ -53,7 +53,7 @@ pub fn attention_forward<R: Real>(
                             *score = scale * sum2_by(query, k_hat, |q, k| q * k);
                         }
                         let (max, sum) = exp_row(scores, image.len());
-                        lse[index] = max + sum.ln();
+                        *lse = max + sum.ln();
                         let factor = R::ONE / sum;
                         for (&p, row) in scores.iter().zip(rows.chunks_exact(2 * width)) {
                             add_scaled(out, p * factor, &row[width + columns.start..][..dim]);
@@ -164,7 +164,7 @@ pub fn mean_forward<R: Real>(out: &mut [R], x: &[R], cu_seqlens: &[i32], skip: u
             add_assign(out, row);
         }
         for out in out {
-            *out = *out * factor;
+            *out *= factor;
         }
     });
 }

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::attention::scratch::with_scratch;
 use super::real::Real;
-use super::simd::{add_scaled, task_rows, vectorised};
+use super::simd::{LANES, add_scaled, task_rows, vectorised};
 
 /// For every token and axis the table rows that it reads and their weights: token `t` reads
 /// `index[start[t]..start[t+1]]`. An absolute coordinate is one entry of weight 1, a resampled
@@ -93,7 +93,7 @@ pub fn table_forward<R: Real>(
                                 read(out, tables[0], taps[0], t);
                                 read(other, tables[1], taps[1], t);
                                 for (out, &other) in out.iter_mut().zip(other.iter()) {
-                                    *out = *out * other;
+                                    *out *= other;
                                 }
                             }
                         }
@@ -174,8 +174,20 @@ pub fn fourier_forward<R: Real>(out: &mut [R], map: &[R], coordinates: &[[f32; 2
                     };
                     let (sines, cosines) = out.split_at_mut(width / 2);
                     let (rows, _) = map.as_chunks::<2>();
-                    for ((sine, cosine), row) in sines.iter_mut().zip(cosines).zip(rows) {
-                        (*sine, *cosine) = (row[0].mul_add(y, row[1] * x)).sin_cos_turns();
+                    // By way of arrays: a loop that writes two slices of unknown length is not vectorised.
+                    for ((sines, cosines), rows) in
+                        sines.chunks_mut(LANES).zip(cosines.chunks_mut(LANES)).zip(rows.chunks(LANES))
+                    {
+                        let (mut phase, mut sine, mut cosine) =
+                            ([R::ZERO; LANES], [R::ZERO; LANES], [R::ZERO; LANES]);
+                        for (phase, row) in phase.iter_mut().zip(rows) {
+                            *phase = row[0].mul_add(y, row[1] * x);
+                        }
+                        for i in 0..LANES {
+                            (sine[i], cosine[i]) = phase[i].sin_cos_turns();
+                        }
+                        sines.copy_from_slice(&sine[..sines.len()]);
+                        cosines.copy_from_slice(&cosine[..cosines.len()]);
                     }
                 }
             },

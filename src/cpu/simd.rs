@@ -23,17 +23,26 @@ pub fn vectorised<T>(f: impl FnOnce() -> T) -> T {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Adds the lanes pairwise.
+/// Joins the lanes pairwise; unrolled by hand, because a loop over halves goes through memory.
 #[inline(always)]
-fn fold<R: Real>(mut lanes: [R; LANES]) -> R {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
+pub(crate) fn fold<R: Real>(lanes: [R; LANES], join: impl Fn(R, R) -> R) -> R {
+    #[inline(always)]
+    fn halve<R: Real, const N: usize, const HALF: usize>(x: [R; N], join: impl Fn(R, R) -> R) -> [R; HALF] {
+        std::array::from_fn(|i| join(x[i], x[i + HALF]))
     }
-    lanes[0]
+    let x: [R; LANES / 2] = halve(lanes, &join);
+    let x: [R; LANES / 4] = halve(x, &join);
+    let x: [R; LANES / 8] = halve(x, &join);
+    join(x[0], x[1])
+}
+
+/// A block of which `tail` is the beginning. Sums take the tail as a masked block: running sums that
+/// are indexed up to an unknown length would live in memory rather than in a register.
+#[inline(always)]
+fn block_of<T: Copy>(tail: &[T]) -> Option<[T; LANES]> {
+    let mut block = [*tail.first()?; LANES];
+    block[..tail.len()].copy_from_slice(tail);
+    Some(block)
 }
 
 /// Σ f(x[i]), in [`LANES`] running sums.
@@ -46,10 +55,12 @@ pub fn sum_by<T: Copy, R: Real>(x: &[T], f: impl Fn(T) -> R) -> R {
             *lane += f(x);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane += f(x);
+    if let Some(block) = block_of(tail) {
+        for (i, (lane, x)) in lanes.iter_mut().zip(block).enumerate() {
+            *lane += if i < tail.len() { f(x) } else { R::ZERO };
+        }
     }
-    fold(lanes)
+    fold(lanes, |a, b| a + b)
 }
 
 /// Σ f(x[i], y[i]) over the shorter of the two, in [`LANES`] running sums.
@@ -63,10 +74,12 @@ pub fn sum2_by<R: Real>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
             *lane += f(x, y);
         }
     }
-    for ((lane, &x), &y) in lanes.iter_mut().zip(x_tail).zip(y_tail) {
-        *lane += f(x, y);
+    if let (Some(x), Some(y)) = (block_of(x_tail), block_of(y_tail)) {
+        for (i, ((lane, x), y)) in lanes.iter_mut().zip(x).zip(y).enumerate() {
+            *lane += if i < x_tail.len() { f(x, y) } else { R::ZERO };
+        }
     }
-    fold(lanes)
+    fold(lanes, |a, b| a + b)
 }
 
 /// The largest element; `None` for an empty slice. NaN is passed over, or kept if it comes first:
@@ -81,10 +94,12 @@ pub fn largest<R: Real>(x: &[R]) -> Option<R> {
             *lane = larger(*lane, x);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane = larger(*lane, x);
+    if let Some(block) = block_of(tail) {
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane = larger(*lane, x);
+        }
     }
-    Some(lanes.into_iter().fold(first, larger))
+    Some(fold(lanes, larger))
 }
 
 #[inline(always)]

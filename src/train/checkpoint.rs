@@ -57,6 +57,8 @@ pub struct Progress {
     pub step: u64,
     /// Images seen, repetitions included.
     pub images_seen: u64,
+    /// Step of the newest evaluation.
+    pub evaluated: Option<u64>,
     /// The best evaluation.
     pub best: Option<Best>,
     /// Where the loader continues.

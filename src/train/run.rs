@@ -201,40 +201,42 @@ impl Trainer {
 
     fn train(mut self) -> Result<()> {
         let config = self.recipe.train.clone();
-        while self.header.progress.step < config.steps {
-            let loader_state = self.one_step()?;
+        loop {
             let step = self.header.progress.step;
-            self.header.progress.loader = serde_json::to_value(&loader_state)
-                .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
-            let every = |n: u64| n > 0 && step.is_multiple_of(n);
-            let last = step == config.steps;
-            let stop = self.interrupt.requested();
-            let mut improved = false;
-            if (every(config.eval_every) || last) && !stop {
+            let due = |every: u64| every > 0 && step > 0 && step.is_multiple_of(every);
+            let last = step >= config.steps;
+            let mut improved = None;
+            // An evaluation that an interrupt prevented is still owed after a resume.
+            if (due(config.eval_every) || last) && self.header.progress.evaluated != Some(step) {
                 improved = self.evaluate()?;
             }
-            let evaluated = every(config.eval_every) || last;
-            if stop || evaluated || every(config.save_every) || every(config.keep_every) {
-                self.save(improved, every(config.keep_every))?;
+            let stop = self.interrupt.requested();
+            let keep = due(config.keep_every);
+            let unsaved = self.saved != Some(step) && (stop || keep || due(config.save_every));
+            if step > 0 && (improved.is_some() || unsaved) {
+                self.save(improved == Some(true), keep)?;
             }
-            if self.interrupt.requested() && !last {
+            if stop {
                 return self.interrupted();
             }
+            if last {
+                return self.finish();
+            }
+            self.one_step()?;
         }
-        self.finish()
     }
 
-    /// Loads the step's batches, runs it and updates the weights. Returns where the loader stands.
-    fn one_step(&mut self) -> Result<LoaderState> {
+    /// Loads the step's batches, runs it and updates the weights.
+    fn one_step(&mut self) -> Result<()> {
         let begun = Instant::now();
         let config = &self.recipe.train;
         let mut batches: Vec<PackedBatch> = Vec::with_capacity(config.accumulate);
-        let mut state = None;
         for _ in 0..config.accumulate {
             let loaded = self.loader.next_batch()?;
             check_grids(&self.recipe, &loaded.batch)?;
             batches.push(loaded.batch);
-            state = Some(loaded.state_after);
+            self.header.progress.loader = serde_json::to_value(&loaded.state_after)
+                .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
         }
         let number = self.header.progress.step + 1;
         let outcome = self.step.run(&self.params, &batches, config.seed);
@@ -252,8 +254,7 @@ impl Trainer {
         self.header.progress.step = number;
         self.warn_of_unreadable();
         self.header.progress.images_seen += outcome.images;
-        self.report(&outcome, lr, grad_norm, begun.elapsed().as_secs_f64())?;
-        state.ok_or_else(|| Error::usage("train.accumulate is 0; a step needs at least 1 batch"))
+        self.report(&outcome, lr, grad_norm, begun.elapsed().as_secs_f64())
     }
 
     fn report(&mut self, outcome: &StepOutcome, lr: f64, grad_norm: f64, seconds: f64) -> Result<()> {
@@ -302,17 +303,18 @@ impl Trainer {
     }
 
     /// Evaluates the weights that will be used, the moving average where there is one. Returns
-    /// whether they are the best so far.
-    fn evaluate(&mut self) -> Result<bool> {
+    /// whether they are the best so far; `None` if it was interrupted.
+    fn evaluate(&mut self) -> Result<Option<bool>> {
         let begun = Instant::now();
         let params = self.ema.as_ref().unwrap_or(&self.params);
         let interrupt = self.interrupt.clone();
         let stop = || interrupt.requested();
         let source = self.dataset.validation.clone();
         let Some(done) = evaluate(&mut self.evaluated, params, source, &self.recipe, 0, &stop)? else {
-            return Ok(false);
+            return Ok(None);
         };
         let step = self.header.progress.step;
+        self.header.progress.evaluated = Some(step);
         let metric = done.metrics.top1;
         let best = self.header.progress.best.is_none_or(|b| metric > b.metric);
         if best {
@@ -331,7 +333,7 @@ impl Trainer {
         self.metrics.eval(&report)?;
         let scalars = [("eval/loss", report.loss), ("eval/top1", report.top1), ("eval/top5", report.top5)];
         self.events.scalars(step, &scalars)?;
-        Ok(best)
+        Ok(Some(best))
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {

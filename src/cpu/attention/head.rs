@@ -120,7 +120,7 @@ impl<R: Real> Head<'_, R> {
                 for (out, &sum) in out.chunks_mut(heads * dim).zip(sums.iter()) {
                     let factor = R::ONE / sum;
                     for x in &mut out[..dim] {
-                        *x = *x * factor;
+                        *x *= factor;
                     }
                 }
             }

@@ -61,13 +61,12 @@ impl<'a, R: Real> HeadNorm<'a, R> {
         }
         if let Some(gain) = self.gain {
             for (dy, &gain) in dy.iter_mut().zip(gain) {
-                *dy = *dy * gain;
+                *dy *= gain;
             }
         }
         let count = R::of(dy.len() as f64);
-        let sum = sum_by(dy, |g| g);
         let along = rstd * sum2_by(dy, x, |g, x| g * (x - mean)) / count;
-        let offset = if self.kind == QkNormKind::Rms { R::ZERO } else { sum / count };
+        let offset = if self.kind == QkNormKind::Rms { R::ZERO } else { sum_by(dy, |g| g) / count };
         for (dy, &x) in dy.iter_mut().zip(x) {
             *dy = rstd * (*dy - offset - (x - mean) * rstd * along);
         }
@@ -88,7 +87,7 @@ impl<'a, R: Real> HeadNorm<'a, R> {
         }
         if let Some(gain) = self.gain {
             for (y, &gain) in y.iter_mut().zip(gain) {
-                *y = *y * gain;
+                *y *= gain;
             }
         }
         if let Some(bias) = self.bias {

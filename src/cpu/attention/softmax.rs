@@ -4,7 +4,7 @@
 //! of a row would live in memory rather than in a register.
 
 use crate::cpu::real::Real;
-use crate::cpu::simd::LANES;
+use crate::cpu::simd::{LANES, fold};
 
 /// Length of a row of `keys` scores with its padding.
 pub(crate) fn padded(keys: usize) -> usize {
@@ -52,17 +52,4 @@ pub(crate) fn exp_grad_row<R: Real>(p: &mut [R], dp: &mut [R], lse: R, delta: R)
             *dp = *p * (*dp - delta);
         }
     }
-}
-
-/// Joins the lanes pairwise; unrolled by hand, because a loop over halves goes through memory.
-#[inline(always)]
-fn fold<R: Real>(lanes: [R; LANES], join: impl Fn(R, R) -> R) -> R {
-    #[inline(always)]
-    fn halve<R: Real, const N: usize, const HALF: usize>(x: [R; N], join: impl Fn(R, R) -> R) -> [R; HALF] {
-        std::array::from_fn(|i| join(x[i], x[i + HALF]))
-    }
-    let x: [R; LANES / 2] = halve(lanes, &join);
-    let x: [R; LANES / 4] = halve(x, &join);
-    let x: [R; LANES / 8] = halve(x, &join);
-    join(x[0], x[1])
 }
