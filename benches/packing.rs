@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use trencadis::data::packing::PackingSettings;
 use trencadis::data::patchify::Patchifier;
 use trencadis::data::planner::Planner;
-use trencadis::data::resolution::target;
+use trencadis::data::resolution::{Limits, target};
 use trencadis::data::source::{Image, Source};
 use trencadis::models::recipe::{DropKind, PackingKind, Recipe};
 use trencadis::{Error, Result};
@@ -63,7 +63,7 @@ fn patchify(c: &mut Criterion) {
     let pixels = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
     let image = Image { height, width, channels: 3, pixels };
     for resolution in [64.0, 128.0, 256.0] {
-        let target = target(&recipe.resolution, 16, usize::MAX, (height, width), resolution);
+        let target = target(&recipe.resolution, 16, Limits::NONE, (height, width), resolution);
         let kept: Vec<u32> = (0..target.grid.patches() as u32).collect();
         let mut patchifier = Patchifier::new(16, 3);
         let mut rows = vec![0; kept.len() * patchifier.patch_dim()];

@@ -10,7 +10,9 @@ use synthetic::Synthetic;
 use trencadis::data::packing::{BatchPlan, PackingSettings, PackingStats, slots};
 use trencadis::data::planner::{Planner, PlannerState};
 use trencadis::data::source::Source;
-use trencadis::models::recipe::{DropKind, PackingKind, Recipe, ResolutionKind};
+use trencadis::models::recipe::{
+    DropKind, PackingKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe, ResolutionKind,
+};
 
 /// NaViT-B/16 on JFT: r ~ U(64, 256), patch 16, bins of 256.
 fn paper() -> Recipe {
@@ -215,6 +217,36 @@ fn no_image_waits_longer_than_the_look_ahead_allows() {
         waiting = planner.state().pending.concat();
         assert!(waiting.len() <= recipe.packing.lookahead);
     }
+}
+
+#[test]
+fn an_absolute_table_bounds_the_grid() {
+    let mut recipe = paper();
+    let position = &mut recipe.model.position;
+    (position.basis, position.coordinate) = (PositionBasis::Learned, PositionCoordinate::Absolute);
+    (position.rows, position.columns) = (12, 9);
+    let largest = |recipe: &Recipe| {
+        let source = Arc::new(Synthetic::new(2000, 0.2, 5.0));
+        let settings = PackingSettings::eval(recipe, 256).unwrap();
+        let mut planner = Planner::new(source, settings, None).unwrap();
+        let (mut rows, mut cols, mut patches) = (0, 0, 0);
+        while let Some(plan) = planner.next_batch().unwrap() {
+            for grid in plan.images.iter().map(|image| image.target.grid) {
+                rows = rows.max(grid.rows);
+                cols = cols.max(grid.cols);
+                patches = patches.max(grid.patches());
+            }
+        }
+        (rows, cols, patches)
+    };
+    recipe.model.position.combination = PositionCombination::Sum;
+    let (rows, cols, _) = largest(&recipe);
+    assert_eq!((rows, cols), (12, 9));
+    recipe.model.position.combination = PositionCombination::Flat;
+    let (rows, _, patches) = largest(&recipe);
+    assert!(rows > 12 && patches == 108);
+    recipe.model.position.coordinate = PositionCoordinate::Fractional;
+    assert!(largest(&recipe).2 > 250);
 }
 
 #[test]

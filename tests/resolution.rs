@@ -1,11 +1,11 @@
 //! Target sizes: area, aspect ratio, distortion, limits, distributions.
 
 use proptest::prelude::*;
-use trencadis::data::resolution::{draw, ideal, target};
+use trencadis::data::resolution::{Limits, draw, ideal, mean_area, target};
 use trencadis::models::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
 use trencadis::rng::{Purpose, Stream};
 
-const NO_LIMIT: usize = usize::MAX;
+const NO_LIMIT: Limits = Limits::NONE;
 
 fn config(kind: ResolutionKind, aspect: AspectKind, remainder: RemainderKind) -> ResolutionConfig {
     ResolutionConfig { kind, aspect, remainder, ..ResolutionConfig::default() }
@@ -66,7 +66,7 @@ proptest! {
     ) {
         let config = plain(if round { RemainderKind::Round } else { RemainderKind::Drop });
         let free = target(&config, patch, NO_LIMIT, (h, w), r);
-        let bound = target(&config, patch, limit, (h, w), r);
+        let bound = target(&config, patch, Limits { patches: limit, ..NO_LIMIT }, (h, w), r);
         prop_assert!(bound.grid.patches() <= limit);
         prop_assert_eq!(bound.downscaled, free.grid.patches() > limit);
         if !bound.downscaled {
@@ -110,9 +110,12 @@ fn known_targets() {
     let drop = target(&plain(RemainderKind::Drop), 16, NO_LIMIT, (480, 640), 128.0);
     assert_eq!((drop.grid.rows, drop.grid.cols, drop.height, drop.width), (6, 9, 111, 148));
     // A line of pixels keeps its token count only as far as one row of patches goes.
-    let line = target(&plain(RemainderKind::Round), 16, 64, (1, 5000), 256.0);
+    let line = target(&plain(RemainderKind::Round), 16, Limits { patches: 64, ..NO_LIMIT }, (1, 5000), 256.0);
     assert_eq!((line.grid.rows, line.downscaled), (1, true));
     assert_eq!(line.grid.cols, 64);
+    // A table of 8 rows holds a tall image at the scale at which it is 8 patches tall.
+    let tall = target(&plain(RemainderKind::Round), 16, Limits { rows: 8, ..NO_LIMIT }, (400, 100), 128.0);
+    assert_eq!((tall.grid.rows, tall.grid.cols, tall.downscaled), (8, 2, true));
     // Positions are 16 bits wide.
     let endless = target(&plain(RemainderKind::Round), 1, NO_LIMIT, (1, 1_000_000), 1000.0);
     assert!(endless.grid.cols < 65535 && endless.downscaled);
@@ -132,6 +135,7 @@ fn distributions_have_their_moments() {
     let areas = draws(&area);
     let expected = (64.0f64.powi(2) + 384.0f64.powi(2)) / 2.0;
     assert!((mean(areas.iter().map(|r| r * r)) / expected - 1.0).abs() < 0.02);
+    assert!((mean_area(&area) / expected - 1.0).abs() < 1e-3);
 
     // E[u] of N(-0.5, 1) cut to [-1, 1] is m + (φ(a) − φ(b))/(Φ(b) − Φ(a)), a = -0.5, b = 1.5.
     let normal = ResolutionConfig { kind: ResolutionKind::TruncatedNormal, mean: -0.5, std: 1.0, ..base };
@@ -139,4 +143,5 @@ fn distributions_have_their_moments() {
     assert!(sides.iter().all(|r| (64.0..=384.0).contains(r)));
     let u = -0.5 + (0.352_065 - 0.129_518) / (0.933_193 - 0.308_538);
     assert!((mean(sides.iter().copied()) - (64.0 + (u + 1.0) / 2.0 * 320.0)).abs() < 3.0);
+    assert!((mean_area(&normal) / mean(sides.iter().map(|r| r * r)) - 1.0).abs() < 0.02);
 }

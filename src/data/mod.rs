@@ -12,4 +12,5 @@ pub mod planner;
 pub mod positions;
 pub mod preview;
 pub mod resolution;
+pub mod settings;
 pub mod source;

@@ -37,6 +37,27 @@ pub struct Target {
     pub downscaled: bool,
 }
 
+/// What bounds a grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Patches, at least 1.
+    pub patches: usize,
+    /// Patch rows, at least 1.
+    pub rows: usize,
+    /// Patch columns, at least 1.
+    pub cols: usize,
+}
+
+impl Limits {
+    /// Only what 16-bit positions allow, whose largest value stands for prefix tokens.
+    pub const NONE: Self =
+        Self { patches: usize::MAX, rows: u16::MAX as usize - 1, cols: u16::MAX as usize - 1 };
+
+    fn allow(&self, grid: Grid) -> bool {
+        grid.patches() <= self.patches && grid.rows <= self.rows && grid.cols <= self.cols
+    }
+}
+
 /// Draws a resolution R in pixels. `Fixed` and `Native` return `max`.
 pub fn draw(config: &ResolutionConfig, stream: &mut Stream) -> f64 {
     let (min, max) = (config.min as f64, config.max as f64);
@@ -62,33 +83,32 @@ fn truncated_normal(mean: f64, std: f64, stream: &mut Stream) -> f64 {
     }
 }
 
-/// Resize target of an image of `size` (height, width) at `resolution`, with at most `limit`
-/// patches (≥ 1) of side `patch`.
+/// Resize target of an image of `size` (height, width) at `resolution`, in patches of
+/// side `patch`, within `limits`.
 ///
 /// The ideal size h' × w' has the area R² and the image's aspect ratio (or is square; `Native` never
 /// enlarges it beyond its own). `Round` takes the nearest grid, so that no side is distorted by more than half a
 /// patch, at least one patch; `Drop` resizes to the ideal size, at least one patch a side, and cuts off the
-/// remainder. An image of more than `limit` patches is scaled down by the largest factor that fits.
+/// remainder. An image beyond the limits is scaled down by the largest factor that fits.
 pub fn target(
     config: &ResolutionConfig,
     patch: usize,
-    limit: usize,
+    limits: Limits,
     size: (usize, usize),
     resolution: f64,
 ) -> Target {
     let (height, width) = ideal(config, size, resolution);
     let at = |scale: f64| grid(config.remainder, patch, height * scale, width * scale);
-    let fits = |target: &Target| target.grid.patches() <= limit && side_fits(target.grid);
     let full = at(1.0);
-    if fits(&full) {
+    if limits.allow(full.grid) {
         return full;
     }
-    // The number of patches never falls as the scale grows, so bisection finds the largest that fits;
+    // Neither side ever falls as the scale grows, so bisection finds the largest that fits;
     // scale 0 is a single patch.
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..48 {
         let middle = 0.5 * (low + high);
-        if fits(&at(middle)) {
+        if limits.allow(at(middle).grid) {
             low = middle;
         } else {
             high = middle;
@@ -125,7 +145,29 @@ fn grid(remainder: RemainderKind, patch: usize, height: f64, width: f64) -> Targ
     }
 }
 
-/// Positions are u16 with the largest value reserved for prefix tokens.
-fn side_fits(grid: Grid) -> bool {
-    grid.rows < usize::from(u16::MAX) && grid.cols < usize::from(u16::MAX)
+/// E[R²] in pixels of a drawn resolution, by the midpoint rule over the distribution's own coordinate;
+/// `max²` for `Fixed` and `Native`.
+pub fn mean_area(config: &ResolutionConfig) -> f64 {
+    let (min, max) = (config.min as f64, config.max as f64);
+    if matches!(config.kind, ResolutionKind::Fixed | ResolutionKind::Native) {
+        return max * max;
+    }
+    let points = 256;
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for i in 0..points {
+        let share = (f64::from(i) + 0.5) / f64::from(points);
+        let weight = match config.kind {
+            ResolutionKind::TruncatedNormal => {
+                (-0.5 * ((2.0 * share - 1.0 - config.mean) / config.std).powi(2)).exp()
+            }
+            _ => 1.0,
+        };
+        let area = match config.of {
+            ResolutionOf::Side => (min + share * (max - min)).powi(2),
+            ResolutionOf::Area => min * min + share * (max * max - min * min),
+        };
+        sum += weight * area;
+        weights += weight;
+    }
+    if weights > 0.0 { sum / weights } else { max * max }
 }

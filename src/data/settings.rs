@@ -1,0 +1,218 @@
+//! What planning follows: the parts of a recipe that decide sizes and packing, checked.
+
+use crate::data::dropping::TokenDrop;
+use crate::data::packing::PlannedImage;
+use crate::data::resolution::{self, Limits};
+use crate::error::{Error, Result};
+use crate::models::recipe::{
+    AspectKind, DropConfig, DropKind, PackingConfig, PackingKind, PositionBasis, PositionCombination,
+    PositionConfig, PositionCoordinate, Recipe, RemainderKind, ResolutionConfig, ResolutionKind,
+};
+use crate::rng::{Purpose, Stream};
+
+/// The parts of a recipe that packing depends on, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackingSettings {
+    /// Seed of every random decision.
+    pub seed: u64,
+    /// Patch side in pixels.
+    pub patch: usize,
+    /// Prefix tokens of every image (cls, registers).
+    pub prefix: usize,
+    /// Target sizes.
+    pub resolution: ResolutionConfig,
+    /// Token dropping.
+    pub drop: DropConfig,
+    /// Bins or flat.
+    pub packing: PackingConfig,
+    /// Largest grid that the position embedding has entries for.
+    pub limits: Limits,
+    /// Image slots N.
+    pub slots: usize,
+    /// Whether samples are shuffled and epochs flow into each other; else one pass in order.
+    pub training: bool,
+}
+
+impl PackingSettings {
+    /// Settings of training. Fails, naming the key, on values that cannot be carried out.
+    pub fn train(recipe: &Recipe) -> Result<Self> {
+        check(recipe)?;
+        Ok(Self {
+            seed: recipe.train.seed,
+            patch: recipe.model.patch,
+            prefix: recipe.model.prefix(),
+            resolution: recipe.resolution.clone(),
+            drop: recipe.drop.clone(),
+            packing: recipe.packing.clone(),
+            limits: position_limits(&recipe.model.position),
+            slots: slots(recipe),
+            training: true,
+        })
+    }
+
+    /// Settings of evaluation at `resolution` pixels (0 takes `eval.resolution`, and then `resolution.max`): every
+    /// image once, in order, no token dropping, and flat packing, so that a resolution above
+    /// the training bins' length is not scaled down to it. With `resolution.kind = "native"` the resolution bounds
+    /// the size and does not enlarge.
+    pub fn eval(recipe: &Recipe, resolution: usize) -> Result<Self> {
+        let mut settings = Self::train(recipe)?;
+        let resolution = [resolution, recipe.eval.resolution, recipe.resolution.max]
+            .into_iter()
+            .find(|&r| r > 0)
+            .unwrap_or(recipe.resolution.max);
+        if settings.resolution.kind != ResolutionKind::Native {
+            settings.resolution.kind = ResolutionKind::Fixed;
+        }
+        settings.resolution.max = resolution;
+        settings.drop.kind = DropKind::None;
+        settings.packing.kind = PackingKind::Flat;
+        settings.training = false;
+        Ok(settings)
+    }
+
+    /// Tokens that one image may have at most: a bin, or the whole budget.
+    pub fn capacity(&self) -> usize {
+        match self.packing.kind {
+            PackingKind::Bins => self.packing.sequence,
+            PackingKind::Flat => self.packing.tokens,
+        }
+    }
+
+    /// Decides grid and token count of `sample` with the given `size` (height, width).
+    pub fn plan(&self, epoch: u64, sample: u64, size: (usize, usize)) -> PlannedImage {
+        let drop = TokenDrop::new(&self.drop, self.seed, epoch, sample);
+        let mut stream = Stream::new(self.seed, epoch, sample, Purpose::Resolution);
+        let resolution = resolution::draw(&self.resolution, &mut stream);
+        let room = drop.longest(self.capacity() - self.prefix);
+        let limits = Limits { patches: room.min(self.limits.patches), ..self.limits };
+        let target = resolution::target(&self.resolution, self.patch, limits, size, resolution);
+        let kept = drop.kept(target.grid.patches());
+        PlannedImage { sample, epoch, target, kept, tokens: kept + self.prefix }
+    }
+
+    /// Raster indices of the patches that are kept of a planned image.
+    pub fn kept(&self, image: &PlannedImage) -> Vec<u32> {
+        TokenDrop::new(&self.drop, self.seed, image.epoch, image.sample).indices(image.target.grid.patches())
+    }
+}
+
+/// Image slots N of a batch: `packing.images`, or derived from the token budget.
+///
+/// The derived number never exceeds what the shortest image at `resolution.min` allows, and stays near what is
+/// to be expected (the mean count, a quarter more, and six times its root: above six standard deviations),
+/// because every slot costs a row of the head. A batch that runs out of slots all the same is
+/// closed early; nothing is lost. With `native` the mean is unknown and only the first bound holds.
+pub fn slots(recipe: &Recipe) -> usize {
+    let packing = &recipe.packing;
+    if packing.images > 0 {
+        return packing.images;
+    }
+    let sizes = &recipe.resolution;
+    let patch = recipe.model.patch.max(1) as f64;
+    let prefix = recipe.model.prefix() as f64;
+    let (mean_drop, max_drop) = match recipe.drop.kind {
+        DropKind::None => (0.0, 0.0),
+        DropKind::Constant => (recipe.drop.mean, recipe.drop.mean),
+        DropKind::Beta => (recipe.drop.mean, recipe.drop.max),
+    };
+    let smallest = match sizes.kind {
+        ResolutionKind::Fixed => sizes.max,
+        _ => sizes.min,
+    } as f64;
+    // Rounding r patches a side to round(r) loses at most a third of each side (r just below 1.5);
+    // cutting the remainder off loses at most half (r just below 2).
+    let lost = match (sizes.aspect, sizes.remainder) {
+        (AspectKind::Square, RemainderKind::Round) => 1.0,
+        (_, RemainderKind::Round) => 4.0 / 9.0,
+        (_, RemainderKind::Drop) => 1.0 / 4.0,
+    };
+    let grid = ((smallest / patch).powi(2) * lost).max(1.0);
+    let shortest = prefix + ((1.0 - max_drop) * grid).round().max(1.0);
+    let tokens = packing.tokens as f64;
+    let bound = (tokens / shortest).floor();
+    let count = if sizes.kind == ResolutionKind::Native {
+        bound
+    } else {
+        let mean = prefix + ((1.0 - mean_drop) * resolution::mean_area(sizes) / (patch * patch)).max(1.0);
+        let count = tokens / mean;
+        bound.min(1.25 * count + 6.0 * count.sqrt())
+    };
+    (count.ceil() as usize).max(1).next_multiple_of(8)
+}
+
+fn check(recipe: &Recipe) -> Result<()> {
+    let (packing, resolution, drop) = (&recipe.packing, &recipe.resolution, &recipe.drop);
+    let fail = |message: String| Err(Error::usage(message));
+    if recipe.model.patch == 0 {
+        return fail("model.patch is 0; give the side of a patch in pixels, such as 16".into());
+    }
+    if !matches!(recipe.model.channels, 1 | 3) {
+        return fail(format!("model.channels = {}; images have 1 channel or 3", recipe.model.channels));
+    }
+    if packing.tokens == 0 || !packing.tokens.is_multiple_of(128) || packing.tokens > i32::MAX as usize {
+        return fail(format!("packing.tokens = {}; give a multiple of 128 below 2^31", packing.tokens));
+    }
+    if packing.kind == PackingKind::Bins {
+        if packing.sequence == 0 || !packing.tokens.is_multiple_of(packing.sequence) {
+            return fail(format!(
+                "packing.sequence = {} does not divide packing.tokens = {}; choose a bin length that does",
+                packing.sequence, packing.tokens
+            ));
+        }
+        if packing.open == 0 {
+            return fail(
+                "packing.open = 0; give the number of bins that are filled at a time, such as 256".into(),
+            );
+        }
+    }
+    let (key, capacity) = match packing.kind {
+        PackingKind::Bins => ("packing.sequence", packing.sequence),
+        PackingKind::Flat => ("packing.tokens", packing.tokens),
+    };
+    if recipe.model.prefix() >= capacity {
+        return fail(format!(
+            "{key} = {capacity} leaves no room for a patch beside {} prefix tokens; raise it",
+            recipe.model.prefix()
+        ));
+    }
+    if resolution.max == 0 {
+        return fail("resolution.max is 0; give the largest resolution in pixels".into());
+    }
+    let drawn = matches!(resolution.kind, ResolutionKind::Uniform | ResolutionKind::TruncatedNormal);
+    if drawn && (resolution.min == 0 || resolution.min > resolution.max) {
+        return fail(format!(
+            "resolution.min = {} and resolution.max = {}; give 0 < min <= max",
+            resolution.min, resolution.max
+        ));
+    }
+    if resolution.kind == ResolutionKind::TruncatedNormal {
+        if !(-1.0..=1.0).contains(&resolution.mean) {
+            return fail(format!("resolution.mean = {}; it lies on [-1, 1]", resolution.mean));
+        }
+        if !(resolution.std > 0.0 && resolution.std <= 10.0) {
+            return fail(format!("resolution.std = {}; give a value in (0, 10]", resolution.std));
+        }
+    }
+    match drop.kind {
+        DropKind::Constant if !(0.0..1.0).contains(&drop.mean) => {
+            fail(format!("drop.mean = {}; a rate lies in [0, 1)", drop.mean))
+        }
+        DropKind::Beta if !(drop.mean > 0.0 && drop.mean < drop.max && drop.max <= 1.0) => {
+            fail(format!("drop.mean = {} and drop.max = {}; give 0 < mean < max <= 1", drop.mean, drop.max))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Under absolute coordinates a table bounds the grid: a longer image has to be scaled down, or it
+/// would have no position.
+fn position_limits(position: &PositionConfig) -> Limits {
+    let has_table = matches!(position.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
+    if !has_table || position.coordinate != PositionCoordinate::Absolute {
+        return Limits::NONE;
+    }
+    match position.combination {
+        PositionCombination::Flat => Limits { patches: position.rows * position.columns, ..Limits::NONE },
+        _ => Limits { rows: position.rows, cols: position.columns, ..Limits::NONE },
+    }
+}
