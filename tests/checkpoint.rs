@@ -37,6 +37,7 @@ fn header(step: u64) -> Header {
         progress: Progress {
             step,
             images_seen: 32 * step,
+            evaluated: Some(1),
             best: Some(Best { step: 1, metric: 0.1 + 0.2 }),
             loader: json!({"epoch": 3, "next": u64::MAX, "share": 0.1}),
         },
