@@ -84,6 +84,32 @@ fn foreign_networks_give_their_own_logits() {
     }
 }
 
+/// The same through the command line, from file to file.
+#[test]
+fn forward_writes_the_logits_of_na_vit() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.safetensors");
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_trencadis"))
+        .arg("forward")
+        .arg("--weights")
+        .arg(golden("na_vit/weights.safetensors"))
+        .arg("--config")
+        .arg(golden("na_vit/config.toml"))
+        .arg("--input")
+        .arg(golden("images.safetensors"))
+        .arg("--output")
+        .arg(&output)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let written = Weights::load(&output).unwrap().tensors;
+    let expected = &read("na_vit/expected.safetensors").tensors["logits"];
+    assert_eq!(written["logits"].0, expected.0);
+    assert!(difference(&written["logits"].1, &expected.1) < 2.5 * TOLERANCE);
+    // The third image has 5 x 5 patches.
+    assert_eq!(written["tokens.2"].0, [25, 32]);
+}
+
 #[test]
 fn packing_does_not_change_a_foreign_network() {
     let images = images();
@@ -167,7 +193,9 @@ fn weights_that_are_not_understood_are_refused_by_name() {
         let mut model = recipe(&format!("{case}/config.toml")).model;
         let mut weights = read(&format!("{case}/weights.safetensors"));
         change(&mut weights, &mut model);
-        let error = foreign::detect_and_convert(weights, &mut model).err().expect("these weights are wrong");
+        let Err(error) = foreign::detect_and_convert(weights, &mut model) else {
+            panic!("{case}: wrong weights are taken")
+        };
         assert_eq!(error.exit_code(), 2);
         error.to_string()
     };

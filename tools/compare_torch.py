@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Training throughput of same-shaped networks on this CPU: PyTorch's and this crate's.
+
+    pip install torch==2.15.0 vit-pytorch==1.26.11 timm==1.0.31 numpy
+    python tools/compare_torch.py [--shape Ti] [--steps 3] [--write benches/results/cpu-step.md]
+
+Every network runs in its own process, f32, on all cores: forward, softmax cross-entropy over 1000
+classes, backward, AdamW. The ragged networks see the same images: resolution uniform in [64, 256], aspect
+1:2 to 2:1, patch 16, about 4096 tokens a step, in memory before the clock starts. Only patches of images
+count as tokens, not padding. One step warms up.
+
+This crate's numbers come from a command that prints one JSON line for each network:
+{"model": "navit-ti16", "tokens_per_s": 1234.5, "peak_rss_mib": 678.9}. `--ours` names the command; the
+words {shape}, {steps} and {tokens} in it are replaced.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHAPES = {"Ti": (192, 12, 768, 3), "S": (384, 12, 1536, 6), "B": (768, 12, 3072, 12)}
+PATCH, CLASSES, SEED = 16, 1000, 0
+OURS = "cargo bench -q --bench step -- --json --shape {shape} --steps {steps} --tokens {tokens}"
+
+
+def grids(tokens, rng):
+    """Patch grids of one step: as many images as fit."""
+    out, used = [], 0
+    while True:
+        side = rng.uniform(64, 256)
+        aspect = math.exp(rng.uniform(-math.log(2), math.log(2)))
+        h = max(1, round(side * math.sqrt(aspect) / PATCH))
+        w = max(1, round(side / math.sqrt(aspect) / PATCH))
+        if used + h * w > tokens:
+            return out
+        out.append((h, w))
+        used += h * w
+
+
+def navit(shape):
+    from vit_pytorch.na_vit import NaViT
+
+    width, depth, mlp, heads = SHAPES[shape]
+    return NaViT(
+        image_size=64 * PATCH, patch_size=PATCH, num_classes=CLASSES, dim=width, depth=depth, heads=heads,
+        mlp_dim=mlp, dim_head=width // heads,
+    )
+
+
+def naflex(shape):
+    from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+
+    width, depth, mlp, heads = SHAPES[shape]
+    cfg = NaFlexVitCfg(
+        patch_size=PATCH, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp / width, qk_norm=True,
+        pos_embed="factorized", pos_embed_grid_size=(16, 16), global_pool="map",
+    )
+    return NaFlexVit(cfg, num_classes=CLASSES)
+
+
+def vit(shape):
+    from timm.models.vision_transformer import VisionTransformer
+
+    width, depth, mlp, heads = SHAPES[shape]
+    return VisionTransformer(
+        patch_size=PATCH, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp / width, num_classes=CLASSES
+    )
+
+
+def padded(images):
+    """timm's batch: one image a row, padded to the longest."""
+    import torch
+
+    longest = max(x.shape[1] * x.shape[2] // PATCH**2 for x in images)
+    patches = torch.zeros(len(images), longest, PATCH * PATCH * 3)
+    coord = torch.zeros(len(images), longest, 2, dtype=torch.long)
+    valid = torch.zeros(len(images), longest, dtype=torch.bool)
+    for i, x in enumerate(images):
+        h, w = x.shape[1] // PATCH, x.shape[2] // PATCH
+        flat = x.reshape(3, h, PATCH, w, PATCH).permute(1, 3, 2, 4, 0).reshape(h * w, -1)
+        patches[i, : h * w] = flat
+        coord[i, : h * w] = torch.cartesian_prod(torch.arange(h), torch.arange(w))
+        valid[i, : h * w] = True
+    return {"patches": patches, "patch_coord": coord, "patch_valid": valid}
+
+
+def squares(images):
+    import torch
+
+    return torch.stack(images)
+
+
+# Name: what the table calls it, network, batch of images -> arguments of the network, whether images are ragged.
+PEERS = {
+    "navit": ("vit-pytorch NaViT, packed (group_images)", navit, lambda x: ((x,), {"group_images": True}), True),
+    "naflex": ("timm NaFlexVit, padded", naflex, lambda x: ((padded(x),), {}), True),
+    "vit": ("timm VisionTransformer, 224 x 224 squares", vit, lambda x: ((squares(x),), {}), False),
+}
+
+
+def child(name, shape, steps, tokens):
+    import random
+
+    import torch
+
+    torch.manual_seed(SEED)
+    torch.set_num_threads(os.cpu_count())
+    rng = random.Random(SEED)
+    _, build, arguments, ragged = PEERS[name]
+    side = 224 // PATCH
+    batches, counts = [], []
+    for _ in range(steps + 1):
+        step_grids = grids(tokens, rng) if ragged else [(side, side)] * (tokens // side**2)
+        images = [torch.randn(3, h * PATCH, w * PATCH) for h, w in step_grids]
+        batches.append((images, torch.randint(CLASSES, (len(images),))))
+        counts.append(sum(h * w for h, w in step_grids))
+    model = build(shape).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    for i, (images, classes) in enumerate(batches):
+        if i == 1:
+            start = time.perf_counter()
+        args, kwargs = arguments(images)
+        loss = torch.nn.functional.cross_entropy(model(*args, **kwargs), classes)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"model": name, "tokens_per_s": sum(counts[1:]) / seconds, "peak_rss_mib": peak}))
+
+
+def rows_of(command, **kwargs):
+    """The JSON lines that a command prints; none, with the reason on stderr, if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        print(f"{command if isinstance(command, str) else ' '.join(command)}: {last}", file=sys.stderr)
+        return []
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(rows, options):
+    import torch
+
+    ours = [r for r in rows if r["ours"]]
+    lines = [
+        f"# Training step on a CPU: ViT-{options.shape}/16, f32",
+        "",
+        f"{cpu_name()}, {os.cpu_count()} threads, torch {torch.__version__}; {options.steps} steps of about "
+        f"{options.tokens} tokens after one to warm up; `python tools/compare_torch.py --shape {options.shape} "
+        f"--steps {options.steps}`.",
+        "",
+        "| network | tokens/s | peak memory, MiB |" + "".join(f" {r['model']} is |" for r in ours),
+        "|---|---:|---:|" + "---:|" * len(ours),
+    ]
+    for row in rows:
+        label = row["model"] if row["ours"] else PEERS[row["model"]][0]
+        ratios = "".join(f" {o['tokens_per_s'] / row['tokens_per_s']:.2f}x |" for o in ours)
+        lines.append(f"| {label} | {row['tokens_per_s']:.0f} | {row['peak_rss_mib']:.0f} |{ratios}")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="Ti")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--ours", default=OURS, help="command that prints this crate's JSON lines; empty for none")
+    parser.add_argument("--write", type=Path, help="Markdown file for the table")
+    parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.shape, options.steps, options.tokens)
+        return
+    words = {"shape": options.shape, "steps": options.steps, "tokens": options.tokens}
+    rows = []
+    if options.ours:
+        command = options.ours
+        for word, value in words.items():
+            command = command.replace("{" + word + "}", str(value))
+        found = rows_of(command, shell=True, cwd=Path(__file__).resolve().parent.parent)
+        rows += [{**row, "ours": True} for row in found]
+    for name in PEERS:
+        command = [sys.executable, __file__, "--child", name]
+        command += [part for word, value in words.items() for part in (f"--{word}", str(value))]
+        rows += [{**row, "ours": False} for row in rows_of(command)]
+    text = table(rows, options)
+    print(text)
+    if options.write:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
+        options.write.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
