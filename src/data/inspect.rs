@@ -16,7 +16,8 @@ use crate::models::recipe::Recipe;
 const MEASURED: usize = 20_000;
 /// Length of the longest text bar.
 const BAR: usize = 40;
-/// Edges of the histogram of width/height between the portrait and the landscape extremes, as they are printed.
+/// Edges of the histogram of width/height between the portrait and the landscape extremes, and how
+/// they are printed.
 const EDGES: [(f64, &str); 7] = [
     (1.0 / 3.0, "1:3"),
     (1.0 / 2.0, "1:2"),

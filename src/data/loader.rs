@@ -1,5 +1,6 @@
-//! Prepares batches ahead of training: one thread plans and lays out in order, several decode,
-//! two finished batches wait in a queue. Plain threads, so that the operations' pool is left to the operations.
+//! Prepares batches ahead of training: one thread plans and lays out in order, several decode, two
+//! finished batches wait in a queue. Plain threads, so that the operations' pool is left to the
+//! operations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +69,8 @@ impl LoaderReport {
             return Ok(());
         }
         Err(Error::usage(format!(
-            "{} of {} images ({:.1} %) cannot be read, more than data.max_unreadable = {limit} allows; the first is {}; repair the files or raise data.max_unreadable",
+            "{} of {} images ({:.1} %) cannot be read, more than data.max_unreadable = {limit} allows; \
+             the first is {}; repair the files or raise data.max_unreadable",
             self.unreadable,
             self.drawn,
             100.0 * self.share(),

@@ -26,9 +26,13 @@ impl Patchifier {
         self.channels * self.patch * self.patch
     }
 
-    /// Resizes `image` to the target (bicubic, a = −0.5, antialiased: the filter widens with
-    /// the reduction), mirrors it left to right when `flip`, and writes the patches `kept` (raster indices into the target's grid) to `rows`,
-    /// `[kept, C·P·P]` with inner order (channel, row, column).
+    /// Resizes `image` to the target (bicubic, a = −0.5, antialiased: the filter widens with the
+    /// reduction), mirrors it left to right when `flip`, and writes the patches `kept` (raster
+    /// indices into the target's grid) to `rows`, `[kept, C·P·P]` with inner order (channel, row,
+    /// column).
+    ///
+    /// # Errors
+    /// An image of another number of channels.
     pub fn write(
         &mut self,
         image: &Image,
@@ -51,6 +55,7 @@ impl Patchifier {
             self.resize(image, target)?;
             &self.resized
         };
+        let plane = patch * patch;
         for (row, &index) in rows.chunks_exact_mut(patch_dim).zip(kept) {
             let top = index as usize / target.grid.cols * patch;
             let left = index as usize % target.grid.cols * patch;
@@ -59,14 +64,20 @@ impl Patchifier {
             for y in 0..patch {
                 let start = ((top + y) * width + first) * channels;
                 let line = &pixels[start..start + patch * channels];
-                for channel in 0..channels {
-                    let out = &mut row[(channel * patch + y) * patch..][..patch];
-                    let from = line.iter().skip(channel).step_by(channels);
-                    if flip {
-                        out.iter_mut().rev().zip(from).for_each(|(o, i)| *o = *i);
-                    } else {
-                        out.iter_mut().zip(from).for_each(|(o, i)| *o = *i);
+                let at = y * patch..(y + 1) * patch;
+                if channels == 1 {
+                    row[at.clone()].copy_from_slice(line);
+                } else {
+                    let (red, rest) = row.split_at_mut(plane);
+                    let (green, blue) = rest.split_at_mut(plane);
+                    let planes =
+                        red[at.clone()].iter_mut().zip(&mut green[at.clone()]).zip(&mut blue[at.clone()]);
+                    for (pixel, ((r, g), b)) in line.chunks_exact(3).zip(planes) {
+                        (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
                     }
+                }
+                if flip {
+                    row.chunks_exact_mut(plane).for_each(|plane| plane[at.clone()].reverse());
                 }
             }
         }

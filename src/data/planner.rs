@@ -1,14 +1,16 @@
 //! Plans batches: draws samples in order, sizes them and packs them. The state between two
 //! batches is small and serialisable, so that a run resumes in the middle of an epoch exactly.
 //!
-//! **Bins** (NaViT, section 2.3): greedy first-fit over up to `open` bins of `sequence` tokens. When an image fits nowhere, the
-//! oldest bins, one batch of them, are closed and the others stay open. On the paper's sizes
-//! (r ~ U(64, 256), patch 16, L 256, 256 open bins) closing the oldest leaves half the padding of closing all: 0.33 %
-//! for 0.67 % with token dropping, 2.1 % for 3.7 % without. Closing the fullest first is another 0.03 points
-//! better, but an image in a bin that stays half full may then wait for ever.
+//! **Bins** (NaViT, section 2.3): greedy first-fit over up to `open` bins of `sequence` tokens. When
+//! an image fits nowhere, the oldest bins, one batch of them, are closed and the others stay open.
+//! On the paper's sizes (r ~ U(64, 256), patch 16, L 256, 256 open bins) closing the oldest leaves
+//! half the padding of closing all: 0.33 % for 0.67 % with token dropping, 2.1 % for 3.7 % without.
+//! Closing the fullest first is another 0.03 points better, but an image in a bin that stays half
+//! full may then wait for ever.
 //!
-//! **Flat**: images in order until the budget is full, looking past those that no longer fit at up to
-//! `lookahead` images; those passed over come first in the next batch, so none waits longer than one batch.
+//! **Flat**: images in order until the budget is full, looking past those that no longer fit at up
+//! to `lookahead` images; those passed over come first in the next batch, so none is overtaken
+//! without end.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -86,7 +88,8 @@ impl Planner {
         let (epoch, cursor) = match state {
             Some(state) if state.samples != samples as u64 => {
                 return Err(Error::usage(format!(
-                    "the run was started on {} images and data.path now holds {samples}; resume it on the same set",
+                    "the run was started on {} images and data.path now holds {samples}; resume it on \
+                     the same set",
                     state.samples
                 )));
             }

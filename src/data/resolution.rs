@@ -83,13 +83,14 @@ fn truncated_normal(mean: f64, std: f64, stream: &mut Stream) -> f64 {
     }
 }
 
-/// Resize target of an image of `size` (height, width) at `resolution`, in patches of
-/// side `patch`, within `limits`.
+/// Resize target of an image of `size` (height, width) at `resolution`, in patches of side
+/// `patch`, within `limits`.
 ///
-/// The ideal size h' × w' has the area R² and the image's aspect ratio (or is square; `Native` never
-/// enlarges it beyond its own). `Round` takes the nearest grid, so that no side is distorted by more than half a
-/// patch, at least one patch; `Drop` resizes to the ideal size, at least one patch a side, and cuts off the
-/// remainder. An image beyond the limits is scaled down by the largest factor that fits.
+/// The ideal size h' × w' has the area R² and the image's aspect ratio (or is square; `Native`
+/// never enlarges it beyond its own). `Round` takes the nearest grid, so that no side is distorted
+/// by more than half a patch, at least one patch; `Drop` resizes to the ideal size, at least one
+/// patch a side, and cuts off the remainder. An image beyond the limits is scaled down by the
+/// largest factor that fits.
 pub fn target(
     config: &ResolutionConfig,
     patch: usize,

@@ -50,10 +50,10 @@ impl PackingSettings {
         })
     }
 
-    /// Settings of evaluation at `resolution` pixels (0 takes `eval.resolution`, and then `resolution.max`): every
-    /// image once, in order, no token dropping, and flat packing, so that a resolution above
-    /// the training bins' length is not scaled down to it. With `resolution.kind = "native"` the resolution bounds
-    /// the size and does not enlarge.
+    /// Settings of evaluation at `resolution` pixels (0 takes `eval.resolution`, and then
+    /// `resolution.max`): every image once, in order, no token dropping, and flat packing, so that
+    /// a resolution above the training bins' length is not scaled down to it. With
+    /// `resolution.kind = "native"` the resolution bounds the size and does not enlarge.
     pub fn eval(recipe: &Recipe, resolution: usize) -> Result<Self> {
         let mut settings = Self::train(recipe)?;
         let resolution = [resolution, recipe.eval.resolution, recipe.resolution.max]
@@ -98,10 +98,11 @@ impl PackingSettings {
 
 /// Image slots N of a batch: `packing.images`, or derived from the token budget.
 ///
-/// The derived number never exceeds what the shortest image at `resolution.min` allows, and stays near what is
-/// to be expected (the mean count, a quarter more, and six times its root: above six standard deviations),
-/// because every slot costs a row of the head. A batch that runs out of slots all the same is
-/// closed early; nothing is lost. With `native` the mean is unknown and only the first bound holds.
+/// The derived number never exceeds what the shortest image at `resolution.min` allows, and stays
+/// near what is to be expected (the mean count, a quarter more, and six times its root: above six
+/// standard deviations), because every slot costs a row of the head. A batch that runs out of
+/// slots all the same is closed early; nothing is lost. With `native` the mean is unknown and only
+/// the first bound holds.
 pub fn slots(recipe: &Recipe) -> usize {
     let packing = &recipe.packing;
     if packing.images > 0 {
