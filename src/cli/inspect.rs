@@ -58,7 +58,7 @@ pub(super) fn run(command: Command) -> Result<()> {
 }
 
 fn data(args: Data) -> Result<()> {
-    let default = if args.path.is_some() { "navit-ti16" } else { "digits" };
+    let default = if args.path.is_some() { "photos" } else { "digits" };
     let mut recipe = Recipe::load(args.recipe.as_deref().unwrap_or(default), &args.sets)?;
     if let Some(path) = &args.path {
         use_data(&mut recipe, path);

@@ -57,9 +57,9 @@ struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    /// The recipe with its overrides. Without a name: `digits`, or `navit-ti16` for data of one's own.
+    /// The recipe with its overrides. Without a name: `digits`, or `photos` for data of one's own.
     fn load(&self) -> Result<(String, Recipe)> {
-        let default = if self.data.is_some() { "navit-ti16" } else { "digits" };
+        let default = if self.data.is_some() { "photos" } else { "digits" };
         let name = self.recipe.as_deref().unwrap_or(default);
         let mut recipe = Recipe::load(name, &self.sets)?;
         if let Some(path) = &self.data {

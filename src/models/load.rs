@@ -21,6 +21,7 @@ macro_rules! embedded {
 /// Name and text of every recipe in the binary.
 const EMBEDDED: &[(&str, &str)] = embedded![
     "digits",
+    "photos",
     "navit-ti16",
     "navit-s16",
     "navit-b16",

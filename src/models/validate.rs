@@ -141,16 +141,6 @@ impl Recipe {
                 format!("train.lr_min = {} must not exceed train.lr = {}", t.lr_min, t.lr)
             })?;
         }
-        let cooldown = match t.schedule {
-            ScheduleKind::Rsqrt | ScheduleKind::Constant => t.cooldown,
-            ScheduleKind::Cosine | ScheduleKind::Linear => 0,
-        };
-        require(t.warmup.saturating_add(cooldown) <= t.steps, || {
-            format!(
-                "train.warmup = {} and train.cooldown = {cooldown} must fit into train.steps = {}",
-                t.warmup, t.steps
-            )
-        })?;
         at_least("train.weight_decay", t.weight_decay, 0.0)?;
         require(t.head_weight_decay.is_finite(), || "train.head_weight_decay must be finite".into())?;
         below("train.beta1", t.beta1, 0.0, 1.0)?;

@@ -14,22 +14,26 @@ use crate::models::recipe::{ScheduleKind, TrainConfig};
 ///
 /// The cool-down is `min(1, (steps − step) / cooldown)`: a straight line that would reach zero
 /// one step after the last.
+///
+/// A run that is shorter than its recipe's phases, as after `--set train.steps=1000`, shrinks
+/// them in proportion: see [`phases`].
 pub fn learning_rate(config: &TrainConfig, step: u64) -> f64 {
     let lr = config.lr;
-    let cooldown = match config.cooldown {
+    let (warmup, cooldown) = phases(config);
+    let cooldown = match cooldown {
         0 => 1.0,
         n => (config.steps.saturating_sub(step) as f64 / n as f64).min(1.0),
     };
-    if step < config.warmup {
-        let warm = lr * (step + 1) as f64 / config.warmup as f64;
+    if step < warmup {
+        let warm = lr * (step + 1) as f64 / warmup as f64;
         return match config.schedule {
             ScheduleKind::Cosine | ScheduleKind::Linear => warm,
             ScheduleKind::Constant | ScheduleKind::Rsqrt => warm * cooldown,
         };
     }
-    let t = (step - config.warmup) as f64;
+    let t = (step - warmup) as f64;
     // Share of the way from the first step after the warm-up to the last step.
-    let last = config.steps.saturating_sub(config.warmup + 1).max(1) as f64;
+    let last = config.steps.saturating_sub(warmup + 1).max(1) as f64;
     let way = (t / last).min(1.0);
     let to_minimum = |remaining: f64| {
         let low = config.lr_min.min(lr);
@@ -40,10 +44,26 @@ pub fn learning_rate(config: &TrainConfig, step: u64) -> f64 {
         ScheduleKind::Linear => to_minimum(1.0 - way),
         ScheduleKind::Constant => lr * cooldown,
         ScheduleKind::Rsqrt => {
-            let timescale = if config.timescale == 0 { config.warmup.max(1) } else { config.timescale };
+            let timescale = if config.timescale == 0 { warmup.max(1) } else { config.timescale };
             lr / (1.0 + t / timescale as f64).sqrt() * cooldown
         }
     }
+}
+
+/// Steps of warm-up and cool-down: the recipe's, or, where these do not fit into the run, shrunk
+/// in proportion so that together they fill it (half of it for cosine and linear, which need
+/// steps to come down in).
+pub fn phases(config: &TrainConfig) -> (u64, u64) {
+    let (cooldown, room) = match config.schedule {
+        ScheduleKind::Cosine | ScheduleKind::Linear => (0, config.steps / 2),
+        ScheduleKind::Constant | ScheduleKind::Rsqrt => (config.cooldown, config.steps),
+    };
+    let wanted = config.warmup.saturating_add(cooldown);
+    if wanted <= config.steps {
+        return (config.warmup, cooldown);
+    }
+    let share = |phase: u64| (u128::from(phase) * u128::from(room) / u128::from(wanted)) as u64;
+    (share(config.warmup), share(cooldown))
 }
 
 #[cfg(test)]
@@ -61,6 +81,16 @@ mod tests {
 
     fn close(a: f64, b: f64) -> bool {
         (a - b).abs() <= 1e-12 * b.abs()
+    }
+
+    #[test]
+    fn a_short_run_shrinks_its_phases() {
+        assert_eq!(phases(&config(ScheduleKind::Rsqrt, 1000, 10_000, 30_000)), (250, 750));
+        assert_eq!(phases(&config(ScheduleKind::Cosine, 1000, 10_000, 0)), (500, 0));
+        assert_eq!(phases(&config(ScheduleKind::Cosine, 1000, 100, 0)), (100, 0));
+        assert_eq!(phases(&config(ScheduleKind::Rsqrt, 1, 10, 0)), (1, 0));
+        let short = config(ScheduleKind::Rsqrt, 100, 10_000, 10_000);
+        assert!(close(learning_rate(&short, 49), 1e-3), "the peak is reached");
     }
 
     #[test]
