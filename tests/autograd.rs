@@ -311,3 +311,45 @@ fn nodes_that_nobody_reads_do_not_run() {
     graph.keep(used);
     assert_eq!(Plan::new(&graph).order.len(), 1);
 }
+
+/// Stochastic depth is keyed by seed, epoch, sample and branch: never by the slot.
+#[test]
+fn stochastic_depth_follows_the_sample() {
+    let rate = 0.5;
+    let mut graph = Graph::new();
+    let x = patch::patches(&mut graph, 64, 3, &[0.0], &[1.0]);
+    let out = residual(&mut graph, x, x, None, Some(DropPath { rate, branch: 3 }));
+    graph.keep(out);
+    graph.keep(x);
+    let plan = Plan::new(&graph);
+    let grids = vec![[1, 2]; 24];
+    let mut executor = CpuExecutor::<f32>::new();
+    let mut kept = |ids: &[u64], epoch: u64, seed: u64| -> Vec<bool> {
+        let mut b = batch(&grids, 0, 3, 2, 64, 0);
+        b.sample_ids = ids.to_vec();
+        b.epochs = vec![epoch; ids.len()];
+        let step = StepState { seed, loss_scale: 1.0 };
+        executor.run(&graph, &plan, &[], &mut [], &HashMap::new(), &b, &step);
+        let (x, out) = (executor.value(x), executor.value(out));
+        (0..ids.len())
+            .map(|i| {
+                let rows = b.range(i).start * 3..b.range(i).end * 3;
+                let factor = f32::from(u8::from(out[rows.start] != x[rows.start])) / (1.0 - rate) as f32;
+                // The whole image is kept, or none of it.
+                for j in rows {
+                    assert!((out[j] - x[j] * (1.0 + factor)).abs() < 1e-5);
+                }
+                factor > 0.0
+            })
+            .collect()
+    };
+    let ids: Vec<u64> = (100..124).collect();
+    let reversed: Vec<u64> = ids.iter().rev().copied().collect();
+    let forward = kept(&ids, 1, 5);
+    let mut backward = kept(&reversed, 1, 5);
+    backward.reverse();
+    assert_eq!(forward, backward);
+    assert!(forward.contains(&true) && forward.contains(&false));
+    assert_ne!(forward, kept(&ids, 2, 5), "another epoch draws anew");
+    assert_ne!(forward, kept(&ids, 1, 6), "another seed draws anew");
+}
