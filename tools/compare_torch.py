@@ -27,7 +27,10 @@ from pathlib import Path
 
 SHAPES = {"Ti": (192, 12, 768, 3), "S": (384, 12, 1536, 6), "B": (768, 12, 3072, 12)}
 PATCH, CLASSES, SEED = 16, 1000, 0
-OURS = "cargo bench -q --bench step -- --json --shape {shape} --steps {steps} --tokens {tokens}"
+OURS = " && ".join(
+    f"cargo bench -q --bench step -- --json --model {model} --shape {{shape}} --steps {{steps}} --tokens {{tokens}}"
+    for model in ("navit", "vit")
+)
 
 
 def grids(tokens, rng):

@@ -1,9 +1,12 @@
 //! Ctrl-C and SIGTERM: the first asks the loop to finish its step and save, the second ends the
-//! process at once.
+//! process at once. A hang-up is left alone: `nohup` keeps ignoring it, and otherwise it kills,
+//! which a checkpoint survives.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::{Error, Result};
 
@@ -15,23 +18,18 @@ pub const INTERRUPTED: i32 = 130;
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Takes over Ctrl-C, SIGTERM and SIGHUP for the rest of the process. Once a process.
+    /// Takes over Ctrl-C and SIGTERM for the rest of the process.
     ///
     /// # Errors
-    /// [`Error::Failure`] if the system refuses or it was done before.
+    /// [`Error::Failure`] if the system refuses.
     pub fn install() -> Result<Self> {
         let interrupt = Self::default();
-        let flag = interrupt.clone();
-        ctrlc::try_set_handler(move || {
-            if flag.0.swap(true, Ordering::SeqCst) {
-                std::process::exit(INTERRUPTED);
-            }
-            // Nobody reads standard error after a hang-up, and then a failed write must not panic.
-            // The progress bar next redraws its two lines: it takes the empty ones.
-            let _ = std::io::stderr()
-                .write_all(b"\nstopping once this step is saved; interrupt again to stop at once\n\n");
-        })
-        .map_err(|cause| Error::failure(format_args!("cannot handle interrupts: {cause}")))?;
+        for signal in [SIGINT, SIGTERM] {
+            // Called in this order: a signal that finds the flag set ends the process.
+            flag::register_conditional_shutdown(signal, INTERRUPTED, interrupt.0.clone())
+                .and_then(|_| flag::register(signal, interrupt.0.clone()))
+                .map_err(|cause| Error::failure(format_args!("cannot handle interrupts: {cause}")))?;
+        }
         Ok(interrupt)
     }
 
