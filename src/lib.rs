@@ -1,5 +1,5 @@
 //! Trains Vision Transformers on images of any shape: images keep their aspect ratio and share one
-//! sequence without padding between them (NaViT, Dehghani et al. 2023).
+//! sequence, padded only at its end (NaViT, Dehghani et al. 2023).
 //!
 //! Most people use the program, `trencadis train`; see the README. This page is for those who call
 //! the library.
