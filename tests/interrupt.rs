@@ -57,7 +57,8 @@ fn start() -> (Guarded, impl FnMut(&str)) {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+    let status =
+        Command::new("sh").args(["-c", "kill -s $0 $1", name, &child.id().to_string()]).status().unwrap();
     assert!(status.success());
 }
 
