@@ -248,7 +248,7 @@ fn small_net(g: &mut Graph, checkpoint: bool) -> Tensor {
 }
 
 #[test]
-fn checkpointing_gives_the_same_bits_in_less_memory() {
+fn checkpointing_gives_the_same_bits() {
     let b = batch(&GRIDS, 0, 3, 2, 0, 0);
     gradcheck("checkpoint", &b, |g| small_net(g, true));
     let run = |checkpoint| {
@@ -352,4 +352,65 @@ fn stochastic_depth_follows_the_sample() {
     assert!(forward.contains(&true) && forward.contains(&false));
     assert_ne!(forward, kept(&ids, 2, 5), "another epoch draws anew");
     assert_ne!(forward, kept(&ids, 1, 6), "another seed draws anew");
+}
+
+/// Operand 0 twice, on an activation at its last use: the copy that in-place ops otherwise save.
+#[test]
+fn one_tensor_as_both_operands() {
+    let b = batch(&GRIDS, 0, 3, 2, 0, 0);
+    gradcheck("y + y", &b, |g| {
+        let (x, w) = (param(g, "x", &[5, 3]), param(g, "w", &[3, 3]));
+        let y = gemm::linear(g, x, w, None);
+        elementwise::add(g, y, y)
+    });
+    gradcheck("y + γ y", &b, |g| {
+        let (x, w, gamma) = (param(g, "x", &[TOKENS, 3]), param(g, "w", &[3, 3]), param(g, "gamma", &[3]));
+        let y = gemm::linear(g, x, w, None);
+        let out = residual(g, y, y, Some(gamma), None);
+        norm::norm(g, out, None, None, NormKind::Rms, 1e-6)
+    });
+}
+
+#[test]
+fn memory_at_the_peak() {
+    // x [4, 8] → y [4, 16] → z [4, 2]: y and z live together; x is a parameter.
+    let mut graph = Graph::new();
+    let (x, a, b) =
+        (param(&mut graph, "x", &[4, 8]), param(&mut graph, "a", &[16, 8]), param(&mut graph, "b", &[2, 16]));
+    let y = gemm::linear_gelu(&mut graph, x, a, None, GeluKind::Erf);
+    let z = gemm::linear(&mut graph, y, b, None);
+    graph.keep(z);
+    // Without a backward pass the pre-activation is not kept.
+    assert_eq!(Plan::new(&graph).peak_elements, 4 * 16 + 4 * 2);
+    let dz = graph.input("dz", 4, 2, Extent::Fixed);
+    graph.backward(&[(z, dz)]);
+    // z, y, its pre-activation, and dy.
+    assert_eq!(Plan::new(&graph).peak_elements, 4 * 2 + 3 * 4 * 16);
+}
+
+#[test]
+fn checkpointing_saves_memory() {
+    let peak = |checkpoint| {
+        let mut graph = Graph::new();
+        let mut x = param(&mut graph, "x", &[TOKENS, 6]);
+        for i in 0..4 {
+            let w1 = param(&mut graph, &format!("{i}.w1"), &[24, 6]);
+            let w2 = param(&mut graph, &format!("{i}.w2"), &[6, 24]);
+            if checkpoint {
+                graph.begin_segment();
+            }
+            let y = norm::norm(&mut graph, x, None, None, NormKind::Rms, 1e-6);
+            let hidden = gemm::linear_gelu(&mut graph, y, w1, None, GeluKind::Erf);
+            let branch = gemm::linear(&mut graph, hidden, w2, None);
+            x = residual(&mut graph, x, branch, None, None);
+            if checkpoint {
+                graph.end_segment();
+            }
+        }
+        let info = graph.info(x).clone();
+        let seed = graph.input("seed", info.rows, info.cols, info.extent);
+        graph.backward(&[(x, seed)]);
+        Plan::new(&graph).peak_elements
+    };
+    assert!(2 * peak(true) < peak(false), "{} against {}", peak(true), peak(false));
 }

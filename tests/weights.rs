@@ -128,8 +128,8 @@ fn spec(name: &str, shape: &[usize], head: bool) -> ParamSpec {
 
 fn model(classes: usize) -> Vec<ParamSpec> {
     vec![
-        spec("pos_embed_y", &[4, 2], false),
-        spec("pos_embed_x", &[4, 2], false),
+        spec("position.row", &[4, 2], false),
+        spec("position.column", &[4, 2], false),
         spec("blocks.0.mlp.weight", &[3, 2], false),
         spec("head.weight", &[classes, 2], true),
         spec("head.bias", &[classes], true),
@@ -186,7 +186,7 @@ fn exact_names_what_differs() {
 
     let error = fit(Weights::default(), &params, Policy::Exact).unwrap_err();
     assert!(
-        error.contains("missing: pos_embed_y, pos_embed_x, blocks.0.mlp.weight, head.weight and 1 more"),
+        error.contains("missing: position.row, position.column, blocks.0.mlp.weight, head.weight and 1 more"),
         "{error}"
     );
 }
@@ -222,14 +222,14 @@ fn a_new_head_starts_afresh_and_the_rest_is_taken() {
     weights.tensors.insert("other.scale".into(), (vec![1], vec![0.0]));
     assert!(fit(weights, &model(3), policy).unwrap_err().contains("unexpected: other.scale"));
     assert!(
-        fit(weights_of(&model(10)[1..]), &model(3), policy).unwrap_err().contains("missing: pos_embed_y")
+        fit(weights_of(&model(10)[1..]), &model(3), policy).unwrap_err().contains("missing: position.row")
     );
 }
 
 #[test]
 fn position_tables_name_their_recipe_key() {
     for policy in [Policy::Exact, Policy::NewHead { seed: 0 }] {
-        for (name, key) in [("pos_embed_y", "rows"), ("pos_embed_x", "columns")] {
+        for (name, key) in [("position.row", "rows"), ("position.column", "columns")] {
             let mut weights = weights_of(&model(10));
             weights.tensors.insert(name.into(), (vec![9, 2], vec![0.0; 18]));
             let error = fit(weights, &model(10), policy).unwrap_err();
@@ -238,14 +238,15 @@ fn position_tables_name_their_recipe_key() {
             assert!(error.ends_with(&expected), "{error}");
         }
     }
-    let joint = [spec("pos_embed", &[4, 5, 2], false)];
-    let other = weights_of(&[spec("pos_embed", &[7, 8, 2], false)]);
+    let joint = [spec("position.table", &[20, 2], false)];
+    let other = weights_of(&[spec("position.table", &[56, 2], false)]);
     let error = fit(other, &joint, Policy::Exact).unwrap_err();
     assert!(
-        error.contains("7×8") && error.contains("4×5") && error.contains("model.position.rows and"),
+        error.contains("56 rows") && error.contains("asks for 20") && error.contains("product is 56"),
         "{error}"
     );
     // Another width is another model.
-    let error = fit(weights_of(&[spec("pos_embed", &[4, 5, 3], false)]), &joint, Policy::Exact).unwrap_err();
+    let error =
+        fit(weights_of(&[spec("position.table", &[20, 3], false)]), &joint, Policy::Exact).unwrap_err();
     assert!(error.contains("of another shape"), "{error}");
 }

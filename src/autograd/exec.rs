@@ -73,7 +73,7 @@ impl<R: Precision> CpuExecutor<R> {
             // Results leave their slots while the node runs, so that operands can be borrowed.
             let mut buffers: Vec<Option<Vec<R>>> = Vec::with_capacity(node.outputs.len());
             for (i, output) in node.outputs.iter().enumerate() {
-                buffers.push(output.map(|tensor| {
+                buffers.push(output.filter(|_| plan.read[at][i]).map(|tensor| {
                     let info = graph.info(tensor);
                     match info.kind {
                         Kind::Gradient(p) => std::mem::take(&mut grads[p]),

@@ -96,6 +96,11 @@ impl Op for LinearGelu {
         "linear+gelu"
     }
 
+    /// The pre-activation serves the backward rule alone.
+    fn optional(&self, i: usize) -> bool {
+        i == 1
+    }
+
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let (outer, inner) = a.input_shape(1);

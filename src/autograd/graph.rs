@@ -71,8 +71,6 @@ pub enum Init {
     TruncatedNormal(f32),
     /// Normal with this standard deviation.
     Normal(f32),
-    /// Uniform in ±√(6 / (rows + columns)) (Glorot).
-    XavierUniform,
 }
 
 /// Name, shape and treatment of a parameter.
@@ -228,9 +226,17 @@ impl Graph {
         self.activation(rows, cols, extent)
     }
 
-    /// The gradient accumulator of a parameter, or `None` where `tensor` is no parameter.
+    /// The gradient accumulator of a parameter, or `None` where `tensor` needs no gradient.
+    ///
+    /// # Panics
+    /// If `tensor` needs a gradient and is no parameter: rules that add to accumulators take
+    /// their weights, gains and tables as parameters, not as computed tensors.
     pub fn gradient_of(&mut self, tensor: Tensor) -> Option<Tensor> {
-        let Kind::Parameter(index) = self.info(tensor).kind else { return None };
+        let info = self.info(tensor);
+        let Kind::Parameter(index) = info.kind else {
+            assert!(!info.requires_grad, "{} is computed, but its gradient would be lost", info.name);
+            return None;
+        };
         if self.grad_tensors[index].is_none() {
             let mut info = self.info(tensor).clone();
             info.name = format!("d {}", info.name);
@@ -253,6 +259,10 @@ impl Graph {
 
     pub(crate) fn record_node(&mut self, node: Node) {
         let requires = node.inputs.iter().flatten().any(|t| self.info(*t).requires_grad);
+        for (i, output) in node.outputs.iter().enumerate() {
+            let repeated = output.is_some() && node.outputs[..i].contains(output);
+            assert!(!repeated, "{} would write one tensor twice", node.op.name());
+        }
         for output in node.outputs.iter().flatten() {
             let info = &mut self.tensors[output.0];
             if info.kind == Kind::Activation {

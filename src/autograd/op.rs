@@ -128,6 +128,12 @@ pub trait Op: Debug + Send + Sync {
         false
     }
 
+    /// Whether result `i` may be left out where nobody reads it.
+    fn optional(&self, i: usize) -> bool {
+        let _ = i;
+        false
+    }
+
     /// Records the backward rule. `grads` are the gradients of the results (`None` where nothing
     /// flows back); the answer holds the gradient of each operand. Gradients of parameters that
     /// the rule accumulates itself, through [`Graph::gradient_of`], are `None` in the answer.

@@ -12,6 +12,9 @@ pub struct Plan {
     pub(crate) free_after: Vec<Vec<Tensor>>,
     /// For each position in `order`, whether operand 0 has its last use there.
     pub(crate) last_use_of_first: Vec<bool>,
+    /// For each position in `order` and each result, whether somebody reads it; an optional result
+    /// that nobody reads is neither allocated nor computed.
+    pub(crate) read: Vec<Vec<bool>>,
     /// Most elements of activations that are held at one time.
     pub peak_elements: usize,
 }
@@ -38,11 +41,27 @@ impl Plan {
             }
         }
         order.reverse();
+        let read: Vec<Vec<bool>> = order
+            .iter()
+            .map(|&i| {
+                let node = &graph.nodes[i];
+                let wanted = |(k, t): (usize, &Option<Tensor>)| {
+                    t.is_some_and(|t| {
+                        needed[t.0] || !node.op.optional(k) || matches!(graph.info(t).kind, Kind::Gradient(_))
+                    })
+                };
+                node.outputs.iter().enumerate().map(wanted).collect()
+            })
+            .collect();
+        let results = |at: usize| {
+            let node = &graph.nodes[order[at]];
+            node.outputs.iter().zip(&read[at]).filter_map(|(t, read)| t.filter(|_| *read))
+        };
 
         let mut last_use = vec![None; graph.tensors.len()];
         for (at, &i) in order.iter().enumerate() {
             let node = &graph.nodes[i];
-            for tensor in node.inputs.iter().chain(&node.outputs).flatten() {
+            for tensor in node.inputs.iter().flatten().copied().chain(results(at)) {
                 last_use[tensor.0] = Some(at);
             }
         }
@@ -60,7 +79,11 @@ impl Plan {
             .iter()
             .enumerate()
             .map(|(at, &i)| {
-                graph.nodes[i].inputs.first().copied().flatten().is_some_and(|t| free_after[at].contains(&t))
+                let (first, others) = match graph.nodes[i].inputs.split_first() {
+                    Some((Some(first), others)) => (*first, others),
+                    _ => return false,
+                };
+                free_after[at].contains(&first) && !others.contains(&Some(first))
             })
             .collect();
 
@@ -68,9 +91,9 @@ impl Plan {
         let mut peak_elements = 0;
         for (at, &i) in order.iter().enumerate() {
             let node = &graph.nodes[i];
-            for tensor in node.outputs.iter().flatten() {
-                if graph.info(*tensor).kind == Kind::Activation {
-                    live += graph.info(*tensor).len();
+            for tensor in results(at) {
+                if graph.info(tensor).kind == Kind::Activation {
+                    live += graph.info(tensor).len();
                 }
             }
             let moved = node.op.in_place() && last_use_of_first[at];
@@ -84,6 +107,6 @@ impl Plan {
                 }
             }
         }
-        Self { order, free_after, last_use_of_first, peak_elements }
+        Self { free_after, last_use_of_first, peak_elements, read, order }
     }
 }

@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | attention pooling | `softmax(scale · q̂ k̂ᵀ) v` over the image's tokens, one shared query | as attention; `dq` sums over the images |
 //! | mean pooling | mean over the image's tokens | `dx = dout / n` |
-//! | gather | chosen rows | scatter-add |
+//! | token gather | one row of every image, such as its cls token | scatter-add |
+//!
+//! Token dropping needs no op: dropped patches are never laid into the batch (`data::dropping`).
 
 use super::attention::{QkParams, affine, affine_accumulators, affine_grad};
 use super::graph::{Extent, Graph, Node, Tensor};

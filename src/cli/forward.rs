@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::error::Result;
 use crate::models::forward;
 use crate::models::recipe::Recipe;
+use crate::train::checkpoint;
 use crate::weights::Weights;
 
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     let recipe = Recipe::load(&args.config, &[])?;
-    let weights = Weights::load(&args.weights)?;
+    let (_, weights) = checkpoint::load_model(&args.weights)?;
     let images = forward::images_of(&Weights::load(&args.input)?.tensors)?;
     let output = forward::run(weights, &recipe, &images)?;
     let n = images.len();

@@ -16,4 +16,6 @@ pub mod pool;
 pub mod position;
 pub mod real;
 pub mod residual;
+mod scratch;
 pub mod simd;
+mod softmax;

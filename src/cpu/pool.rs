@@ -7,11 +7,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention::qk_norm::{AffinePartial, HeadNorm, of_head};
-use super::attention::scratch::with_scratch;
-use super::attention::softmax::{exp_row, padded};
 use super::attention::{AttentionConfig, QkAffine, QkAffineGrad, take_front};
 use super::real::Real;
+use super::scratch::with_scratch;
 use super::simd::{add_assign, add_scaled, sum2_by, task_len, vectorised};
+use super::softmax::{exp_row, padded};
 
 /// Masked attention pooling: `out[N, heads·head_dim]` and `lse[N, heads]` from one query
 /// `q[heads·head_dim]` shared by all images and `kv[T, 2·heads·head_dim]`, rows `[k | v]`.

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::attention::scratch::with_scratch;
 use super::real::Real;
+use super::scratch::with_scratch;
 use super::simd::{LANES, add_scaled, task_rows, vectorised};
 
 /// For every token and axis the table rows that it reads and their weights: token `t` reads

@@ -74,15 +74,6 @@ impl Classification {
         }
     }
 
-    /// Adds the counts of another part of the same evaluation.
-    pub fn merge(&mut self, other: &Self) {
-        self.loss_sum += other.loss_sum;
-        self.top1 += other.top1;
-        self.top5 += other.top5;
-        self.correct.iter_mut().zip(&other.correct).for_each(|(a, b)| *a += b);
-        self.total.iter_mut().zip(&other.total).for_each(|(a, b)| *a += b);
-    }
-
     /// Means so far; all zero without images.
     pub fn report(&self) -> ClassificationReport {
         let images: u64 = self.total.iter().sum();
@@ -180,16 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn batches_and_parts_add_up() {
+    fn batches_add_up() {
         let logits: Vec<f32> = (0..40).map(|i| ((i * 37) % 11) as f32).collect();
         let labels: Vec<i32> = (0..10).map(|i| i % 4).collect();
         let mut whole = Classification::new(4, LossKind::Softmax);
         whole.add(&logits, &labels, &[1.0; 10]);
         let mut parts = Classification::new(4, LossKind::Softmax);
         parts.add(&logits[..12], &labels[..3], &[1.0; 3]);
-        let mut rest = Classification::new(4, LossKind::Softmax);
-        rest.add(&logits[12..], &labels[3..], &[1.0; 7]);
-        parts.merge(&rest);
+        parts.add(&logits[12..], &labels[3..], &[1.0; 7]);
         assert_eq!(whole.report().per_class, parts.report().per_class);
         assert!((whole.report().loss - parts.report().loss).abs() < 1e-12);
         assert_eq!(Classification::new(4, LossKind::Softmax).report().loss, 0.0);

@@ -11,6 +11,9 @@ use crate::models::recipe::{ModelConfig, Recipe};
 use crate::nn::position;
 use crate::weights::{Policy, Weights, assign, foreign};
 
+/// Patches a side may have: positions are u16, and the largest marks prefix tokens.
+const MAX_SIDE: usize = 65_534;
+
 /// Results for all images, in their order.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput {
@@ -40,6 +43,7 @@ pub fn run(weights: Weights, recipe: &Recipe, images: &[RawImage]) -> Result<For
     }
     let mut recipe = recipe.clone();
     let weights = foreign::detect_and_convert(weights, &mut recipe.model)?;
+    recipe.model.validate()?;
     let classes = match weights.tensors.get("head.weight") {
         Some((shape, _)) if shape.len() == 2 => shape[0],
         _ => return Err(Error::usage("the weights have no head.weight [classes, width]")),
@@ -81,6 +85,11 @@ fn pack(config: &ModelConfig, images: &[RawImage]) -> Result<PackedBatch> {
             )));
         }
         let (rows, columns) = (height / patch, width / patch);
+        if rows.max(columns) > MAX_SIDE {
+            return Err(Error::usage(format!(
+                "image.{i} has {rows}x{columns} patches; a side may have at most {MAX_SIDE}"
+            )));
+        }
         positions.extend(std::iter::repeat_n(PREFIX, prefix));
         values.resize(values.len() + prefix * config.patch_dim(), 0.0);
         for row in 0..rows {
@@ -98,6 +107,9 @@ fn pack(config: &ModelConfig, images: &[RawImage]) -> Result<PackedBatch> {
         grids.push([rows as u16, columns as u16]);
     }
     let tokens = positions.len().next_multiple_of(128);
+    if i32::try_from(tokens).is_err() {
+        return Err(Error::usage(format!("the images have {tokens} tokens together; run fewer at a time")));
+    }
     positions.resize(tokens, [0, 0]);
     values.resize(tokens * config.patch_dim(), 0.0);
     let slots = images.len();

@@ -94,7 +94,8 @@ pub struct ModelConfig {
     pub registers: usize,
     /// How tokens become one vector per image.
     pub pool: PoolKind,
-    /// Whether the MAP head has an MLP with residual (timm, SigLIP) or not (NaViT).
+    /// Whether the MAP head has an MLP with residual (Zhai et al. 2022, timm, SigLIP; vit-pytorch's
+    /// NaViT has none).
     pub pool_mlp: bool,
     /// Whether the MAP head normalises queries and keys as the blocks do.
     pub pool_qk_norm: bool,
@@ -236,7 +237,8 @@ pub struct PositionConfig {
     pub columns: usize,
     /// Resampling of a learned table under fractional coordinates.
     pub resample: PositionResample,
-    /// Standard deviation of the Fourier map at initialisation.
+    /// Standard deviation of the Fourier map at initialisation, for coordinates from 0 to 1; with
+    /// absolute ones it is divided by the larger of `rows` and `columns`.
     pub fourier_std: f64,
 }
 

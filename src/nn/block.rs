@@ -12,8 +12,8 @@ use crate::models::shapes::Dimensions;
 /// Stochastic-depth rate of block `index`: the same everywhere (DeiT III), or rising linearly
 /// from 0 to the full rate (timm).
 pub fn drop_path_rate(config: &ModelConfig, index: usize, depth: usize) -> f64 {
-    if config.drop_path_linear && depth > 1 {
-        config.drop_path * index as f64 / (depth - 1) as f64
+    if config.drop_path_linear {
+        config.drop_path * index as f64 / depth.saturating_sub(1).max(1) as f64
     } else {
         config.drop_path
     }

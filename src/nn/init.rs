@@ -20,15 +20,6 @@ fn values(param: &ParamSpec, seed: u64) -> Vec<f32> {
         Init::TruncatedNormal(std) => {
             (0..param.len()).map(|_| (f64::from(std) * normal.draw_within(2.0)) as f32).collect()
         }
-        Init::XavierUniform => {
-            // One-dimensional parameters are one row, as everywhere.
-            let rows = if param.shape.len() > 1 { param.shape[0] } else { 1 };
-            let columns = param.len() / rows.max(1);
-            let bound = (6.0 / (rows + columns) as f64).sqrt();
-            (0..param.len())
-                .map(|_| (bound * (2.0 * f64::from(normal.stream.uniform()) - 1.0)) as f32)
-                .collect()
-        }
     }
 }
 
@@ -113,12 +104,6 @@ mod tests {
         assert!(mean.abs() < 0.005 && (std - 0.5 * 0.879_626).abs() < 0.0035, "{mean} {std}");
         assert!((kurtosis - truncated_kurtosis()).abs() < 0.05, "{kurtosis}");
         assert!((0.99..=1.0).contains(&largest), "{largest}");
-
-        // Uniform: σ = bound / √3, kurtosis 9/5.
-        let bound = (6.0f64 / 1000.0).sqrt();
-        let [mean, std, kurtosis, largest] = draw(Init::XavierUniform);
-        assert!(mean.abs() < 0.01 * bound && (std * 3f64.sqrt() / bound - 1.0).abs() < 0.005, "{mean} {std}");
-        assert!((kurtosis - 1.8).abs() < 0.02 && largest <= bound && largest > 0.999 * bound);
 
         assert_eq!(initialise(&[spec("b", &[3], Init::Constant(-10.0))], 0), [[-10.0; 3]]);
     }

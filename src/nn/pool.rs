@@ -1,7 +1,8 @@
 //! From tokens to one vector per image.
 
 use super::attention::{attention_config, qk_params};
-use super::linear::{linear, linear_gelu};
+use super::linear::linear;
+use super::mlp::mlp;
 use super::norm;
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::{elementwise, pool};
@@ -54,8 +55,7 @@ fn attention_pool(
     }
     if config.pool_mlp {
         let y = norm::layer(graph, "pool.norm_mlp", x, config);
-        let hidden = linear_gelu(graph, "pool.mlp.fc1", y, dims.mlp, config.mlp_bias, config.gelu);
-        let mixed = linear(graph, "pool.mlp.fc2", hidden, dims.width, config.mlp_bias);
+        let mixed = mlp(graph, "pool.mlp", y, config, dims);
         x = elementwise::add(graph, x, mixed);
     }
     x

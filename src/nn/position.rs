@@ -31,7 +31,15 @@ pub fn position_embedding(
     let tables = match position.basis {
         PositionBasis::None => return None,
         PositionBasis::Sinusoidal => vec![],
-        PositionBasis::Fourier => vec![table("map", width / 2, 2, position.fourier_std)],
+        PositionBasis::Fourier => {
+            // Absolute coordinates run to the table's length, fractional ones to 1: the same map
+            // in both, or neighbouring patches would start uncorrelated.
+            let reach = match position.coordinate {
+                PositionCoordinate::Absolute => position.rows.max(position.columns).max(1),
+                PositionCoordinate::Fractional | PositionCoordinate::FractionalAspect => 1,
+            };
+            vec![table("map", width / 2, 2, position.fourier_std / reach as f64)]
+        }
         PositionBasis::Learned => match position.combination {
             PositionCombination::Flat | PositionCombination::Joint => {
                 vec![table("table", position.rows * position.columns, width, 0.02)]

@@ -120,21 +120,22 @@ fn module(name: &str) -> &str {
 
 /// The sentence for a position table that differs in its number of rows alone.
 fn position_advice(param: &ParamSpec, found: &[usize]) -> Option<String> {
-    let leaf = param.name.rsplit('.').find(|part| part.starts_with("pos"))?;
     let (expected, width) = param.shape.split_at(param.shape.len().checked_sub(1)?);
     let (rows, found_width) = found.split_at(found.len().checked_sub(1)?);
     if width != found_width || rows.len() != expected.len() {
         return None;
     }
-    let axes = leaf.to_ascii_lowercase();
     let table = |lengths: &[usize]| lengths.iter().map(ToString::to_string).collect::<Vec<_>>().join("×");
     let (rows, expected) = (table(rows), table(expected));
-    let setting = if axes.ends_with("_y") || axes.contains("row") {
-        format!("set model.position.rows = {rows}")
-    } else if axes.ends_with("_x") || axes.contains("col") {
-        format!("set model.position.columns = {rows}")
-    } else {
-        "set model.position.rows and model.position.columns to that table's".into()
+    let setting = match param.name.as_str() {
+        "position.row" => format!("set model.position.rows = {rows}"),
+        "position.column" => format!("set model.position.columns = {rows}"),
+        "position.table" => {
+            format!(
+                "set model.position.rows and model.position.columns to its sides, whose product is {rows}"
+            )
+        }
+        _ => return None,
     };
     Some(format!(
         "position table {} has {rows} rows and this recipe asks for {expected}; {setting}",

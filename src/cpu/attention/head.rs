@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use super::qk_norm::{HeadNorm, of_head};
-use super::scratch::with_scratch;
-use super::softmax::{exp_grad_row, exp_row, padded};
 use super::{AttentionConfig, QkAffine};
 use crate::cpu::gemm::{Mat, MatMut, gemm};
 use crate::cpu::real::Real;
+use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{sum2_by, vectorised};
+use crate::cpu::softmax::{exp_grad_row, exp_row, padded};
 
 /// Query rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;

@@ -1,14 +1,12 @@
 //! Packed block-diagonal attention with QK-norm.
 //!
 //! Row `t` of `qkv` is `[q | k | v]`, each `[heads, head_dim]`. A token attends to the tokens of
-//! its own image, `cu_seqlens[i]..cu_seqlens[i+1]`; no T×T matrix is built: a task owns one
-//! (image, head) and walks blocks of query rows, so scratch is at most block × S.
+//! its own image, `cu_seqlens[i]..cu_seqlens[i+1]`; no T×T matrix is built: a task owns up to 512
+//! query rows of an image and walks its heads in blocks of rows, so scratch is at most block × S.
 //! With QK-norm, `q̂ = norm(q) ⊙ γq (+ βq)`, likewise k; scores are `scale · q̂ k̂ᵀ`.
 
 mod head;
 pub(crate) mod qk_norm;
-pub(crate) mod scratch;
-pub(crate) mod softmax;
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -16,11 +14,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::real::Real;
+use super::scratch::with_scratch;
 use super::simd::add_assign;
 use crate::models::recipe::QkNormKind;
 use head::{HeadGrad, Heads, Results, RowGrad};
 use qk_norm::AffinePartial;
-use scratch::with_scratch;
 
 /// Query rows of one task. Longer images are several tasks.
 const TASK_ROWS: usize = 512;

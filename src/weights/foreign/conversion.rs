@@ -235,7 +235,7 @@ impl Conversion {
             .tensors
             .iter()
             .filter(|(name, _)| choose(name))
-            .map(|(name, (shape, _))| (bias(name), shape[0]))
+            .map(|(name, (shape, _))| (bias(name), shape.first().copied().unwrap_or(1)))
             .collect();
         let any = chosen.iter().any(|(bias, _)| self.exists(bias));
         if any {
