@@ -471,7 +471,7 @@ pub struct TrainConfig {
 }
 
 /// Evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// Resolution at evaluation; 0 takes `resolution.max`.
@@ -607,12 +607,6 @@ impl Default for TrainConfig {
             keep_every: 0,
             log_every: 10,
         }
-    }
-}
-
-impl Default for EvalConfig {
-    fn default() -> Self {
-        Self { resolution: 0 }
     }
 }
 
