@@ -26,8 +26,10 @@ pub struct RunPlan {
     pub tokens_per_image: f64,
     /// Weights, gradients, moments and moving average, in bytes.
     pub state_bytes: usize,
-    /// Activations at their peak, in bytes.
+    /// Activations of a training batch at their peak, in bytes.
     pub activation_bytes: usize,
+    /// Activations of an evaluation, which keeps buffers of its own, in bytes.
+    pub evaluation_bytes: usize,
     /// Batches that wait in the input queue, in bytes.
     pub queue_bytes: usize,
 }
@@ -67,13 +69,14 @@ impl RunPlan {
             tokens_per_image,
             state_bytes: copies * parameters * size_of::<f32>(),
             activation_bytes: step.plan().peak_elements * size_of::<f32>(),
+            evaluation_bytes: step.evaluation_elements() * size_of::<f32>(),
             queue_bytes,
         }
     }
 
     /// All memory together, in bytes.
     pub fn total_bytes(&self) -> usize {
-        self.state_bytes + self.activation_bytes + self.queue_bytes
+        self.state_bytes + self.activation_bytes + self.evaluation_bytes + self.queue_bytes
     }
 }
 
@@ -113,10 +116,11 @@ impl fmt::Display for RunPlan {
         writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
         write!(
             f,
-            "peak memory       {} (weights and optimiser {}, activations {}, input {})",
+            "peak memory       {} (weights and optimiser {}, activations {}, evaluation {}, input {})",
             mib(self.total_bytes()),
             mib(self.state_bytes),
             mib(self.activation_bytes),
+            mib(self.evaluation_bytes),
             mib(self.queue_bytes)
         )
     }

@@ -200,7 +200,7 @@ fn unusual_images_train_and_broken_ones_are_named() {
         "data.validation=0.3",
     ];
     place.train("--data photos", &sets).succeeds();
-    place.run("inspect data photos").succeeds().says(&["16 to train on"]);
+    place.run("inspect data photos").succeeds().says(&["13 to train on, 3 to validate"]);
 
     // Two broken files among the training images.
     let whole = encode(&picture(40, 40, 9).into(), ImageFormat::Jpeg);

@@ -1,5 +1,7 @@
 //! `trencadis train`: what it leaves, that it repeats, and how it ends.
 
+use std::process::Stdio;
+
 use super::*;
 
 #[test]
@@ -140,8 +142,12 @@ fn the_planned_memory_is_what_is_used() {
     let line = plan.lines().find(|line| line.starts_with("peak memory")).unwrap();
     let planned: f64 = line.split_whitespace().nth(2).unwrap().parse().unwrap();
     assert!(line.contains(" MiB ("), "{line}");
-    let mut child =
-        place.command(&format!("train {settings}")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = place
+        .command(&format!("train {settings}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut peak = 0.0f64;
     while child.try_wait().unwrap().is_none() {
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
