@@ -122,7 +122,9 @@ fn catch(run: impl FnOnce() -> Result<()>) -> Result<()> {
     static LAST: Mutex<String> = Mutex::new(String::new());
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
-        let cause = info.payload_as_str().unwrap_or("unknown cause");
+        let text = info.payload().downcast_ref::<&str>().copied();
+        let cause = text.or(info.payload().downcast_ref::<String>().map(String::as_str));
+        let cause = cause.unwrap_or("unknown cause");
         if let Ok(mut last) = LAST.lock() {
             *last = format!("{cause}{place}");
         }

@@ -45,7 +45,7 @@ fn block_of<T: Copy>(tail: &[T]) -> Option<[T; LANES]> {
     Some(block)
 }
 
-/// Σ f(x[i]), in [`LANES`] running sums.
+/// Σ `f(x[i])`, in [`LANES`] running sums.
 #[inline(always)]
 pub fn sum_by<T: Copy, R: Real>(x: &[T], f: impl Fn(T) -> R) -> R {
     let (blocks, tail) = x.as_chunks::<LANES>();
@@ -63,7 +63,7 @@ pub fn sum_by<T: Copy, R: Real>(x: &[T], f: impl Fn(T) -> R) -> R {
     fold(lanes, |a, b| a + b)
 }
 
-/// Σ f(x[i], y[i]) over the shorter of the two, in [`LANES`] running sums.
+/// Σ `f(x[i], y[i])` over the shorter of the two, in [`LANES`] running sums.
 #[inline(always)]
 pub fn sum2_by<R: Real>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
     let n = x.len().min(y.len());

@@ -146,7 +146,7 @@ fn grid(remainder: RemainderKind, patch: usize, height: f64, width: f64) -> Targ
     }
 }
 
-/// E[R²] in pixels of a drawn resolution, by the midpoint rule over the distribution's own coordinate;
+/// `E[R²]` in pixels of a drawn resolution, by the midpoint rule over the distribution's own coordinate;
 /// `max²` for `Fixed` and `Native`.
 pub fn mean_area(config: &ResolutionConfig) -> f64 {
     let (min, max) = (config.min as f64, config.max as f64);
