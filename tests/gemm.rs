@@ -4,8 +4,8 @@ use trencadis::cpu::gemm::{self, Mat, MatMut};
 use trencadis::cpu::{elementwise, real::Real};
 use trencadis::models::recipe::GeluKind;
 
-mod common;
-use common::{close, random};
+mod support;
+use support::numbers::{close, random};
 
 /// a[m, k] · b[k, n], plain loops.
 fn naive(

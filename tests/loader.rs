@@ -1,10 +1,10 @@
 //! Loading: what lies in a batch, order, resuming, unreadable images, shutting down.
 
-mod synthetic;
+mod support;
 
 use std::sync::Arc;
 
-use synthetic::{Synthetic, pixel};
+use support::synthetic::{Synthetic, pixel};
 use trencadis::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use trencadis::data::dropping::TokenDrop;
 use trencadis::data::loader::{LoadedBatch, Loader, LoaderState};

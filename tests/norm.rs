@@ -3,8 +3,8 @@
 use trencadis::cpu::{norm, real::Real};
 use trencadis::models::recipe::NormKind;
 
-mod common;
-use common::{close, random};
+mod support;
+use support::numbers::{close, random};
 
 const EPS: f64 = 1e-6;
 

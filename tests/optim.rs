@@ -2,8 +2,8 @@
 
 use trencadis::cpu::optim::{self, AdamW};
 
-mod common;
-use common::{close, random};
+mod support;
+use support::numbers::{close, random};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()

@@ -1,12 +1,12 @@
 //! Packing: the paper's figures, and what must hold for any recipe and any images.
 
-mod synthetic;
+mod support;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use synthetic::Synthetic;
+use support::synthetic::Synthetic;
 use trencadis::data::packing::{BatchPlan, PackingSettings, PackingStats, slots};
 use trencadis::data::planner::{Planner, PlannerState};
 use trencadis::data::source::Source;

@@ -1,10 +1,10 @@
 //! The picture of a packed batch and the report on a data set.
 
-mod synthetic;
+mod support;
 
 use std::sync::Arc;
 
-use synthetic::Synthetic;
+use support::synthetic::Synthetic;
 use trencadis::data::inspect::{DataReport, report};
 use trencadis::data::preview::preview;
 use trencadis::data::source::Dataset;

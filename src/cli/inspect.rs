@@ -80,6 +80,7 @@ fn data(args: Data) -> Result<()> {
 fn model(args: Model) -> Result<()> {
     let (name, recipe) = args.recipe.load()?;
     let classes = match args.classes {
+        Some(0) => return Err(Error::usage("--classes must be at least 1")),
         Some(classes) => classes,
         None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?.classes.len(),
     };

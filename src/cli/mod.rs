@@ -7,8 +7,12 @@ mod predict;
 mod recipes;
 mod train;
 
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
+use std::sync::Mutex;
 
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as HelpInstead;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
@@ -80,7 +84,6 @@ fn use_data(recipe: &mut Recipe, path: &str) {
 
 /// Prints to standard output; a closed pipe (`| head`) ends the program quietly.
 fn print(text: &str) -> Result<()> {
-    use std::io::Write;
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         written => written.map_err(|e| Error::failure(format!("cannot write to standard output: {e}"))),
@@ -89,14 +92,47 @@ fn print(text: &str) -> Result<()> {
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => catch(|| run(cli)),
+        Err(asked) if !asked.use_stderr() || asked.kind() == HelpInstead => asked.exit(),
+        Err(wrong) => Err(Error::usage(sentence(&wrong.render().to_string()))),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Standard error may be closed.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.exit_code() as u8)
         }
     }
+}
+
+/// What is wrong with a command line, as one sentence out of clap's paragraphs: the mistake and its tip
+/// without the usage.
+fn sentence(rendered: &str) -> String {
+    let paragraphs = rendered.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
+    let told: Vec<String> =
+        paragraphs.filter(|p| !p.starts_with("Usage:") && !p.starts_with("For more information")).collect();
+    format!("{}; --help tells more", told.join("; ").trim_start_matches("error: "))
+}
+
+/// Turns a defect of the program into an error of one sentence instead of a backtrace. Threads that
+/// catch panics of their own, such as those of a decoder, stay quiet.
+fn catch(run: impl FnOnce() -> Result<()>) -> Result<()> {
+    static LAST: Mutex<String> = Mutex::new(String::new());
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
+        let text = info.payload().downcast_ref::<&str>().copied();
+        let cause = text.or(info.payload().downcast_ref::<String>().map(String::as_str));
+        let cause = cause.unwrap_or("unknown cause");
+        if let Ok(mut last) = LAST.lock() {
+            *last = format!("{cause}{place}");
+        }
+    }));
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        let cause = LAST.lock().map_or(String::new(), |last| last.clone());
+        Err(Error::failure(format!("this is a defect of trencadis, please report it: {cause}")))
+    })
 }
 
 fn run(cli: Cli) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::data::source;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::train::plan::RunPlan;
-use crate::train::run::{self, TrainOptions};
+use crate::train::start::{self, TrainOptions};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,7 +40,7 @@ pub(super) fn run(args: Args) -> Result<()> {
             return Err(Error::usage("--dry-run goes with a recipe, not with --resume"));
         }
         print(&format!("device            {device}\n"))?;
-        return run::resume(folder);
+        return start::resume(folder);
     }
     let (name, recipe) = args.recipe.load()?;
     if args.dry_run {
@@ -49,5 +49,5 @@ pub(super) fn run(args: Args) -> Result<()> {
         return print(&format!("device            {device}\n{plan}\n"));
     }
     print(&format!("device            {device}\n"))?;
-    run::start(TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init })
+    start::start(TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init })
 }

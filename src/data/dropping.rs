@@ -66,7 +66,7 @@ impl TokenDrop {
     }
 }
 
-/// d = u·max with u ~ Beta(a, b), E[d] = mean and Var[u] = 0.3·ū(1 − ū), ū = mean/max:
+/// d = u·max with u ~ Beta(a, b), `E[d]` = mean and `Var[u]` = 0.3·ū(1 − ū), ū = mean/max:
 /// a = ū·k and b = (1 − ū)·k with k = 1/0.3 − 1.
 fn beta(mean: f64, max: f64, stream: &mut Stream) -> f64 {
     let share = mean / max;

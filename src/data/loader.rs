@@ -89,6 +89,8 @@ struct Item {
 /// Endless batches of shuffled training images.
 pub struct Loader {
     pipeline: Pipeline,
+    /// The next batch, where [`Loader::ready`] has waited for it.
+    first: Option<LoadedBatch>,
 }
 
 /// One pass over the images of a source, in order: an iterator over its batches.
@@ -101,7 +103,17 @@ impl Loader {
     /// empty source, on a recipe that cannot be carried out, and on a state of another set.
     pub fn train(source: Arc<dyn Source>, recipe: &Recipe, state: Option<&LoaderState>) -> Result<Self> {
         let settings = PackingSettings::train(recipe)?;
-        Ok(Self { pipeline: Pipeline::start(source, recipe, settings, recipe.data.flip, state)? })
+        let pipeline = Pipeline::start(source, recipe, settings, recipe.data.flip, state)?;
+        Ok(Self { pipeline, first: None })
+    }
+
+    /// Waits until the next batch is there, so that a set that cannot be read is told before a run
+    /// begins. Fails as [`Loader::next_batch`].
+    pub fn ready(&mut self) -> Result<()> {
+        if self.first.is_none() {
+            self.first = Some(self.next_batch()?);
+        }
+        Ok(())
     }
 
     /// Starts one pass in order at `resolution` pixels (0 takes the recipe's): no token dropping, no
@@ -113,6 +125,9 @@ impl Loader {
 
     /// The next batch. Fails once the share of unreadable images exceeds `data.max_unreadable`.
     pub fn next_batch(&mut self) -> Result<LoadedBatch> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         self.pipeline.next()?.ok_or_else(|| Error::failure("image loading ended before training did"))
     }
 

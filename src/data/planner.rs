@@ -246,7 +246,7 @@ impl Planner {
                     self.barren += 1;
                     if self.barren >= self.source.len() {
                         return Err(Error::usage(format!(
-                            "none of the {} images can be read; the last error was {error}; check data.path",
+                            "none of the {} images can be read; the last is {error}",
                             self.source.len()
                         )));
                     }

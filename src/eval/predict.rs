@@ -61,11 +61,14 @@ pub fn predict(
             predictions[batch.sample_ids[slot] as usize].top = ranked(&probabilities, &trained.classes, top);
         }
         for unreadable in &loaded.unreadable {
-            // "name: cause", the name being the path.
-            let owner =
-                predictions.iter_mut().find(|p| unreadable.starts_with(&p.image) && p.error.is_none());
-            if let Some(prediction) = owner {
-                prediction.error = Some(unreadable[prediction.image.len()..].trim_start_matches(": ").into());
+            // "name: cause", the name being the path, which the cause may repeat.
+            let owner = predictions.iter_mut().filter(|p| p.error.is_none()).find_map(|p| {
+                let name = format!("{}: ", p.image);
+                let cause = unreadable.strip_prefix(&name)?;
+                Some((p, cause.strip_prefix(&name).unwrap_or(cause)))
+            });
+            if let Some((prediction, cause)) = owner {
+                prediction.error = Some(cause.into());
             }
         }
     }

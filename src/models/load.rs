@@ -140,8 +140,10 @@ fn layers(name_or_path: &str) -> Result<Vec<(String, Table)>> {
 fn read(name: &str, folder: &Path, child: Option<&String>) -> Result<(String, String, PathBuf)> {
     if name.ends_with(".toml") {
         let path = folder.join(name);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| Error::file(&path, format!("the recipe cannot be read: {e}")))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::file(&path, "there is no such recipe file"),
+            _ => Error::file(&path, format!("the recipe cannot be read: {e}")),
+        })?;
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         return Ok((path.display().to_string(), text, folder));
     }

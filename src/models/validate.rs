@@ -14,6 +14,11 @@ fn positive(key: &str, value: u64) -> Result<()> {
     require(value > 0, || format!("{key} must be at least 1, but it is 0"))
 }
 
+/// Far beyond every model and machine, and far below where a product of sizes would overflow.
+fn at_most(key: &str, value: usize, high: usize) -> Result<()> {
+    require(value <= high, || format!("{key} must be at most {high}, but it is {value}"))
+}
+
 /// `low <= value < high`.
 fn below(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
     require(value >= low && value < high, || {
@@ -66,6 +71,8 @@ impl Recipe {
     fn validate_resolution(&self) -> Result<()> {
         let r = &self.resolution;
         positive("resolution.max", r.max as u64)?;
+        at_most("resolution.max", r.max, 1 << 16)?;
+        at_most("eval.resolution", self.eval.resolution, 1 << 16)?;
         let patch = self.model.patch;
         require(r.max >= patch, || {
             format!("resolution.max = {} must be at least model.patch = {patch}", r.max)
@@ -90,6 +97,9 @@ impl Recipe {
         require(p.tokens > 0 && p.tokens.is_multiple_of(128), || {
             format!("packing.tokens must be a positive multiple of 128, but it is {}", p.tokens)
         })?;
+        at_most("packing.tokens", p.tokens, 1 << 24)?;
+        at_most("packing.images", p.images, 1 << 24)?;
+        at_most("packing.open", p.open, 1 << 24)?;
         let (room, name) = match p.kind {
             PackingKind::Flat => (p.tokens, "packing.tokens"),
             PackingKind::Bins => {
@@ -133,6 +143,7 @@ impl Recipe {
         let t = &self.train;
         positive("train.steps", t.steps)?;
         positive("train.accumulate", t.accumulate as u64)?;
+        at_most("train.accumulate", t.accumulate, 1 << 20)?;
         positive("train.log_every", t.log_every)?;
         above("train.lr", t.lr, 0.0)?;
         at_least("train.lr_min", t.lr_min, 0.0)?;
@@ -168,7 +179,15 @@ impl ModelConfig {
         require(matches!(self.channels, 1 | 3), || {
             format!("model.channels must be 1 (grey) or 3 (RGB), but it is {}", self.channels)
         })?;
-        let width = self.dimensions()?.width;
+        at_most("model.patch", self.patch, 1 << 10)?;
+        at_most("model.registers", self.registers, 1 << 16)?;
+        let dimensions = self.dimensions()?;
+        let width = dimensions.width;
+        at_most("model.width", width, 1 << 18)?;
+        at_most("model.mlp", dimensions.mlp, 1 << 20)?;
+        at_most("model.depth", dimensions.depth, 1 << 12)?;
+        at_most("model.heads", dimensions.heads, 1 << 12)?;
+        at_most("model.head_dim", dimensions.head_dim, 1 << 12)?;
         above("model.norm_eps", self.norm_eps, 0.0)?;
         above("model.qk_norm_eps", self.qk_norm_eps, 0.0)?;
         at_least("model.attention_scale", self.attention_scale, 0.0)?;
@@ -210,6 +229,8 @@ impl ModelConfig {
         }
         positive("model.position.rows", p.rows as u64)?;
         positive("model.position.columns", p.columns as u64)?;
+        at_most("model.position.rows", p.rows, 1 << 16)?;
+        at_most("model.position.columns", p.columns, 1 << 16)?;
         require(p.combination != C::Flat || p.coordinate == PositionCoordinate::Absolute, || {
             "model.position.combination = \"flat\" needs model.position.coordinate = \"absolute\": a flattened \
              index has no fraction; use \"joint\" to resize a table to the image's grid"

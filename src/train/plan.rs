@@ -4,8 +4,9 @@ use std::fmt;
 
 use crate::autograd::Workload;
 use crate::data::packing;
+use crate::data::resolution::mean_area;
 use crate::error::Result;
-use crate::models::recipe::{Recipe, ResolutionKind};
+use crate::models::recipe::Recipe;
 use crate::train::step::TrainStep;
 
 /// Parameters, arithmetic and memory of a run.
@@ -25,8 +26,10 @@ pub struct RunPlan {
     pub tokens_per_image: f64,
     /// Weights, gradients, moments and moving average, in bytes.
     pub state_bytes: usize,
-    /// Activations at their peak, in bytes.
+    /// Activations of a training batch at their peak, in bytes.
     pub activation_bytes: usize,
+    /// Activations of an evaluation, which keeps buffers of its own, in bytes.
+    pub evaluation_bytes: usize,
     /// Batches that wait in the input queue, in bytes.
     pub queue_bytes: usize,
 }
@@ -66,39 +69,40 @@ impl RunPlan {
             tokens_per_image,
             state_bytes: copies * parameters * size_of::<f32>(),
             activation_bytes: step.plan().peak_elements * size_of::<f32>(),
+            evaluation_bytes: step.evaluation_elements() * size_of::<f32>(),
             queue_bytes,
         }
     }
 
     /// All memory together, in bytes.
     pub fn total_bytes(&self) -> usize {
-        self.state_bytes + self.activation_bytes + self.queue_bytes
+        self.state_bytes + self.activation_bytes + self.evaluation_bytes + self.queue_bytes
     }
 }
 
 /// Mean patches of an image under the recipe's resolutions, plus prefix tokens.
 fn expected_tokens(recipe: &Recipe) -> f64 {
-    let r = &recipe.resolution;
-    let (min, max) = (r.min as f64, r.max as f64);
-    let area = match r.kind {
-        ResolutionKind::Fixed | ResolutionKind::Native => max * max,
-        // Mean of r² for r uniform in [min, max].
-        ResolutionKind::Uniform | ResolutionKind::TruncatedNormal => {
-            (max * max + max * min + min * min) / 3.0
-        }
-    };
-    (area / (recipe.model.patch * recipe.model.patch) as f64).max(1.0) + recipe.model.prefix() as f64
+    let patch = recipe.model.patch as f64;
+    (mean_area(&recipe.resolution) / (patch * patch)).max(1.0) + recipe.model.prefix() as f64
 }
 
 /// Bytes as a person reads them.
 pub fn mib(bytes: usize) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
-    if mib >= 1024.0 { format!("{:.1} GiB", mib / 1024.0) } else { format!("{mib:.0} MiB") }
+    match mib {
+        0.0..9.95 => format!("{mib:.1} MiB"),
+        9.95..1023.5 => format!("{mib:.0} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
+    }
 }
 
 impl fmt::Display for RunPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "parameters        {:.2} M", self.parameters as f64 / 1e6)?;
+        let parameters = self.parameters as f64;
+        match self.parameters {
+            0..100_000 => writeln!(f, "parameters        {:.1} k", parameters / 1e3)?,
+            _ => writeln!(f, "parameters        {:.2} M", parameters / 1e6)?,
+        }
         writeln!(
             f,
             "step              {} batch{} of {} tokens, up to {} images, about {:.0} tokens an image",
@@ -108,13 +112,15 @@ impl fmt::Display for RunPlan {
             self.slots,
             self.tokens_per_image
         )?;
-        writeln!(f, "model FLOPs       {:.1} GFLOP a step", self.flops_per_step / 1e9)?;
+        let digits = if self.flops_per_step < 1e9 { 3 } else { 1 };
+        writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
         write!(
             f,
-            "peak memory       {} (weights and optimiser {}, activations {}, input {})",
+            "peak memory       {} (weights and optimiser {}, activations {}, evaluation {}, input {})",
             mib(self.total_bytes()),
             mib(self.state_bytes),
             mib(self.activation_bytes),
+            mib(self.evaluation_bytes),
             mib(self.queue_bytes)
         )
     }

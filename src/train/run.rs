@@ -1,9 +1,9 @@
 //! The training loop.
 
-use std::path::{Path, PathBuf};
+use std::io::Write;
 use std::time::Instant;
 
-use super::checkpoint::{self, Best, Header, Progress as Progressed, Snapshot};
+use super::checkpoint::{Best, Header, Snapshot};
 use super::interrupt::Interrupt;
 use super::metrics::MetricsLog;
 use super::optimizer::Optimizer;
@@ -16,119 +16,26 @@ use super::step::{StepOutcome, TrainStep};
 use super::tensorboard::EventWriter;
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
-use crate::data::loader::{Loader, LoaderState};
-use crate::data::packing;
-use crate::data::source::{self, Dataset};
+use crate::data::loader::Loader;
+use crate::data::source::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::model::Model;
 use crate::eval::run::{check_grids, evaluate};
 use crate::models::recipe::Recipe;
-use crate::nn::init::initialise;
-use crate::weights::{Policy, assign, foreign};
 
-/// What a new run starts from.
-#[derive(Clone, Debug)]
-pub struct TrainOptions {
-    /// Name of the run folder.
-    pub name: String,
-    /// Everything that decides the run.
-    pub recipe: Recipe,
-    /// Where run folders are made.
-    pub out: PathBuf,
-    /// Weights to start from.
-    pub init: Option<PathBuf>,
+/// A line on standard error; a closed one is no reason to stop a training.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Starts a run.
-///
-/// # Errors
-/// Bad data, recipe or weights, before anything is written; later failures name the last checkpoint.
-pub fn start(options: TrainOptions) -> Result<()> {
-    let recipe = options.recipe;
-    let dataset = open_data(&recipe)?;
-    let classes = dataset.classes.len();
-    let slots = packing::slots(&recipe);
-    let step = TrainStep::new(&recipe, classes, slots)?;
-    let mut notes = Vec::new();
-    let params = match &options.init {
-        None => initialise(step.params(), recipe.train.seed),
-        Some(path) => initial_weights(path, &recipe, &step, &mut notes)?,
-    };
-    let optimizer = Optimizer::new(step.params(), &recipe.train);
-    let loader = Loader::train(dataset.train.clone(), &recipe, None)?;
-    let header = Header {
-        recipe: recipe.to_toml()?,
-        classes: dataset.classes.clone(),
-        progress: Progressed::default(),
-    };
-    let ema = (recipe.train.ema > 0.0).then(|| params.clone());
-    let run = RunDir::create(&options.out, &options.name, &header.recipe)?;
-    for note in notes {
-        eprintln!("{note}");
-    }
-    Trainer::new(recipe, dataset, step, slots, params, ema, optimizer, loader, header, run)?.train()
+/// Lines on standard output, which may be a closed pipe.
+pub(super) fn tell(lines: &str) -> Result<()> {
+    let _ = writeln!(std::io::stdout(), "{lines}");
+    Ok(())
 }
 
-/// Continues the run in `folder` from its last checkpoint, exactly.
-///
-/// # Errors
-/// If `folder` holds no checkpoint, or its data has changed.
-pub fn resume(folder: &Path) -> Result<()> {
-    let run = RunDir::resume(folder)?;
-    let header = checkpoint::load_header(&run.last())?;
-    let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
-    let dataset = open_data(&recipe)?;
-    if dataset.classes != header.classes {
-        return Err(Error::usage(format!(
-            "{}: the data now has {} classes and not the {} that the run was started with; restore the data, or start \
-             a new run with --init",
-            folder.display(),
-            dataset.classes.len(),
-            header.classes.len()
-        )));
-    }
-    let slots = packing::slots(&recipe);
-    let step = TrainStep::new(&recipe, dataset.classes.len(), slots)?;
-    let (header, training) = checkpoint::load_training(&run.last(), step.params())?;
-    let state: LoaderState = serde_json::from_value(header.progress.loader.clone())
-        .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
-    let loader = Loader::train(dataset.train.clone(), &recipe, Some(&state))?;
-    let mut optimizer = Optimizer::new(step.params(), &recipe.train);
-    (optimizer.m, optimizer.v, optimizer.step) = (training.m, training.v, training.optimizer_step);
-    let (weights, ema) = (training.weights, training.ema);
-    Trainer::new(recipe, dataset, step, slots, weights, ema, optimizer, loader, header, run)?.train()
-}
-
-fn open_data(recipe: &Recipe) -> Result<Dataset> {
-    source::open(&recipe.data, recipe.model.channels, recipe.train.seed)
-}
-
-fn initial_weights(
-    path: &Path,
-    recipe: &Recipe,
-    step: &TrainStep,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Vec<f32>>> {
-    let (_, weights) = checkpoint::load_model(path)?;
-    let mut described = recipe.model.clone();
-    let weights = foreign::detect_and_convert(weights, &mut described)?;
-    if described != recipe.model {
-        notes.push(format!(
-            "{}: comes from a model of another description; set the recipe's [model] as `trencadis forward` would \
-             to use it unchanged",
-            path.display()
-        ));
-    }
-    let policy = Policy::NewHead { seed: recipe.train.seed };
-    let (params, report) = assign(path, weights, step.params(), policy)?;
-    notes.push(format!("start             {} tensors from {}", report.taken, path.display()));
-    if !report.fresh.is_empty() {
-        notes.push(format!("fresh             {}", report.fresh.join(", ")));
-    }
-    Ok(params)
-}
-
-struct Trainer {
+/// A run with everything that it changes.
+pub(super) struct Trainer {
     recipe: Recipe,
     dataset: Dataset,
     step: TrainStep,
@@ -150,8 +57,9 @@ struct Trainer {
 }
 
 impl Trainer {
+    /// Opens the run's files and tells what is about to be done.
     #[allow(clippy::too_many_arguments)]
-    fn new(
+    pub(super) fn new(
         recipe: Recipe,
         dataset: Dataset,
         step: TrainStep,
@@ -168,15 +76,18 @@ impl Trainer {
         let evaluated = Model::new(&recipe, dataset.classes.len(), recipe.packing.tokens, slots, false)?;
         let metrics = MetricsLog::open(&run.metrics(), done)?;
         let events = EventWriter::create(run.path(), done)?;
-        eprintln!(
+        say(&format!(
             "data              {} training and {} validation images, {} classes",
             dataset.train.len(),
             dataset.validation.len(),
             dataset.classes.len()
-        );
-        eprintln!("{}", RunPlan::of(&recipe, &step, slots));
+        ));
+        if dataset.validation.is_empty() {
+            say("evaluation        none: there are no validation images, and so no best checkpoint");
+        }
+        say(&RunPlan::of(&recipe, &step, slots).to_string());
         let from = if done > 0 { format!(", from step {done}") } else { String::new() };
-        eprintln!("run               {}{from}\n", run.path().display());
+        say(&format!("run               {}{from}\n", run.path().display()));
         let progress = Progress::new(config.steps, done, config.log_every);
         Ok(Self {
             evaluated,
@@ -199,7 +110,16 @@ impl Trainer {
         })
     }
 
-    fn train(mut self) -> Result<()> {
+    /// Trains to the last step, or until it is interrupted.
+    pub(super) fn train(mut self) -> Result<()> {
+        let outcome = self.run();
+        if self.saved.is_none() && matches!(outcome, Err(Error::Usage(_))) {
+            self.run.discard();
+        }
+        outcome
+    }
+
+    fn run(&mut self) -> Result<()> {
         let config = self.recipe.train.clone();
         loop {
             let step = self.header.progress.step;
@@ -207,12 +127,15 @@ impl Trainer {
             let last = step >= config.steps;
             let mut improved = None;
             // An evaluation that an interrupt prevented is still owed after a resume.
-            if (due(config.eval_every) || last) && self.header.progress.evaluated != Some(step) {
+            let check = due(config.eval_every) || last;
+            let nothing_to_evaluate = self.dataset.validation.is_empty();
+            if check && !nothing_to_evaluate && self.header.progress.evaluated != Some(step) {
                 improved = self.evaluate()?;
             }
             let stop = self.interrupt.requested();
             let keep = due(config.keep_every);
-            let unsaved = self.saved != Some(step) && (stop || keep || due(config.save_every));
+            let unsaved = self.saved != Some(step)
+                && (stop || keep || due(config.save_every) || check && nothing_to_evaluate);
             if step > 0 && (improved.is_some() || unsaved) {
                 self.save(improved == Some(true), keep)?;
             }
@@ -337,6 +260,10 @@ impl Trainer {
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {
+        // A checkpoint that is not finite would replace the last good one.
+        if !self.params.iter().flatten().all(|w| w.is_finite()) {
+            return Err(self.diverged(self.header.progress.step, "the weights are no longer finite"));
+        }
         self.metrics.sync()?;
         let snapshot = Snapshot {
             header: &self.header,
@@ -361,27 +288,36 @@ impl Trainer {
         ))
     }
 
-    fn interrupted(mut self) -> Result<()> {
+    fn interrupted(&mut self) -> Result<()> {
         self.progress.finish();
-        let run = self.run.path().display();
-        eprintln!(
-            "stopped after step {}; continue with: trencadis train --resume {run}",
-            self.header.progress.step
-        );
+        let (run, step) = (self.run.path().display(), self.header.progress.step);
+        if step == 0 {
+            say("stopped before the first step; nothing is saved");
+            self.run.discard();
+        } else {
+            say(&format!("stopped after step {step}; continue with: trencadis train --resume {run}"));
+        }
         Ok(())
     }
 
-    fn finish(mut self) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         self.progress.finish();
         let run = self.run.path().display();
-        let padding = 100.0 * self.padding.0 as f64 / self.padding.1.max(1) as f64;
-        println!("\npadding           {padding:.2} % of the tokens trained on");
+        let mut lines = String::new();
+        if self.padding.1 > 0 {
+            let padding = 100.0 * self.padding.0 as f64 / self.padding.1 as f64;
+            lines += &format!("\npadding           {padding:.2} % of the tokens trained on");
+        }
+        let mut kept = "last checkpoint";
         if let Some(best) = self.header.progress.best {
             let (percent, step) = (100.0 * best.metric, best.step);
-            println!("best              {percent:.2} % of the validation images right, at step {step}");
+            lines +=
+                &format!("\nbest              {percent:.2} % of the validation images right, at step {step}");
+            kept = "best and last checkpoint";
         }
-        println!("saved             {run}: best and last checkpoint, metrics.jsonl, TensorBoard events");
-        println!("next              trencadis eval {run}");
-        Ok(())
+        lines += &format!("\nsaved             {run}: {kept}, metrics.jsonl, TensorBoard events");
+        let next = if self.dataset.validation.is_empty() { "predict" } else { "eval" };
+        let images = if next == "predict" { " IMAGE..." } else { "" };
+        tell(&format!("{lines}\nnext              trencadis {next} {run}{images}"))
     }
 }

@@ -27,29 +27,51 @@ impl RunDir {
     /// recipe into it.
     ///
     /// # Errors
-    /// [`Error::Usage`] if `name` cannot name a folder; [`Error::Failure`] if nothing can be
-    /// written there.
+    /// [`Error::Usage`] if `name` cannot name a folder or no folder can be made there;
+    /// [`Error::Failure`] if it cannot be written to. No folder is left behind.
     pub fn create(root: &Path, name: &str, recipe: &str) -> Result<Self> {
         if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
             return Err(Error::usage(format_args!(
                 "the run name {name:?} cannot name a folder, use letters, digits and dashes"
             )));
         }
-        fs::create_dir_all(root).map_err(|cause| Error::write(root, cause))?;
-        let mut number = 1 + highest(root, name).map_err(|cause| Error::write(root, cause))?;
+        let unusable = |path: &Path, cause: io::Error| {
+            Error::file(
+                path,
+                format_args!("no run folder can be made here ({cause}); choose another with --out"),
+            )
+        };
+        if root.exists() && !root.is_dir() {
+            return Err(Error::file(
+                root,
+                "is a file, expected a folder for runs; choose another with --out",
+            ));
+        }
+        fs::create_dir_all(root).map_err(|cause| unusable(root, cause))?;
+        let mut number = 1 + highest(root, name).map_err(|cause| unusable(root, cause))?;
         let path = loop {
             let path = root.join(format!("{name}-{number}"));
             // Creation fails if the folder exists, so two processes never share a number.
             match fs::create_dir(&path) {
                 Ok(()) => break path,
                 Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(cause) => return Err(Error::write(&path, cause)),
+                Err(cause) => return Err(unusable(&path, cause)),
             }
         };
-        let run = Self { _lock: lock(&path)?, path };
+        Self::fill(&path, root, recipe).inspect_err(|_| drop(fs::remove_dir_all(&path)))
+    }
+
+    fn fill(path: &Path, root: &Path, recipe: &str) -> Result<Self> {
+        let run = Self { _lock: lock(path)?, path: path.into() };
         write_atomic(&run.recipe(), |out| out.write_all(recipe.as_bytes()))?;
         sync_folder(root).map_err(|cause| Error::write(root, cause))?;
         Ok(run)
+    }
+
+    /// Removes the folder of a run that has come to nothing.
+    pub fn discard(&self) {
+        // What cannot be removed is harmless; the error that ended the run is what matters.
+        let _ = fs::remove_dir_all(&self.path);
     }
 
     /// Takes over a run in order to resume it, and clears what a killed process left half-written.
@@ -118,6 +140,9 @@ const LAST: &str = "last.safetensors";
 /// # Errors
 /// [`Error::Usage`] if there is none.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
+    if !path.exists() {
+        return Err(Error::file(path, "there is no such checkpoint or run folder"));
+    }
     if !path.is_dir() {
         return Ok(path.into());
     }
@@ -225,7 +250,7 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
         let error = RunDir::create(&file, "a", "").unwrap_err();
-        assert!(error.exit_code() == 1 && error.to_string().contains("file"), "{error}");
+        assert!(error.exit_code() == 2 && error.to_string().contains("is a file"), "{error}");
     }
 
     #[test]

@@ -80,6 +80,13 @@ impl TrainStep {
         &self.plan
     }
 
+    /// Most elements of activations that an evaluation of such a batch holds at one time.
+    pub fn evaluation_elements(&self) -> usize {
+        let mut forward = self.forward.clone();
+        forward.keep(self.logits);
+        Plan::new(&forward).peak_elements
+    }
+
     /// The parameters in order.
     pub fn params(&self) -> &[ParamSpec] {
         self.graph.params()

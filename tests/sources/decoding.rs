@@ -92,15 +92,7 @@ const PALETTE_PNG: &str = "\
 
 /// 16x8, left half CMYK (0, 255, 255, 0), right half (255, 0, 0, 64). Pillow 12: `im.save(f, "JPEG",
 /// quality=95, subsampling=0)`, which decodes to RGB (255, 0, 0) and (0, 191, 191).
-const CMYK_JPEG: &str = "\
-    ffd8ffee000e41646f626500640000000000ffdb004300020101010101020101010202020202040302020202050404030406\
-    0506060605060606070908060709070606080b08090a0a0a0a0a06080b0c0b0a0c090a0a0affc00014080008001004431100\
-    4d11005911004b1100ffc4001f0000010501010101010100000000000000000102030405060708090a0bffc400b510000201\
-    0303020403050504040000017d01020300041105122131410613516107227114328191a1082342b1c11552d1f02433627282\
-    090a161718191a25262728292a3435363738393a434445464748494a535455565758595a636465666768696a737475767778\
-    797a838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7b8b9bac2c3c4c5c6c7c8c9cad2d3d4d5\
-    d6d7d8d9dae1e2e3e4e5e6e7e8e9eaf1f2f3f4f5f6f7f8f9faffda000e0443004d0059004b00003f00fdfcafe7febf9ffafd\
-    fcafe00ebfbfcafeff002bf3febfffd9";
+const CMYK_JPEG: &[u8] = include_bytes!("cmyk.jpg");
 
 fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
@@ -116,7 +108,7 @@ fn palettes_are_expanded() {
 
 #[test]
 fn cmyk_becomes_rgb() {
-    let image = decode(&unhex(CMYK_JPEG), "x", 3).unwrap();
+    let image = decode(CMYK_JPEG, "x", 3).unwrap();
     assert_eq!((image.height, image.width), (8, 16));
     for (column, expected) in [(2, [255, 0, 0]), (13, [0, 191, 191])] {
         let pixel = &image.pixels[3 * (4 * 16 + column)..][..3];

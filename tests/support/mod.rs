@@ -1,6 +1,9 @@
 //! Shared by the integration tests: batches without pixels, and finite differences of a recorded graph.
 #![allow(dead_code)]
 
+pub mod numbers;
+pub mod synthetic;
+
 use std::collections::HashMap;
 
 use trencadis::autograd::graph::{Graph, Init, ParamSpec, Tensor};

@@ -30,7 +30,6 @@ impl Synthetic {
     }
 
     /// The images' sizes are given.
-    #[allow(dead_code, reason = "not every test file needs it")]
     pub fn with_sizes(sizes: Vec<(usize, usize)>) -> Self {
         Self { sizes, ..Self::new(0, 1.0, 1.0) }
     }

@@ -1,0 +1,125 @@
+//! What a run starts from: fresh or given weights, or its own last checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{self, Header, Progress as Progressed};
+use super::optimizer::Optimizer;
+use super::run::{Trainer, say, tell};
+use super::run_dir::RunDir;
+use super::step::TrainStep;
+use crate::data::loader::{Loader, LoaderState};
+use crate::data::packing;
+use crate::data::source::{self, Dataset};
+use crate::error::{Error, Result};
+use crate::models::recipe::Recipe;
+use crate::nn::init::initialise;
+use crate::weights::{Policy, assign, foreign};
+
+/// What a new run starts from.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Name of the run folder.
+    pub name: String,
+    /// Everything that decides the run.
+    pub recipe: Recipe,
+    /// Where run folders are made.
+    pub out: PathBuf,
+    /// Weights to start from.
+    pub init: Option<PathBuf>,
+}
+
+/// Starts a run.
+///
+/// # Errors
+/// Bad data, recipe or weights, before anything is written; later failures name the last checkpoint.
+pub fn start(options: TrainOptions) -> Result<()> {
+    let recipe = options.recipe;
+    let dataset = open_data(&recipe)?;
+    let classes = dataset.classes.len();
+    let slots = packing::slots(&recipe);
+    let step = TrainStep::new(&recipe, classes, slots)?;
+    let mut notes = Vec::new();
+    let params = match &options.init {
+        None => initialise(step.params(), recipe.train.seed),
+        Some(path) => initial_weights(path, &recipe, &step, &mut notes)?,
+    };
+    let optimizer = Optimizer::new(step.params(), &recipe.train);
+    let mut loader = Loader::train(dataset.train.clone(), &recipe, None)?;
+    loader.ready()?;
+    let header = Header {
+        recipe: recipe.to_toml()?,
+        classes: dataset.classes.clone(),
+        progress: Progressed::default(),
+    };
+    let ema = (recipe.train.ema > 0.0).then(|| params.clone());
+    let run = RunDir::create(&options.out, &options.name, &header.recipe)?;
+    notes.iter().for_each(|note| say(note));
+    Trainer::new(recipe, dataset, step, slots, params, ema, optimizer, loader, header, run)?.train()
+}
+
+/// Continues the run in `folder` from its last checkpoint, exactly.
+///
+/// # Errors
+/// If `folder` holds no checkpoint, or its data has changed.
+pub fn resume(folder: &Path) -> Result<()> {
+    let run = RunDir::resume(folder)?;
+    let header = checkpoint::load_header(&run.last())?;
+    let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
+    let dataset = open_data(&recipe)?;
+    if dataset.classes != header.classes {
+        return Err(Error::usage(format!(
+            "{}: the data now has {} classes and not the {} that the run was started with; restore the data, or start \
+             a new run with --init",
+            folder.display(),
+            dataset.classes.len(),
+            header.classes.len()
+        )));
+    }
+    let Progressed { step: done, evaluated, .. } = header.progress;
+    if done >= recipe.train.steps && (evaluated == Some(done) || dataset.validation.is_empty()) {
+        let run = run.path().display();
+        return tell(&format!(
+            "{run} is finished: all {done} steps are done; train on from it with --init {run}/last.safetensors, or \
+             evaluate it with: trencadis eval {run}"
+        ));
+    }
+    let slots = packing::slots(&recipe);
+    let step = TrainStep::new(&recipe, dataset.classes.len(), slots)?;
+    let (header, training) = checkpoint::load_training(&run.last(), step.params())?;
+    let state: LoaderState = serde_json::from_value(header.progress.loader.clone())
+        .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
+    let loader = Loader::train(dataset.train.clone(), &recipe, Some(&state))?;
+    let mut optimizer = Optimizer::new(step.params(), &recipe.train);
+    (optimizer.m, optimizer.v, optimizer.step) = (training.m, training.v, training.optimizer_step);
+    let (weights, ema) = (training.weights, training.ema);
+    Trainer::new(recipe, dataset, step, slots, weights, ema, optimizer, loader, header, run)?.train()
+}
+
+fn open_data(recipe: &Recipe) -> Result<Dataset> {
+    source::open(&recipe.data, recipe.model.channels, recipe.train.seed)
+}
+
+fn initial_weights(
+    path: &Path,
+    recipe: &Recipe,
+    step: &TrainStep,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Vec<f32>>> {
+    let (_, weights) = checkpoint::load_model(path)?;
+    let mut described = recipe.model.clone();
+    let weights = foreign::detect_and_convert(weights, &mut described)?;
+    if described != recipe.model {
+        notes.push(format!(
+            "{}: comes from a model of another description; set the recipe's [model] as `trencadis forward` would \
+             to use it unchanged",
+            path.display()
+        ));
+    }
+    let policy = Policy::NewHead { seed: recipe.train.seed };
+    let (params, report) = assign(path, weights, step.params(), policy)?;
+    notes.push(format!("start             {} tensors from {}", report.taken, path.display()));
+    if !report.fresh.is_empty() {
+        notes.push(format!("fresh             {}", report.fresh.join(", ")));
+    }
+    Ok(params)
+}

@@ -1,0 +1,73 @@
+//! `trencadis inspect`, `recipes` and the help.
+
+use super::*;
+
+#[test]
+fn data_in_text_json_and_as_a_picture() {
+    let place = Place::new();
+    place.run("inspect data").succeeds().says(&[
+        "1438 to train on, 359 to validate, 10 classes",
+        "not square",
+        "padding",
+    ]);
+    let json = place.run("inspect data --json").succeeds().out;
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(report.as_object().unwrap().len() > 3, "{json}");
+
+    place.photos("photos", 10);
+    place.run("inspect data photos --preview deep.png").succeeds().says(&["2 classes"]);
+    let drawn = image::open(place.path("deep.png")).unwrap().into_rgb8();
+    let colours: std::collections::HashSet<_> = drawn.pixels().map(|p| p.0).collect();
+    assert!(drawn.width() > 100 && drawn.height() > 50 && colours.len() > 20, "something is drawn");
+    let failed = place.run("inspect data photos --preview absent/x.png");
+    assert_eq!(failed.code, Some(1));
+    assert_eq!(failed.err.lines().count(), 1, "{}", failed.err);
+    assert!(failed.err.contains("absent/x.png"));
+}
+
+#[test]
+fn models_and_their_graphs() {
+    let place = Place::new();
+    place.run("inspect model vit-b16 --classes 1000").succeeds().says(&[
+        "width 768, depth 12, mlp 3072, 12 heads of 64, patch 16",
+        "parameters",
+        "GFLOP",
+        "head.weight",
+    ]);
+    let graph = place.run("inspect model --graph").succeeds().out;
+    assert!(graph.lines().count() > 40, "{graph}");
+    place.run("inspect model --set model.heads=7").refuses(&["model.heads = 7"]);
+    place.run("inspect model --classes 0").refuses(&["--classes"]);
+}
+
+#[test]
+fn every_recipe_is_listed_printed_and_planned() {
+    let place = Place::new();
+    let list = place.run("recipes").succeeds().out;
+    let names: Vec<_> = list
+        .lines()
+        .take_while(|l| !l.is_empty())
+        .map(|l| l.split("  ").next().unwrap().to_owned())
+        .collect();
+    assert!(names.len() > 15 && names.contains(&"digits".into()), "{names:?}");
+    place.photos("photos", 4);
+    for name in names {
+        place.run(&format!("recipes {name}")).succeeds().says(&["[model]", "[train]"]);
+        let data = if name == "digits" { "" } else { "--data photos" };
+        place.run(&format!("train {name} {data} --dry-run")).succeeds().says(&["peak memory"]);
+    }
+}
+
+#[test]
+fn every_command_helps() {
+    let place = Place::new();
+    for command in
+        ["", "train", "eval", "predict", "inspect", "inspect data", "inspect model", "recipes", "forward"]
+    {
+        let done = place.run(&format!("{command} --help")).succeeds();
+        assert!(done.out.contains("Usage: trencadis") && done.err.is_empty(), "{command}: {}", done.out);
+    }
+    assert!(place.run("--version").succeeds().out.starts_with("trencadis "));
+    let bare = place.run("");
+    assert!(bare.code == Some(2) && bare.err.contains("Commands:"), "{}", bare.err);
+}

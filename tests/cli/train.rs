@@ -1,0 +1,160 @@
+//! `trencadis train`: what it leaves, that it repeats, and how it ends.
+
+use std::process::Stdio;
+
+use super::*;
+
+#[test]
+fn a_run_leaves_all_its_files() {
+    let place = Place::new();
+    let first = place.train("", &["train.eval_every=6", "train.keep_every=4"]).succeeds();
+    assert!(first.out.lines().next().unwrap().starts_with("device            cpu, 2 threads ("));
+    let next = first.out.lines().last().unwrap();
+    assert_eq!(next, "next              trencadis eval runs/digits-1");
+    for file in
+        ["recipe.toml", "best.safetensors", "last.safetensors", "step-4.safetensors", "step-12.safetensors"]
+    {
+        assert!(exists(place.path("runs/digits-1").join(file)), "{file}");
+    }
+    let events = fs::read_dir(place.path("runs/digits-1")).unwrap().any(|entry| {
+        let entry = entry.unwrap();
+        entry.file_name().to_str().unwrap().starts_with("events.out.tfevents.")
+            && entry.metadata().unwrap().len() > 500
+    });
+    assert!(events, "an event file with content");
+
+    let lines = place.metrics("runs/digits-1");
+    let kinds = |kind: &str| lines.iter().filter(|line| line["kind"] == kind).count();
+    assert_eq!((kinds("train"), kinds("eval")), (12, 2));
+    let meta = place.checkpoint("runs/digits-1/best.safetensors").metadata;
+    let classes: Vec<String> = serde_json::from_str(&meta["classes"]).unwrap();
+    assert_eq!(classes, ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
+
+    // What the last line advises works, and a second run gets the next number.
+    place.run(next.split_once("trencadis ").unwrap().1).succeeds().says(&["top-1", "359"]);
+    place.trained();
+    place.train("--name other", &[]).succeeds();
+    assert_eq!(place.runs(), ["digits-1", "digits-2", "other-1"]);
+}
+
+/// The recipe that a run or `trencadis recipes` writes is one to train from.
+#[test]
+fn a_printed_recipe_trains_the_same() {
+    let place = Place::new();
+    place.write("my.toml", place.run("recipes digits").succeeds().out);
+    place.trained();
+    place.train("my.toml", &[]).succeeds();
+    assert_eq!(place.runs(), ["digits-1", "my-1"]);
+    assert_eq!(place.bits("runs/digits-1/last.safetensors"), place.bits("runs/my-1/last.safetensors"));
+    Done::of(place.command("train runs/digits-1/recipe.toml --threads 2")).succeeds();
+    assert_eq!(place.bits("runs/digits-1/last.safetensors"), place.bits("runs/recipe-1/last.safetensors"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_whatever_the_threads() {
+    let place = Place::new();
+    let train = |name: &str, words: &str, set: &str| {
+        let mut command = place.command("train --name");
+        command.arg(name).args(words.split_whitespace());
+        for set in TINY.iter().chain([&set]) {
+            command.args(["--set", set]);
+        }
+        Done::of(command).succeeds();
+        place.bits(&format!("runs/{name}-1/last.safetensors"))
+    };
+    let base = train("base", "--threads 2", "data.workers=1");
+    assert!(base == train("again", "--threads 2", "data.workers=1"), "the same run");
+    assert!(base == train("workers", "--threads 2", "data.workers=5"), "more workers");
+    assert!(base == train("thread", "--threads 1", "data.workers=1"), "one thread");
+    assert!(base == train("threads", "--threads 5", "data.workers=1"), "five threads");
+    assert!(base != train("seed", "--threads 2", "train.seed=1"), "another seed");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run() {
+    let place = Place::new();
+    let sets = ["train.lr=1e30", "train.warmup=0", "train.clip=0", "train.save_every=1"];
+    let done = place.train("", &sets);
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    let sentence = done.err.lines().last().unwrap();
+    for part in
+        ["error: step ", "the loss is ", "last good checkpoint is runs/digits-1/last.safetensors of step "]
+    {
+        assert!(sentence.contains(part), "`{part}` is missing in: {sentence}");
+    }
+    let saved = place.checkpoint("runs/digits-1/last.safetensors");
+    assert!(saved.tensors.values().all(|(_, values)| values.iter().all(|v| v.is_finite())));
+}
+
+#[test]
+fn without_validation_images_there_is_no_best() {
+    let place = Place::new();
+    place
+        .train("", &["data.validation=0"])
+        .succeeds()
+        .says(&["last checkpoint", "next              trencadis predict runs/digits-1"])
+        .says_err(&["no validation images"]);
+    assert!(exists(place.path("runs/digits-1/last.safetensors")));
+    assert!(!exists(place.path("runs/digits-1/best.safetensors")));
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let place = Place::new();
+    place.train("--dry-run", &[]).succeeds().says(&["parameters", "FLOP", "peak memory", "device"]);
+    assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
+    // Far beyond any memory: nothing of it is allocated.
+    place.run("train vit22b --dry-run --set packing.tokens=1048576").succeeds().says(&["GiB"]);
+}
+
+#[test]
+fn a_new_start_takes_the_weights_and_names_what_is_fresh() {
+    let place = Place::new();
+    place.trained();
+    place.photos("photos", 8);
+    let grey =
+        ["model.channels=1", "model.patch=4", "data.mean=[0.5]", "data.std=[0.5]", "resolution.max=32"];
+    let sets =
+        [&grey[..], &["resolution.min=12", "model.position.rows=16", "model.position.columns=16"]].concat();
+    let words = "--data photos --init runs/digits-1/last.safetensors";
+    let done = place.train(words, &sets).succeeds();
+    let fresh = done.err.lines().find(|line| line.starts_with("fresh")).unwrap();
+    assert_eq!(fresh, "fresh             head.weight, head.bias", "{}", done.err);
+    assert!(done.err.contains("tensors from runs/digits-1/last.safetensors"));
+    // The same classes keep the head: no step is taken, so nothing else can differ.
+    let same = place.train("--init runs/digits-1/last.safetensors", &[]).succeeds();
+    assert!(!same.err.contains("fresh"), "{}", same.err);
+
+    place
+        .train("--init runs/digits-1/last.safetensors --name wide", &["model.width=32"])
+        .refuses(&["runs/digits-1/last.safetensors", "patch_embed.weight [16, 16] (expected [32, 16])"]);
+    assert!(!exists(place.path("runs/wide-1")));
+}
+
+/// Peak of the resident set against the plan. The rest is the binary, the threads' stacks, the
+/// input's decoders and the allocator's slack.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_planned_memory_is_what_is_used() {
+    let place = Place::new();
+    let settings = "--threads 2 --set train.steps=30 --set train.eval_every=10 --set model.depth=2";
+    let plan = place.run(&format!("train --dry-run {settings}")).succeeds().out;
+    let line = plan.lines().find(|line| line.starts_with("peak memory")).unwrap();
+    let planned: f64 = line.split_whitespace().nth(2).unwrap().parse().unwrap();
+    assert!(line.contains(" MiB ("), "{line}");
+    let mut child = place
+        .command(&format!("train {settings}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = 0.0f64;
+    while child.try_wait().unwrap().is_none() {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB"));
+        peak = kib.map_or(peak, |kib| peak.max(kib.trim().parse::<f64>().unwrap() / 1024.0));
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(child.wait().unwrap().success());
+    assert!(peak > 0.7 * planned && peak < planned + 60.0, "planned {planned} MiB and used {peak} MiB");
+}
