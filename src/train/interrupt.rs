@@ -22,7 +22,8 @@ impl Interrupt {
     pub fn install() -> Result<Self> {
         let interrupt = Self::default();
         let flag = interrupt.clone();
-        ctrlc::try_set_handler(move || {
+        // Whoever starts a job in the background may have it ignore Ctrl-C; that is no other handler.
+        ctrlc::set_handler(move || {
             if flag.0.swap(true, Ordering::SeqCst) {
                 std::process::exit(INTERRUPTED);
             }
