@@ -240,7 +240,6 @@ fn values_that_do_not_fit_together_are_refused() {
         ("digits", &["train.lr=0"], &["train.lr must be above 0"]),
         ("digits", &["train.lr=nan"], &["train.lr must be above 0"]),
         ("digits", &["train.lr_min=1"], &["train.lr_min = 1 must not exceed train.lr"]),
-        ("digits", &["train.warmup=4000"], &["train.warmup = 4000", "train.steps = 400"]),
         ("digits", &["train.beta1=1"], &["train.beta1 must be at least 0 and below 1"]),
         ("digits", &["train.ema=1"], &["train.ema"]),
         ("digits", &["train.clip=-1"], &["train.clip must be at least 0"]),

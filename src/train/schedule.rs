@@ -147,6 +147,7 @@ mod tests {
                 prop_assert!((0.0..=c.lr * (1.0 + 1e-12)).contains(&rate), "step {step}: {rate}");
             }
             // No step is larger than the steepest part of the schedule explains.
+            let (warmup, cooldown) = phases(&c);
             let inverse = |n: u64| if n == 0 { 0.0 } else { 1.0 / n as f64 };
             let rest = steps.saturating_sub(warmup + 1).max(1);
             let scale = if timescale == 0 { warmup.max(1) } else { timescale };
