@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 use trencadis::autograd::ParamSpec;
 use trencadis::autograd::graph::Init;
+use trencadis::data::packing::PackingStats;
 use trencadis::models::recipe::TrainConfig;
 use trencadis::train::checkpoint::{
     Best, Header, Progress, Snapshot, load_header, load_model, load_training, save_model,
@@ -38,6 +39,7 @@ fn header(step: u64) -> Header {
             step,
             images_seen: 32 * step,
             evaluated: Some(1),
+            packing: PackingStats::default(),
             best: Some(Best { step: 1, metric: 0.1 + 0.2 }),
             loader: json!({"epoch": 3, "next": u64::MAX, "share": 0.1}),
         },

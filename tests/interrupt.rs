@@ -69,6 +69,8 @@ fn the_first_signal_asks_and_the_second_ends() {
         wait_for("ready");
         signal(&child.0, name);
         wait_for("requested");
+        // Waiting would close the pipe, and the child would end by itself.
+        let _open = child.0.stdin.take();
         signal(&child.0, name);
         assert_eq!(child.0.wait().unwrap().code(), Some(INTERRUPTED), "{name}");
     }

@@ -65,6 +65,7 @@ pub(super) fn run(args: Args) -> Result<()> {
             let mut line = serde_json::json!({
                 "model": trained.path, "resolution": shown, "tokens_per_image": done.tokens_per_image,
                 "gflop_per_image": done.flops_per_image / 1e9, "unreadable": done.loading.unreadable,
+                "downscaled": done.packing.downscaled,
             });
             if let (Some(line), Ok(serde_json::Value::Object(metrics))) =
                 (line.as_object_mut(), serde_json::to_value(m))
@@ -83,6 +84,13 @@ pub(super) fn run(args: Args) -> Result<()> {
             done.flops_per_image / 1e9
         );
         let _ = writeln!(text, "images            {}", m.images);
+        if done.packing.downscaled > 0 {
+            let _ = writeln!(
+                text,
+                "downscaled        {}: at this resolution they have no place in packing.tokens or the position tables",
+                done.packing.downscaled
+            );
+        }
         if done.loading.unreadable > 0 {
             let _ = writeln!(
                 text,

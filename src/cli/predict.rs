@@ -33,6 +33,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     device::select(args.device)?;
+    if args.top == 0 {
+        return Err(Error::usage("--top must be at least 1"));
+    }
     let mut trained = Trained::load(&args.model)?;
     let predictions = predict(&mut trained, args.images, args.top, args.resolution)?;
     let mut text = String::new();

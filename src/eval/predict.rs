@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::run::check_grids;
 use super::trained::Trained;
 use crate::data::loader::Loader;
 use crate::data::source::files::Files;
@@ -53,7 +52,6 @@ pub fn predict(
     let mut loader = Loader::eval(Arc::new(Files::new(images)), &recipe, resolution)?;
     while let Some(loaded) = loader.next().transpose()? {
         let batch = &loaded.batch;
-        check_grids(&recipe, batch)?;
         let logits = trained.model.run(&trained.params, batch);
         for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
             let logits = &logits[slot * trained.classes.len()..][..trained.classes.len()];

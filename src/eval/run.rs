@@ -7,10 +7,10 @@ use super::model::Model;
 use crate::autograd::Workload;
 use crate::data::batch::{PackedBatch, Targets};
 use crate::data::loader::{Loader, LoaderReport};
+use crate::data::packing::PackingStats;
 use crate::data::source::Source;
 use crate::error::Result;
 use crate::models::recipe::Recipe;
-use crate::nn::position;
 
 /// Class indices of a batch; of soft targets the largest.
 pub fn labels(batch: &PackedBatch) -> Vec<i32> {
@@ -24,21 +24,13 @@ pub fn labels(batch: &PackedBatch) -> Vec<i32> {
     }
 }
 
-/// Checks every image of a batch against the model's position tables.
-///
-/// # Errors
-/// As [`position::check_grid`].
-pub fn check_grids(recipe: &Recipe, batch: &PackedBatch) -> Result<()> {
-    batch.grids[..batch.images]
-        .iter()
-        .try_for_each(|grid| position::check_grid(&recipe.model.position, *grid))
-}
-
 /// Result of [`evaluate`].
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// Metrics over all readable images.
     pub metrics: ClassificationReport,
+    /// How the images were packed; `downscaled` counts those that had no place at the resolution asked for.
+    pub packing: PackingStats,
     /// Images that could not be read.
     pub loading: LoaderReport,
     /// Mean tokens per image, prefix tokens included.
@@ -62,24 +54,24 @@ pub fn evaluate(
 ) -> Result<Option<Evaluation>> {
     let mut loader = Loader::eval(source, recipe, resolution)?;
     let mut counts = Classification::new(model.classes(), recipe.train.loss);
-    let (mut tokens, mut flops, mut images) = (0, 0.0, 0);
+    let mut packing = PackingStats::default();
+    let mut flops = 0.0;
     while let Some(loaded) = loader.next().transpose()? {
         if stop() {
             return Ok(None);
         }
         let batch = &loaded.batch;
-        check_grids(recipe, batch)?;
         let logits = model.run(params, batch);
         counts.add(logits, &labels(batch), &batch.weights);
         flops += model.flops(&Workload::of(batch));
-        tokens += batch.live_tokens();
-        images += batch.images;
+        packing.add(&loaded.stats);
     }
-    let per_image = |x: f64| if images == 0 { 0.0 } else { x / images as f64 };
+    let per_image = |x: f64| if packing.images == 0 { 0.0 } else { x / packing.images as f64 };
     Ok(Some(Evaluation {
         metrics: counts.report(),
         loading: loader.report().clone(),
-        tokens_per_image: per_image(tokens as f64),
+        tokens_per_image: per_image(packing.live as f64),
         flops_per_image: per_image(flops),
+        packing,
     }))
 }

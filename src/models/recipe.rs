@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// Everything that decides a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
@@ -621,5 +623,48 @@ impl ModelConfig {
     /// Values of one flattened patch: channels × patch × patch.
     pub fn patch_dim(&self) -> usize {
         self.channels * self.patch * self.patch
+    }
+}
+
+/// Keys of [`ModelConfig`] that do not change what a given set of weights computes.
+const TRAINING_ONLY: &[&str] =
+    &["drop_path", "drop_path_linear", "checkpoint", "head_init_bias", "head_bias"];
+
+impl ModelConfig {
+    /// What this description and `other` disagree on: "model.key is A there and B here". Sizes are compared by
+    /// the shapes of the weights, and what only matters in training is left out.
+    ///
+    /// # Errors
+    /// If a shape is unknown.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        let resolved = |config: &Self| -> Result<toml::Table> {
+            let mut config = config.clone();
+            let dims = config.dimensions()?;
+            (config.shape, config.head_dim) = (String::new(), dims.head_dim);
+            (config.width, config.depth, config.mlp, config.heads) =
+                (dims.width, dims.depth, dims.mlp, dims.heads);
+            if config.attention_scale == 0.0 {
+                config.attention_scale = 1.0 / (dims.head_dim as f64).sqrt();
+            }
+            config.position.fourier_std = 0.0;
+            toml::Table::try_from(config).map_err(Error::failure)
+        };
+        let mut found = Vec::new();
+        compare("model", &resolved(self)?, &resolved(other)?, &mut found);
+        Ok(found)
+    }
+}
+
+fn compare(path: &str, there: &toml::Table, here: &toml::Table, found: &mut Vec<String>) {
+    for (key, there) in there.iter().filter(|(key, _)| !TRAINING_ONLY.contains(&key.as_str())) {
+        match (there, here.get(key)) {
+            (toml::Value::Table(there), Some(toml::Value::Table(here))) => {
+                compare(&format!("{path}.{key}"), there, here, found);
+            }
+            (there, Some(here)) if there != here => {
+                found.push(format!("{path}.{key} is {there} there and {here} here"));
+            }
+            _ => {}
+        }
     }
 }

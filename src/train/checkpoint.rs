@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::optimizer::Optimizer;
 use super::run_dir::RunDir;
 use crate::autograd::ParamSpec;
+use crate::data::packing::PackingStats;
 use crate::weights::safetensors::{TensorRef, save_atomic};
 use crate::weights::{Policy, Weights, assign};
 use crate::{Error, Result};
@@ -57,6 +58,8 @@ pub struct Progress {
     pub step: u64,
     /// Images seen, repetitions included.
     pub images_seen: u64,
+    /// How well the batches so far were filled.
+    pub packing: PackingStats,
     /// Step of the newest evaluation.
     pub evaluated: Option<u64>,
     /// The best evaluation.

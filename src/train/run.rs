@@ -1,6 +1,7 @@
 //! The training loop.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use super::checkpoint::{Best, Header, Snapshot};
@@ -17,10 +18,11 @@ use super::tensorboard::EventWriter;
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::data::loader::Loader;
+use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::model::Model;
-use crate::eval::run::{check_grids, evaluate};
+use crate::eval::run::evaluate;
 use crate::models::recipe::Recipe;
 
 /// A line on standard error; a closed one is no reason to stop a training.
@@ -32,6 +34,13 @@ pub(super) fn say(line: &str) {
 pub(super) fn tell(lines: &str) -> Result<()> {
     let _ = writeln!(std::io::stdout(), "{lines}");
     Ok(())
+}
+
+/// A path as a shell takes it.
+pub(super) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// A run with everything that it changes.
@@ -52,8 +61,9 @@ pub(super) struct Trainer {
     interrupt: Interrupt,
     /// Step of the newest checkpoint on disk.
     saved: Option<u64>,
-    padding: (u64, u64),
     unreadable: u64,
+    /// Whether the newest error is one that a save would only make permanent.
+    diverged: bool,
 }
 
 impl Trainer {
@@ -96,8 +106,8 @@ impl Trainer {
             progress,
             interrupt: Interrupt::install()?,
             saved: (done > 0).then_some(done),
-            padding: (0, 0),
             unreadable: 0,
+            diverged: false,
             recipe,
             dataset,
             step,
@@ -112,11 +122,32 @@ impl Trainer {
 
     /// Trains to the last step, or until it is interrupted.
     pub(super) fn train(mut self) -> Result<()> {
-        let outcome = self.run();
-        if self.saved.is_none() && matches!(outcome, Err(Error::Usage(_))) {
-            self.run.discard();
+        match self.run() {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.rescue(error)),
         }
-        outcome
+    }
+
+    /// Saves what an error would lose, and says how to go on.
+    fn rescue(&mut self, error: Error) -> Error {
+        let step = self.header.progress.step;
+        if self.diverged {
+            return error;
+        }
+        if step == 0 {
+            if matches!(error, Error::Usage(_)) {
+                self.run.discard();
+            }
+            return error;
+        }
+        self.progress.finish();
+        if self.saved != Some(step) && self.save(false, false).is_err() {
+            return error;
+        }
+        let run = quoted(self.run.path());
+        Error::failure(format!(
+            "{error}; step {step} is saved, continue with: trencadis train --resume {run}"
+        ))
     }
 
     fn run(&mut self) -> Result<()> {
@@ -133,6 +164,9 @@ impl Trainer {
                 improved = self.evaluate()?;
             }
             let stop = self.interrupt.requested();
+            if stop && step > 0 {
+                self.progress.message("stopping once this step is saved; interrupt again to stop at once");
+            }
             let keep = due(config.keep_every);
             let unsaved = self.saved != Some(step)
                 && (stop || keep || due(config.save_every) || check && nothing_to_evaluate);
@@ -154,12 +188,17 @@ impl Trainer {
         let begun = Instant::now();
         let config = &self.recipe.train;
         let mut batches: Vec<PackedBatch> = Vec::with_capacity(config.accumulate);
+        let mut state = None;
+        let mut packing = PackingStats::default();
         for _ in 0..config.accumulate {
             let loaded = self.loader.next_batch()?;
-            check_grids(&self.recipe, &loaded.batch)?;
+            packing.add(&loaded.stats);
             batches.push(loaded.batch);
-            self.header.progress.loader = serde_json::to_value(&loaded.state_after)
-                .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
+            state = Some(loaded.state_after);
+        }
+        if batches.iter().flat_map(|b| &b.weights).all(|w| *w == 0.0) {
+            let example = self.loader.report().examples.last().cloned().unwrap_or_default();
+            return Err(Error::failure(format!("no image of the step could be read; the last is {example}")));
         }
         let number = self.header.progress.step + 1;
         let outcome = self.step.run(&self.params, &batches, config.seed);
@@ -174,9 +213,13 @@ impl Trainer {
         if let Some(ema) = &mut self.ema {
             ema.iter_mut().zip(&self.params).for_each(|(e, p)| moving_average(e, p, config.ema));
         }
-        self.header.progress.step = number;
+        let progress = &mut self.header.progress;
+        progress.loader = serde_json::to_value(&state)
+            .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
+        progress.step = number;
+        progress.images_seen += outcome.images;
+        progress.packing.add(&packing);
         self.warn_of_unreadable();
-        self.header.progress.images_seen += outcome.images;
         self.report(&outcome, lr, grad_norm, begun.elapsed().as_secs_f64())
     }
 
@@ -193,8 +236,6 @@ impl Trainer {
             flop: outcome.flops,
             seconds,
         };
-        self.padding.0 += report.token_rows - report.tokens;
-        self.padding.1 += report.token_rows;
         self.progress.step(&report);
         let every = self.recipe.train.log_every.max(1);
         if report.step.is_multiple_of(every) || report.step == self.recipe.train.steps {
@@ -237,6 +278,16 @@ impl Trainer {
             return Ok(None);
         };
         let step = self.header.progress.step;
+        if !done.metrics.loss.is_finite() {
+            return Err(self.diverged(step, &format!("the evaluation's loss is {}", done.metrics.loss)));
+        }
+        if done.loading.unreadable > 0 {
+            let example = done.loading.examples.first().map_or("", String::as_str);
+            self.progress.message(&format!(
+                "skipped {} unreadable validation images, the first: {example}",
+                done.loading.unreadable
+            ));
+        }
         self.header.progress.evaluated = Some(step);
         let metric = done.metrics.top1;
         let best = self.header.progress.best.is_none_or(|b| metric > b.metric);
@@ -278,7 +329,8 @@ impl Trainer {
     }
 
     /// The error of a step that is not finite.
-    fn diverged(&self, step: u64, what: &str) -> Error {
+    fn diverged(&mut self, step: u64, what: &str) -> Error {
+        self.diverged = true;
         let checkpoint = match self.saved {
             Some(step) => format!("the last good checkpoint is {} of step {step}", self.run.last().display()),
             None => "no checkpoint had been saved yet".into(),
@@ -290,7 +342,7 @@ impl Trainer {
 
     fn interrupted(&mut self) -> Result<()> {
         self.progress.finish();
-        let (run, step) = (self.run.path().display(), self.header.progress.step);
+        let (run, step) = (quoted(self.run.path()), self.header.progress.step);
         if step == 0 {
             say("stopped before the first step; nothing is saved");
             self.run.discard();
@@ -302,12 +354,9 @@ impl Trainer {
 
     fn finish(&mut self) -> Result<()> {
         self.progress.finish();
-        let run = self.run.path().display();
+        let run = quoted(self.run.path());
         let mut lines = String::new();
-        if self.padding.1 > 0 {
-            let padding = 100.0 * self.padding.0 as f64 / self.padding.1 as f64;
-            lines += &format!("\npadding           {padding:.2} % of the tokens trained on");
-        }
+        lines += &format!("\npacking           {}", self.header.progress.packing);
         let mut kept = "last checkpoint";
         if let Some(best) = self.header.progress.best {
             let (percent, step) = (100.0 * best.metric, best.step);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Header, Progress as Progressed};
 use super::optimizer::Optimizer;
-use super::run::{Trainer, say, tell};
+use super::run::{Trainer, quoted, say, tell};
 use super::run_dir::RunDir;
 use super::step::TrainStep;
 use crate::data::loader::{Loader, LoaderState};
@@ -41,7 +41,7 @@ pub fn start(options: TrainOptions) -> Result<()> {
     let mut notes = Vec::new();
     let params = match &options.init {
         None => initialise(step.params(), recipe.train.seed),
-        Some(path) => initial_weights(path, &recipe, &step, &mut notes)?,
+        Some(path) => initial_weights(path, &recipe, &dataset.classes, &step, &mut notes)?,
     };
     let optimizer = Optimizer::new(step.params(), &recipe.train);
     let mut loader = Loader::train(dataset.train.clone(), &recipe, None)?;
@@ -77,7 +77,7 @@ pub fn resume(folder: &Path) -> Result<()> {
     }
     let Progressed { step: done, evaluated, .. } = header.progress;
     if done >= recipe.train.steps && (evaluated == Some(done) || dataset.validation.is_empty()) {
-        let run = run.path().display();
+        let run = quoted(run.path());
         return tell(&format!(
             "{run} is finished: all {done} steps are done; train on from it with --init {run}/last.safetensors, or \
              evaluate it with: trencadis eval {run}"
@@ -102,17 +102,29 @@ fn open_data(recipe: &Recipe) -> Result<Dataset> {
 fn initial_weights(
     path: &Path,
     recipe: &Recipe,
+    classes: &[String],
     step: &TrainStep,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Vec<f32>>> {
-    let (_, weights) = checkpoint::load_model(path)?;
+    let (header, mut weights) = checkpoint::load_model(path)?;
     let mut described = recipe.model.clone();
+    if let Some(header) = header {
+        described = Recipe::from_toml(&header.recipe, path)?.model;
+        if header.classes != classes {
+            // As many classes as before, perhaps, but other ones.
+            let heads: Vec<&str> = step.params().iter().filter(|p| p.head).map(|p| p.name.as_str()).collect();
+            weights.tensors.retain(|name, _| !heads.contains(&name.as_str()));
+        }
+    }
     let weights = foreign::detect_and_convert(weights, &mut described)?;
-    if described != recipe.model {
-        notes.push(format!(
-            "{}: comes from a model of another description; set the recipe's [model] as `trencadis forward` would \
-             to use it unchanged",
-            path.display()
+    let differences = described.differences(&recipe.model)?;
+    if !differences.is_empty() {
+        return Err(Error::file(
+            path,
+            format!(
+                "was made by another model: {}; give the recipe the same values, with --set or in a file of your own",
+                differences.join(", ")
+            ),
         ));
     }
     let policy = Policy::NewHead { seed: recipe.train.seed };

@@ -67,5 +67,6 @@ fn predictions_name_classes() {
     assert_eq!([error(0), error(3)], ["none"; 2]);
     assert!(error(1).starts_with("this is not a JPEG"), "{}", error(1));
     assert!(error(2).starts_with("the image cannot be read"), "{}", error(2));
+    run(&["--top", "0", "a.png"]).refuses(&["--top must be at least 1"]);
     run(&["absent.png"]).refuses(&["none of the 1 images", "absent.png: the image cannot be read"]);
 }

@@ -98,6 +98,21 @@ fn without_validation_images_there_is_no_best() {
     assert!(!exists(place.path("runs/digits-1/best.safetensors")));
 }
 
+/// Shells without job control start background jobs so, and `nohup` does the same to hang-ups.
+#[cfg(unix)]
+#[test]
+fn ignored_signals_are_no_obstacle() {
+    let place = Place::new();
+    let train = place.training("", &[]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' INT HUP; exec \"$@\"", "sh"])
+        .arg(train.get_program())
+        .args(train.get_args());
+    command.current_dir(place.0.path());
+    Done::of(command).succeeds();
+}
+
 #[test]
 fn a_dry_run_writes_nothing() {
     let place = Place::new();
