@@ -222,7 +222,11 @@ fn values_that_do_not_fit_together_are_refused() {
             &["resolution.kind=truncated-normal", "resolution.std=0"],
             &["resolution.std must be above 0"],
         ),
-        ("digits", &["drop.mean=0.6"], &["drop.mean = 0.6 must lie between 0 and drop.max = 0.5"]),
+        (
+            "digits",
+            &["drop.mean=0.6", "drop.max=0.5"],
+            &["drop.mean = 0.6 must lie between 0 and drop.max = 0.5"],
+        ),
         ("digits", &["drop.max=1"], &["drop.max must be at least 0 and below 1"]),
         ("digits", &["drop.kind=constant", "drop.mean=1"], &["drop.mean"]),
         ("digits", &["data.mean=[0.1, 0.2, 0.3]"], &["data.mean must hold 1 value", "holds 3"]),
