@@ -640,12 +640,13 @@ impl ModelConfig {
         let resolved = |config: &Self| -> Result<toml::Table> {
             let mut config = config.clone();
             let dims = config.dimensions()?;
-            (config.shape, config.head_dim) = (String::new(), dims.head_dim);
-            (config.width, config.depth, config.mlp, config.heads) =
-                (dims.width, dims.depth, dims.mlp, dims.heads);
-            if config.attention_scale == 0.0 {
-                config.attention_scale = 1.0 / (dims.head_dim as f64).sqrt();
-            }
+            // Widths and depth show in the weights' shapes; the number of heads need not.
+            (config.shape, config.heads) = (String::new(), dims.heads);
+            (config.width, config.depth, config.mlp, config.head_dim) = (0, 0, 0, 0);
+            config.attention_scale = match config.attention_scale {
+                0.0 => 1.0,
+                scale => scale * (dims.head_dim as f64).sqrt(),
+            };
             config.position.fourier_std = 0.0;
             toml::Table::try_from(config).map_err(Error::failure)
         };

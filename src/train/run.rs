@@ -145,9 +145,11 @@ impl Trainer {
             return error;
         }
         let run = quoted(self.run.path());
-        Error::failure(format!(
-            "{error}; step {step} is saved, continue with: trencadis train --resume {run}"
-        ))
+        let message = format!("{error}; step {step} is saved, continue with: trencadis train --resume {run}");
+        match error {
+            Error::Usage(_) => Error::Usage(message),
+            Error::Failure(_) => Error::Failure(message),
+        }
     }
 
     fn run(&mut self) -> Result<()> {
