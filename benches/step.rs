@@ -124,7 +124,8 @@ fn json() {
     let number = |name, default| argument(name, default).parse::<usize>().expect("a number");
     let (steps, tokens) = (number("--steps", "3"), number("--tokens", "4096"));
     let recipe = recipe(&model, &shape, tokens);
-    let batches: Vec<_> = (0..=steps).map(|i| batch(&model, tokens, recipe.model.prefix(), i as u64)).collect();
+    let batches: Vec<_> =
+        (0..=steps).map(|i| batch(&model, tokens, recipe.model.prefix(), i as u64)).collect();
     let slots = batches.iter().map(|b| b.images).max().unwrap_or(1);
     let batches: Vec<_> = batches.into_iter().map(|b| with_slots(b, slots)).collect();
     let mut trainer = Trainer::new(&recipe, slots);
@@ -133,7 +134,8 @@ fn json() {
     batches[1..].iter().for_each(|b| trainer.run(b));
     let seconds = begun.elapsed().as_secs_f64();
     // Patch tokens alone: what the peers count too.
-    let patches: usize = batches[1..].iter().map(|b| b.live_tokens() - b.images * recipe.model.prefix()).sum();
+    let patches: usize =
+        batches[1..].iter().map(|b| b.live_tokens() - b.images * recipe.model.prefix()).sum();
     println!(
         "{}",
         serde_json::json!({

@@ -31,8 +31,9 @@ pub struct BatchPlan {
     pub images: Vec<PlannedImage>,
     /// Number of images in each bin, in order; a single entry in flat mode.
     pub bins: Vec<usize>,
-    /// Samples that were passed over while planning since their size could not be read: name and cause.
-    pub skipped: Vec<String>,
+    /// Samples that were passed over while planning since their size could not be read, with the
+    /// cause, which names the file.
+    pub skipped: Vec<(u64, String)>,
     /// Whether the batch was closed because its slots ran out before its tokens.
     pub out_of_slots: bool,
 }

@@ -31,6 +31,8 @@ pub struct PackingSettings {
     pub slots: usize,
     /// Whether samples are shuffled and epochs flow into each other; else one pass in order.
     pub training: bool,
+    /// Threads that read headers and decode, at least 1.
+    pub workers: usize,
 }
 
 impl PackingSettings {
@@ -47,6 +49,10 @@ impl PackingSettings {
             limits: position_limits(&recipe.model.position),
             slots: slots(recipe),
             training: true,
+            workers: match recipe.data.workers {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                workers => workers,
+            },
         })
     }
 

@@ -54,24 +54,18 @@ pub fn predict(
     while let Some(loaded) = loader.next().transpose()? {
         let batch = &loaded.batch;
         check_grids(&recipe, batch)?;
-        let logits = trained.model.run(&trained.params, batch);
+        // Without a readable image there is nothing to run.
+        let logits = if batch.images > 0 { trained.model.run(&trained.params, batch) } else { &[] };
         for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
             let logits = &logits[slot * trained.classes.len()..][..trained.classes.len()];
             let probabilities = probabilities(logits, recipe.train.loss);
             predictions[batch.sample_ids[slot] as usize].top = ranked(&probabilities, &trained.classes, top);
         }
-        for unreadable in &loaded.unreadable {
-            // "name: cause", the name being the path.
-            let owner =
-                predictions.iter_mut().find(|p| unreadable.starts_with(&p.image) && p.error.is_none());
-            if let Some(prediction) = owner {
-                prediction.error = Some(unreadable[prediction.image.len()..].trim_start_matches(": ").into());
-            }
-        }
-    }
-    for prediction in &mut predictions {
-        if prediction.top.is_empty() && prediction.error.is_none() {
-            prediction.error = Some("cannot be read".into());
+        for (sample, cause) in &loaded.unreadable {
+            let prediction = &mut predictions[*sample as usize];
+            let cause =
+                cause.strip_prefix(&prediction.image).map_or(cause.as_str(), |c| c.trim_start_matches(": "));
+            prediction.error = Some(cause.into());
         }
     }
     Ok(predictions)

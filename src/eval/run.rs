@@ -68,6 +68,10 @@ pub fn evaluate(
             return Ok(None);
         }
         let batch = &loaded.batch;
+        // All of its images were unreadable.
+        if batch.images == 0 {
+            continue;
+        }
         check_grids(recipe, batch)?;
         let logits = model.run(params, batch);
         counts.add(logits, &labels(batch), &batch.weights);

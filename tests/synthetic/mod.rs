@@ -56,14 +56,14 @@ impl Source for Synthetic {
 
     fn size(&self, index: usize) -> Result<(usize, usize)> {
         if self.bad_sizes.contains(&index) {
-            return Err(Error::usage("broken header"));
+            return Err(Error::usage(format!("synthetic-{index}: broken header")));
         }
         Ok(self.sizes[index])
     }
 
     fn load(&self, index: usize, channels: usize) -> Result<Image> {
         if self.bad_pixels.contains(&index) {
-            return Err(Error::usage("broken pixels"));
+            return Err(Error::usage(format!("synthetic-{index}: broken pixels")));
         }
         assert!(!self.panicking.contains(&index), "a decoder that panics");
         let (height, width) = self.sizes[index];

@@ -51,10 +51,11 @@ pub trait Source: Send + Sync {
     /// Class index.
     fn label(&self, index: usize) -> usize;
 
-    /// (height, width) as [`Source::load`] will return it, EXIF orientation applied, read from the header.
+    /// (height, width) as [`Source::load`] will return it, EXIF orientation applied, read from the
+    /// header. An error begins with the sample's name.
     fn size(&self, index: usize) -> Result<(usize, usize)>;
 
-    /// Decodes the sample to `channels` (1 or 3).
+    /// Decodes the sample to `channels` (1 or 3). An error begins with the sample's name.
     fn load(&self, index: usize, channels: usize) -> Result<Image>;
 }
 
@@ -73,6 +74,24 @@ impl Dataset {
     pub fn class_name(&self, label: usize) -> String {
         self.classes.get(label).cloned().unwrap_or_else(|| label.to_string())
     }
+}
+
+/// FNV-1a over base name and label of every sample in order: the same for a set that moved to
+/// another folder, another one where images were added, removed, renamed or changed their class.
+pub fn fingerprint(source: &dyn Source) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for index in 0..source.len() {
+        let name = source.name(index);
+        add(name.rsplit('/').next().unwrap_or_default().as_bytes());
+        add(&[0]);
+        add(&(source.label(index) as u64).to_le_bytes());
+    }
+    hash
 }
 
 /// Opens the set that `config` names. `channels` (1 or 3) is what images will be loaded with;
