@@ -15,6 +15,7 @@ fn dataset(train: Synthetic) -> Dataset {
         classes: (0..10).map(|i| format!("class-{i}")).collect(),
         train: Arc::new(train),
         validation: Arc::new(Synthetic::new(3, 0.5, 2.0)),
+        description: "synthetic".into(),
     }
 }
 

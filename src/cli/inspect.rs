@@ -61,7 +61,7 @@ fn data(args: Data) -> Result<()> {
     let default = if args.path.is_some() { "photos" } else { "digits" };
     let mut recipe = Recipe::load(args.recipe.as_deref().unwrap_or(default), &args.sets)?;
     if let Some(path) = &args.path {
-        use_data(&mut recipe, path);
+        use_data(&mut recipe, path)?;
     }
     let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
     let report = inspect::report(&dataset, &recipe)?;
