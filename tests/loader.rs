@@ -11,7 +11,7 @@ use trencadis::data::loader::{LoadedBatch, Loader, LoaderState};
 use trencadis::data::packing::slots;
 use trencadis::data::patchify::Patchifier;
 use trencadis::data::resolution::{Grid, Target};
-use trencadis::data::source::{Image, Source};
+use trencadis::data::source::{Image, Source, open_for_eval};
 use trencadis::models::recipe::{DropKind, Recipe, RemainderKind, ResolutionKind};
 
 fn recipe() -> Recipe {
@@ -253,11 +253,75 @@ fn too_many_unreadable_images_stop_the_run() {
     assert_eq!(error.exit_code(), 2);
     assert!(text.contains("data.max_unreadable = 0.01") && text.contains("synthetic-"), "{text}");
 
+    // A set that breaks late is noticed within an epoch.
+    let whole = Synthetic::new(400, 0.4, 2.5);
+    let gone = whole.gone.clone();
+    let mut loader = Loader::train(Arc::new(whole), &recipe, None).unwrap();
+    for _ in 0..300 {
+        loader.next_batch().unwrap();
+    }
+    gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    let drawn = (0..100).find_map(|_| loader.next_batch().err()).expect("noticed");
+    assert!(drawn.to_string().contains("synthetic-"), "{drawn}");
+
     // A set below 100 images is judged after its first pass.
     let mut broken = Synthetic::new(9, 0.4, 2.5);
     broken.bad_pixels = vec![4];
     let last = Loader::eval(Arc::new(broken), &recipe, 16).unwrap().last().unwrap();
     assert!(last.is_err());
+}
+
+#[test]
+fn an_unreadable_image_counts_once_however_often_it_is_drawn() {
+    let mut recipe = recipe();
+    recipe.data.max_unreadable = 0.5;
+    let mut broken = Synthetic::new(20, 0.4, 2.5);
+    (broken.bad_pixels, broken.bad_sizes) = (vec![4], vec![7]);
+    let mut loader = Loader::train(Arc::new(broken), &recipe, None).unwrap();
+    while loader.next_batch().unwrap().state_after.epoch < 5 {}
+    let report = loader.report();
+    assert_eq!((report.drawn, report.unreadable, report.examples.len()), (20, 2, 2));
+    assert_eq!(report.share(), 0.1);
+    assert_eq!(report.newest.as_ref(), report.examples.last());
+}
+
+/// Damaged files in a real folder: each is named once and costs only itself.
+#[test]
+fn damaged_files_in_a_folder_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("val/cat");
+    std::fs::create_dir_all(&class).unwrap();
+    for i in 0..4 {
+        image::GrayImage::from_pixel(40, 30, image::Luma([90])).save(class.join(format!("{i}.png"))).unwrap();
+    }
+    let whole = std::fs::read(class.join("0.png")).unwrap();
+    std::fs::write(class.join("cut.png"), &whole[..whole.len() - 20]).unwrap();
+    std::fs::write(class.join("empty.webp"), "").unwrap();
+    std::fs::write(class.join("text.jpg"), "no image").unwrap();
+    let mut recipe = recipe();
+    recipe.data.path = folder.path().display().to_string();
+    let data = open_for_eval(&recipe.data, 3).unwrap();
+
+    recipe.data.max_unreadable = 0.5;
+    let mut loader = Loader::eval(data.validation.clone(), &recipe, 0).unwrap();
+    let weights: f32 = (&mut loader).map(|loaded| loaded.unwrap().batch.weights.iter().sum::<f32>()).sum();
+    assert_eq!(weights, 4.0);
+    let report = loader.report();
+    assert_eq!((report.drawn, report.unreadable), (7, 3));
+    for file in ["cut.png", "empty.webp", "text.jpg"] {
+        let named: Vec<_> = report.examples.iter().filter(|e| e.contains(file)).collect();
+        assert_eq!(named.len(), 1, "{:?}", report.examples);
+        assert_eq!(named[0].matches(file).count(), 1, "{named:?}");
+    }
+
+    // Nothing readable at all: the pass ends, each file is named, and none is an error by itself.
+    for i in 0..4 {
+        std::fs::write(class.join(format!("{i}.png")), "").unwrap();
+    }
+    recipe.data.max_unreadable = 1.0;
+    let mut loader = Loader::eval(data.validation, &recipe, 0).unwrap();
+    let ids: Vec<u64> = (&mut loader).flat_map(|l| l.unwrap().unreadable).map(|(id, _)| id).collect();
+    assert_eq!(ids, (0..7).collect::<Vec<_>>());
 }
 
 #[test]

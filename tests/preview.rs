@@ -15,6 +15,7 @@ fn dataset(train: Synthetic) -> Dataset {
         classes: (0..10).map(|i| format!("class-{i}")).collect(),
         train: Arc::new(train),
         validation: Arc::new(Synthetic::new(3, 0.5, 2.0)),
+        description: "synthetic".into(),
     }
 }
 
@@ -24,6 +25,7 @@ fn recipe(kind: PackingKind) -> Recipe {
     recipe.packing.tokens = 1024;
     recipe.packing.open = 8;
     recipe.resolution.kind = ResolutionKind::Uniform;
+    recipe.resolution.max = 240;
     recipe.model.registers = 1;
     recipe
 }
@@ -43,6 +45,8 @@ fn every_packing_and_patch_size_can_be_drawn() {
             for drop in [DropKind::None, DropKind::Beta] {
                 let mut recipe = recipe(kind);
                 recipe.model.patch = patch;
+                recipe.resolution.max = (15 * patch).min(256);
+                recipe.resolution.min = 2 * patch;
                 recipe.drop.kind = drop;
                 recipe.packing.lookahead = 1;
                 let path = folder.path().join(format!("{i}-{patch}-{drop:?}.png"));
@@ -89,7 +93,7 @@ fn the_report_counts() {
     train.bad_sizes = vec![0];
     let mut recipe = recipe(PackingKind::Flat);
     (recipe.resolution.kind, recipe.resolution.max) = (ResolutionKind::Fixed, 128);
-    let report = report(&dataset(train), &recipe).unwrap();
+    let report = report(&dataset(train), &recipe, "photos").unwrap();
     assert_eq!((report.train, report.validation, report.classes), (100, 3, 10));
     assert_eq!((report.measured, report.unreadable), (100, 1));
     assert_eq!((report.height.min, report.height.median, report.height.max), (100, 100, 400));
@@ -106,6 +110,18 @@ fn the_report_counts() {
     let text = report.to_string();
     println!("{text}");
     assert!(text.contains("not square  70.7 %") && text.contains("█"));
+    for part in [
+        "data        synthetic",
+        "10 classes of 10 training images each",
+        "unreadable  1 of 100",
+        "synthetic-0: broken header",
+        "  square       ███████████████████████",
+        "29  29.3 %",
+        "recipe      photos",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    assert!(!text.contains("dropped") && !text.contains("downscaled"), "{text}");
     let json = serde_json::to_string(&report).unwrap();
     let parsed: DataReport = serde_json::from_str(&json).unwrap();
     assert_eq!(parsed.packing.counts, report.packing.counts);

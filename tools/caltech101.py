@@ -12,28 +12,77 @@ import json
 import pathlib
 import subprocess
 import time
+import tomllib
 
 POSITIONS = {
     "factorized absolute (+)": ["coordinate='absolute'", "combination='sum'"],
     "factorized fractional (+)": ["coordinate='fractional'", "combination='sum'"],
     "learned 2-D absolute": ["coordinate='absolute'", "combination='joint'"],
-    "Fourier absolute": ["basis='fourier'", "coordinate='absolute'"],
     "Fourier fractional": ["basis='fourier'", "coordinate='fractional'"],
 }
 FIRST = next(iter(POSITIONS))
 
 
+def wanted(args, sets):
+    """What tells a run of these arguments from others: keys of its recipe.toml, as (section, key): value."""
+    data = str(pathlib.Path(args.data).absolute())  # As runs store it; a final slash does not count.
+    values = {("data", "path"): data, ("train", "steps"): args.steps, ("train", "seed"): args.seed}
+    for assignment in sets:
+        key, value = assignment.split("=", 1)
+        section, _, key = key.rpartition(".")
+        values[section, key] = value.strip("'")
+    return values
+
+
+def recipe_of(run):
+    """The resolved recipe of a run, or nothing where it has none."""
+    try:
+        with open(run / "recipe.toml", "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def value_of(recipe, section, key):
+    for name in section.split("."):
+        recipe = recipe.get(name, {})
+    value = recipe.get(key)
+    return str(pathlib.Path(value)) if (section, key) == ("data", "path") and value else value
+
+
+def steps_done(run):
+    """The step of the last line of a run's metrics; 0 where there is none."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return json.loads(line).get("step", 0)
+        except json.JSONDecodeError:  # The line being written when the run was ended.
+            continue
+    return 0
+
+
 def train(args, name, sets):
-    """Trains one run and returns its folder, its seconds, and the best validation accuracy on the way."""
+    """The folder of a finished run with these settings: one that is there, one that is resumed, or a new one."""
     out = args.runs / name
-    runs = sorted(out.glob("run-*"))
-    if not runs:
-        command = [args.binary, "train", args.recipe, "--data", args.data, "--name", "run", "--out", str(out)]
-        for assignment in [f"train.steps={args.steps}", f"train.seed={args.seed}", *sets]:
-            command += ["--set", assignment]
-        subprocess.run(command, check=True)
-        runs = sorted(out.glob("run-*"))
-    return runs[-1]
+    values = wanted(args, sets)
+    for run in sorted(out.glob("run-*"), reverse=True):
+        recipe = recipe_of(run)
+        if any(value_of(recipe, *key) != value for key, value in values.items()):
+            continue
+        if steps_done(run) >= args.steps:
+            return run
+        if (run / "last.safetensors").exists():
+            subprocess.run([args.binary, "train", "--resume", str(run)], check=True)
+            return run
+    before = set(out.glob("run-*"))
+    command = [args.binary, "train", args.recipe, "--data", args.data, "--name", "run", "--out", str(out)]
+    for assignment in [f"train.steps={args.steps}", f"train.seed={args.seed}", *sets]:
+        command += ["--set", assignment]
+    subprocess.run(command, check=True)
+    return max(set(out.glob("run-*")) - before)
 
 
 def evaluate(args, run, resolutions):

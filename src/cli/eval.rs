@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::{print, use_data};
 use crate::data::source;
 use crate::device::{self, DeviceChoice};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::run::evaluate;
 use crate::eval::trained::Trained;
 
@@ -36,23 +36,17 @@ pub(super) fn run(args: Args) -> Result<()> {
     device::select(args.device)?;
     let mut trained = Trained::load(&args.model)?;
     let mut recipe = trained.recipe.clone();
-    if let Some(path) = &args.data {
-        use_data(&mut recipe, path);
-    }
-    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
-    if dataset.classes != trained.classes {
-        return Err(Error::usage(format!(
-            "the data has {} classes ({}, ...), but {} knows {} ({}, ...); evaluate on data with the same classes",
-            dataset.classes.len(),
-            dataset.classes.first().map_or("none", String::as_str),
-            trained.path.display(),
-            trained.classes.len(),
-            trained.classes.first().map_or("none", String::as_str),
-        )));
-    }
+    let dataset = match &args.data {
+        Some(path) => {
+            use_data(&mut recipe, path)?;
+            source::open_for_eval(&recipe.data, recipe.model.channels)?
+        }
+        None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?,
+    };
+    let images = dataset.match_classes(&trained.classes)?;
     let resolutions = if args.resolution.is_empty() { vec![0] } else { args.resolution };
     for resolution in resolutions {
-        let source = dataset.validation.clone();
+        let source = images.clone();
         let done = evaluate(&mut trained.model, &trained.params, source, &recipe, resolution, &|| false)?;
         let Some(done) = done else { continue };
         let m = &done.metrics;
@@ -63,7 +57,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         };
         if args.json {
             let mut line = serde_json::json!({
-                "model": trained.path, "resolution": shown, "tokens_per_image": done.tokens_per_image,
+                "model": trained.path.display().to_string(), "resolution": shown, "tokens_per_image": done.tokens_per_image,
                 "gflop_per_image": done.flops_per_image / 1e9, "unreadable": done.loading.unreadable,
                 "downscaled": done.packing.downscaled,
             });

@@ -59,12 +59,18 @@ pub(super) fn run(command: Command) -> Result<()> {
 
 fn data(args: Data) -> Result<()> {
     let default = if args.path.is_some() { "photos" } else { "digits" };
-    let mut recipe = Recipe::load(args.recipe.as_deref().unwrap_or(default), &args.sets)?;
+    let name = args.recipe.as_deref().unwrap_or(default);
+    if let Some(out) = &args.preview
+        && !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
+    {
+        return Err(Error::usage(format!("--preview {}: the name must end in .png", out.display())));
+    }
+    let mut recipe = Recipe::load(name, &args.sets)?;
     if let Some(path) = &args.path {
-        use_data(&mut recipe, path);
+        use_data(&mut recipe, path)?;
     }
     let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
-    let report = inspect::report(&dataset, &recipe)?;
+    let report = inspect::report(&dataset, &recipe, name)?;
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(Error::failure)?))?;
     } else {

@@ -67,19 +67,45 @@ impl RecipeArgs {
         let name = self.recipe.as_deref().unwrap_or(default);
         let mut recipe = Recipe::load(name, &self.sets)?;
         if let Some(path) = &self.data {
-            use_data(&mut recipe, path);
+            use_data(&mut recipe, path)?;
         }
+        fix_data(&mut recipe)?;
         let stem = std::path::Path::new(name).file_stem().map(|s| s.to_string_lossy().into_owned());
         Ok((stem.unwrap_or_else(|| name.into()), recipe))
     }
 }
 
 /// Points a recipe at other data.
-fn use_data(recipe: &mut Recipe, path: &str) {
+fn use_data(recipe: &mut Recipe, path: &str) -> Result<()> {
+    if path.is_empty() {
+        return Err(Error::usage(
+            "the path of the data is empty; give a folder, tar shards, IDX or CIFAR files",
+        ));
+    }
     recipe.data.path = path.into();
     if recipe.data.source == SourceKind::Digits {
         recipe.data.source = SourceKind::Auto;
     }
+    fix_data(recipe)
+}
+
+/// Makes `data.path` absolute, every pattern of it, so that the run can be evaluated and resumed from
+/// another folder.
+fn fix_data(recipe: &mut Recipe) -> Result<()> {
+    if recipe.data.path.is_empty() {
+        return Ok(());
+    }
+    let absolute = |path: &str| {
+        let absolute = std::path::absolute(path).map_err(|e| {
+            Error::usage(format!("{path}: the path cannot be made absolute ({e}); check data.path"))
+        })?;
+        absolute.into_os_string().into_string().map_err(|path| {
+            Error::usage(format!("{}: the path is not valid UTF-8; rename the folder", path.display()))
+        })
+    };
+    let paths = recipe.data.path.split("::").map(absolute).collect::<Result<Vec<_>>>()?;
+    recipe.data.path = paths.join("::");
+    Ok(())
 }
 
 /// Prints to standard output; a closed pipe (`| head`) ends the program quietly.
@@ -150,5 +176,24 @@ fn run(cli: Cli) -> Result<()> {
         Command::Inspect(command) => inspect::run(command),
         Command::Recipes(args) => recipes::run(args),
         Command::Forward(args) => forward::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_paths_are_stored_absolute() {
+        let here = std::env::current_dir().unwrap().display().to_string();
+        let mut recipe = Recipe::default();
+        assert!(use_data(&mut recipe, "").unwrap_err().to_string().contains("is empty"));
+        recipe.data.source = SourceKind::Digits;
+        use_data(&mut recipe, "a/train-{000..127}.tar::/b/val.tar").unwrap();
+        assert_eq!(recipe.data.path, format!("{here}/a/train-{{000..127}}.tar::/b/val.tar"));
+        assert_eq!(recipe.data.source, SourceKind::Auto);
+        let mut digits = Recipe::default();
+        fix_data(&mut digits).unwrap();
+        assert_eq!(digits.data.path, "");
     }
 }

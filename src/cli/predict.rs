@@ -18,8 +18,8 @@ pub(super) struct Args {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<PathBuf>,
     /// Classes to name for each image.
-    #[arg(long, value_name = "K", default_value_t = 5)]
-    top: usize,
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
     /// Resolution in pixels; the recipe's where it is not given.
     #[arg(long, value_name = "PIXELS", default_value_t = 0)]
     resolution: usize,
@@ -37,7 +37,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         return Err(Error::usage("--top must be at least 1"));
     }
     let mut trained = Trained::load(&args.model)?;
-    let predictions = predict(&mut trained, args.images, args.top, args.resolution)?;
+    let predictions = predict(&mut trained, args.images, args.top as usize, args.resolution)?;
     let mut text = String::new();
     for prediction in &predictions {
         if args.json {

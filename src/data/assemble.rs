@@ -9,7 +9,7 @@ use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 
 /// Makes batches from plans; the bits do not depend on the number of threads.
@@ -43,9 +43,10 @@ impl<'a> Assembler<'a> {
         Self { source, settings, channels, flip, patchifiers }
     }
 
-    /// The batch of a plan, and "name: cause" of the images that could not be read: their
-    /// slots keep zero patches and weight 0. Returns early, with images missing, once `stop` is set.
-    pub fn assemble(&mut self, plan: &BatchPlan, stop: &AtomicBool) -> (PackedBatch, Vec<String>) {
+    /// The batch of a plan, and the samples that could not be read, with the cause, which names the
+    /// file: their slots keep zero patches and weight 0. Returns early, with images missing, once
+    /// `stop` is set.
+    pub fn assemble(&mut self, plan: &BatchPlan, stop: &AtomicBool) -> (PackedBatch, Vec<(u64, String)>) {
         let prefix = self.settings.prefix;
         let patch_dim = self.channels * self.settings.patch * self.settings.patch;
         let (tokens, slots) = (self.settings.packing.tokens, self.settings.slots);
@@ -98,7 +99,7 @@ impl<'a> Assembler<'a> {
             epochs,
             images: plan.images.len(),
         };
-        (batch, failed.into_iter().map(|(_, message)| message).collect())
+        (batch, failed.into_iter().map(|(slot, cause)| (plan.images[slot].sample, cause)).collect())
     }
 
     /// Runs the tasks on all threads, the calling one among them; returns the failures.
@@ -110,14 +111,14 @@ impl<'a> Assembler<'a> {
             while !stop.load(Ordering::Relaxed) {
                 let Some(task) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) else { break };
                 let slot = task.slot;
-                let name = task.image.sample as usize;
+                let sample = task.image.sample as usize;
                 // A decoder that panics on a damaged file costs that file, not the run.
                 let done =
                     catch_unwind(AssertUnwindSafe(|| write(source, seed, channels, flip, patchifier, task)));
                 match done {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => failed.push((slot, format!("{}: {error}", source.name(name)))),
-                    Err(_) => failed.push((slot, format!("{}: the decoder panicked", source.name(name)))),
+                    Ok(Err(error)) => failed.push((slot, error.to_string())),
+                    Err(_) => failed.push((slot, format!("{}: the decoder panicked", source.name(sample)))),
                 }
             }
             failed
@@ -152,5 +153,6 @@ fn write(
     let Task { image, kept, rows, .. } = task;
     let decoded = source.load(image.sample as usize, channels)?;
     let flip = flip && is_flipped(seed, image.epoch, image.sample);
-    patchifier.write(&decoded, &image.target, flip, &kept, rows)
+    let written = patchifier.write(&decoded, &image.target, flip, &kept, rows);
+    written.map_err(|e| Error::failure(format!("{}: {e}", source.name(image.sample as usize))))
 }

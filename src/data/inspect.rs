@@ -1,5 +1,6 @@
 //! What a data set holds and what a recipe makes of it, before anything is trained.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,12 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::packing::{PackingSettings, PackingStats};
 use crate::data::planner::Planner;
+use crate::data::resolution::Limits;
 use crate::data::source::{Dataset, Image, Source};
 use crate::error::{Error, Result};
-use crate::models::recipe::Recipe;
+use crate::models::recipe::{PackingKind, Recipe};
 
 /// Images whose headers are read; of a larger set, evenly spaced ones.
 const MEASURED: usize = 20_000;
+/// Unreadable files that a report names.
+const EXAMPLES: usize = 10;
 /// Length of the longest text bar.
 const BAR: usize = 40;
 /// Edges of the histogram of width/height between the portrait and the landscape extremes, and how
@@ -86,6 +90,10 @@ pub struct PackingFigures {
 /// What a data set holds and what a recipe makes of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataReport {
+    /// What the path was taken for and how it is divided.
+    pub data: String,
+    /// Name of the recipe that tokens and packing follow.
+    pub recipe: String,
     /// Training images.
     pub train: usize,
     /// Validation images.
@@ -100,6 +108,8 @@ pub struct DataReport {
     pub measured: usize,
     /// Images among them whose header cannot be read.
     pub unreadable: usize,
+    /// Names and causes of the first ten of them.
+    pub unreadable_examples: Vec<String>,
     /// Heights in pixels.
     pub height: Spread,
     /// Widths in pixels.
@@ -110,6 +120,10 @@ pub struct DataReport {
     pub aspect: Vec<AspectBar>,
     /// Tokens per training image under the recipe.
     pub tokens: TokenSpread,
+    /// Measured images that are scaled down below the drawn resolution to fit `limit`.
+    pub downscaled: usize,
+    /// What bounds an image's tokens under the recipe.
+    pub limit: String,
     /// One epoch packed under the recipe.
     pub packing: PackingFigures,
 }
@@ -144,27 +158,35 @@ impl Source for Measured {
 }
 
 /// Reads labels and headers (of at most 20,000 training images) and plans one epoch. Fails on an
-/// empty set, on one of which nothing can be read, and on a recipe that cannot be carried out.
-pub fn report(dataset: &Dataset, recipe: &Recipe) -> Result<DataReport> {
+/// empty set, on one of which nothing can be read, and on a recipe that cannot be carried out. `name`
+/// is what the report calls the recipe.
+pub fn report(dataset: &Dataset, recipe: &Recipe, name: &str) -> Result<DataReport> {
     let settings = PackingSettings::train(recipe)?;
+    let limit = limit(&settings);
     let slots = settings.slots;
     let train = dataset.train.len();
     let measured = train.min(MEASURED);
     let indices: Vec<usize> = (0..measured).map(|i| i * train / measured).collect();
-    let sizes: Vec<_> = indices.par_iter().map(|&index| dataset.train.size(index).ok()).collect();
-    let known: Vec<(usize, usize)> =
-        sizes.iter().copied().flatten().filter(|&(h, w)| h > 0 && w > 0).collect();
+    let read: Vec<_> = indices.par_iter().map(|&index| dataset.train.size(index)).collect();
+    let unreadable_examples = read.iter().filter_map(|size| size.as_ref().err()).take(EXAMPLES);
+    let unreadable_examples = unreadable_examples.map(ToString::to_string).collect();
+    let sizes: Vec<_> = read.into_iter().map(|size| size.ok().filter(|&(h, w)| h > 0 && w > 0)).collect();
+    let known: Vec<(usize, usize)> = sizes.iter().copied().flatten().collect();
 
     let source = Arc::new(Measured { inner: dataset.train.clone(), indices, sizes });
     let mut planner = Planner::new(source, settings, None)?;
     let mut counts = PackingStats::default();
     let mut tokens = TokenSpread { min: usize::MAX, mean: 0.0, max: 0 };
+    let mut downscaled = BTreeSet::new();
     while counts.images < known.len().max(1) as u64 {
         let Some(plan) = planner.next_batch()? else { break };
         counts.add(&PackingStats::of(&plan, planner.settings()));
         for image in &plan.images {
             tokens.min = tokens.min.min(image.tokens);
             tokens.max = tokens.max.max(image.tokens);
+            if image.target.downscaled {
+                downscaled.insert(image.sample);
+            }
         }
     }
     tokens.mean = counts.live as f64 / counts.images.max(1) as f64;
@@ -172,6 +194,8 @@ pub fn report(dataset: &Dataset, recipe: &Recipe) -> Result<DataReport> {
     let (most, least) = class_counts(dataset)?;
     let count = |f: &dyn Fn(&(usize, usize)) -> bool| known.iter().filter(|size| f(size)).count();
     Ok(DataReport {
+        data: dataset.description.clone(),
+        recipe: name.into(),
         train,
         validation: dataset.validation.len(),
         classes: dataset.classes.len(),
@@ -179,11 +203,14 @@ pub fn report(dataset: &Dataset, recipe: &Recipe) -> Result<DataReport> {
         least,
         measured,
         unreadable: measured - known.len(),
+        unreadable_examples,
         height: spread(known.iter().map(|size| size.0).collect()),
         width: spread(known.iter().map(|size| size.1).collect()),
         not_square: count(&|size| size.0 != size.1) as f64 / known.len().max(1) as f64,
         aspect: aspect(&known),
         tokens,
+        downscaled: downscaled.len(),
+        limit,
         packing: PackingFigures {
             padding: counts.padding(),
             images_per_sequence: counts.images_per_sequence(),
@@ -192,6 +219,20 @@ pub fn report(dataset: &Dataset, recipe: &Recipe) -> Result<DataReport> {
             counts,
         },
     })
+}
+
+fn limit(settings: &PackingSettings) -> String {
+    let mut limit = match settings.packing.kind {
+        PackingKind::Bins => format!("a bin of {} tokens", settings.capacity()),
+        PackingKind::Flat => format!("the budget of {} tokens", settings.capacity()),
+    };
+    let Limits { patches, rows, cols } = settings.limits;
+    if patches != Limits::NONE.patches {
+        limit += &format!(" and the position table of {patches} patches");
+    } else if settings.limits != Limits::NONE {
+        limit += &format!(" and the position tables of {rows} x {cols} patches");
+    }
+    limit
 }
 
 fn class_counts(dataset: &Dataset) -> Result<(ClassCount, ClassCount)> {
@@ -247,21 +288,25 @@ fn aspect(sizes: &[(usize, usize)]) -> Vec<AspectBar> {
 
 impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "images      {} to train on, {} to validate, {} classes",
-            self.train, self.validation, self.classes
-        )?;
-        writeln!(
-            f,
-            "classes     most {} ({}), least {} ({}) training images",
-            self.most.images, self.most.class, self.least.images, self.least.class
-        )?;
+        writeln!(f, "data        {}", self.data)?;
+        writeln!(f, "images      {} to train on, {} to validate", self.train, self.validation)?;
+        if self.most.images == self.least.images {
+            writeln!(f, "classes     {} classes of {} training images each", self.classes, self.most.images)?;
+        } else {
+            writeln!(
+                f,
+                "classes     {}, from {} training images ({}) to {} ({})",
+                self.classes, self.least.images, self.least.class, self.most.images, self.most.class
+            )?;
+        }
         if self.measured < self.train {
             writeln!(f, "measured    {} evenly spaced training images", self.measured)?;
         }
         if self.unreadable > 0 {
             writeln!(f, "unreadable  {} of {}", self.unreadable, self.measured)?;
+            for example in &self.unreadable_examples {
+                writeln!(f, "  {example}")?;
+            }
         }
         for (name, spread) in [("height", self.height), ("width", self.width)] {
             let Spread { min, median, max } = spread;
@@ -272,13 +317,25 @@ impl fmt::Display for DataReport {
         let longest = self.aspect.iter().map(|bar| bar.images).max().unwrap_or(0).max(1);
         for bar in &self.aspect {
             let length = (bar.images * BAR).div_ceil(longest);
-            writeln!(f, "  {:<12} {:<BAR$} {}", bar.range, "█".repeat(length), bar.images)?;
+            let share = 100.0 * bar.images as f64 / (self.measured - self.unreadable).max(1) as f64;
+            let text = "█".repeat(length);
+            writeln!(f, "  {:<12} {text:<BAR$} {:>7} {share:>5.1} %", bar.range, bar.images)?;
         }
+        writeln!(f, "recipe      {}", self.recipe)?;
         writeln!(
             f,
             "tokens      min {}, mean {:.1}, max {} per image",
             self.tokens.min, self.tokens.mean, self.tokens.max
         )?;
+        if self.downscaled > 0 {
+            writeln!(
+                f,
+                "downscaled  {} of {} images, to fit {}",
+                self.downscaled,
+                self.measured - self.unreadable,
+                self.limit
+            )?;
+        }
         write!(f, "packing     {}, {} slots a batch", self.packing.counts, self.packing.slots)
     }
 }

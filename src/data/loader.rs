@@ -2,6 +2,7 @@
 //! finished batches wait in a queue. Plain threads, so that the operations' pool is left to the
 //! operations.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -36,19 +37,22 @@ pub struct LoadedBatch {
     pub state_after: LoaderState,
     /// How well it is filled.
     pub stats: PackingStats,
-    /// "name: cause" of the images that could not be read for it.
-    pub unreadable: Vec<String>,
+    /// Samples that could not be read for it, with the cause, which names the file.
+    pub unreadable: Vec<(u64, String)>,
 }
 
-/// Images that could not be read since the loader started.
+/// Images that could not be read since the loader started. Each counts once, however many epochs
+/// draw it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoaderReport {
     /// Images drawn.
     pub drawn: u64,
     /// Images among them that could not be read.
     pub unreadable: u64,
-    /// "name: cause" of the first ten.
+    /// Names and causes of the first ten.
     pub examples: Vec<String>,
+    /// Name and cause of the one that was found last.
+    pub newest: Option<String>,
 }
 
 impl LoaderReport {
@@ -56,25 +60,74 @@ impl LoaderReport {
     pub fn share(&self) -> f64 {
         self.unreadable as f64 / self.drawn.max(1) as f64
     }
+}
 
-    fn record(&mut self, images: usize, skipped: usize, unreadable: &[String]) {
-        self.drawn += (images + skipped) as u64;
-        self.unreadable += unreadable.len() as u64;
-        let room = EXAMPLES.saturating_sub(self.examples.len());
-        self.examples.extend(unreadable.iter().take(room).cloned());
+/// Keeps the report, and judges the last draws.
+struct Watch {
+    report: LoaderReport,
+    drawn: Vec<bool>,
+    unreadable: Vec<bool>,
+    /// Draws and failures of the latest batches, which reach back over `window` draws; a set that
+    /// breaks in the middle of a run is noticed however long it went well before.
+    recent: VecDeque<(u64, u64)>,
+    window: u64,
+    /// `data.max_unreadable`.
+    limit: f64,
+}
+
+impl Watch {
+    fn new(samples: usize, limit: f64) -> Self {
+        Self {
+            report: LoaderReport::default(),
+            drawn: vec![false; samples],
+            unreadable: vec![false; samples],
+            recent: VecDeque::new(),
+            window: JUDGED.max(samples as u64),
+            limit,
+        }
     }
 
-    fn check(&self, limit: f64, judged: u64) -> Result<()> {
-        if self.drawn < judged || self.share() <= limit {
+    fn record(&mut self, item: &Item) {
+        let LoadedBatch { batch, unreadable, .. } = &item.loaded;
+        let in_batch = batch.sample_ids[..batch.images].iter().copied();
+        for sample in in_batch.chain(unreadable.iter().map(|(sample, _)| *sample)) {
+            let seen = &mut self.drawn[sample as usize];
+            self.report.drawn += u64::from(!std::mem::replace(seen, true));
+        }
+        for (sample, cause) in unreadable {
+            if std::mem::replace(&mut self.unreadable[*sample as usize], true) {
+                continue;
+            }
+            self.report.unreadable += 1;
+            if self.report.examples.len() < EXAMPLES {
+                self.report.examples.push(cause.clone());
+            }
+            self.report.newest = Some(cause.clone());
+        }
+        self.recent.push_back(((batch.images + item.skipped) as u64, unreadable.len() as u64));
+        let mut drawn: u64 = self.recent.iter().map(|batch| batch.0).sum();
+        while let Some(oldest) = self.recent.front()
+            && drawn - oldest.0 >= self.window
+        {
+            drawn -= oldest.0;
+            self.recent.pop_front();
+        }
+    }
+
+    /// Fails if of the last draws, where they are `judged` or more, too many were unreadable.
+    fn check(&self, judged: u64) -> Result<()> {
+        let (drawn, failed) =
+            self.recent.iter().fold((0, 0), |sum, batch| (sum.0 + batch.0, sum.1 + batch.1));
+        let share = failed as f64 / drawn.max(1) as f64;
+        if drawn < judged || share <= self.limit {
             return Ok(());
         }
         Err(Error::usage(format!(
-            "{} of {} images ({:.1} %) cannot be read, more than data.max_unreadable = {limit} allows; \
-             the first is {}; repair the files or raise data.max_unreadable",
-            self.unreadable,
-            self.drawn,
-            100.0 * self.share(),
-            self.examples.first().map_or("unknown", String::as_str)
+            "{failed} of the last {drawn} images ({:.1} %) cannot be read, more than data.max_unreadable = {} \
+             allows; the newest is {}; repair the files or raise data.max_unreadable",
+            100.0 * share,
+            self.limit,
+            self.report.newest.as_deref().unwrap_or("unknown")
         )))
     }
 }
@@ -133,14 +186,14 @@ impl Loader {
 
     /// Images that could not be read so far.
     pub fn report(&self) -> &LoaderReport {
-        &self.pipeline.report
+        &self.pipeline.watch.report
     }
 }
 
 impl EvalLoader {
     /// Images that could not be read so far.
     pub fn report(&self) -> &LoaderReport {
-        &self.pipeline.report
+        &self.pipeline.watch.report
     }
 }
 
@@ -157,8 +210,7 @@ struct Pipeline {
     queue: Option<Receiver<Result<Item>>>,
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    report: LoaderReport,
-    max_unreadable: f64,
+    watch: Watch,
     judged: u64,
 }
 
@@ -170,11 +222,9 @@ impl Pipeline {
         flip: bool,
         state: Option<&LoaderState>,
     ) -> Result<Self> {
-        let threads = match recipe.data.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
+        let threads = settings.workers;
         let judged = JUDGED.min(source.len() as u64);
+        let watch = Watch::new(source.len(), recipe.data.max_unreadable);
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
         let stop = Arc::new(AtomicBool::new(false));
@@ -183,14 +233,7 @@ impl Pipeline {
             .name("loader".into())
             .spawn(move || prepare(source.as_ref(), planner, channels, flip, threads, &send, &stopped))
             .map_err(|e| Error::failure(format!("cannot start the loading thread: {e}")))?;
-        Ok(Self {
-            queue: Some(queue),
-            thread: Some(thread),
-            stop,
-            report: LoaderReport::default(),
-            max_unreadable: recipe.data.max_unreadable,
-            judged,
-        })
+        Ok(Self { queue: Some(queue), thread: Some(thread), stop, watch, judged })
     }
 
     fn next(&mut self) -> Result<Option<LoadedBatch>> {
@@ -201,13 +244,13 @@ impl Pipeline {
             if let Some(Err(_)) = ended {
                 return Err(Error::failure("the loading thread panicked"));
             }
-            self.report.check(self.max_unreadable, 1)?;
+            self.watch.check(1)?;
             return Ok(None);
         };
-        let Item { loaded, skipped } = item?;
-        self.report.record(loaded.batch.images, skipped, &loaded.unreadable);
-        self.report.check(self.max_unreadable, self.judged)?;
-        Ok(Some(loaded))
+        let item = item?;
+        self.watch.record(&item);
+        self.watch.check(self.judged)?;
+        Ok(Some(item.loaded))
     }
 }
 

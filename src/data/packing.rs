@@ -31,8 +31,9 @@ pub struct BatchPlan {
     pub images: Vec<PlannedImage>,
     /// Number of images in each bin, in order; a single entry in flat mode.
     pub bins: Vec<usize>,
-    /// Samples that were passed over while planning since their size could not be read: name and cause.
-    pub skipped: Vec<String>,
+    /// Samples that were passed over while planning since their size could not be read, with the
+    /// cause, which names the file.
+    pub skipped: Vec<(u64, String)>,
     /// Whether the batch was closed because its slots ran out before its tokens.
     pub out_of_slots: bool,
 }
@@ -52,7 +53,7 @@ pub struct PackingStats {
     pub patches: u64,
     /// Patches kept.
     pub kept: u64,
-    /// Images scaled down to fit a bin or the budget.
+    /// Images scaled down to fit a bin, the budget or the position table.
     pub downscaled: u64,
     /// Batches that were closed because slots ran out.
     pub out_of_slots: u64,
@@ -114,14 +115,13 @@ impl fmt::Display for PackingStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:.2} % padding, {:.2} images per {} tokens, {:.1} % of patches dropped",
+            "{:.2} % padding, {:.2} images per {} tokens",
             100.0 * self.padding(),
             self.images_per_sequence(),
-            self.sequence,
-            100.0 * self.dropped()
+            self.sequence
         )?;
-        if self.downscaled > 0 {
-            write!(f, ", {} of {} images downscaled to fit", self.downscaled, self.images)?;
+        if self.kept < self.patches {
+            write!(f, ", {:.1} % of patches dropped", 100.0 * self.dropped())?;
         }
         if self.out_of_slots > 0 {
             write!(f, ", {} of {} batches closed for lack of slots", self.out_of_slots, self.batches)?;

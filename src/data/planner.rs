@@ -13,19 +13,21 @@
 //! without end.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::data::order::Order;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
-use crate::data::source::Source;
+use crate::data::source::{Source, fingerprint};
 use crate::error::{Error, Result};
 use crate::models::recipe::PackingKind;
 
 /// Sizes that are read at a time.
 const PREFETCH: usize = 256;
+/// Sizes for which a thread of its own pays.
+const MIN_SHARE: usize = 16;
 
 /// A sample drawn in an epoch: (epoch, sample).
 type Draw = (u64, u64);
@@ -39,6 +41,8 @@ pub struct PlannerState {
     pub cursor: u64,
     /// Samples of the source, to notice a set that changed.
     pub samples: u64,
+    /// [`fingerprint`] of the source, to notice one that changed and kept its size.
+    pub fingerprint: u64,
     /// Drawn and not yet in a batch, as (epoch, sample): the open bins, or the flat mode's window.
     pub pending: Vec<Vec<Draw>>,
 }
@@ -55,6 +59,8 @@ pub struct Planner {
     source: Arc<dyn Source>,
     settings: PackingSettings,
     order: Order,
+    /// Of the source; 0 in a single pass, which is never resumed.
+    fingerprint: u64,
     /// Epoch and position of the next sample whose size will be read.
     ahead: (u64, usize),
     /// Epoch and position of the next draw.
@@ -63,14 +69,14 @@ pub struct Planner {
     /// Images to place before new ones are drawn: the flat window, or what a resumed state left over.
     window: VecDeque<PlannedImage>,
     bins: VecDeque<Bin>,
-    skipped: Vec<String>,
+    skipped: Vec<(u64, String)>,
     /// Consecutive draws without a readable size.
     barren: usize,
 }
 
 impl Planner {
     /// Starts at the first epoch, or where `state` was taken. Fails on an empty source and on
-    /// a state of a source of another size.
+    /// a state of another source.
     pub fn new(
         source: Arc<dyn Source>,
         settings: PackingSettings,
@@ -85,6 +91,7 @@ impl Planner {
                 "the data set holds {samples} images; at most 2^32 - 1 are supported"
             )));
         }
+        let fingerprint = if settings.training { fingerprint(&*source) } else { 0 };
         let (epoch, cursor) = match state {
             Some(state) if state.samples != samples as u64 => {
                 return Err(Error::usage(format!(
@@ -92,6 +99,12 @@ impl Planner {
                      the same set",
                     state.samples
                 )));
+            }
+            Some(state) if state.fingerprint != fingerprint => {
+                return Err(Error::usage(
+                    "the run was started on images of other names or classes than data.path and \
+                     data.validation give now; resume it on the same set, or start a new run",
+                ));
             }
             Some(state) => (state.epoch, (state.cursor as usize).min(samples)),
             None => (0, 0),
@@ -101,6 +114,7 @@ impl Planner {
             source,
             settings,
             order,
+            fingerprint,
             ahead: (epoch, cursor),
             next: (epoch, cursor),
             sized: VecDeque::new(),
@@ -133,6 +147,7 @@ impl Planner {
             epoch: self.next.0,
             cursor: self.next.1 as u64,
             samples: self.source.len() as u64,
+            fingerprint: self.fingerprint,
             pending,
         }
     }
@@ -244,7 +259,8 @@ impl Planner {
                 Err(error) => {
                     self.skip(sample, &error);
                     self.barren += 1;
-                    if self.barren >= self.source.len() {
+                    // A single pass ends by itself, with every image named.
+                    if self.settings.training && self.barren >= self.source.len() {
                         return Err(Error::usage(format!(
                             "none of the {} images can be read; the last is {error}",
                             self.source.len()
@@ -256,7 +272,7 @@ impl Planner {
     }
 
     fn skip(&mut self, sample: u64, error: &Error) {
-        self.skipped.push(format!("{}: {error}", self.source.name(sample as usize)));
+        self.skipped.push((sample, error.to_string()));
     }
 
     /// Reads the sizes of the next samples in parallel; false at the end of a single pass.
@@ -277,21 +293,41 @@ impl Planner {
         true
     }
 
+    /// Sizes in the order of the draws, read by threads of this planner's own: the operations' pool
+    /// is busy with training.
     fn sizes(&self, draws: Vec<Draw>) -> Vec<(Draw, Result<(usize, usize)>)> {
-        let source = &self.source;
-        draws
-            .into_par_iter()
-            .with_min_len(16)
-            .map(|draw| {
-                let size = source.size(draw.1 as usize).and_then(|(height, width)| {
-                    if height == 0 || width == 0 {
-                        return Err(Error::usage(format!("an image of {height}x{width} pixels is empty")));
-                    }
-                    Ok((height, width))
-                });
-                (draw, size)
-            })
-            .collect()
+        let share = draws.len().div_ceil(self.settings.workers.max(1)).max(MIN_SHARE);
+        let mut chunks = draws.chunks(share);
+        let own = chunks.next().unwrap_or_default();
+        std::thread::scope(|scope| {
+            let handles: Vec<_> = chunks
+                .map(|draws| {
+                    (
+                        draws,
+                        scope.spawn(move || draws.iter().map(|draw| self.size(*draw)).collect::<Vec<_>>()),
+                    )
+                })
+                .collect();
+            let mut sized: Vec<_> = own.iter().map(|draw| (*draw, self.size(*draw))).collect();
+            for (draws, handle) in handles {
+                let sizes = handle.join().unwrap_or_default();
+                sized.extend(draws.iter().copied().zip(sizes));
+            }
+            sized
+        })
+    }
+
+    fn size(&self, (_, sample): Draw) -> Result<(usize, usize)> {
+        let index = sample as usize;
+        // A header reader that panics on a damaged file costs that file, not the run.
+        let size = catch_unwind(AssertUnwindSafe(|| self.source.size(index))).unwrap_or_else(|_| {
+            Err(Error::usage(format!("{}: the decoder panicked", self.source.name(index))))
+        })?;
+        if size.0 == 0 || size.1 == 0 {
+            let (name, (height, width)) = (self.source.name(index), size);
+            return Err(Error::usage(format!("{name}: an image of {height}x{width} pixels is empty")));
+        }
+        Ok(size)
     }
 
     /// Rebuilds bins and window. Settings may have changed since the state was taken: what no

@@ -3,7 +3,7 @@
 use crate::data::dropping::TokenDrop;
 use crate::data::packing::PlannedImage;
 use crate::data::resolution::{self, Limits};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::recipe::{
     AspectKind, DropConfig, DropKind, PackingConfig, PackingKind, PositionBasis, PositionCombination,
     PositionConfig, PositionCoordinate, Recipe, RemainderKind, ResolutionConfig, ResolutionKind,
@@ -31,12 +31,14 @@ pub struct PackingSettings {
     pub slots: usize,
     /// Whether samples are shuffled and epochs flow into each other; else one pass in order.
     pub training: bool,
+    /// Threads that read headers and decode, at least 1.
+    pub workers: usize,
 }
 
 impl PackingSettings {
-    /// Settings of training. Fails, naming the key, on values that cannot be carried out.
+    /// Settings of training. Fails as [`Recipe::validate`] does.
     pub fn train(recipe: &Recipe) -> Result<Self> {
-        check(recipe)?;
+        recipe.validate()?;
         Ok(Self {
             seed: recipe.train.seed,
             patch: recipe.model.patch,
@@ -47,6 +49,10 @@ impl PackingSettings {
             limits: position_limits(&recipe.model.position),
             slots: slots(recipe),
             training: true,
+            workers: match recipe.data.workers {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                workers => workers,
+            },
         })
     }
 
@@ -139,70 +145,6 @@ pub fn slots(recipe: &Recipe) -> usize {
         bound.min(1.25 * count + 6.0 * count.sqrt())
     };
     (count.ceil() as usize).max(1).next_multiple_of(8)
-}
-
-fn check(recipe: &Recipe) -> Result<()> {
-    let (packing, resolution, drop) = (&recipe.packing, &recipe.resolution, &recipe.drop);
-    let fail = |message: String| Err(Error::usage(message));
-    if recipe.model.patch == 0 {
-        return fail("model.patch is 0; give the side of a patch in pixels, such as 16".into());
-    }
-    if !matches!(recipe.model.channels, 1 | 3) {
-        return fail(format!("model.channels = {}; images have 1 channel or 3", recipe.model.channels));
-    }
-    if packing.tokens == 0 || !packing.tokens.is_multiple_of(128) || packing.tokens > i32::MAX as usize {
-        return fail(format!("packing.tokens = {}; give a multiple of 128 below 2^31", packing.tokens));
-    }
-    if packing.kind == PackingKind::Bins {
-        if packing.sequence == 0 || !packing.tokens.is_multiple_of(packing.sequence) {
-            return fail(format!(
-                "packing.sequence = {} does not divide packing.tokens = {}; choose a bin length that does",
-                packing.sequence, packing.tokens
-            ));
-        }
-        if packing.open == 0 {
-            return fail(
-                "packing.open = 0; give the number of bins that are filled at a time, such as 256".into(),
-            );
-        }
-    }
-    let (key, capacity) = match packing.kind {
-        PackingKind::Bins => ("packing.sequence", packing.sequence),
-        PackingKind::Flat => ("packing.tokens", packing.tokens),
-    };
-    if recipe.model.prefix() >= capacity {
-        return fail(format!(
-            "{key} = {capacity} leaves no room for a patch beside {} prefix tokens; raise it",
-            recipe.model.prefix()
-        ));
-    }
-    if resolution.max == 0 {
-        return fail("resolution.max is 0; give the largest resolution in pixels".into());
-    }
-    let drawn = matches!(resolution.kind, ResolutionKind::Uniform | ResolutionKind::TruncatedNormal);
-    if drawn && (resolution.min == 0 || resolution.min > resolution.max) {
-        return fail(format!(
-            "resolution.min = {} and resolution.max = {}; give 0 < min <= max",
-            resolution.min, resolution.max
-        ));
-    }
-    if resolution.kind == ResolutionKind::TruncatedNormal {
-        if !(-1.0..=1.0).contains(&resolution.mean) {
-            return fail(format!("resolution.mean = {}; it lies on [-1, 1]", resolution.mean));
-        }
-        if !(resolution.std > 0.0 && resolution.std <= 10.0) {
-            return fail(format!("resolution.std = {}; give a value in (0, 10]", resolution.std));
-        }
-    }
-    match drop.kind {
-        DropKind::Constant if !(0.0..1.0).contains(&drop.mean) => {
-            fail(format!("drop.mean = {}; a rate lies in [0, 1)", drop.mean))
-        }
-        DropKind::Beta if !(drop.mean > 0.0 && drop.mean < drop.max && drop.max <= 1.0) => {
-            fail(format!("drop.mean = {} and drop.max = {}; give 0 < mean < max <= 1", drop.mean, drop.max))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Under absolute coordinates a table bounds the grid: a longer image has to be scaled down, or it

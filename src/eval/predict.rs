@@ -52,27 +52,18 @@ pub fn predict(
     let mut loader = Loader::eval(Arc::new(Files::new(images)), &recipe, resolution)?;
     while let Some(loaded) = loader.next().transpose()? {
         let batch = &loaded.batch;
-        let logits = trained.model.run(&trained.params, batch);
+        // Without a readable image there is nothing to run.
+        let logits = if batch.images > 0 { trained.model.run(&trained.params, batch) } else { &[] };
         for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
             let logits = &logits[slot * trained.classes.len()..][..trained.classes.len()];
             let probabilities = probabilities(logits, recipe.train.loss);
             predictions[batch.sample_ids[slot] as usize].top = ranked(&probabilities, &trained.classes, top);
         }
-        for unreadable in &loaded.unreadable {
-            // "name: cause", the name being the path, which the cause may repeat.
-            let owner = predictions.iter_mut().filter(|p| p.error.is_none()).find_map(|p| {
-                let name = format!("{}: ", p.image);
-                let cause = unreadable.strip_prefix(&name)?;
-                Some((p, cause.strip_prefix(&name).unwrap_or(cause)))
-            });
-            if let Some((prediction, cause)) = owner {
-                prediction.error = Some(cause.into());
-            }
-        }
-    }
-    for prediction in &mut predictions {
-        if prediction.top.is_empty() && prediction.error.is_none() {
-            prediction.error = Some("cannot be read".into());
+        for (sample, cause) in &loaded.unreadable {
+            let prediction = &mut predictions[*sample as usize];
+            let cause =
+                cause.strip_prefix(&prediction.image).map_or(cause.as_str(), |c| c.trim_start_matches(": "));
+            prediction.error = Some(cause.into());
         }
     }
     Ok(predictions)

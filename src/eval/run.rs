@@ -61,6 +61,10 @@ pub fn evaluate(
             return Ok(None);
         }
         let batch = &loaded.batch;
+        // All of its images were unreadable.
+        if batch.images == 0 {
+            continue;
+        }
         let logits = model.run(params, batch);
         counts.add(logits, &labels(batch), &batch.weights);
         flops += model.flops(&Workload::of(batch));

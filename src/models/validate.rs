@@ -4,6 +4,7 @@ use super::recipe::{
     DropKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionBasis, PositionCombination,
     PositionCoordinate, Recipe, ResolutionKind, ScheduleKind,
 };
+use crate::data::source::decode::MAX_SIDE;
 use crate::{Error, Result};
 
 fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
@@ -34,6 +35,40 @@ fn above(key: &str, value: f64, low: f64) -> Result<()> {
     require(value > low && value.is_finite(), || format!("{key} must be above {low}, but it is {value}"))
 }
 
+/// `low <= value <= high`.
+fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+    require((low..=high).contains(&value), || format!("{key} must lie in {low}..{high}, but it is {value}"))
+}
+
+/// Kernels compute in single precision.
+fn single(key: &str, value: f64) -> Result<()> {
+    require((value as f32).is_finite(), || {
+        format!("{key} must be a finite number in single precision, but it is {value}")
+    })
+}
+
+/// An ε that single precision, squared sums included, does not lose.
+fn epsilon(key: &str, value: f64) -> Result<()> {
+    single(key, value)?;
+    require(value >= MIN_EPS, || format!("{key} must be above 0, at least {MIN_EPS:e}, but it is {value}"))
+}
+
+fn moderate(key: &str, value: f64) -> Result<()> {
+    require(value.abs() <= MAX_FACTOR, || {
+        format!("{key} must lie in -{MAX_FACTOR}..{MAX_FACTOR}, but it is {value}")
+    })
+}
+
+/// Smallest accepted ε.
+const MIN_EPS: f64 = 1e-30;
+/// Largest accepted magnitude of a scale or an initial value.
+const MAX_FACTOR: f64 = 1e6;
+/// Largest accepted width, depth or count of the model.
+const MAX_DIMENSION: u64 = 1_000_000;
+/// Largest accepted number of values in a tensor of one batch, or of parameters: in bytes these stay
+/// far below what an address can count.
+const MAX_VALUES: u128 = 1 << 44;
+
 impl Recipe {
     /// Checks that the values fit together.
     ///
@@ -41,6 +76,7 @@ impl Recipe {
     /// One sentence that names the key, its value and what it must be.
     pub fn validate(&self) -> Result<()> {
         self.model.validate()?;
+        self.validate_products()?;
         self.validate_data()?;
         self.validate_resolution()?;
         self.validate_packing()?;
@@ -52,19 +88,50 @@ impl Recipe {
         let (data, channels) = (&self.data, self.model.channels);
         for (key, values) in [("data.mean", &data.mean), ("data.std", &data.std)] {
             require(values.len() == 1 || values.len() == channels, || {
+                let grey = match values[..] {
+                    [r, g, b] => format!("; for grey images set {key}=[{:.3}]", luma([r, g, b])),
+                    _ => String::new(),
+                };
                 format!(
-                    "{key} must hold 1 value or one for each of the model.channels = {channels} channels, but it holds {}",
+                    "{key} must hold 1 value or one for each of the model.channels = {channels} channels, but it \
+                     holds {}{grey}",
                     values.len()
                 )
             })?;
             require(values.iter().all(|v| v.is_finite()), || format!("{key} must hold finite numbers"))?;
         }
         for &std in &data.std {
-            above("data.std", f64::from(std), 0.0)?;
+            require(std >= 1e-6, || format!("data.std must be above 0, at least 1e-6, but it is {std}"))?;
         }
+        within("data.workers", data.workers as u64, 0, 1024)?;
         below("data.validation", data.validation, 0.0, 1.0)?;
         require((0.0..=1.0).contains(&data.max_unreadable), || {
             format!("data.max_unreadable must lie in 0..1, but it is {}", data.max_unreadable)
+        })
+    }
+
+    /// Nothing that is computed from several keys may overflow later.
+    fn validate_products(&self) -> Result<()> {
+        let (model, d) = (&self.model, self.model.dimensions()?);
+        let [width, depth, mlp] = [d.width, d.depth, d.mlp].map(|n| n as u128);
+        let attention = d.heads as u128 * d.head_dim as u128;
+        let patch_dim = model.channels as u128 * (model.patch as u128).pow(2);
+        let widest = [width, mlp, 3 * attention, patch_dim].into_iter().max().unwrap_or(0);
+        let values = self.packing.tokens as u128 * widest;
+        require(values <= MAX_VALUES, || {
+            format!(
+                "packing.tokens = {} times the model's widest layer of {widest} makes {values} values a tensor, \
+                 more than 2^44; lower one of them",
+                self.packing.tokens
+            )
+        })?;
+        let table = model.position.rows as u128 * model.position.columns as u128 * width;
+        let parameters = depth * width * (4 * attention + 2 * mlp) + patch_dim * width + table;
+        require(parameters <= MAX_VALUES, || {
+            format!(
+                "the model has about {parameters} parameters, more than 2^44; lower model.width, model.depth, \
+                 model.mlp, model.heads, model.patch or the model.position tables"
+            )
         })
     }
 
@@ -77,6 +144,14 @@ impl Recipe {
         require(r.max >= patch, || {
             format!("resolution.max = {} must be at least model.patch = {patch}", r.max)
         })?;
+        within("resolution.max", r.max as u64, 1, MAX_SIDE as u64)?;
+        let eval = self.eval.resolution;
+        require(eval == 0 || (patch..=MAX_SIDE).contains(&eval), || {
+            format!(
+                "eval.resolution must be 0 (as resolution.max) or lie in model.patch = {patch}..{MAX_SIDE}, but it \
+                 is {eval}"
+            )
+        })?;
         if matches!(r.kind, ResolutionKind::Uniform | ResolutionKind::TruncatedNormal) {
             positive("resolution.min", r.min as u64)?;
             require(r.min <= r.max, || {
@@ -84,7 +159,9 @@ impl Recipe {
             })?;
         }
         if r.kind == ResolutionKind::TruncatedNormal {
-            above("resolution.std", r.std, 0.0)?;
+            require(r.std > 0.0 && r.std <= 10.0, || {
+                format!("resolution.std must be above 0 and at most 10, but it is {}", r.std)
+            })?;
             require((-1.0..=1.0).contains(&r.mean), || {
                 format!("resolution.mean must lie in -1..1, but it is {}", r.mean)
             })?;
@@ -97,9 +174,10 @@ impl Recipe {
         require(p.tokens > 0 && p.tokens.is_multiple_of(128), || {
             format!("packing.tokens must be a positive multiple of 128, but it is {}", p.tokens)
         })?;
-        at_most("packing.tokens", p.tokens, 1 << 24)?;
-        at_most("packing.images", p.images, 1 << 24)?;
-        at_most("packing.open", p.open, 1 << 24)?;
+        require(p.tokens < 1 << 31, || format!("packing.tokens must be below 2^31, but it is {}", p.tokens))?;
+        require(p.images <= p.tokens, || {
+            format!("packing.images = {} must not exceed packing.tokens = {}", p.images, p.tokens)
+        })?;
         let (room, name) = match p.kind {
             PackingKind::Flat => (p.tokens, "packing.tokens"),
             PackingKind::Bins => {
@@ -111,7 +189,7 @@ impl Recipe {
                 (p.sequence, "packing.sequence")
             }
         };
-        let prefix = usize::from(self.model.class_token) + self.model.registers;
+        let prefix = self.model.prefix();
         let side = self.resolution.max / self.model.patch;
         require(side * side + prefix <= room, || {
             format!(
@@ -142,8 +220,7 @@ impl Recipe {
     fn validate_train(&self) -> Result<()> {
         let t = &self.train;
         positive("train.steps", t.steps)?;
-        positive("train.accumulate", t.accumulate as u64)?;
-        at_most("train.accumulate", t.accumulate, 1 << 20)?;
+        within("train.accumulate", t.accumulate as u64, 1, 65_536)?;
         positive("train.log_every", t.log_every)?;
         above("train.lr", t.lr, 0.0)?;
         at_least("train.lr_min", t.lr_min, 0.0)?;
@@ -156,7 +233,15 @@ impl Recipe {
         require(t.head_weight_decay.is_finite(), || "train.head_weight_decay must be finite".into())?;
         below("train.beta1", t.beta1, 0.0, 1.0)?;
         below("train.beta2", t.beta2, 0.0, 1.0)?;
-        above("train.eps", t.eps, 0.0)?;
+        for (key, value) in [
+            ("train.lr", t.lr),
+            ("train.weight_decay", t.weight_decay),
+            ("train.head_weight_decay", t.head_weight_decay),
+            ("train.clip", t.clip),
+        ] {
+            single(key, value)?;
+        }
+        epsilon("train.eps", t.eps)?;
         at_least("train.clip", t.clip, 0.0)?;
         below("train.ema", t.ema, 0.0, 1.0)?;
         below("train.label_smoothing", t.label_smoothing, 0.0, 1.0)?;
@@ -179,21 +264,31 @@ impl ModelConfig {
         require(matches!(self.channels, 1 | 3), || {
             format!("model.channels must be 1 (grey) or 3 (RGB), but it is {}", self.channels)
         })?;
-        at_most("model.patch", self.patch, 1 << 10)?;
-        at_most("model.registers", self.registers, 1 << 16)?;
-        let dimensions = self.dimensions()?;
-        let width = dimensions.width;
-        at_most("model.width", width, 1 << 18)?;
-        at_most("model.mlp", dimensions.mlp, 1 << 20)?;
-        at_most("model.depth", dimensions.depth, 1 << 12)?;
-        at_most("model.heads", dimensions.heads, 1 << 12)?;
-        at_most("model.head_dim", dimensions.head_dim, 1 << 12)?;
-        above("model.norm_eps", self.norm_eps, 0.0)?;
-        above("model.qk_norm_eps", self.qk_norm_eps, 0.0)?;
+        for (key, value) in [
+            ("model.width", self.width),
+            ("model.depth", self.depth),
+            ("model.mlp", self.mlp),
+            ("model.heads", self.heads),
+            ("model.head_dim", self.head_dim),
+            ("model.registers", self.registers),
+        ] {
+            within(key, value as u64, 0, MAX_DIMENSION)?;
+        }
+        within("model.patch", self.patch as u64, 1, MAX_SIDE as u64)?;
+        let width = self.dimensions()?.width;
+        epsilon("model.norm_eps", self.norm_eps)?;
+        epsilon("model.qk_norm_eps", self.qk_norm_eps)?;
         at_least("model.attention_scale", self.attention_scale, 0.0)?;
         at_least("model.layer_scale", self.layer_scale, 0.0)?;
         below("model.drop_path", self.drop_path, 0.0, 1.0)?;
-        require(self.head_init_bias.is_finite(), || "model.head_init_bias must be finite".into())?;
+        for (key, value) in [
+            ("model.attention_scale", self.attention_scale),
+            ("model.layer_scale", self.layer_scale),
+            ("model.head_init_bias", self.head_init_bias),
+            ("model.position.fourier_std", self.position.fourier_std),
+        ] {
+            moderate(key, value)?;
+        }
         require(self.pool != PoolKind::Cls || self.class_token, || {
             "model.pool = \"cls\" needs model.class_token = true; or pool with \"map\" or \"mean\"".into()
         })?;
@@ -203,6 +298,14 @@ impl ModelConfig {
     fn validate_position(&self, width: usize) -> Result<()> {
         let p = &self.position;
         use PositionCombination as C;
+        if p.basis == PositionBasis::None {
+            return Ok(());
+        }
+        require(p.combination != C::Flat || p.coordinate == PositionCoordinate::Absolute, || {
+            "model.position.combination = \"flat\" needs model.position.coordinate = \"absolute\": a flattened \
+             index has no fraction; use \"joint\" to resize a table to the image's grid"
+                .into()
+        })?;
         match p.basis {
             PositionBasis::None => return Ok(()),
             PositionBasis::Fourier => {
@@ -227,14 +330,12 @@ impl ModelConfig {
                 })?;
             }
         }
-        positive("model.position.rows", p.rows as u64)?;
-        positive("model.position.columns", p.columns as u64)?;
-        at_most("model.position.rows", p.rows, 1 << 16)?;
-        at_most("model.position.columns", p.columns, 1 << 16)?;
-        require(p.combination != C::Flat || p.coordinate == PositionCoordinate::Absolute, || {
-            "model.position.combination = \"flat\" needs model.position.coordinate = \"absolute\": a flattened \
-             index has no fraction; use \"joint\" to resize a table to the image's grid"
-                .into()
-        })
+        within("model.position.rows", p.rows as u64, 1, u64::from(u16::MAX))?;
+        within("model.position.columns", p.columns as u64, 1, u64::from(u16::MAX))
     }
+}
+
+/// BT.601 luma, as colour images become grey.
+fn luma([r, g, b]: [f32; 3]) -> f32 {
+    0.299 * r + 0.587 * g + 0.114 * b
 }

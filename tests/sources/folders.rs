@@ -8,7 +8,7 @@ use std::sync::Arc;
 use image::{ExtendedColorType, ImageEncoder, ImageFormat};
 use tempfile::{TempDir, tempdir};
 use trencadis::data::source::cache::{Budget, Cached};
-use trencadis::data::source::{Dataset, Source, open};
+use trencadis::data::source::{Dataset, Source, fingerprint, open, open_for_eval};
 use trencadis::models::recipe::{DataConfig, SourceKind};
 use trencadis::rng::{Purpose, Stream};
 
@@ -38,7 +38,6 @@ fn divided_folders_keep_their_parts() {
         assert_eq!(data.classes, ["cat", "dog"]);
         assert_eq!(samples(&*data.train), [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]);
         assert_eq!(samples(&*data.validation), [(0, 0), (1, 0)]);
-        assert_eq!((data.class_name(1), data.class_name(9)), ("dog".into(), "9".into()));
         assert!(data.train.name(0).ends_with("train/cat/000.png"));
     }
 }
@@ -256,4 +255,123 @@ fn a_cache_of_grey_does_not_answer_for_colour() {
     let data = open(&DataConfig { validation: 0.0, cache_mib: 1, ..config(dir.path()) }, 3, 0).unwrap();
     data.train.load(0, 1).unwrap();
     assert_eq!(data.train.load(0, 3).unwrap().pixels, picture(4, 4).into_raw());
+}
+
+#[test]
+fn the_description_says_what_was_read() {
+    let dir = folder("", &[("a", 10), ("b", 10)]);
+    let description = |dir: &TempDir| open_auto(dir.path()).description;
+    assert_eq!(description(&dir), "class folders, validation: automatic split of 20 %, seed 0");
+    let dir = folder("train", &[("a", 2)]);
+    make(dir.path(), "val", &[("a", 1)]);
+    make(dir.path(), "test", &[("a", 1)]);
+    make(dir.path(), "extra", &[("b", 1)]);
+    assert_eq!(
+        description(&dir),
+        "class folders, validation: the val part; the test part is left out; not read: extra"
+    );
+    let digits = open(&DataConfig { validation: 0.0, ..DataConfig::default() }, 1, 0).unwrap();
+    assert_eq!(digits.description, "built-in digits, no validation (data.validation = 0)");
+}
+
+#[test]
+fn no_images_may_be_held_out() {
+    let dir = folder("", &[("a", 3), ("b", 1)]);
+    let data = open(&DataConfig { validation: 0.0, ..config(dir.path()) }, 3, 0).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (4, 0));
+    // Classes of one image have none to spare.
+    let dir = folder("", &[("a", 1), ("b", 1)]);
+    assert!(open_auto(dir.path()).validation.is_empty());
+}
+
+#[test]
+fn an_evaluation_set_needs_no_training_images() {
+    let every = folder("", &[("a", 3), ("b", 1)]);
+    let data = open_for_eval(&config(every.path()), 3).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (0, 4));
+    assert_eq!(data.description, "class folders, validation: every image");
+
+    let alone = folder("val", &[("a", 3), ("b", 1)]);
+    let data = open_for_eval(&config(alone.path()), 3).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (0, 4));
+
+    let both = folder("train", &[("a", 5), ("c", 1)]);
+    make(both.path(), "val", &[("a", 2), ("b", 1)]);
+    let data = open_for_eval(&config(both.path()), 3).unwrap();
+    assert_eq!((data.train.len(), counts(&*data.validation, 3)), (6, vec![2, 1, 0]));
+}
+
+#[test]
+fn classes_are_matched_by_name() {
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let dir = folder("train", &[("cat", 1), ("owl", 1)]);
+    make(dir.path(), "val", &[("cat", 2), ("dog", 1)]);
+    let data = open_for_eval(&config(dir.path()), 3).unwrap();
+    let matched = data.match_classes(&names(&["ape", "dog", "cat"])).unwrap();
+    assert_eq!(samples(&*matched), [(2, 0), (2, 1), (1, 0)]);
+    assert_eq!(matched.name(2), data.validation.name(2));
+    assert_eq!(matched.size(0).unwrap(), (2, 3));
+    let refused = data.match_classes(&names(&["cat", "ape"]));
+    assert_refused(refused.map(|_| ()), &["a class that the model was not trained on", "`dog`", "`cat`"]);
+}
+
+#[test]
+fn fingerprints_follow_names_and_classes() {
+    let print = |dir: &TempDir| {
+        let data = open(&DataConfig { validation: 0.0, ..config(dir.path()) }, 3, 0).unwrap();
+        fingerprint(&*data.train)
+    };
+    let dir = folder("", &[("a", 2), ("b", 2)]);
+    let before = print(&dir);
+    assert_eq!(print(&folder("", &[("a", 2), ("b", 2)])), before, "a folder that moved");
+    fs::rename(dir.path().join("a/001.png"), dir.path().join("a/002.png")).unwrap();
+    assert_ne!(print(&dir), before);
+    assert_ne!(print(&folder("", &[("a", 1), ("b", 3)])), before);
+}
+
+#[test]
+fn a_folder_of_tars_and_classes_is_refused() {
+    let dir = folder("", &[("a", 2)]);
+    let mut tar = tar::Builder::new(Vec::new());
+    let png = grey_png(1);
+    let mut header = tar::Header::new_gnu();
+    header.set_size(png.len() as u64);
+    tar.append_data(&mut header, "a/1.png", png.as_slice()).unwrap();
+    write(dir.path().join("set.tar"), tar.into_inner().unwrap());
+    assert_refused(open(&config(dir.path()), 3, 0), &["class folders and tar files", "data.source"]);
+    for (kind, images) in [(SourceKind::Folder, 2), (SourceKind::Tar, 1)] {
+        let data = open(&config_of(kind, dir.path()), 3, 0).unwrap();
+        assert_eq!(data.train.len() + data.validation.len(), images);
+    }
+    // A tar file without images is none of ours.
+    write(dir.path().join("set.tar"), tar::Builder::new(Vec::new()).into_inner().unwrap());
+    assert_eq!(open_auto(dir.path()).classes, ["a"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_pipes_and_odd_names() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+    let dir = folder("", &[("a", 2), ("b", 2)]);
+    // Two links to one folder are no loop.
+    symlink(dir.path().join("b"), dir.path().join("a/again")).unwrap();
+    let pipe = std::process::Command::new("mkfifo").arg(dir.path().join("a/pipe.png")).status().unwrap();
+    assert!(pipe.success());
+    let count = |dir: &TempDir| open_for_eval(&config(dir.path()), 3).unwrap().validation.len();
+    assert_eq!(count(&dir), 6);
+    symlink(dir.path().join("gone.png"), dir.path().join("a/broken.png")).unwrap();
+    assert_eq!(count(&dir), 7);
+    symlink(dir.path().join("a"), dir.path().join("a/loop")).unwrap();
+    assert_refused(open(&config(dir.path()), 3, 0), &["a/loop", "leads back to"]);
+    fs::remove_file(dir.path().join("a/loop")).unwrap();
+    symlink("..", dir.path().join("b/up")).unwrap();
+    assert_refused(open(&config(dir.path()), 3, 0), &["b/up", "leads back to"]);
+
+    for (name, what) in [(&b"caf\xe9"[..], "not valid UTF-8"), (b"a\x1bb", "control characters")] {
+        let dir = folder("", &[("a", 1)]);
+        write(dir.path().join(OsStr::from_bytes(name)).join("1.png"), grey_png(0));
+        assert_refused(open(&config(dir.path()), 3, 0), &["class name", what]);
+    }
 }

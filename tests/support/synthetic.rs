@@ -1,5 +1,8 @@
 //! An in-memory source of images of any shape, for the tests of packing and loading.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use trencadis::data::source::{Image, Source};
 use trencadis::{Error, Result};
 
@@ -12,6 +15,8 @@ pub struct Synthetic {
     pub bad_pixels: Vec<usize>,
     /// Samples whose decoder panics.
     pub panicking: Vec<usize>,
+    /// Once set, nothing can be decoded any more.
+    pub gone: Arc<AtomicBool>,
 }
 
 impl Synthetic {
@@ -26,7 +31,13 @@ impl Synthetic {
                 ((side * aspect.sqrt()).round() as usize, (side / aspect.sqrt()).round() as usize)
             })
             .collect();
-        Self { sizes, bad_sizes: Vec::new(), bad_pixels: Vec::new(), panicking: Vec::new() }
+        Self {
+            sizes,
+            bad_sizes: Vec::new(),
+            bad_pixels: Vec::new(),
+            panicking: Vec::new(),
+            gone: Arc::default(),
+        }
     }
 
     /// The images' sizes are given.
@@ -55,14 +66,14 @@ impl Source for Synthetic {
 
     fn size(&self, index: usize) -> Result<(usize, usize)> {
         if self.bad_sizes.contains(&index) {
-            return Err(Error::usage("broken header"));
+            return Err(Error::usage(format!("synthetic-{index}: broken header")));
         }
         Ok(self.sizes[index])
     }
 
     fn load(&self, index: usize, channels: usize) -> Result<Image> {
-        if self.bad_pixels.contains(&index) {
-            return Err(Error::usage("broken pixels"));
+        if self.bad_pixels.contains(&index) || self.gone.load(Ordering::Relaxed) {
+            return Err(Error::usage(format!("synthetic-{index}: broken pixels")));
         }
         assert!(!self.panicking.contains(&index), "a decoder that panics");
         let (height, width) = self.sizes[index];

@@ -66,7 +66,7 @@ pub(super) fn open(folder: &Path, split: Split) -> Result<Dataset> {
         samples.extend(read(&layout.test, &layout, Part::Test)?);
     }
     let names = split::names_in(&layout.names)?;
-    Ok(memory::dataset(Table::new(&folder.display().to_string(), samples, names, split)?))
+    Ok(memory::dataset(Table::new(&folder.display().to_string(), samples, names, split)?, "CIFAR files"))
 }
 
 fn read(path: &Path, layout: &Layout, part: Part) -> Result<Vec<Sample<Row>>> {

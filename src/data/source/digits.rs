@@ -39,7 +39,7 @@ pub(super) fn open(split: Split) -> Result<Dataset> {
             }
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(memory::dataset(Table::new(&origin, samples, None, split)?))
+    Ok(memory::dataset(Table::new(&origin, samples, None, split)?, "built-in digits"))
 }
 
 /// The digit cropped to the bounding box of its ink, at least 2x2, scaled to 0..=255.

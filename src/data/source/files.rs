@@ -41,7 +41,11 @@ impl Source for Files {
 
     fn size(&self, index: usize) -> Result<(usize, usize)> {
         let path = &self.0[index].0;
-        let length = fs::metadata(path).map_err(|e| unreadable(path, e))?.len();
+        let metadata = fs::metadata(path).map_err(|e| unreadable(path, e))?;
+        if !metadata.is_file() {
+            return Err(Error::file(path, "this is no regular file; an image file was expected"));
+        }
+        let length = metadata.len();
         decode::size_by(&self.name(index), length, |bytes| {
             super::read_at(path, 0, bytes).map_err(|e| unreadable(path, e))
         })

@@ -25,7 +25,10 @@ pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
     let divided = parts.iter().any(|(part, _)| *part == Part::Train)
         || (!parts.is_empty() && parts.len() == listing.folders.len());
     let mut classes: Vec<(Option<Part>, PathBuf)> = Vec::new();
+    let mut ignored = Vec::new();
     if divided {
+        let is_part = |folder: &PathBuf| parts.iter().any(|(_, part)| *part == folder);
+        ignored.extend(listing.folders.iter().filter(|f| !is_part(f)).map(|f| file_name(f)));
         for (part, folder) in parts {
             classes.extend(list(folder)?.folders.into_iter().map(|class| (Some(part), class)));
         }
@@ -47,20 +50,35 @@ pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
     }
     let samples = classes
         .into_par_iter()
-        .map(|(part, folder)| class_samples(part, &folder))
+        .map(|(part, folder)| class_samples(part, &folder, root))
         .collect::<Result<Vec<_>>>()?;
     let table =
         Table::new(&root.display().to_string(), samples.into_iter().flatten().collect(), None, split)?;
+    let mut description = format!("class folders, {}", table.description);
+    if !ignored.is_empty() {
+        description += &format!("; not read: {}", ignored.join(", "));
+    }
     Ok(Dataset {
+        description,
         classes: table.classes,
         train: Arc::new(Files::labelled(table.train)),
         validation: Arc::new(Files::labelled(table.validation)),
     })
 }
 
-fn class_samples(part: Option<Part>, folder: &Path) -> Result<Vec<Sample<PathBuf>>> {
+/// Whether a folder below `root` holds images the way class folders do.
+pub(super) fn holds_classes(root: &Path) -> bool {
+    let inner = |folder: &Path| list(folder).map(|listing| listing.folders).unwrap_or_default();
+    let holds_images = |folder: &PathBuf| list(folder).is_ok_and(|listing| !listing.images.is_empty());
+    let is_part = |folder: &Path| Part::of_folder(&file_name(folder)).is_some();
+    inner(root)
+        .iter()
+        .any(|folder| holds_images(folder) || (is_part(folder) && inner(folder).iter().any(holds_images)))
+}
+
+fn class_samples(part: Option<Part>, folder: &Path, root: &Path) -> Result<Vec<Sample<PathBuf>>> {
     let mut images = Vec::new();
-    walk(folder, &mut images)?;
+    walk(folder, &mut vec![canonical(root)?], &mut images)?;
     if images.is_empty() {
         return Err(Error::file(
             folder,
@@ -71,13 +89,28 @@ fn class_samples(part: Option<Part>, folder: &Path) -> Result<Vec<Sample<PathBuf
     Ok(images.into_iter().map(|place| Sample { class: class.clone(), part, place }).collect())
 }
 
-fn walk(folder: &Path, images: &mut Vec<PathBuf>) -> Result<()> {
+/// Collects the images of a folder and of those in it; `above` holds the folders on the way to it,
+/// links resolved.
+fn walk(folder: &Path, above: &mut Vec<PathBuf>, images: &mut Vec<PathBuf>) -> Result<()> {
+    let place = canonical(folder)?;
+    if above.contains(&place) {
+        return Err(Error::file(
+            folder,
+            format!("the link leads back to {}, which it lies in; remove the link", place.display()),
+        ));
+    }
     let mut listing = list(folder)?;
     images.append(&mut listing.images);
+    above.push(place);
     for inner in &listing.folders {
-        walk(inner, images)?;
+        walk(inner, above, images)?;
     }
+    above.pop();
     Ok(())
+}
+
+fn canonical(folder: &Path) -> Result<PathBuf> {
+    fs::canonicalize(folder).map_err(|e| Error::file(folder, format!("the folder cannot be read ({e})")))
 }
 
 /// What a folder holds, hidden entries aside, sorted by name.
@@ -100,7 +133,8 @@ fn list(folder: &Path) -> Result<Listing> {
         let kind = entry.file_type().map_err(failed)?;
         if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
             listing.folders.push(path);
-        } else {
+        } else if kind.is_file() || (kind.is_symlink() && fs::metadata(&path).map_or(true, |m| m.is_file())) {
+            // A broken link stays, to be reported as unreadable; pipes and devices would block.
             listing.files += 1;
             if super::is_image_name(&file_name(&path)) {
                 listing.images.push(path);

@@ -54,14 +54,14 @@ pub(super) fn open(folder: &Path, split: Split) -> Result<Dataset> {
         seen.push(part);
         samples.extend(read_pair(path, &name, part)?);
     }
-    if !seen.contains(&Part::Train) {
+    if !seen.contains(&Part::Train) && (seen.is_empty() || matches!(split, Split::Train { .. })) {
         return Err(Error::file(
             folder,
             "there is no train-images-idx3-ubyte or train-images-idx3-ubyte.gz; put the training files there",
         ));
     }
     let names = split::class_names(folder)?;
-    Ok(memory::dataset(Table::new(&folder.display().to_string(), samples, names, split)?))
+    Ok(memory::dataset(Table::new(&folder.display().to_string(), samples, names, split)?, "IDX files"))
 }
 
 fn part_of(name: &str) -> Option<Part> {

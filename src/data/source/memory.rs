@@ -39,8 +39,10 @@ impl Source for InMemory {
     }
 }
 
-pub(super) fn dataset(table: Table<Row>) -> Dataset {
+/// `kind` begins the description.
+pub(super) fn dataset(table: Table<Row>, kind: &str) -> Dataset {
     Dataset {
+        description: format!("{kind}, {}", table.description),
         classes: table.classes,
         train: Arc::new(InMemory(table.train)),
         validation: Arc::new(InMemory(table.validation)),

@@ -13,13 +13,19 @@ mod shards;
 mod split;
 mod tar;
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
+use split::Split;
+
 use crate::error::{Error, Result};
 use crate::models::recipe::{DataConfig, SourceKind};
+
+/// Unknown classes that an error names.
+const NAMED: usize = 5;
 
 /// A decoded image: rows from the top, interleaved channels, 8 bits each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,10 +57,11 @@ pub trait Source: Send + Sync {
     /// Class index.
     fn label(&self, index: usize) -> usize;
 
-    /// (height, width) as [`Source::load`] will return it, EXIF orientation applied, read from the header.
+    /// (height, width) as [`Source::load`] will return it, EXIF orientation applied, read from the
+    /// header. An error begins with the sample's name.
     fn size(&self, index: usize) -> Result<(usize, usize)>;
 
-    /// Decodes the sample to `channels` (1 or 3).
+    /// Decodes the sample to `channels` (1 or 3). An error begins with the sample's name.
     fn load(&self, index: usize, channels: usize) -> Result<Image>;
 }
 
@@ -66,13 +73,100 @@ pub struct Dataset {
     pub train: Arc<dyn Source>,
     /// Validation images.
     pub validation: Arc<dyn Source>,
+    /// What the path was taken for and where the validation images come from, such as `class folders,
+    /// validation: automatic split of 20 %, seed 0`.
+    pub description: String,
 }
 
 impl Dataset {
-    /// What a report calls class `label`: its name, or the number where there is no such class.
-    pub fn class_name(&self, label: usize) -> String {
-        self.classes.get(label).cloned().unwrap_or_else(|| label.to_string())
+    /// The validation images with labels that index `model_classes`, matched by name.
+    ///
+    /// # Errors
+    /// If an image belongs to a class that the model does not know.
+    pub fn match_classes(&self, model_classes: &[String]) -> Result<Arc<dyn Source>> {
+        if self.classes == model_classes {
+            return Ok(self.validation.clone());
+        }
+        let numbers: HashMap<&str, usize> =
+            model_classes.iter().enumerate().map(|(number, name)| (name.as_str(), number)).collect();
+        let to_model: Vec<Option<usize>> =
+            self.classes.iter().map(|name| numbers.get(name.as_str()).copied()).collect();
+        let (mut labels, mut unknown) = (Vec::with_capacity(self.validation.len()), BTreeSet::new());
+        for index in 0..self.validation.len() {
+            let label = self.validation.label(index);
+            match to_model.get(label) {
+                Some(Some(number)) => labels.push(*number),
+                _ => {
+                    unknown.insert(label);
+                }
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(Arc::new(Relabelled { inner: self.validation.clone(), labels }));
+        }
+        let names: Vec<_> = unknown
+            .iter()
+            .take(NAMED)
+            .map(|label| {
+                self.classes.get(*label).map_or_else(|| label.to_string(), |name| format!("`{name}`"))
+            })
+            .collect();
+        let more = if unknown.len() > NAMED { ", ..." } else { "" };
+        Err(Error::usage(format!(
+            "the data has {} that the model was not trained on: {}{more}; the model's {} classes begin with \
+             `{}`; rename or remove them",
+            if unknown.len() == 1 { "a class".into() } else { format!("{} classes", unknown.len()) },
+            names.join(", "),
+            model_classes.len(),
+            model_classes.first().map_or("", String::as_str)
+        )))
     }
+}
+
+/// A source whose labels are those of another table of classes.
+struct Relabelled {
+    inner: Arc<dyn Source>,
+    labels: Vec<usize>,
+}
+
+impl Source for Relabelled {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.inner.name(index)
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.labels[index]
+    }
+
+    fn size(&self, index: usize) -> Result<(usize, usize)> {
+        self.inner.size(index)
+    }
+
+    fn load(&self, index: usize, channels: usize) -> Result<Image> {
+        self.inner.load(index, channels)
+    }
+}
+
+/// FNV-1a over base name and label of every sample in order: the same for a set that moved to
+/// another folder, another one where images were added, removed, renamed or changed their class.
+pub fn fingerprint(source: &dyn Source) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for index in 0..source.len() {
+        let name = source.name(index);
+        add(name.rsplit('/').next().unwrap_or_default().as_bytes());
+        add(&[0]);
+        add(&(source.label(index) as u64).to_le_bytes());
+    }
+    hash
 }
 
 /// Opens the set that `config` names. `channels` (1 or 3) is what images will be loaded with;
@@ -83,7 +177,20 @@ impl Dataset {
 /// with `*-images-idx3-ubyte(.gz)`; CIFAR for one with `data_batch_1.bin` or `train.bin`; else class
 /// folders. Images from folders and tar files are kept in memory up to `config.cache_mib`, which
 /// training and validation share; the other sources are in memory anyway.
+///
+/// A folder that holds both tar files with images and class folders is refused under `auto`.
 pub fn open(config: &DataConfig, channels: usize, seed: u64) -> Result<Dataset> {
+    open_split(config, channels, Split::Train { share: config.validation, seed })
+}
+
+/// Opens the set that `config` names to evaluate a model on it that was trained on another: the
+/// validation images are those of its validation part or, without one, all of them. There need not be
+/// training images.
+pub fn open_for_eval(config: &DataConfig, channels: usize) -> Result<Dataset> {
+    open_split(config, channels, Split::Evaluate)
+}
+
+fn open_split(config: &DataConfig, channels: usize, split: Split) -> Result<Dataset> {
     if channels != 1 && channels != 3 {
         return Err(Error::usage(format!(
             "model.channels is {channels}; images are loaded with 1 (grey) or 3 (RGB) channels"
@@ -95,7 +202,6 @@ pub fn open(config: &DataConfig, channels: usize, seed: u64) -> Result<Dataset> 
             config.validation
         )));
     }
-    let split = split::Split { share: config.validation, seed };
     let kind = resolve(config)?;
     let path = Path::new(&config.path);
     let dataset = match kind {
@@ -110,11 +216,8 @@ pub fn open(config: &DataConfig, channels: usize, seed: u64) -> Result<Dataset> 
     }
     let budget = cache::Budget::new(config.cache_mib.saturating_mul(1 << 20));
     let cached = |source| -> Arc<dyn Source> { Arc::new(cache::Cached::new(source, budget.clone())) };
-    Ok(Dataset {
-        classes: dataset.classes,
-        train: cached(dataset.train),
-        validation: cached(dataset.validation),
-    })
+    let Dataset { classes, train, validation, description } = dataset;
+    Ok(Dataset { classes, train: cached(train), validation: cached(validation), description })
 }
 
 /// The kind of source that `config` means, `auto` decided.
@@ -135,7 +238,7 @@ fn resolve(config: &DataConfig) -> Result<SourceKind> {
             ));
         }
         (SourceKind::Tar, false) => return Ok(SourceKind::Tar),
-        (SourceKind::Auto, false) if shards::is_tar(&config.path) => return Ok(SourceKind::Tar),
+        (SourceKind::Auto, false) if shards::is_tar(&config.path) => return tar_or_folder(path),
         _ => {}
     }
     if !path.exists() {
@@ -150,6 +253,21 @@ fn resolve(config: &DataConfig) -> Result<SourceKind> {
         SourceKind::Auto => SourceKind::Folder,
         chosen => chosen,
     })
+}
+
+/// What a path that names tar files means: a folder may hold class folders besides.
+fn tar_or_folder(path: &Path) -> Result<SourceKind> {
+    if !path.is_dir() || !folder::holds_classes(path) {
+        return Ok(SourceKind::Tar);
+    }
+    if !tar::holds_images(path) {
+        return Ok(SourceKind::Folder);
+    }
+    Err(Error::file(
+        path,
+        "the folder holds class folders and tar files with images; set data.source to `folder` or `tar`, or \
+         move one of them away",
+    ))
 }
 
 /// `bytes` bytes of a file from `offset`.

@@ -1,6 +1,7 @@
 //! The class table and the train/validation split that every source shares.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -54,14 +55,22 @@ pub(super) struct Table<P> {
     pub classes: Vec<String>,
     pub train: Vec<(P, usize)>,
     pub validation: Vec<(P, usize)>,
+    /// Where the validation images come from, such as `validation: automatic split of 20 %, seed 0`.
+    pub description: String,
 }
 
-/// How to split a set that has no validation part.
+/// What becomes of a set that has no validation part, and of one that has no other.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Split {
-    /// Share of each class that is held out, in [0, 1).
-    pub share: f64,
-    pub seed: u64,
+pub(super) enum Split {
+    /// For training, which needs training images.
+    Train {
+        /// Share of each class that is held out, in [0, 1).
+        share: f64,
+        seed: u64,
+    },
+    /// For evaluation: without a validation part every image is one to validate on, and there may
+    /// be no training images.
+    Evaluate,
 }
 
 impl<P> Table<P> {
@@ -78,33 +87,56 @@ impl<P> Table<P> {
         }
         let has = |part: Part| samples.iter().any(|s| s.part == Some(part));
         let held_out = [Part::Validation, Part::Test].into_iter().find(|&part| has(part));
-        if held_out.is_some() && !samples.iter().any(|s| matches!(s.part, Some(Part::Train) | None)) {
+        let no_training = !samples.iter().any(|s| matches!(s.part, Some(Part::Train) | None));
+        if no_training && matches!(split, Split::Train { .. }) {
             return Err(Error::usage(format!(
                 "{origin}: there are validation images but no training images; add a `train` part, or \
                  point to the folder that holds both"
             )));
         }
+        let mut description = match held_out {
+            Some(Part::Test) => "validation: the test part".to_string(),
+            Some(_) => "validation: the val part".to_string(),
+            None => split.to_string(),
+        };
+        if held_out == Some(Part::Validation) && has(Part::Test) {
+            description += "; the test part is left out";
+        }
         let (mut train, mut validation) = (Vec::new(), Vec::new());
         for Sample { class, part, place } in samples {
             match part {
+                Some(Part::Train) | None if held_out.is_none() && matches!(split, Split::Evaluate) => {
+                    validation.push((place, class));
+                }
                 Some(Part::Train) | None => train.push((place, class)),
                 Some(_) if part == held_out => validation.push((place, class)),
                 Some(_) => {}
             }
         }
-        let (classes, numbers) = number(origin, &train, &validation, names)?;
+        let (classes, numbers) = number(origin, &train, &validation, names, split)?;
         let label =
             |rows: Vec<(P, Class)>| rows.into_iter().map(|(place, class)| (place, numbers[&class])).collect();
         let (train, validation) = (label(train), label(validation));
-        if held_out.is_some() {
-            return Ok(Self { classes, train, validation });
-        }
-        let chosen = held_out_samples(train.iter().map(|(_, label)| *label), split);
-        let mut table = Self { classes, train: Vec::new(), validation: Vec::new() };
-        for (row, out) in train.into_iter().zip(chosen) {
-            if out { table.validation.push(row) } else { table.train.push(row) }
+        let mut table = Self { classes, train, validation, description };
+        if let (None, Split::Train { share, seed }) = (held_out, split) {
+            let chosen = held_out_samples(table.train.iter().map(|(_, label)| *label), share, seed);
+            for (row, out) in std::mem::take(&mut table.train).into_iter().zip(chosen) {
+                if out { table.validation.push(row) } else { table.train.push(row) }
+            }
         }
         Ok(table)
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Evaluate => write!(f, "validation: every image"),
+            Self::Train { share, .. } if *share <= 0.0 => write!(f, "no validation (data.validation = 0)"),
+            Self::Train { share, seed } => {
+                write!(f, "validation: automatic split of {} %, seed {seed}", (1000.0 * share).round() / 10.0)
+            }
+        }
     }
 }
 
@@ -115,9 +147,12 @@ fn number<P>(
     train: &Rows<P>,
     validation: &Rows<P>,
     names: Option<Vec<String>>,
+    split: Split,
 ) -> Result<(Vec<String>, BTreeMap<Class, usize>)> {
     let mut numbers: BTreeMap<Class, usize> = BTreeMap::new();
-    for (_, class) in train {
+    // In training a class without training images is a mistake, which is named below.
+    let also = if matches!(split, Split::Evaluate) { validation } else { &[] };
+    for (_, class) in train.iter().chain(also) {
         if !numbers.contains_key(class) {
             numbers.insert(class.clone(), 0);
         }
@@ -150,6 +185,7 @@ fn number<P>(
             numbers.keys().map(name).collect()
         }
     };
+    classes.iter().try_for_each(|name| check_name(origin, name))?;
     for (position, (class, number)) in numbers.iter_mut().enumerate() {
         *number = if let Class::Number(n) = class { *n } else { position };
     }
@@ -168,10 +204,23 @@ fn number<P>(
     Ok((classes, numbers))
 }
 
+/// Names go into checkpoints, tables and onto terminals. Sources read them lossily, so that a
+/// replacement character stands for what was no UTF-8.
+fn check_name(origin: &str, name: &str) -> Result<()> {
+    let what = if name.contains(char::REPLACEMENT_CHARACTER) {
+        "is not valid UTF-8"
+    } else if name.chars().any(char::is_control) {
+        "holds control characters"
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("{origin}: the class name `{}` {what}; rename the class", name.escape_debug())))
+}
+
 /// Which samples are held out: of each class the rounded share, at least one where the class has
 /// two or more, and never all of them. Each class has a stream of its own, so that another class
 /// growing does not move it.
-fn held_out_samples(labels: impl Iterator<Item = usize>, split: Split) -> Vec<bool> {
+fn held_out_samples(labels: impl Iterator<Item = usize>, share: f64, seed: u64) -> Vec<bool> {
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut count = 0;
     for (index, label) in labels.enumerate() {
@@ -179,7 +228,7 @@ fn held_out_samples(labels: impl Iterator<Item = usize>, split: Split) -> Vec<bo
         count += 1;
     }
     let mut out = vec![false; count];
-    if split.share <= 0.0 {
+    if share <= 0.0 {
         return out;
     }
     for (label, mut indices) in members {
@@ -187,8 +236,8 @@ fn held_out_samples(labels: impl Iterator<Item = usize>, split: Split) -> Vec<bo
         if n < 2 {
             continue;
         }
-        let take = ((n as f64 * split.share).round() as usize).clamp(1, n - 1);
-        let mut stream = Stream::new(split.seed, 0, label as u64, Purpose::Split);
+        let take = ((n as f64 * share).round() as usize).clamp(1, n - 1);
+        let mut stream = Stream::new(seed, 0, label as u64, Purpose::Split);
         for position in 0..take {
             // Lemire's multiply-shift; its bias of n / 2^32 is of no consequence to a split.
             let step = (u64::from(stream.bits()) * (n - position) as u64) >> 32;

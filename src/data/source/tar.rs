@@ -94,7 +94,25 @@ pub(super) fn open(path: &str, split: Split) -> Result<Dataset> {
     let table = Table::new(&origin, samples, names, split)?;
     let paths = Arc::new(shards.into_iter().map(|shard| shard.path).collect::<Vec<_>>());
     let source = |samples| -> Arc<dyn Source> { Arc::new(Members { shards: paths.clone(), samples }) };
-    Ok(Dataset { classes: table.classes, train: source(table.train), validation: source(table.validation) })
+    let description = format!(
+        "{} tar {}, {}",
+        paths.len(),
+        if paths.len() == 1 { "shard" } else { "shards" },
+        table.description
+    );
+    Ok(Dataset {
+        classes: table.classes,
+        train: source(table.train),
+        validation: source(table.validation),
+        description,
+    })
+}
+
+/// Whether any of the tar files in `folder` holds an image.
+pub(super) fn holds_images(folder: &Path) -> bool {
+    let shards = shards::find(&folder.display().to_string()).unwrap_or_default();
+    let has_image = |shard: &Shard| members::index(&shard.path).is_ok_and(|m| m.iter().any(|m| m.is_image));
+    shards.iter().any(has_image)
 }
 
 /// `classes.txt` beside the shards or in the folder that was given.
