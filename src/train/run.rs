@@ -87,7 +87,8 @@ impl Trainer {
         let metrics = MetricsLog::open(&run.metrics(), done)?;
         let events = EventWriter::create(run.path(), done)?;
         say(&format!(
-            "data              {} training and {} validation images, {} classes",
+            "data              {}\nimages            {} to train on, {} to validate, {} classes",
+            dataset.description,
             dataset.train.len(),
             dataset.validation.len(),
             dataset.classes.len()
@@ -199,7 +200,7 @@ impl Trainer {
             state = Some(loaded.state_after);
         }
         if batches.iter().flat_map(|b| &b.weights).all(|w| *w == 0.0) {
-            let example = self.loader.report().examples.last().cloned().unwrap_or_default();
+            let example = self.loader.report().newest.clone().unwrap_or_default();
             return Err(Error::failure(format!("no image of the step could be read; the last is {example}")));
         }
         let number = self.header.progress.step + 1;
@@ -262,9 +263,11 @@ impl Trainer {
         let report = self.loader.report();
         if report.unreadable > self.unreadable {
             self.unreadable = report.unreadable;
-            let newest = report.examples.last().map_or("", String::as_str);
-            self.progress
-                .message(&format!("skipped {} unreadable images so far; {newest}", report.unreadable));
+            let newest = report.newest.as_deref().unwrap_or_default();
+            self.progress.message(&format!(
+                "skipped {} unreadable images so far, the newest: {newest}",
+                report.unreadable
+            ));
         }
     }
 

@@ -61,7 +61,7 @@ fn settings_that_cannot_be_met() {
         ("packing.tokens=200", ["packing.tokens", "multiple of 128"]),
         ("model.pool=max", ["model.pool", "map, mean, cls"]),
         ("train.lr=nan", ["train.lr", "above 0"]),
-        ("model.width=999999999999", ["model.width", "at most"]),
+        ("model.width=999999999999", ["model.width", "must lie in 0..1000000"]),
         ("resolution.max=4000", ["resolution.max = 4000", "raise packing.tokens"]),
     ] {
         place.train("", &[set]).refuses(&parts);
@@ -216,7 +216,7 @@ fn unusual_images_train_and_broken_ones_are_named() {
     place
         .train("--data split --name some", &sets("data.max_unreadable=0.5"))
         .succeeds()
-        .says_err(&["skipped ", "unreadable images so far; split/train/"]);
+        .says_err(&["unreadable images so far, the newest: ", "split/train/"]);
     let done = place.train("--data split --name none", &sets("data.max_unreadable=0.01"));
     assert_eq!(done.code, Some(2), "{}", done.err);
     let sentence = done.err.lines().last().unwrap();

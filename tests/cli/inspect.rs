@@ -6,7 +6,8 @@ use super::*;
 fn data_in_text_json_and_as_a_picture() {
     let place = Place::new();
     place.run("inspect data").succeeds().says(&[
-        "1438 to train on, 359 to validate, 10 classes",
+        "built-in digits, validation: automatic split of 20 %, seed 0",
+        "1438 to train on, 359 to validate",
         "not square",
         "padding",
     ]);
@@ -15,7 +16,7 @@ fn data_in_text_json_and_as_a_picture() {
     assert!(report.as_object().unwrap().len() > 3, "{json}");
 
     place.photos("photos", 10);
-    place.run("inspect data photos --preview deep.png").succeeds().says(&["2 classes"]);
+    place.run("inspect data photos --preview deep.png").succeeds().says(&["classes     2"]);
     let drawn = image::open(place.path("deep.png")).unwrap().into_rgb8();
     let colours: std::collections::HashSet<_> = drawn.pixels().map(|p| p.0).collect();
     assert!(drawn.width() > 100 && drawn.height() > 50 && colours.len() > 20, "something is drawn");

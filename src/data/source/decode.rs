@@ -122,6 +122,8 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
 }
 
 fn undecodable(name: &str, cause: impl std::fmt::Display) -> Error {
+    // Some decoders explain themselves over several lines.
+    let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     Error::usage(format!("{name}: the image cannot be decoded ({cause}); replace or remove it"))
 }
 
