@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
-use trencadis::models::recipe::QkNormKind;
+use trencadis::recipe::QkNormKind;
 
 mod common;
 use common::{TOKENS, ragged, random};

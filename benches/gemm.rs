@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trencadis::cpu::gemm;
-use trencadis::models::recipe::GeluKind;
+use trencadis::recipe::GeluKind;
 
 mod common;
 use common::{TOKENS, WIDTHS, random};

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trencadis::cpu::norm;
-use trencadis::models::recipe::NormKind;
+use trencadis::recipe::NormKind;
 
 mod common;
 use common::{TOKENS, WIDTHS, random};

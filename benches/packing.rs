@@ -9,7 +9,7 @@ use trencadis::data::patchify::Patchifier;
 use trencadis::data::planner::Planner;
 use trencadis::data::resolution::{Limits, target};
 use trencadis::data::source::{Image, Source};
-use trencadis::models::recipe::{DropKind, PackingKind, Recipe};
+use trencadis::recipe::{DropKind, PackingKind, Recipe};
 use trencadis::{Error, Result};
 
 /// Sizes only, with aspect ratios from 1:2 to 2:1.

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trencadis::cpu::position::{Combine, fourier_backward, fourier_forward, table_backward, table_forward};
 use trencadis::data::positions::{axis_taps, coordinates, joint_taps};
-use trencadis::models::recipe::{PositionConfig, PositionCoordinate, PositionResample};
+use trencadis::recipe::{PositionConfig, PositionCoordinate, PositionResample};
 
 mod common;
 use common::{TOKENS, WIDTHS, random};

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use trencadis::data::batch::{PREFIX, PackedBatch, Patches, Targets};
-use trencadis::models::recipe::Recipe;
 use trencadis::nn::init::initialise;
+use trencadis::recipe::Recipe;
 use trencadis::rng::{Purpose, Stream};
 use trencadis::train::optimizer::Optimizer;
 use trencadis::train::step::TrainStep;

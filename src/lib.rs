@@ -6,13 +6,13 @@
 //!
 //! Everything meets in one data layout, the [`PackedBatch`](data::batch::PackedBatch): the patches
 //! of all images one after another, and `cu_seqlens` to say where each begins. A model is described
-//! by a [`Recipe`](models::recipe::Recipe), recorded once as a [`Graph`](autograd::Graph) and run
+//! by a [`Recipe`](recipe::Recipe), recorded once as a [`Graph`](autograd::Graph) and run
 //! batch after batch. An image's result does not depend on what it is packed with:
 //!
 //! ```
 //! use trencadis::data::batch::{PackedBatch, Patches, Targets};
 //! use trencadis::eval::model::Model;
-//! use trencadis::models::recipe::Recipe;
+//! use trencadis::recipe::Recipe;
 //! use trencadis::nn::init::initialise;
 //!
 //! // A grey image of 2 x 3 patches and one of 4 x 1, in a budget of 128 tokens.
@@ -73,6 +73,7 @@ pub mod eval;
 pub mod files;
 pub mod models;
 pub mod nn;
+pub mod recipe;
 pub mod rng;
 pub mod train;
 pub mod weights;

@@ -3,7 +3,7 @@
 
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
 use trencadis::cpu::real::Real;
-use trencadis::models::recipe::QkNormKind;
+use trencadis::recipe::QkNormKind;
 use trencadis::rng::{Purpose, Stream};
 
 const KINDS: [QkNormKind; 4] =

@@ -13,7 +13,7 @@ use trencadis::autograd::{
     CpuExecutor, Plan, StepState, elementwise, gemm, loss, norm, patch, pool, position,
 };
 use trencadis::cpu::attention::AttentionConfig;
-use trencadis::models::recipe::*;
+use trencadis::recipe::*;
 
 const GRIDS: [[u16; 2]; 4] = [[2, 3], [1, 1], [3, 1], [1, 5]];
 /// Tokens of [`GRIDS`] without prefix.

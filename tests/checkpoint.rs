@@ -7,7 +7,7 @@ use serde_json::json;
 use trencadis::autograd::ParamSpec;
 use trencadis::autograd::graph::Init;
 use trencadis::data::packing::PackingStats;
-use trencadis::models::recipe::TrainConfig;
+use trencadis::recipe::TrainConfig;
 use trencadis::train::checkpoint::{
     Best, Header, Progress, Snapshot, load_header, load_model, load_training, save_model,
 };

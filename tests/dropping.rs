@@ -1,7 +1,7 @@
 //! Token dropping: rates, counts, choice.
 
 use trencadis::data::dropping::TokenDrop;
-use trencadis::models::recipe::{DropConfig, DropKind};
+use trencadis::recipe::{DropConfig, DropKind};
 
 fn config(kind: DropKind, mean: f64, max: f64) -> DropConfig {
     DropConfig { kind, mean, max }

@@ -2,7 +2,7 @@
 
 use trencadis::cpu::gemm::{self, Mat, MatMut};
 use trencadis::cpu::{elementwise, real::Real};
-use trencadis::models::recipe::GeluKind;
+use trencadis::recipe::GeluKind;
 
 mod support;
 use support::numbers::{close, random};

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use trencadis::data::batch::{PackedBatch, Patches, Targets};
-use trencadis::models::forward::{self, ForwardOutput, RawImage};
-use trencadis::models::recipe::*;
+use trencadis::eval::forward::{self, ForwardOutput, RawImage};
+use trencadis::recipe::*;
 use trencadis::train::optimizer::Optimizer;
 use trencadis::train::step::TrainStep;
 use trencadis::weights::{Policy, Weights, assign, foreign};

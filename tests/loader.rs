@@ -12,7 +12,7 @@ use trencadis::data::packing::slots;
 use trencadis::data::patchify::Patchifier;
 use trencadis::data::resolution::{Grid, Target};
 use trencadis::data::source::{Image, Source, open_for_eval};
-use trencadis::models::recipe::{DropKind, Recipe, RemainderKind, ResolutionKind};
+use trencadis::recipe::{DropKind, Recipe, RemainderKind, ResolutionKind};
 
 fn recipe() -> Recipe {
     let mut recipe = Recipe::default();

@@ -7,9 +7,9 @@ use support::{batch, gradcheck};
 use trencadis::autograd::Workload;
 use trencadis::autograd::graph::Graph;
 use trencadis::eval::model::Model;
-use trencadis::models::recipe::*;
 use trencadis::models::vit;
 use trencadis::nn::init::initialise;
+use trencadis::recipe::*;
 
 const GRIDS: [[u16; 2]; 5] = [[4, 3], [1, 1], [7, 2], [1, 9], [5, 5]];
 const CLASSES: usize = 5;

@@ -1,7 +1,7 @@
 //! LayerNorm and RMSNorm of the CPU device against plain f64 formulas and finite differences.
 
 use trencadis::cpu::{norm, real::Real};
-use trencadis::models::recipe::NormKind;
+use trencadis::recipe::NormKind;
 
 mod support;
 use support::numbers::{close, random};

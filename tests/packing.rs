@@ -11,7 +11,7 @@ use trencadis::data::order::Order;
 use trencadis::data::packing::{BatchPlan, PackingSettings, PackingStats, slots};
 use trencadis::data::planner::{Planner, PlannerState};
 use trencadis::data::source::Source;
-use trencadis::models::recipe::{
+use trencadis::recipe::{
     DropKind, PackingKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe, ResolutionKind,
 };
 

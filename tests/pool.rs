@@ -5,7 +5,7 @@ use trencadis::cpu::pool::{
     attention_backward, attention_forward, gather, gather_grad, mean_backward, mean_forward,
 };
 use trencadis::cpu::real::Real;
-use trencadis::models::recipe::QkNormKind;
+use trencadis::recipe::QkNormKind;
 use trencadis::rng::{Purpose, Stream};
 
 const HEADS: usize = 3;

@@ -6,7 +6,7 @@ use trencadis::cpu::position::{
 };
 use trencadis::data::batch::PREFIX;
 use trencadis::data::positions::{axis_taps, coordinates, flat_taps, joint_taps, sinusoidal_table};
-use trencadis::models::recipe::{PositionConfig, PositionCoordinate, PositionResample};
+use trencadis::recipe::{PositionConfig, PositionCoordinate, PositionResample};
 use trencadis::rng::{Purpose, Stream};
 
 fn values(seed: u64, n: usize) -> Vec<f64> {

@@ -8,7 +8,7 @@ use support::synthetic::Synthetic;
 use trencadis::data::inspect::{DataReport, report};
 use trencadis::data::preview::preview;
 use trencadis::data::source::Dataset;
-use trencadis::models::recipe::{DropKind, PackingKind, Recipe, ResolutionKind};
+use trencadis::recipe::{DropKind, PackingKind, Recipe, ResolutionKind};
 
 fn dataset(train: Synthetic) -> Dataset {
     Dataset {

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use trencadis::data::resolution::{Limits, draw, ideal, mean_area, target};
-use trencadis::models::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
+use trencadis::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
 use trencadis::rng::{Purpose, Stream};
 
 const NO_LIMIT: Limits = Limits::NONE;

@@ -10,7 +10,7 @@
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, Workload, on_cpu};
 use crate::cpu;
-use crate::models::recipe::GeluKind;
+use crate::recipe::GeluKind;
 
 /// `x[m, in] · w[out, in]ᵀ + bias[out]`.
 pub fn linear(graph: &mut Graph, x: Tensor, weight: Tensor, bias: Option<Tensor>) -> Tensor {

@@ -7,7 +7,7 @@
 use super::graph::{Graph, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
-use crate::models::recipe::LossKind;
+use crate::recipe::LossKind;
 
 /// What the loss op hands out.
 #[derive(Clone, Copy, Debug)]

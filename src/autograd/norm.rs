@@ -7,7 +7,7 @@
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
-use crate::models::recipe::NormKind;
+use crate::recipe::NormKind;
 
 /// Normalises the rows of `x[m, D]`; `gain[D]` and `bias[D]` may be absent.
 pub fn norm(

@@ -12,7 +12,7 @@ use crate::cpu::position::{Combine, Taps};
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
 use crate::data::positions;
-use crate::models::recipe::{PositionBasis, PositionCombination, PositionConfig};
+use crate::recipe::{PositionBasis, PositionCombination, PositionConfig};
 
 /// `[tokens, width]`. `tables` are, for the learned basis, one table (flat, joint) or the row's and
 /// the column's; for Fourier the map `[width/2, 2]`; for fixed sinusoids none.

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::error::Result;
-use crate::models::forward;
-use crate::models::recipe::Recipe;
+use crate::eval::forward;
+use crate::recipe::Recipe;
 use crate::train::checkpoint;
 use crate::weights::Weights;
 

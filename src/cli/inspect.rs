@@ -7,8 +7,8 @@ use super::{RecipeArgs, print, use_data};
 use crate::autograd::graph::Graph;
 use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
-use crate::models::recipe::Recipe;
 use crate::models::vit;
+use crate::recipe::Recipe;
 use crate::train::plan::{RunPlan, mib};
 
 #[derive(Debug, clap::Subcommand)]

@@ -16,7 +16,7 @@ use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as HelpInst
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
-use crate::models::recipe::{Recipe, SourceKind};
+use crate::recipe::{Recipe, SourceKind};
 
 /// Trains Vision Transformers on images of any shape.
 #[derive(Debug, Parser)]

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::print;
 use crate::error::Result;
-use crate::models::load;
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
+use crate::recipe::load;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

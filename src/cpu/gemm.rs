@@ -6,7 +6,7 @@ use gemm::Parallelism;
 
 use super::real::Real;
 use super::simd::{add_assign, for_each, map, task_len, vectorised};
-use crate::models::recipe::GeluKind;
+use crate::recipe::GeluKind;
 
 /// A strided view of a matrix: element (i, j) is `data[i·row_stride + j·col_stride]`.
 #[derive(Clone, Copy, Debug)]

@@ -5,7 +5,7 @@
 
 use super::real::Real;
 use super::simd::{add_assign, for_each, map, sum_by, sum2_by, task_len, task_rows, vectorised};
-use crate::models::recipe::NormKind;
+use crate::recipe::NormKind;
 
 /// `y = (x − μ)·rstd ⊙ gain + bias` with μ = 0 for RMSNorm; biased variance.
 /// `stats[rows, 2]` receives (μ, rstd).

@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand_distr::Beta;
 
 use crate::data::order::below;
-use crate::models::recipe::{DropConfig, DropKind};
+use crate::recipe::{DropConfig, DropKind};
 use crate::rng::{Purpose, Stream};
 
 /// The drop rate of one image and the stream that then chooses its tokens. Depends on

@@ -12,7 +12,7 @@ use crate::data::planner::Planner;
 use crate::data::resolution::Limits;
 use crate::data::source::{Dataset, Image, Source};
 use crate::error::{Error, Result};
-use crate::models::recipe::{PackingKind, Recipe};
+use crate::recipe::{PackingKind, Recipe};
 
 /// Images whose headers are read; of a larger set, evenly spaced ones.
 const MEASURED: usize = 20_000;

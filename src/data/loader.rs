@@ -16,7 +16,7 @@ use crate::data::packing::{PackingSettings, PackingStats};
 use crate::data::planner::{Planner, PlannerState};
 use crate::data::source::Source;
 use crate::error::{Error, Result};
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
 
 /// Batches that wait to be taken.
 const QUEUE: usize = 2;

@@ -22,7 +22,7 @@ use crate::data::order::Order;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::source::{Source, fingerprint};
 use crate::error::{Error, Result};
-use crate::models::recipe::PackingKind;
+use crate::recipe::PackingKind;
 
 /// Sizes that are read at a time.
 const PREFETCH: usize = 256;

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use super::batch::{PREFIX, PackedBatch};
 use crate::cpu::position::Taps;
-use crate::models::recipe::{PositionCombination, PositionConfig, PositionCoordinate, PositionResample};
+use crate::recipe::{PositionCombination, PositionConfig, PositionCoordinate, PositionResample};
 use crate::{Error, Result};
 
 /// What the live tokens of `batch` read of the position tables: one entry for `flat` (table

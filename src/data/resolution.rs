@@ -5,7 +5,7 @@ use rand::RngExt;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
-use crate::models::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
+use crate::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
 use crate::rng::Stream;
 
 /// Patch rows and columns of an image.

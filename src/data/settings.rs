@@ -4,7 +4,7 @@ use crate::data::dropping::TokenDrop;
 use crate::data::packing::PlannedImage;
 use crate::data::resolution::{self, Limits};
 use crate::error::Result;
-use crate::models::recipe::{
+use crate::recipe::{
     AspectKind, DropConfig, DropKind, PackingConfig, PackingKind, PositionBasis, PositionCombination,
     PositionConfig, PositionCoordinate, Recipe, RemainderKind, ResolutionConfig, ResolutionKind,
 };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::models::recipe::LossKind;
+use crate::recipe::LossKind;
 
 /// Running counts over batches.
 #[derive(Clone, Debug, PartialEq)]

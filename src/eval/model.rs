@@ -4,8 +4,8 @@ use crate::autograd::graph::{Graph, ParamSpec};
 use crate::autograd::{CpuExecutor, Plan, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
-use crate::models::recipe::Recipe;
 use crate::models::vit::{self, Outputs};
+use crate::recipe::Recipe;
 
 /// A recorded forward pass.
 pub struct Model {

@@ -9,7 +9,7 @@ use super::trained::Trained;
 use crate::data::loader::Loader;
 use crate::data::source::files::Files;
 use crate::error::Result;
-use crate::models::recipe::LossKind;
+use crate::recipe::LossKind;
 
 /// The most probable classes of an image.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -10,7 +10,7 @@ use crate::data::loader::{Loader, LoaderReport};
 use crate::data::packing::PackingStats;
 use crate::data::source::Source;
 use crate::error::Result;
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
 
 /// Class indices of a batch; of soft targets the largest.
 pub fn labels(batch: &PackedBatch) -> Vec<i32> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::model::Model;
 use crate::data::packing;
 use crate::error::{Error, Result};
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
 use crate::train::{checkpoint, run_dir};
 use crate::weights::{Policy, assign};
 

@@ -1,8 +1,3 @@
-//! Vision Transformers and the recipes that describe them.
+//! Vision Transformers.
 
-pub mod forward;
-pub mod load;
-pub mod recipe;
-pub mod shapes;
-mod validate;
 pub mod vit;

@@ -3,8 +3,8 @@
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::{elementwise, gemm, patch};
 use crate::error::Result;
-use crate::models::recipe::Recipe;
 use crate::nn::{block, norm, patch_embed, pool, position};
+use crate::recipe::Recipe;
 
 /// What a recorded model computes.
 #[derive(Clone, Copy, Debug)]

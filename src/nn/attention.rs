@@ -4,8 +4,8 @@ use super::linear::{linear, vector};
 use crate::autograd::attention::{self, QkParams};
 use crate::autograd::graph::{Graph, Tensor};
 use crate::cpu::attention::AttentionConfig;
-use crate::models::recipe::{ModelConfig, QkNormKind};
-use crate::models::shapes::Dimensions;
+use crate::recipe::shapes::Dimensions;
+use crate::recipe::{ModelConfig, QkNormKind};
 
 /// Constants of the attention op under `config`; `norm` is the QK-norm to use.
 pub fn attention_config(config: &ModelConfig, dims: &Dimensions, norm: QkNormKind) -> AttentionConfig {

@@ -6,8 +6,8 @@ use super::mlp::mlp;
 use super::norm;
 use crate::autograd::graph::{Graph, Tensor};
 use crate::autograd::residual::{DropPath, residual};
-use crate::models::recipe::{BlockKind, ModelConfig};
-use crate::models::shapes::Dimensions;
+use crate::recipe::shapes::Dimensions;
+use crate::recipe::{BlockKind, ModelConfig};
 
 /// Stochastic-depth rate of block `index`: the same everywhere (DeiT III), or rising linearly
 /// from 0 to the full rate (timm).

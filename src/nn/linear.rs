@@ -2,7 +2,7 @@
 
 use crate::autograd::gemm;
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
-use crate::models::recipe::GeluKind;
+use crate::recipe::GeluKind;
 
 /// A matrix: decays, starts truncated normal with standard deviation 0.02 (DeiT III) unless said otherwise.
 pub fn matrix(graph: &mut Graph, name: String, rows: usize, cols: usize, init: Init) -> Tensor {

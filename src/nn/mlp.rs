@@ -2,8 +2,8 @@
 
 use super::linear::{linear, linear_gelu};
 use crate::autograd::graph::{Graph, Tensor};
-use crate::models::recipe::ModelConfig;
-use crate::models::shapes::Dimensions;
+use crate::recipe::ModelConfig;
+use crate::recipe::shapes::Dimensions;
 
 /// `{name}.fc1`, GELU, `{name}.fc2`.
 pub fn mlp(graph: &mut Graph, name: &str, x: Tensor, config: &ModelConfig, dims: &Dimensions) -> Tensor {

@@ -3,7 +3,7 @@
 use super::linear::vector;
 use crate::autograd::graph::{Graph, Tensor};
 use crate::autograd::norm;
-use crate::models::recipe::ModelConfig;
+use crate::recipe::ModelConfig;
 
 /// `{name}.gain [D]` and, with `norm_bias`, `{name}.bias [D]`.
 pub fn layer(graph: &mut Graph, name: &str, x: Tensor, config: &ModelConfig) -> Tensor {

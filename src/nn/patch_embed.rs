@@ -3,8 +3,8 @@
 use super::linear::linear;
 use super::norm;
 use crate::autograd::graph::{Graph, Tensor};
-use crate::models::recipe::ModelConfig;
-use crate::models::shapes::Dimensions;
+use crate::recipe::ModelConfig;
+use crate::recipe::shapes::Dimensions;
 
 /// `patch_embed`: a linear map of the flattened patches `[T, C·P²]`, with an optional norm before
 /// (`patch_embed.norm_in`) and after (`patch_embed.norm_out`).

@@ -6,8 +6,8 @@ use super::mlp::mlp;
 use super::norm;
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::{elementwise, pool};
-use crate::models::recipe::{ModelConfig, PoolKind, QkNormKind};
-use crate::models::shapes::Dimensions;
+use crate::recipe::shapes::Dimensions;
+use crate::recipe::{ModelConfig, PoolKind, QkNormKind};
 
 /// Pools `tokens[T, D]` to `[slots, D]`.
 pub fn pool(

@@ -3,10 +3,8 @@
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::position;
 use crate::error::{Error, Result};
-use crate::models::recipe::{
-    ModelConfig, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
-};
-use crate::models::shapes::Dimensions;
+use crate::recipe::shapes::Dimensions;
+use crate::recipe::{ModelConfig, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate};
 
 /// `[T, D]`, or `None` where the model has no position embedding. Parameters: `position.table`
 /// (flat, joint), `position.row` and `position.column` (sum, stack, product), `position.map`

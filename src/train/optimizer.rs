@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::autograd::ParamSpec;
 use crate::cpu::optim::{AdamW, adamw, sum_of_squares};
-use crate::models::recipe::TrainConfig;
+use crate::recipe::TrainConfig;
 
 /// Optimiser state and settings. All tensors are in the order of the parameters.
 #[derive(Clone, Debug, PartialEq)]

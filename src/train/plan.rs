@@ -6,7 +6,7 @@ use crate::autograd::Workload;
 use crate::data::packing;
 use crate::data::resolution::mean_area;
 use crate::error::Result;
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
 use crate::train::step::TrainStep;
 
 /// Parameters, arithmetic and memory of a run.

@@ -23,7 +23,7 @@ use crate::data::source::Dataset;
 use crate::error::{Error, Result};
 use crate::eval::model::Model;
 use crate::eval::run::evaluate;
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
 
 /// A line on standard error; a closed one is no reason to stop a training.
 pub(super) fn say(line: &str) {

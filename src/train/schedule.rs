@@ -1,6 +1,6 @@
 //! Learning-rate schedules.
 
-use crate::models::recipe::{ScheduleKind, TrainConfig};
+use crate::recipe::{ScheduleKind, TrainConfig};
 
 /// Learning rate of `step`, counted from 0 to `config.steps − 1`.
 ///

@@ -11,8 +11,8 @@ use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
 use crate::error::{Error, Result};
-use crate::models::recipe::Recipe;
 use crate::nn::init::initialise;
+use crate::recipe::Recipe;
 use crate::weights::{Policy, assign, foreign};
 
 /// What a new run starts from.

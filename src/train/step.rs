@@ -7,8 +7,8 @@ use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::eval::metrics::Classification;
 use crate::eval::run::labels;
-use crate::models::recipe::{LossKind, Recipe};
 use crate::models::vit;
+use crate::recipe::{LossKind, Recipe};
 
 /// A recorded training step with the gradients it fills.
 pub struct TrainStep {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tempfile::tempdir;
 use trencadis::data::source::open;
-use trencadis::models::recipe::DataConfig;
+use trencadis::recipe::DataConfig;
 
 use super::*;
 
@@ -190,6 +190,6 @@ fn wrong_cifar_files_are_refused() {
     refused(&["data_batch_2.bin", "cannot be read"]);
     let python = tempdir().unwrap();
     write(python.path().join("data_batch_1"), "pickle");
-    let config = config_of(trencadis::models::recipe::SourceKind::Cifar, python.path());
+    let config = config_of(trencadis::recipe::SourceKind::Cifar, python.path());
     assert_refused(open(&config, 3, 0), &["Python version", "binary version"]);
 }

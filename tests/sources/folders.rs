@@ -9,7 +9,7 @@ use image::{ExtendedColorType, ImageEncoder, ImageFormat};
 use tempfile::{TempDir, tempdir};
 use trencadis::data::source::cache::{Budget, Cached};
 use trencadis::data::source::{Dataset, Source, fingerprint, open, open_for_eval};
-use trencadis::models::recipe::{DataConfig, SourceKind};
+use trencadis::recipe::{DataConfig, SourceKind};
 use trencadis::rng::{Purpose, Stream};
 
 use super::*;

@@ -13,7 +13,7 @@ use std::path::Path;
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 use trencadis::Error;
 use trencadis::data::source::{Dataset, Source, open};
-use trencadis::models::recipe::{DataConfig, SourceKind};
+use trencadis::recipe::{DataConfig, SourceKind};
 
 /// The configuration for `path` with `auto`, or the given kind.
 fn config(path: impl AsRef<Path>) -> DataConfig {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tempfile::tempdir;
 use trencadis::data::source::open;
-use trencadis::models::recipe::DataConfig;
+use trencadis::recipe::DataConfig;
 
 use super::*;
 

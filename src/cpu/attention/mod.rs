@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::real::Real;
 use super::scratch::with_scratch;
 use super::simd::add_assign;
-use crate::models::recipe::QkNormKind;
+use crate::recipe::QkNormKind;
 use head::{HeadGrad, Heads, Results, RowGrad};
 use qk_norm::AffinePartial;
 

@@ -7,7 +7,7 @@
 use super::{AttentionConfig, QkAffineGrad};
 use crate::cpu::real::Real;
 use crate::cpu::simd::{add_assign, sum_by, sum2_by, vectorised};
-use crate::models::recipe::QkNormKind;
+use crate::recipe::QkNormKind;
 
 /// Normalisation of the q (or k) rows of one head.
 #[derive(Clone, Copy, Debug)]

@@ -14,7 +14,7 @@ use crate::data::packing::{BatchPlan, PackingSettings, PackingStats};
 use crate::data::planner::Planner;
 use crate::data::source::Dataset;
 use crate::error::{Error, Result};
-use crate::models::recipe::{DropKind, PackingKind, Recipe};
+use crate::recipe::{DropKind, PackingKind, Recipe};
 
 /// Space around the picture and between its parts.
 const MARGIN: usize = 28;

@@ -5,7 +5,7 @@ use crate::data::assemble::is_flipped;
 use crate::data::packing::{PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::Source;
-use crate::models::recipe::Recipe;
+use crate::recipe::Recipe;
 
 /// An image as it enters the batch, before tokens are dropped.
 pub struct Picture {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use split::Split;
 
 use crate::error::{Error, Result};
-use crate::models::recipe::{DataConfig, SourceKind};
+use crate::recipe::{DataConfig, SourceKind};
 
 /// Unknown classes that an error names.
 const NAMED: usize = 5;

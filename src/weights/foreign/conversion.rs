@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Weights;
-use crate::models::recipe::{ModelConfig, QkNormKind};
-use crate::models::shapes::SHAPES;
+use crate::recipe::shapes::SHAPES;
+use crate::recipe::{ModelConfig, QkNormKind};
 use crate::{Error, Result};
 
 /// Shape and row-major values.

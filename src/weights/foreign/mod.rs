@@ -12,7 +12,7 @@ mod timm;
 mod vit_pytorch;
 
 use super::Weights;
-use crate::models::recipe::ModelConfig;
+use crate::recipe::ModelConfig;
 use crate::{Error, Result};
 use conversion::Conversion;
 

@@ -5,7 +5,7 @@ use super::Weights;
 use super::conversion::Conversion;
 use super::timm::{patch_linear, table};
 use crate::Result;
-use crate::models::recipe::{
+use crate::recipe::{
     BlockKind, GeluKind, ModelConfig, NormKind, PoolKind, PositionCoordinate, PositionResample,
 };
 

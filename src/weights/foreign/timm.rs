@@ -8,7 +8,7 @@ use super::Weights;
 use super::conversion::Conversion;
 use super::vit_pytorch::set_patch;
 use crate::Result;
-use crate::models::recipe::{
+use crate::recipe::{
     BlockKind, ModelConfig, NormKind, PoolKind, PositionBasis, PositionCombination, PositionCoordinate,
     PositionResample, QkNormKind,
 };

@@ -7,7 +7,7 @@
 use super::Weights;
 use super::conversion::Conversion;
 use crate::Result;
-use crate::models::recipe::{
+use crate::recipe::{
     BlockKind, GeluKind, ModelConfig, NormKind, PoolKind, PositionBasis, PositionCombination,
     PositionCoordinate, QkNormKind,
 };

@@ -1,6 +1,6 @@
 //! What a recipe must satisfy beyond the types of its values.
 
-use super::recipe::{
+use super::{
     DropKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionBasis, PositionCombination,
     PositionCoordinate, Recipe, ResolutionKind, ScheduleKind,
 };

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::recipe::Recipe;
+use super::Recipe;
 use super::shapes::nearest;
 use crate::{Error, Result};
 
 macro_rules! embedded {
     ($($name:literal),+ $(,)?) => {
-        &[$(($name, include_str!(concat!("recipes/", $name, ".toml")))),+]
+        &[$(($name, include_str!(concat!("named/", $name, ".toml")))),+]
     };
 }
 

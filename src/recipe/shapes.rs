@@ -4,7 +4,7 @@
 //! al. 2022 (g, G), Chen et al. 2022 (e), Alabdulmohsin et al. 2023 (So400m, g-opt, G-opt), Dehghani et
 //! al. 2023 (22B), as big_vision's `decode_variant` and DeiT III's `models_v2.py` write them.
 
-use super::recipe::ModelConfig;
+use super::ModelConfig;
 use crate::{Error, Result};
 
 /// A row of the shape table.

@@ -7,8 +7,8 @@ use std::path::Path;
 use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use crate::error::{Error, Result};
 use crate::eval::model::Model;
-use crate::models::recipe::{ModelConfig, Recipe};
 use crate::nn::position;
+use crate::recipe::{ModelConfig, Recipe};
 use crate::weights::{Policy, Weights, assign, foreign};
 
 /// Patches a side may have: positions are u16, and the largest marks prefix tokens.

@@ -1,0 +1,49 @@
+//! A recipe: everything that decides a run, as TOML. Named recipes are embedded in the binary,
+//! extend each other with `extends`, and are overridden on the command line with `--set`.
+//!
+//! The lowest room of the house: every other one reads its settings from here.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $name { $($(#[$doc])* #[serde(rename = $text)] $variant),+ }
+    };
+}
+
+mod data;
+pub mod load;
+mod model;
+mod position;
+pub mod shapes;
+mod train;
+mod validate;
+
+pub use data::*;
+pub use model::*;
+pub use position::*;
+pub use train::*;
+
+/// Everything that decides a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// One line for `trencadis recipes`.
+    pub description: String,
+    /// The network.
+    pub model: ModelConfig,
+    /// Where images come from and how they are normalised.
+    pub data: DataConfig,
+    /// To which size each image is resized.
+    pub resolution: ResolutionConfig,
+    /// How images share a batch.
+    pub packing: PackingConfig,
+    /// Which tokens are dropped during training.
+    pub drop: DropConfig,
+    /// Optimiser, schedule, saving.
+    pub train: TrainConfig,
+    /// Evaluation.
+    pub eval: EvalConfig,
+}

@@ -1,0 +1,114 @@
+//! Optimiser, schedule, saving, evaluation.
+
+use serde::{Deserialize, Serialize};
+
+choice! {
+    /// Shape of the learning rate after warm-up.
+    ScheduleKind {
+        /// Half a cosine to `lr_min`.
+        Cosine = "cosine",
+        /// A straight line to `lr_min`.
+        Linear = "linear",
+        /// Flat.
+        Constant = "constant",
+        /// `1/√(1 + (t − warmup)/timescale)`, with a linear cool-down.
+        Rsqrt = "rsqrt",
+    }
+}
+
+choice! {
+    /// Training loss.
+    LossKind {
+        /// Softmax cross-entropy.
+        Softmax = "softmax",
+        /// Sigmoid cross-entropy, summed over classes.
+        Sigmoid = "sigmoid",
+    }
+}
+
+/// Optimiser (AdamW), schedule, saving.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Batches whose gradients are accumulated into one step.
+    pub accumulate: usize,
+    /// Seed of every random decision.
+    pub seed: u64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Final learning rate of `cosine` and `linear`.
+    pub lr_min: f64,
+    /// Schedule after warm-up.
+    pub schedule: ScheduleKind,
+    /// Warm-up steps.
+    pub warmup: u64,
+    /// Cool-down steps to zero at the end (`rsqrt`, `constant`).
+    pub cooldown: u64,
+    /// Timescale of `rsqrt` in steps; 0 takes the warm-up.
+    pub timescale: u64,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f64,
+    /// Weight decay of the head; negative takes `weight_decay`.
+    pub head_weight_decay: f64,
+    /// AdamW β1.
+    pub beta1: f64,
+    /// AdamW β2.
+    pub beta2: f64,
+    /// AdamW ε.
+    pub eps: f64,
+    /// Largest global gradient norm; 0 does not clip.
+    pub clip: f64,
+    /// Decay of the exponential moving average of the weights; 0 keeps none.
+    pub ema: f64,
+    /// Loss.
+    pub loss: LossKind,
+    /// Label smoothing.
+    pub label_smoothing: f64,
+    /// Steps between evaluations; 0 evaluates at the end only.
+    pub eval_every: u64,
+    /// Steps between saves of `last`; 0 saves at evaluations only.
+    pub save_every: u64,
+    /// Steps between kept checkpoints `step-N`; 0 keeps none but best and last.
+    pub keep_every: u64,
+    /// Steps between metric lines.
+    pub log_every: u64,
+}
+
+/// Evaluation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Resolution at evaluation; 0 takes `resolution.max`.
+    pub resolution: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            accumulate: 1,
+            seed: 0,
+            lr: 1e-3,
+            lr_min: 1e-5,
+            schedule: ScheduleKind::Cosine,
+            warmup: 100,
+            cooldown: 0,
+            timescale: 0,
+            weight_decay: 0.05,
+            head_weight_decay: -1.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip: 1.0,
+            ema: 0.0,
+            loss: LossKind::Softmax,
+            label_smoothing: 0.0,
+            eval_every: 0,
+            save_every: 0,
+            keep_every: 0,
+            log_every: 10,
+        }
+    }
+}
