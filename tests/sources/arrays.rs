@@ -153,7 +153,7 @@ fn cifar_10() {
     for root in [dir.path().to_path_buf(), dir.path().join("outer")] {
         let data = open_auto(root);
         assert_eq!((data.train.len(), data.validation.len(), data.classes.len()), (10, 1, 10));
-        assert_eq!(data.class_name(data.validation.label(0)), "cat");
+        assert_eq!(data.classes[data.validation.label(0)], "cat");
         let image = data.train.load(5, 3).unwrap();
         assert_eq!(
             (image.height, image.width, &image.pixels[..6]),
