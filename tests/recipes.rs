@@ -227,8 +227,8 @@ fn values_that_do_not_fit_together_are_refused() {
         ("digits", &["drop.kind=constant", "drop.mean=1"], &["drop.mean"]),
         (
             "digits",
-            &["data.mean=[0.1, 0.2, 0.3]"],
-            &["data.mean must hold 1 value", "holds 3", "set data.mean=[0.181]"],
+            &["data.mean=[0.5, 0.25, 0.1]"],
+            &["data.mean must hold 1 value", "holds 3", "set data.mean=[0.308]"],
         ),
         (
             "navit-b16",
