@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use trencadis::models::load;
-use trencadis::models::recipe::{
+use trencadis::recipe::load;
+use trencadis::recipe::shapes::SHAPES;
+use trencadis::recipe::{
     BlockKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionCombination, Recipe, ScheduleKind,
 };
-use trencadis::models::shapes::SHAPES;
 
 fn load(name: &str, sets: &[&str]) -> trencadis::Result<Recipe> {
     Recipe::load(name, &sets.iter().map(|s| s.to_string()).collect::<Vec<_>>())
