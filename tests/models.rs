@@ -159,6 +159,10 @@ fn parameter_counts_are_the_published_ones() {
         ("H", 14, 632.0),
         ("g", 14, 1012.6),
         ("G", 14, 1844.4),
+        ("So400m", 14, 413.6),
+        ("g-opt", 14, 1136.0),
+        ("G-opt", 14, 1665.0),
+        ("e", 14, 3807.0),
     ] {
         let mut plain = Recipe::load("vit-b16", &[]).unwrap();
         let grid = 224 / patch;
@@ -190,4 +194,9 @@ fn vit_22b_is_recorded_without_allocating_it() {
     vit::record(&mut graph, &recipe, 1000, 4096, 16, true).unwrap();
     let billions = graph.parameter_count() as f64 / 1e9;
     assert!((21.5..22.3).contains(&billions), "{billions} billion parameters");
+    // The published 21,743 M are the matrices of the encoder.
+    let matrices =
+        |p: &&trencadis::autograd::ParamSpec| p.name.starts_with("blocks.") && p.name.ends_with("weight");
+    let encoder: usize = graph.params().iter().filter(matrices).map(|p| p.len()).sum();
+    assert_eq!(encoder, 21_743_271_936);
 }

@@ -197,7 +197,7 @@ fn mistakes_in_files_name_file_and_key() {
         &mistake("navit-b61", &[]),
         &["no recipe `navit-b61`", "did you mean `navit-b16`", "trencadis recipes"],
     );
-    says(&mistake("missing.toml", &[]), &["missing.toml", "cannot be read"]);
+    says(&mistake("missing.toml", &[]), &["missing.toml", "no such recipe file"]);
 }
 
 #[test]

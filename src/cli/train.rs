@@ -8,6 +8,7 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::train::plan::RunPlan;
 use crate::train::start::{self, TrainOptions};
+use crate::weights::Weights;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -44,6 +45,9 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     let (name, recipe) = args.recipe.load()?;
     if args.dry_run {
+        if let Some(path) = &args.init {
+            Weights::load_metadata(path)?;
+        }
         let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
         let plan = RunPlan::new(&recipe, dataset.classes.len())?;
         return print(&format!("device            {device}\n{plan}\n"));

@@ -32,6 +32,8 @@ pub struct RunPlan {
     pub evaluation_bytes: usize,
     /// Batches that wait in the input queue, in bytes.
     pub queue_bytes: usize,
+    /// Decoded images that may be kept, in bytes; not part of the total.
+    pub cache_bytes: usize,
 }
 
 impl RunPlan {
@@ -71,6 +73,11 @@ impl RunPlan {
             activation_bytes: step.plan().peak_elements * size_of::<f32>(),
             evaluation_bytes: step.evaluation_elements() * size_of::<f32>(),
             queue_bytes,
+            cache_bytes: if recipe.data.path.is_empty() {
+                0
+            } else {
+                recipe.data.cache_mib.saturating_mul(1 << 20)
+            },
         }
     }
 
@@ -122,6 +129,10 @@ impl fmt::Display for RunPlan {
             mib(self.activation_bytes),
             mib(self.evaluation_bytes),
             mib(self.queue_bytes)
-        )
+        )?;
+        if self.cache_bytes > 0 {
+            write!(f, ", and up to {} of decoded images (data.cache_mib)", mib(self.cache_bytes))?;
+        }
+        Ok(())
     }
 }
