@@ -1,6 +1,7 @@
 //! The one error type of the crate: what a person did wrong, or what failed.
 
 use std::fmt::Display;
+use std::io;
 use std::path::Path;
 
 /// An error as a person reads it: one sentence that names the file, key or shape, says what was
@@ -37,6 +38,23 @@ impl Error {
     /// `path: cause`, for an output that cannot be written.
     pub fn write(path: &Path, cause: impl Display) -> Self {
         Self::Failure(format!("cannot write {}: {cause}", path.display()))
+    }
+
+    /// What the system said when `path` was written: a full disk or a place that may not be
+    /// written is for a person to mend, anything else is a failure.
+    pub fn io(path: &Path, cause: io::Error) -> Self {
+        use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match cause.kind() {
+            StorageFull | QuotaExceeded => Self::Usage(format!(
+                "cannot write {}: the disk is full ({cause}); free some space or choose another folder",
+                path.display()
+            )),
+            PermissionDenied | ReadOnlyFilesystem => Self::Usage(format!(
+                "cannot write {}: {cause}; choose another folder or change its permissions",
+                path.display()
+            )),
+            _ => Self::write(path, cause),
+        }
     }
 
     /// Exit code of the process: 2 for usage and configuration, 1 for failures.

@@ -20,7 +20,7 @@ const TEMPORARY: &str = ".trencadis-tmp";
 /// # Errors
 /// [`Error::Failure`] naming `path`, if anything cannot be written. The temporary file is removed.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let fail = |cause: io::Error| Error::write(path, cause);
+    let fail = |cause: io::Error| Error::io(path, cause);
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => return Err(Error::write(path, "it is a folder")),
         Ok(meta) if !meta.is_file() => {
@@ -65,7 +65,7 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
 /// # Errors
 /// [`Error::Failure`] if the folder cannot be listed or a file cannot be deleted.
 pub fn remove_temporaries(folder: &Path) -> Result<()> {
-    let fail = |cause: io::Error| Error::write(folder, cause);
+    let fail = |cause: io::Error| Error::io(folder, cause);
     for entry in fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name();
@@ -155,7 +155,8 @@ mod tests {
     fn a_full_device_is_an_error_and_stays_a_device() {
         let path = Path::new("/dev/full");
         let error = write_atomic(path, |w| w.write_all(b"x")).unwrap_err();
-        assert!(error.to_string().contains("No space left"), "{error}");
+        assert!(error.to_string().contains("the disk is full (No space left"), "{error}");
+        assert_eq!(error.exit_code(), 2);
         assert!(!fs::metadata(path).unwrap().is_file());
     }
 

@@ -39,7 +39,7 @@ impl MetricsLog {
             file.set_len(length_up_to(&text, step) as u64)?;
             Ok(file)
         };
-        let file = open().map_err(|cause| Error::write(path, cause))?;
+        let file = open().map_err(|cause| Error::io(path, cause))?;
         Ok(Self { path: path.into(), file })
     }
 
@@ -73,7 +73,7 @@ impl MetricsLog {
         }
         let line = serde_json::to_string(&Line { step, kind, fields }).map_err(Error::failure)?;
         // One call, so that whoever follows the file sees whole lines.
-        self.file.write_all(format!("{line}\n").as_bytes()).map_err(|cause| Error::write(&self.path, cause))
+        self.file.write_all(format!("{line}\n").as_bytes()).map_err(|cause| Error::io(&self.path, cause))
     }
 
     /// Makes all lines survive a power failure; called before a checkpoint is written.
@@ -81,7 +81,7 @@ impl MetricsLog {
     /// # Errors
     /// [`Error::Failure`] if the file system refuses.
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|cause| Error::write(&self.path, cause))
+        self.file.sync_data().map_err(|cause| Error::io(&self.path, cause))
     }
 }
 

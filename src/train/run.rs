@@ -43,6 +43,13 @@ pub(super) fn quoted(path: &Path) -> String {
     if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
+/// Where the time of a training goes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    steps: f64,
+    waiting: f64,
+}
+
 /// A run with everything that it changes.
 pub(super) struct Trainer {
     recipe: Recipe,
@@ -62,6 +69,8 @@ pub(super) struct Trainer {
     /// Step of the newest checkpoint on disk.
     saved: Option<u64>,
     unreadable: u64,
+    /// Seconds of this process's steps, and of these the ones that waited for batches.
+    clock: Clock,
     /// Whether the newest error is one that a save would only make permanent.
     diverged: bool,
 }
@@ -108,6 +117,7 @@ impl Trainer {
             interrupt: Interrupt::install()?,
             saved: (done > 0).then_some(done),
             unreadable: 0,
+            clock: Clock::default(),
             diverged: false,
             recipe,
             dataset,
@@ -199,6 +209,7 @@ impl Trainer {
             batches.push(loaded.batch);
             state = Some(loaded.state_after);
         }
+        let waiting = begun.elapsed().as_secs_f64();
         if batches.iter().flat_map(|b| &b.weights).all(|w| *w == 0.0) {
             let example = self.loader.report().newest.clone().unwrap_or_default();
             return Err(Error::failure(format!("no image of the step could be read; the last is {example}")));
@@ -223,7 +234,10 @@ impl Trainer {
         progress.images_seen += outcome.images;
         progress.packing.add(&packing);
         self.warn_of_unreadable();
-        self.report(&outcome, lr, grad_norm, begun.elapsed().as_secs_f64())
+        let seconds = begun.elapsed().as_secs_f64();
+        self.clock.steps += seconds;
+        self.clock.waiting += waiting;
+        self.report(&outcome, lr, grad_norm, seconds)
     }
 
     fn report(&mut self, outcome: &StepOutcome, lr: f64, grad_norm: f64, seconds: f64) -> Result<()> {
@@ -362,6 +376,10 @@ impl Trainer {
         let run = quoted(self.run.path());
         let mut lines = String::new();
         lines += &format!("\npacking           {}", self.header.progress.packing);
+        if self.clock.steps > 0.0 {
+            let waiting = 100.0 * self.clock.waiting / self.clock.steps;
+            lines += &format!("\nwaited for data   {waiting:.1} % of the training time");
+        }
         let mut kept = "last checkpoint";
         if let Some(best) = self.header.progress.best {
             let (percent, step) = (100.0 * best.metric, best.step);

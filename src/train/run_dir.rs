@@ -64,7 +64,7 @@ impl RunDir {
     fn fill(path: &Path, root: &Path, recipe: &str) -> Result<Self> {
         let run = Self { _lock: lock(path)?, path: path.into() };
         write_atomic(&run.recipe(), |out| out.write_all(recipe.as_bytes()))?;
-        sync_folder(root).map_err(|cause| Error::write(root, cause))?;
+        sync_folder(root).map_err(|cause| Error::io(root, cause))?;
         Ok(run)
     }
 
@@ -179,7 +179,7 @@ fn lock(path: &Path) -> Result<File> {
         .create(true)
         .truncate(false)
         .open(&lock)
-        .map_err(|cause| Error::write(&lock, cause))?;
+        .map_err(|cause| Error::io(&lock, cause))?;
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => {
             Err(Error::file(path, "another process is training in this run; wait for it or stop it first"))

@@ -35,7 +35,7 @@ impl EventWriter {
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(file) => break (path, file),
                 Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(cause) => return Err(Error::write(&path, cause)),
+                Err(cause) => return Err(Error::io(&path, cause)),
             }
         };
         let mut writer = Self { path, file };
@@ -61,7 +61,7 @@ impl EventWriter {
         event.push(0x10);
         varint(&mut event, step);
         what(&mut event);
-        self.file.write_all(&record(&event)).map_err(|cause| Error::write(&self.path, cause))
+        self.file.write_all(&record(&event)).map_err(|cause| Error::io(&self.path, cause))
     }
 }
 
