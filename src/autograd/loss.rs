@@ -52,28 +52,8 @@ impl Op for Classification {
             let (loss, dlogits, logits) = (a.output(0), a.output(1), a.input(0));
             let (targets, weights) = (&a.batch.targets, &a.batch.weights[..]);
             let scale = a.step.loss_scale;
-            match self.kind {
-                LossKind::Softmax => cpu::loss::softmax_cross_entropy(
-                    loss,
-                    dlogits,
-                    logits,
-                    targets,
-                    weights,
-                    classes,
-                    self.smoothing,
-                    scale,
-                ),
-                LossKind::Sigmoid => cpu::loss::sigmoid_cross_entropy(
-                    loss,
-                    dlogits,
-                    logits,
-                    targets,
-                    weights,
-                    classes,
-                    self.smoothing,
-                    scale,
-                ),
-            }
+            let function = cpu::loss::function(self.kind);
+            function(loss, dlogits, logits, targets, weights, classes, self.smoothing, scale);
         });
     }
 }

@@ -6,6 +6,19 @@
 use super::real::Real;
 use super::simd::{for_each, largest, sum_by, sum2_by, task_len, task_rows, vectorised};
 use crate::data::batch::Targets;
+use crate::recipe::LossKind;
+
+/// A loss: (loss, dlogits, logits, targets, weights, classes, smoothing, scale), as
+/// [`softmax_cross_entropy`] describes them.
+pub type Loss<R> = fn(&mut [R], &mut [R], &[R], &Targets, &[f32], usize, f64, f64);
+
+/// The loss of a kind.
+pub fn function<R: Real>(kind: LossKind) -> Loss<R> {
+    match kind {
+        LossKind::Softmax => softmax_cross_entropy,
+        LossKind::Sigmoid => sigmoid_cross_entropy,
+    }
+}
 
 /// Softmax cross-entropy. `loss[i]` is the weighted loss of image `i`; `dlogits[N, K]` is the
 /// gradient of `scale · Σ_i weight_i · loss_i`. Label smoothing s replaces a target by
