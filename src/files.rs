@@ -22,16 +22,17 @@ const TEMPORARY: &str = ".trencadis-tmp";
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let fail = |cause: io::Error| Error::io(path, cause);
     match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => return Err(Error::write(path, "it is a folder")),
+        Ok(meta) if meta.is_dir() => return Err(Error::file(path, "is a folder, expected a file to write")),
         Ok(meta) if !meta.is_file() => {
             return OpenOptions::new().write(true).open(path).and_then(|f| fill(&f, write)).map_err(fail);
         }
         _ => {}
     }
     let folder = folder_of(path);
-    let Some(name) = path.file_name() else { return Err(Error::write(path, "it names no file")) };
+    let Some(name) = path.file_name() else { return Err(Error::file(path, "names no file to write")) };
     if !folder.is_dir() {
-        return Err(Error::write(path, format_args!("{} is not a folder", folder.display())));
+        let folder = folder.display();
+        return Err(Error::file(path, format_args!("cannot be written: {folder} is not a folder")));
     }
 
     // Unique within and between processes, so that two writers never share a temporary file.

@@ -81,7 +81,7 @@ fn an_unwritable_file_is_named() {
     let path = std::path::Path::new("no/such/folder/batch.png");
     let error = preview(&dataset, &recipe(PackingKind::Flat), path).unwrap_err();
     assert!(error.to_string().contains("no/such/folder/batch.png"), "{error}");
-    assert_eq!(error.exit_code(), 1);
+    assert_eq!(error.exit_code(), 2);
 }
 
 #[test]

@@ -9,7 +9,9 @@ Writes a Markdown page with both tables. Needs the release binary (cargo build -
 
 import argparse
 import json
+import os
 import pathlib
+import platform
 import subprocess
 import time
 import tomllib
@@ -93,6 +95,14 @@ def evaluate(args, run, resolutions):
     return {line["resolution"]: line for line in map(json.loads, lines)}
 
 
+def cpu_name():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def table(header, rows):
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---"] * len(header)) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
@@ -137,10 +147,13 @@ def main():
         rows.append([name, *(percent(done[r]) for r in resolutions)])
     positions = table(["position embedding", *map(str, resolutions)], rows)
 
+    bounds = recipe_of(args.runs / "native" / "run-1").get("resolution", {})
+    low, high = bounds.get("min"), bounds.get("max")
     page = f"""# Caltech-101 from scratch
 
 Recipe `{args.recipe}`, {args.steps} steps, seed {args.seed}, one run each; top-1 accuracy in % of the last
-checkpoint on the validation images. Resolution R is an area of R² pixels.
+checkpoint on the validation images. Resolution R is an area of R² pixels; training sampled
+it from {low} to {high}. {cpu_name()}, {os.cpu_count()} threads.
 
 Command: `tools/caltech101.py DATA --steps {args.steps} --seed {args.seed}`
 

@@ -10,7 +10,7 @@ use crate::weights::Weights;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Weights: a trencadis checkpoint, or a file of timm, vit-pytorch or Siglip2.
+    /// Weights: a trencadis checkpoint, or a file of timm, vit-pytorch, DeiT or SigLIP 2.
     #[arg(long, value_name = "W.safetensors")]
     weights: PathBuf,
     /// Recipe that describes the model.

@@ -14,7 +14,7 @@ use crate::weights::Weights;
 pub(super) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Start from these weights; a head of another size starts afresh.
+    /// Start from these weights; the head starts afresh unless it knows the same classes.
     #[arg(long, value_name = "W.safetensors")]
     init: Option<PathBuf>,
     /// Continue this run folder exactly where it was saved last.

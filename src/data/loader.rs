@@ -22,8 +22,9 @@ use crate::recipe::Recipe;
 const QUEUE: usize = 2;
 /// Unreadable files that a report names.
 const EXAMPLES: usize = 10;
-/// Images after which the share of unreadable ones is judged.
-const JUDGED: u64 = 100;
+/// Fewer draws than this are judged as if they were so many (or the whole set, where it is smaller): a few
+/// damaged files that happen to come first say nothing about the rest.
+const JUDGED: u64 = 1000;
 
 /// Where loading stands after a batch, for [`Loader::train`].
 pub type LoaderState = PlannerState;
@@ -71,6 +72,8 @@ struct Watch {
     /// breaks in the middle of a run is noticed however long it went well before.
     recent: VecDeque<(u64, u64)>,
     window: u64,
+    /// Draws that a judgement assumes at least.
+    least: u64,
     /// `data.max_unreadable`.
     limit: f64,
 }
@@ -83,6 +86,7 @@ impl Watch {
             unreadable: vec![false; samples],
             recent: VecDeque::new(),
             window: JUDGED.max(samples as u64),
+            least: JUDGED.min(samples as u64).max(1),
             limit,
         }
     }
@@ -104,7 +108,7 @@ impl Watch {
             }
             self.report.newest = Some(cause.clone());
         }
-        self.recent.push_back(((batch.images + item.skipped) as u64, unreadable.len() as u64));
+        self.recent.push_back((item.drawn, unreadable.len() as u64));
         let mut drawn: u64 = self.recent.iter().map(|batch| batch.0).sum();
         while let Some(oldest) = self.recent.front()
             && drawn - oldest.0 >= self.window
@@ -114,18 +118,17 @@ impl Watch {
         }
     }
 
-    /// Fails if of the last draws, where they are `judged` or more, too many were unreadable.
-    fn check(&self, judged: u64) -> Result<()> {
+    /// Fails if of the last draws too many were unreadable.
+    fn check(&self) -> Result<()> {
         let (drawn, failed) =
             self.recent.iter().fold((0, 0), |sum, batch| (sum.0 + batch.0, sum.1 + batch.1));
-        let share = failed as f64 / drawn.max(1) as f64;
-        if drawn < judged || share <= self.limit {
+        let share = failed as f64 / drawn.max(self.least) as f64;
+        if share <= self.limit {
             return Ok(());
         }
         Err(Error::usage(format!(
-            "{failed} of the last {drawn} images ({:.1} %) cannot be read, more than data.max_unreadable = {} \
-             allows; the newest is {}; repair the files or raise data.max_unreadable",
-            100.0 * share,
+            "{failed} of the last {drawn} images cannot be read, more than data.max_unreadable = {} allows; the newest \
+             is {}; repair the files in place, or start again with a larger data.max_unreadable",
             self.limit,
             self.report.newest.as_deref().unwrap_or("unknown")
         )))
@@ -135,8 +138,8 @@ impl Watch {
 /// What travels through the queue.
 struct Item {
     loaded: LoadedBatch,
-    /// Samples passed over in planning; part of `loaded.unreadable`.
-    skipped: usize,
+    /// Samples drawn in planning.
+    drawn: u64,
 }
 
 /// Endless batches of shuffled training images.
@@ -211,7 +214,6 @@ struct Pipeline {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     watch: Watch,
-    judged: u64,
 }
 
 impl Pipeline {
@@ -223,7 +225,6 @@ impl Pipeline {
         state: Option<&LoaderState>,
     ) -> Result<Self> {
         let threads = settings.workers;
-        let judged = JUDGED.min(source.len() as u64);
         let watch = Watch::new(source.len(), recipe.data.max_unreadable);
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
@@ -233,7 +234,7 @@ impl Pipeline {
             .name("loader".into())
             .spawn(move || prepare(source.as_ref(), planner, channels, flip, threads, &send, &stopped))
             .map_err(|e| Error::failure(format!("cannot start the loading thread: {e}")))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), stop, watch, judged })
+        Ok(Self { queue: Some(queue), thread: Some(thread), stop, watch })
     }
 
     fn next(&mut self) -> Result<Option<LoadedBatch>> {
@@ -244,12 +245,12 @@ impl Pipeline {
             if let Some(Err(_)) = ended {
                 return Err(Error::failure("the loading thread panicked"));
             }
-            self.watch.check(1)?;
+            self.watch.check()?;
             return Ok(None);
         };
         let item = item?;
         self.watch.record(&item);
-        self.watch.check(self.judged)?;
+        self.watch.check()?;
         Ok(Some(item.loaded))
     }
 }
@@ -287,10 +288,10 @@ fn prepare(
         let state_after = planner.state();
         let stats = PackingStats::of(&plan, planner.settings());
         let (batch, failed) = assembler.assemble(&plan, stop);
-        let skipped = plan.skipped.len();
+        let drawn = plan.drawn;
         let mut unreadable = plan.skipped;
         unreadable.extend(failed);
-        let item = Item { loaded: LoadedBatch { batch, state_after, stats, unreadable }, skipped };
+        let item = Item { loaded: LoadedBatch { batch, state_after, stats, unreadable }, drawn };
         if stop.load(Ordering::Relaxed) || queue.send(Ok(item)).is_err() {
             return;
         }

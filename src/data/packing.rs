@@ -34,6 +34,8 @@ pub struct BatchPlan {
     /// Samples that were passed over while planning since their size could not be read, with the
     /// cause, which names the file.
     pub skipped: Vec<(u64, String)>,
+    /// Samples drawn for this plan, those that wait for a later one and those passed over included.
+    pub drawn: u64,
     /// Whether the batch was closed because its slots ran out before its tokens.
     pub out_of_slots: bool,
 }

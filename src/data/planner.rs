@@ -72,6 +72,8 @@ pub struct Planner {
     skipped: Vec<(u64, String)>,
     /// Consecutive draws without a readable size.
     barren: usize,
+    /// Samples drawn since the last plan.
+    drawn: u64,
 }
 
 impl Planner {
@@ -122,6 +124,7 @@ impl Planner {
             bins: VecDeque::new(),
             skipped: Vec::new(),
             barren: 0,
+            drawn: 0,
         };
         if let Some(state) = state {
             planner.restore(&state.pending);
@@ -159,6 +162,7 @@ impl Planner {
             PackingKind::Flat => self.next_flat()?,
         };
         plan.skipped = std::mem::take(&mut self.skipped);
+        plan.drawn = std::mem::take(&mut self.drawn);
         Ok(if plan.images.is_empty() && plan.skipped.is_empty() { None } else { Some(plan) })
     }
 
@@ -251,6 +255,7 @@ impl Planner {
             }
             let Some(((epoch, sample), size)) = self.sized.pop_front() else { return Ok(None) };
             self.next = if epoch == self.next.0 { (epoch, self.next.1 + 1) } else { (epoch, 1) };
+            self.drawn += 1;
             match size {
                 Ok(size) => {
                     self.barren = 0;

@@ -25,6 +25,7 @@ pub use data::*;
 pub use model::*;
 pub use position::*;
 pub use train::*;
+pub use validate::MAX_SIDE;
 
 /// Everything that decides a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Default)]

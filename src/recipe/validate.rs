@@ -4,8 +4,10 @@ use super::{
     DropKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionBasis, PositionCombination,
     PositionCoordinate, Recipe, ResolutionKind, ScheduleKind,
 };
-use crate::data::source::decode::MAX_SIDE;
 use crate::{Error, Result};
+
+/// Longest accepted side in pixels.
+pub const MAX_SIDE: usize = 30_000;
 
 fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::usage(message())) }

@@ -93,8 +93,12 @@ impl Trainer {
         let done = header.progress.step;
         let config = &recipe.train;
         let evaluated = Model::new(&recipe, dataset.classes.len(), recipe.packing.tokens, slots, false)?;
-        let metrics = MetricsLog::open(&run.metrics(), done)?;
-        let events = EventWriter::create(run.path(), done)?;
+        let opened = MetricsLog::open(&run.metrics(), done)
+            .and_then(|metrics| Ok((metrics, EventWriter::create(run.path(), done)?)));
+        if opened.is_err() && done == 0 {
+            run.discard();
+        }
+        let (metrics, events) = opened?;
         say(&format!(
             "data              {}\nimages            {} to train on, {} to validate, {} classes",
             dataset.description,
@@ -152,11 +156,17 @@ impl Trainer {
             return error;
         }
         self.progress.finish();
-        if self.saved != Some(step) && self.save(false, false).is_err() {
-            return error;
+        if self.saved != Some(step) {
+            // Where this fails too, the former checkpoint stands.
+            let _ = self.save(false, false);
         }
         let run = quoted(self.run.path());
-        let message = format!("{error}; step {step} is saved, continue with: trencadis train --resume {run}");
+        let message = match self.saved {
+            Some(step) => {
+                format!("{error}; step {step} is saved, continue with: trencadis train --resume {run}")
+            }
+            None => format!("{error}; nothing is saved that could be resumed"),
+        };
         match error {
             Error::Usage(_) => Error::Usage(message),
             Error::Failure(_) => Error::Failure(message),

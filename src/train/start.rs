@@ -117,8 +117,18 @@ fn initial_weights(
         }
     }
     let weights = foreign::detect_and_convert(weights, &mut described)?;
-    let differences = described.differences(&recipe.model)?;
+    let mut differences = described.differences(&recipe.model)?;
     if !differences.is_empty() {
+        let (there, here) = (described.dimensions()?, recipe.model.dimensions()?);
+        for (key, there, here) in [
+            ("width", there.width, here.width),
+            ("depth", there.depth, here.depth),
+            ("mlp", there.mlp, here.mlp),
+        ] {
+            if there != here {
+                differences.insert(0, format!("model.{key} is {there} there and {here} here"));
+            }
+        }
         return Err(Error::file(
             path,
             format!(

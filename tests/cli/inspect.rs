@@ -21,7 +21,7 @@ fn data_in_text_json_and_as_a_picture() {
     let colours: std::collections::HashSet<_> = drawn.pixels().map(|p| p.0).collect();
     assert!(drawn.width() > 100 && drawn.height() > 50 && colours.len() > 20, "something is drawn");
     let failed = place.run("inspect data photos --preview absent/x.png");
-    assert_eq!(failed.code, Some(1));
+    assert_eq!(failed.code, Some(2));
     assert_eq!(failed.err.lines().count(), 1, "{}", failed.err);
     assert!(failed.err.contains("absent/x.png"));
 }

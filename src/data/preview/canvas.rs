@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::font;
 use crate::error::{Error, Result};
+use crate::files::write_atomic;
 
 /// sRGB, 8 bits each.
 pub type Colour = [u8; 3];
@@ -83,16 +84,17 @@ impl Canvas {
 
     /// Saves as PNG.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let bytes = self.pixels.as_flattened();
-        image::save_buffer_with_format(
-            path,
-            bytes,
+        let mut png = std::io::Cursor::new(Vec::new());
+        image::write_buffer_with_format(
+            &mut png,
+            self.pixels.as_flattened(),
             self.width as u32,
             self.height as u32,
             image::ExtendedColorType::Rgb8,
             image::ImageFormat::Png,
         )
-        .map_err(|e| Error::write(path, e))
+        .map_err(|e| Error::write(path, e))?;
+        write_atomic(path, |file| file.write_all(png.get_ref()))
     }
 }
 

@@ -11,9 +11,8 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metada
 
 use super::Image;
 use crate::error::{Error, Result};
+use crate::recipe::MAX_SIDE;
 
-/// Longest accepted side in pixels.
-pub const MAX_SIDE: usize = 30_000;
 /// Largest accepted area in pixels.
 pub const MAX_AREA: usize = 256_000_000;
 
