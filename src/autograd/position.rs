@@ -61,7 +61,8 @@ fn combine(config: &PositionConfig) -> Combine {
 
 /// What every token reads of the tables.
 fn taps(batch: &PackedBatch, config: &PositionConfig) -> Vec<Taps> {
-    positions::taps(batch, config).expect("the batch's grids were checked with nn::position::check_grid")
+    positions::taps(batch, config)
+        .expect("every grid has a place: the planner bounds them, eval::forward checks them")
 }
 
 fn coordinates(batch: &PackedBatch, config: &PositionConfig) -> Vec<[f32; 2]> {

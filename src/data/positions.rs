@@ -10,7 +10,9 @@ use std::collections::HashMap;
 
 use super::batch::{PREFIX, PackedBatch};
 use crate::cpu::position::Taps;
-use crate::recipe::{PositionCombination, PositionConfig, PositionCoordinate, PositionResample};
+use crate::recipe::{
+    PositionBasis, PositionCombination, PositionConfig, PositionCoordinate, PositionResample,
+};
 use crate::{Error, Result};
 
 /// What the live tokens of `batch` read of the position tables: one entry for `flat` (table
@@ -30,6 +32,17 @@ pub fn taps(batch: &PackedBatch, config: &PositionConfig) -> Result<Vec<Taps>> {
             axis_taps(positions, cu_seqlens, grids, 0, config)?,
             axis_taps(positions, cu_seqlens, grids, 1, config)?,
         ]),
+    }
+}
+
+/// Checks that every image of the batch has a place in the position tables of `config`.
+///
+/// # Errors
+/// As [`taps`].
+pub fn check(batch: &PackedBatch, config: &PositionConfig) -> Result<()> {
+    match config.basis {
+        PositionBasis::Learned | PositionBasis::Sinusoidal => taps(batch, config).map(drop),
+        PositionBasis::Fourier | PositionBasis::None => Ok(()),
     }
 }
 

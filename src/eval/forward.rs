@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
+use crate::data::positions;
 use crate::error::{Error, Result};
 use crate::eval::model::Model;
-use crate::nn::position;
 use crate::recipe::{ModelConfig, Recipe};
 use crate::weights::{Policy, Weights, assign, foreign};
 
@@ -49,9 +49,7 @@ pub fn run(weights: Weights, recipe: &Recipe, images: &[RawImage]) -> Result<For
         _ => return Err(Error::usage("the weights have no head.weight [classes, width]")),
     };
     let batch = pack(&recipe.model, images)?;
-    for grid in &batch.grids {
-        position::check_grid(&recipe.model.position, *grid)?;
-    }
+    positions::check(&batch, &recipe.model.position)?;
     let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), true)?;
     let (params, _) = assign(Path::new("the weights"), weights, model.params(), Policy::Exact)?;
     let logits = model.run(&params, &batch).to_vec();

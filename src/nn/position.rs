@@ -2,9 +2,8 @@
 
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::position;
-use crate::error::{Error, Result};
 use crate::recipe::shapes::Dimensions;
-use crate::recipe::{ModelConfig, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate};
+use crate::recipe::{ModelConfig, PositionBasis, PositionCombination, PositionCoordinate};
 
 /// `[T, D]`, or `None` where the model has no position embedding. Parameters: `position.table`
 /// (flat, joint), `position.row` and `position.column` (sum, stack, product), `position.map`
@@ -51,30 +50,4 @@ pub fn position_embedding(
         },
     };
     Some(position::position(graph, tokens, width, position, tables))
-}
-
-/// Checks that a patch grid has a place in the model's position tables; only tables over absolute
-/// coordinates have an end.
-///
-/// # Errors
-/// Names the grid, the table and the recipe key.
-pub fn check_grid(config: &PositionConfig, grid: [u16; 2]) -> Result<()> {
-    let [rows, columns] = grid.map(usize::from);
-    let tables = matches!(config.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
-    if !tables || config.coordinate != PositionCoordinate::Absolute {
-        return Ok(());
-    }
-    let fits = if config.combination == PositionCombination::Flat {
-        rows * columns <= config.rows * config.columns
-    } else {
-        rows <= config.rows && columns <= config.columns
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(Error::usage(format!(
-        "a patch grid of {rows}x{columns} does not fit the position table of {}x{}; lower the resolution or raise \
-         model.position.rows and model.position.columns",
-        config.rows, config.columns
-    )))
 }

@@ -13,3 +13,4 @@ pub mod schedule;
 pub mod start;
 pub mod step;
 pub mod tensorboard;
+mod terminal;

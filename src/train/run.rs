@@ -1,7 +1,5 @@
 //! The training loop.
 
-use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
 
 use super::checkpoint::{Best, Header, Snapshot};
@@ -15,6 +13,7 @@ use super::run_dir::RunDir;
 use super::schedule::learning_rate;
 use super::step::{StepOutcome, TrainStep};
 use super::tensorboard::EventWriter;
+use super::terminal::{quoted, say, tell};
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::data::loader::Loader;
@@ -24,24 +23,6 @@ use crate::error::{Error, Result};
 use crate::eval::model::Model;
 use crate::eval::run::evaluate;
 use crate::recipe::Recipe;
-
-/// A line on standard error; a closed one is no reason to stop a training.
-pub(super) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Lines on standard output, which may be a closed pipe.
-pub(super) fn tell(lines: &str) -> Result<()> {
-    let _ = writeln!(std::io::stdout(), "{lines}");
-    Ok(())
-}
-
-/// A path as a shell takes it.
-pub(super) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
-}
 
 /// Where the time of a training goes.
 #[derive(Clone, Copy, Debug, Default)]

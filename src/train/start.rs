@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Header, Progress as Progressed};
 use super::optimizer::Optimizer;
-use super::run::{Trainer, quoted, say, tell};
+use super::run::Trainer;
 use super::run_dir::RunDir;
 use super::step::TrainStep;
+use super::terminal::{quoted, say, tell};
 use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
