@@ -71,6 +71,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod files;
+pub mod kernels;
 pub mod models;
 pub mod nn;
 pub mod recipe;

@@ -1,0 +1,3 @@
+//! The GPU kernels: one file a family, from the unsafe raw launch to the checked one.
+
+pub mod registry;
