@@ -47,6 +47,10 @@ constexpr int GROUPS = KEYS / 16;
 constexpr float LOG2_E = 1.44269504088896f;
 constexpr float LN_2 = 0.693147180559945f;
 
+DEVICE float infinity()
+{
+    return bits_to_float(0x7f800000);
+}
 
 // The rows of one image that belong to one head.
 struct Head {
@@ -135,7 +139,7 @@ struct Queries {
                         if (4 * i + c < 2 * STEPS) q[2 * i + c / 2][m][half + c % 2 * 2] = x[i].word[c];
                     }
                 }
-                max[m][half] = MINUS_INFINITY;
+                max[m][half] = -infinity();
                 sum[m][half] = 0.0f;
             }
         }
@@ -188,7 +192,7 @@ struct Queries {
                     const int key = 16 * g + i / 2 * 8 + lane % 4 * 2 + i % 2;
                     if (key < keys) continue;
                     UNROLL
-                    for (int m = 0; m < M; m++) s[g][m][i / 2][i % 2] = s[g][m][i / 2][i % 2 + 2] = MINUS_INFINITY;
+                    for (int m = 0; m < M; m++) s[g][m][i / 2][i % 2] = s[g][m][i / 2][i % 2 + 2] = -infinity();
                 }
             }
         } else {
