@@ -1,5 +1,8 @@
 //! Which device runs the step.
 
+#[cfg(feature = "emulator")]
+pub mod emulator;
+
 use clap::ValueEnum;
 
 use crate::error::{Error, Result};
