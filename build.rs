@@ -1,16 +1,31 @@
-//! Builds the kernels.
+//! Compiles the kernels: with nvcc for GPUs, and with the C++ compiler for the emulator where the feature
+//! asks for it. The parts are in build/.
 
 #[cfg(feature = "emulator")]
 #[path = "build/emulator.rs"]
 mod emulator;
-#[allow(dead_code)]
+#[path = "src/hash.rs"]
+mod hash;
+#[path = "build/nvcc/mod.rs"]
+mod nvcc;
+#[allow(dead_code)] // Some of it is for the library alone.
 #[path = "src/kernels/registry.rs"]
 mod registry;
+#[path = "build/units.rs"]
+mod units;
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=build");
-    println!("cargo:rerun-if-changed=src/kernels/registry.rs");
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=src/hash.rs");
+    println!("cargo::rerun-if-changed=src/kernels/registry.rs");
+    let sources = registry::sources();
+    if let Err(message) = nvcc::build(&sources) {
+        for line in message.lines() {
+            println!("cargo::error={line}");
+        }
+    }
     #[cfg(feature = "emulator")]
-    emulator::build(&registry::sources());
+    emulator::build(&sources);
 }

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use std::{env, thread};
 
 use crate::registry::{Kernel, Source, Tier};
+use crate::units;
 
 /// Files of the emulator itself, below `kernels/emulator`.
 const RUNTIME: [&str; 3] = ["machine.cpp", "memory.cpp", "collectives.cpp"];
@@ -37,11 +38,7 @@ fn planted() -> Source {
 
 /// C++ that instantiates a source's kernels and lists them in a table.
 fn translation_unit(source: &Source) -> String {
-    let mut text = format!("#include \"{}\"\n\n", source.file);
-    for kernel in &source.kernels {
-        let Kernel { name, threads, min_blocks, params, body, .. } = kernel;
-        let _ = writeln!(text, "TRENCADIS_KERNEL({name}, {threads}, {min_blocks}, {params}, {body})");
-    }
+    let mut text = units::unit(source);
     let _ = write!(text, "\nextern \"C\" const emulator::Kernel {}[] = {{\n", table(source));
     for kernel in &source.kernels {
         let _ = writeln!(text, "    emulator_kernel_{},", kernel.name);
@@ -93,9 +90,8 @@ fn write_if_changed(path: &Path, text: &str) {
 
 /// Compiles all sources and links them into the crate.
 pub fn build(sources: &[Source]) {
-    println!("cargo:rerun-if-changed=kernels");
-    println!("cargo:rerun-if-changed=tests/kernels");
-    println!("cargo:rerun-if-env-changed=TRENCADIS_COVERAGE");
+    println!("cargo::rerun-if-changed=tests/kernels");
+    println!("cargo::rerun-if-env-changed=TRENCADIS_COVERAGE");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let folder = out.join("emulator");
@@ -164,7 +160,7 @@ pub fn build(sources: &[Source]) {
     }
     archive.compile("trencadis_emulator");
     if coverage {
-        println!("cargo:rustc-link-lib=gcov");
+        println!("cargo::rustc-link-lib=gcov");
     }
 }
 
@@ -175,6 +171,6 @@ fn compile(mut command: Command, source: &Path, object: &Path) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the emulator build of {} failed:\n{text}", source.display());
     for line in text.lines() {
-        println!("cargo:warning={line}");
+        println!("cargo::warning={line}");
     }
 }
