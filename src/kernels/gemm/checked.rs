@@ -151,11 +151,9 @@ impl Gemm<'_> {
         device: &DeviceInfo,
     ) -> Result<()> {
         let Shape { layout, m, n, k } = self.shape;
-        for (name, extent, eight) in [
-            ("m", m, layout == Layout::Tn),
-            ("n", n, true),
-            ("k", k, layout != Layout::Tn),
-        ] {
+        for (name, extent, eight) in
+            [("m", m, layout == Layout::Tn), ("n", n, true), ("k", k, layout != Layout::Tn)]
+        {
             if extent == 0 || i32::try_from(extent).is_err() {
                 return refuse(format_args!("{name} is {extent}; it must be from 1 to {}", i32::MAX));
             }

@@ -22,7 +22,7 @@ mod memory;
 pub use super::registry::gemm as tiles;
 
 pub use bias_grad::BiasGrad;
-pub use checked::{Epilogue, Gemm, GeluGrad, Store, Sum};
+pub use checked::{Epilogue, GeluGrad, Gemm, Store, Sum};
 pub use heuristics::{Plan, Shape, plan};
 pub use memory::{Matrix, Vector};
 pub use tiles::{Kind, Layout, TILES, Tile};

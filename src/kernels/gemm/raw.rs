@@ -94,8 +94,7 @@ pub unsafe fn gemm(
     dependent: bool,
 ) -> Result<()> {
     let tiles = plan.tiles(params.m as usize, params.n as usize);
-    let mut launch =
-        Launch::new([tiles as u32, plan.splits, 1], plan.tile.threads(), plan.shared_bytes());
+    let mut launch = Launch::new([tiles as u32, plan.splits, 1], plan.tile.threads(), plan.shared_bytes());
     launch.dependent = dependent;
     // SAFETY: the caller answers for addresses and stream.
     unsafe { kernels.launch(&tiles::name(layout, kind, plan.tile), launch, stream, params) }
