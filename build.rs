@@ -19,6 +19,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=src/hash.rs");
+    println!("cargo::rerun-if-changed=src/kernels/gemm/tiles.rs");
     println!("cargo::rerun-if-changed=src/kernels/registry.rs");
     let sources = registry::sources();
     if let Err(message) = nvcc::build(&sources) {

@@ -1,3 +1,4 @@
 //! The GPU kernels: one file a family, from the unsafe raw launch to the checked one.
 
+pub mod gemm;
 pub mod registry;
