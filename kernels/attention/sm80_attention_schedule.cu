@@ -84,8 +84,8 @@ DEVICE int check(const AttentionSchedule& p)
     return cu_seqlens.load(p.slots) > p.tokens ? 3 : 0;
 }
 
-// Calls visit(slot, bin, rank, same) for the slots of this warp that hold an image, in their order: `same`
-// lanes of this step have the same bin, `rank` of them before this one.
+// Calls visit(slot, bin, rank, same) for the slots of this warp in their order, all lanes together; bin is 0
+// where a slot holds no image. `same` lanes of this step have the same bin, `rank` of them before this one.
 template <class Visit>
 DEVICE void for_each_image(const AttentionSchedule& p, Visit visit)
 {
@@ -104,7 +104,7 @@ DEVICE void for_each_image(const AttentionSchedule& p, Visit visit)
             const uint32_t lanes = ptx::ballot(set);
             equal &= set ? lanes : ~lanes;
         }
-        if (bin != 0) visit(slot, bin, count_bits(equal & ((1u << lane) - 1)), count_bits(equal));
+        visit(slot, bin, count_bits(equal & ((1u << lane) - 1)), count_bits(equal));
         ptx::warp_sync();
     }
 }
@@ -123,8 +123,8 @@ DEVICE void run(const AttentionSchedule& p)
     for (int i = threadIdx.x; i < WARPS * BINS; i += THREADS) counts(0).store(i, 0);
     ptx::barrier();
     for_each_image(p, [&](int, int bin, uint32_t rank, uint32_t same) {
-        // The last of the equal lanes counts them all, after nobody else.
-        if (rank + 1 == same) own.store(bin, own.load(bin) + same);
+        // The last of the equal lanes counts them all.
+        if (bin != 0 && rank + 1 == same) own.store(bin, own.load(bin) + same);
     });
     ptx::barrier();
 
@@ -150,6 +150,8 @@ DEVICE void run(const AttentionSchedule& p)
     const int long_list = SCHEDULE_HEADER + p.slots - long_images;
     for_each_image(p, [&](int slot, int bin, uint32_t rank, uint32_t same) {
         const uint32_t first = own.load(bin);
+        ptx::warp_sync();
+        if (bin == 0) return;
         const int at = int(first + rank);
         words.store(at < long_images ? long_list + at : SCHEDULE_HEADER + at - long_images, slot);
         if (rank + 1 == same) own.store(bin, first + same);
