@@ -51,6 +51,7 @@ DEVICE int bin_of(int length)
 DEVICE uint32_t exclusive_sum(uint32_t x, uint32_t& total)
 {
     const uint32_t lane = ptx::lane_id();
+    const uint32_t warp = ptx::warp_id();
     uint32_t sum = x;
     UNROLL
     for (uint32_t step = 1; step < 32; step *= 2) {
@@ -58,12 +59,12 @@ DEVICE uint32_t exclusive_sum(uint32_t x, uint32_t& total)
         if (lane >= step) sum += other;
     }
     ptx::barrier();
-    if (lane == 31) of_warps().store(ptx::warp_id(), sum);
+    if (lane == 31) of_warps().store(warp, sum);
     ptx::barrier();
     uint32_t before = 0;
     total = 0;
     for (uint32_t w = 0; w < WARPS; w++) {
-        if (w == ptx::warp_id()) before = total;
+        if (w == warp) before = total;
         total += of_warps().load(w);
     }
     return before + sum - x;
