@@ -1,3 +1,7 @@
 //! The GPU kernels: one file a family, from the unsafe raw launch to the checked one.
 
+mod operand;
+pub mod pool;
 pub mod registry;
+
+pub use operand::Rows;
