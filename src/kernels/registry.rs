@@ -57,7 +57,23 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    pool()
+    [pool(), measure()].concat()
+}
+
+fn measure() -> Vec<Source> {
+    let kernel = |op: &str, params, min_blocks, tensor_cores| Kernel {
+        name: format!("measure_{op}_bf16"),
+        body: format!("measure::{op}"),
+        params,
+        threads: 256,
+        min_blocks,
+        tensor_cores,
+    };
+    vec![Source {
+        file: "measure/sm80_measure.cu",
+        tier: Tier::Sm80,
+        kernels: vec![kernel("copy", "MeasureCopy", 4, false), kernel("mma", "MeasureMma", 2, true)],
+    }]
 }
 
 fn pool() -> Vec<Source> {
