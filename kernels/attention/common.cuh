@@ -1,0 +1,311 @@
+// What the attention kernels share: rows of one head in shared memory, the operands of mma read from them,
+// and QK-norm of rows spread over lanes.
+//
+// Rows. Head h of token t begins at element t * stride + h * head_dim of q, k, v, out or a gradient of one;
+// pointers and row strides are multiples of 16 bytes. A chunk is 16 bytes, 8 columns, of a row.
+//
+// Instances. A kernel is compiled for widths D of 64, 72, 80, 88, 96, 104, 112 and 128 columns; a head of
+// fewer columns runs on the next width, its missing columns zero in shared memory and in registers. The
+// depth of mma is 16: where D / 8 is odd the last step has zeros in the upper half of both operands.
+//
+// QK-norm. y = (x - mean) rstd gain + bias, rounded to bf16, with rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+// over the head's columns and mean = 0 for RMS. Statistics are f32, two passes over a row in registers.
+#pragma once
+
+#include "../common/view.cuh"
+
+enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
+
+// QK-norm of all heads. Gains and biases are [heads, head_dim], or [head_dim] where `per_head` is 0; null
+// gains are 1, null biases 0. Pointers are 16-byte aligned.
+struct QkNorm {
+    const float* q_gain;
+    const float* k_gain;
+    const float* q_bias;
+    const float* k_bias;
+    int32_t kind;
+    int32_t per_head;
+    float eps;
+    int32_t unused;
+};
+
+// Statistics of the rows of q and k, each [tokens, heads]; null where nobody wants them.
+struct QkStatistics {
+    float* q_mean;
+    float* q_rstd;
+    float* k_mean;
+    float* k_rstd;
+};
+
+// The norm of q or of k for one head.
+struct HeadNorm {
+    const float* gain;
+    const float* bias;
+    int kind;
+    float eps;
+};
+
+DEVICE HeadNorm head_norm(const QkNorm& norm, const float* gain, const float* bias, int head, int head_dim)
+{
+    const int first = norm.per_head ? head * head_dim : 0;
+    return HeadNorm{gain ? gain + first : nullptr, bias ? bias + first : nullptr, norm.kind, norm.eps};
+}
+
+struct RowStatistics {
+    float mean;
+    float rstd;
+};
+
+// Sum over LANES neighbouring lanes, the same in all of them. Collective.
+template <int LANES>
+DEVICE float sum_of_lanes(float x)
+{
+    UNROLL
+    for (int mask = 1; mask < LANES; mask *= 2) x += ptx::shuffle_xor(x, mask);
+    return x;
+}
+
+// Maximum over LANES neighbouring lanes. Collective.
+template <int LANES>
+DEVICE float max_of_lanes(float x)
+{
+    UNROLL
+    for (int mask = 1; mask < LANES; mask *= 2) {
+        const float other = ptx::shuffle_xor(x, mask);
+        x = x > other ? x : other;
+    }
+    return x;
+}
+
+// Statistics of a row that LANES neighbouring lanes share: lane j holds chunks j, j + LANES, ..., zeros
+// beyond head_dim. Collective.
+template <int LANES, int N>
+DEVICE RowStatistics row_statistics(const Vec16 (&x)[N], int j, int head_dim, const HeadNorm& norm)
+{
+    const float share = ptx::reciprocal(float(head_dim));
+    float mean = 0.0f;
+    if (norm.kind == NORM_LAYER) {
+        float sum = 0.0f;
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            UNROLL
+            for (int w = 0; w < 4; w++) sum += low(x[i].word[w]) + high(x[i].word[w]);
+        }
+        mean = sum_of_lanes<LANES>(sum) * share;
+    }
+    float sum = 0.0f;
+    UNROLL
+    for (int i = 0; i < N; i++) {
+        if (8 * (i * LANES + j) < head_dim) {
+            UNROLL
+            for (int w = 0; w < 4; w++) {
+                const float a = low(x[i].word[w]) - mean;
+                const float b = high(x[i].word[w]) - mean;
+                sum = ptx::fused_multiply_add(a, a, sum);
+                sum = ptx::fused_multiply_add(b, b, sum);
+            }
+        }
+    }
+    const float variance = sum_of_lanes<LANES>(sum) * share;
+    return RowStatistics{mean, ptx::rsqrt(variance + norm.eps)};
+}
+
+// Applies the norm to chunk `chunk` of a row, which lies within head_dim.
+DEVICE void normalise_chunk(Vec16& x, int chunk, const HeadNorm& norm, RowStatistics row)
+{
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        float gain[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+        float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (norm.gain) {
+            const Vec16 four = Global<const float>(norm.gain).load_16(8 * chunk + 4 * half);
+            UNROLL
+            for (int i = 0; i < 4; i++) gain[i] = bits_to_float(four.word[i]);
+        }
+        if (norm.bias) {
+            const Vec16 four = Global<const float>(norm.bias).load_16(8 * chunk + 4 * half);
+            UNROLL
+            for (int i = 0; i < 4; i++) bias[i] = bits_to_float(four.word[i]);
+        }
+        UNROLL
+        for (int w = 0; w < 2; w++) {
+            uint32_t& pair = x.word[2 * half + w];
+            const float a = (low(pair) - row.mean) * row.rstd;
+            const float b = (high(pair) - row.mean) * row.rstd;
+            pair = pack_bf16(ptx::fused_multiply_add(a, gain[2 * w], bias[2 * w]),
+                             ptx::fused_multiply_add(b, gain[2 * w + 1], bias[2 * w + 1]));
+        }
+    }
+}
+
+// Applies the norm to a row spread over lanes as in row_statistics.
+template <int LANES, int N>
+DEVICE void normalise_row(Vec16 (&x)[N], int j, int head_dim, const HeadNorm& norm, RowStatistics row)
+{
+    UNROLL
+    for (int i = 0; i < N; i++) {
+        const int chunk = i * LANES + j;
+        if (8 * chunk < head_dim) normalise_chunk(x[i], chunk, norm, row);
+    }
+}
+
+// Rows of D bf16 columns in shared memory, bare of padding. Chunk c of row r lies in place c ^ twist(r) of its
+// row, so that the same chunk of 8 neighbouring rows lies in 8 different groups of 4 banks (ldmatrix reads
+// it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes
+// their g chunks apart.
+template <int D>
+struct Tile {
+    static constexpr int CHUNKS = D / 8;
+    static constexpr int ROW_BYTES = 2 * D;
+    // Steps of 16 columns, the last one half where CHUNKS is odd.
+    static constexpr int STEPS = ceil_div(CHUNKS, 2);
+    // Lanes that share a row where rows are loaded and normalised, and chunks that each of them has.
+    static constexpr int LANES = CHUNKS % 8 == 0 ? 8 : 4;
+    static constexpr int LANE_CHUNKS = ceil_div(CHUNKS, LANES);
+    static constexpr int TWISTS = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
+
+    uint32_t base;
+
+    DEVICE explicit Tile(uint32_t base) : base(base) {}
+
+    DEVICE uint32_t address(int row, int chunk) const
+    {
+        const int place = chunk ^ (row / (8 / TWISTS) % TWISTS);
+        return base + row * ROW_BYTES + place * 16;
+    }
+
+    // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
+    // exist; the others, and columns from head_dim on, become zeros. `thread` of `threads` threads (whole
+    // warps) take part. Does not commit.
+    DEVICE void load(const bf16* source, int64_t stride, int rows, int valid, int head_dim, int thread,
+                     int threads) const
+    {
+        const int j = thread % LANES;
+        for (int row = thread / LANES; row < rows; row += threads / LANES) {
+            UNROLL
+            for (int i = 0; i < LANE_CHUNKS; i++) {
+                const int chunk = i * LANES + j;
+                if (chunk < CHUNKS) {
+                    const bool exists = row < valid && 8 * chunk < head_dim;
+                    const int64_t from = exists ? row * stride + 8 * chunk : 0;
+                    ptx::cp_async_16(address(row, chunk), Global<const bf16>(source).at(from), exists);
+                }
+            }
+        }
+    }
+
+    // Normalises the first `valid` rows in place. A thread touches what the same thread copied in `load` and
+    // nothing else: its own cp_async_wait is enough. Writes the statistics of row r to mean and
+    // rstd[r * statistics_stride] where these are not null.
+    DEVICE void normalise(const HeadNorm& norm, int valid, int head_dim, int thread, int threads, float* mean,
+                          float* rstd, int statistics_stride) const
+    {
+        const int j = thread % LANES;
+        // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
+        for (int first = 0; first + thread / 32 * (32 / LANES) < valid; first += threads / LANES) {
+            const int row = first + thread / LANES;
+            Vec16 x[LANE_CHUNKS];
+            UNROLL
+            for (int i = 0; i < LANE_CHUNKS; i++) {
+                const int chunk = i * LANES + j;
+                x[i] = row < valid && chunk < CHUNKS ? Shared<bf16>(address(row, chunk)).load_16(0) : Vec16{};
+            }
+            const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
+            if (row < valid) {
+                normalise_row<LANES>(x, j, head_dim, norm, statistics);
+                UNROLL
+                for (int i = 0; i < LANE_CHUNKS; i++) {
+                    const int chunk = i * LANES + j;
+                    if (chunk < CHUNKS) Shared<bf16>(address(row, chunk)).store_16(0, x[i]);
+                }
+                if (mean && j == 0) {
+                    Global<float>(mean).store(int64_t(row) * statistics_stride, statistics.mean);
+                    Global<float>(rstd).store(int64_t(row) * statistics_stride, statistics.rstd);
+                }
+            }
+        }
+    }
+
+    // Operand b of X Tᵀ: n is row `row` + 8 i, depth the columns of step `step`. Collective.
+    DEVICE void rows_as_b(uint32_t (&b)[2][2], int row, int step) const
+    {
+        const int lane = ptx::lane_id();
+        if (2 * step + 1 < CHUNKS) {
+            uint32_t r[4];
+            ptx::ldmatrix_x4(r, address(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+        } else {
+            uint32_t r[2];
+            ptx::ldmatrix_x2(r, address(row + lane % 16, 2 * step));
+            b[0][0] = r[0], b[0][1] = 0, b[1][0] = r[1], b[1][1] = 0;
+        }
+    }
+
+    // Operand b of X T: depth the rows `row` to `row` + 15, n is column 16 `step` + 8 i; b[1] is zero where
+    // the step is half. Collective.
+    DEVICE void columns_as_b(uint32_t (&b)[2][2], int row, int step) const
+    {
+        const int lane = ptx::lane_id();
+        if (2 * step + 1 < CHUNKS) {
+            uint32_t r[4];
+            ptx::ldmatrix_x4_trans(r, address(row + lane % 16, 2 * step + lane / 16));
+            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+        } else {
+            uint32_t r[2];
+            ptx::ldmatrix_x2_trans(r, address(row + lane % 16, 2 * step));
+            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = 0, b[1][1] = 0;
+        }
+    }
+
+    // Operand a of T X: rows `row` to `row` + 15, depth the columns of step `step`. Collective.
+    DEVICE void rows_as_a(uint32_t (&a)[4], int row, int step) const
+    {
+        const int lane = ptx::lane_id();
+        if (2 * step + 1 < CHUNKS) {
+            ptx::ldmatrix_x4(a, address(row + lane % 16, 2 * step + lane / 16));
+        } else {
+            uint32_t r[2];
+            ptx::ldmatrix_x2(r, address(row + lane % 16, 2 * step));
+            a[0] = r[0], a[1] = r[1], a[2] = 0, a[3] = 0;
+        }
+    }
+};
+
+// Transposes 4x4 words over the four lanes of a quad: word i of lane j becomes word j of lane i. It turns the
+// chunks of a row, chunk j in lane j, into operand columns (lane j has pair j of chunk i), and back.
+// Collective.
+DEVICE void transpose_quad(Vec16& x)
+{
+    const int j = ptx::lane_id() % 4;
+    UNROLL
+    for (int bit = 1; bit < 4; bit *= 2) {
+        const bool upper = j & bit;
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            if (i & bit) continue;
+            const uint32_t other = ptx::shuffle_xor(upper ? x.word[i] : x.word[i + bit], bit);
+            if (upper)
+                x.word[i] = other;
+            else
+                x.word[i + bit] = other;
+        }
+    }
+}
+
+// Writes zeros to the `width` columns (a multiple of 8) of token rows first.. `tokens` of a [tokens, stride]
+// matrix, all blocks and threads taking part.
+DEVICE void zero_rows(bf16* rows, int64_t stride, int width, int first, int tokens)
+{
+    const Global<bf16> memory(rows);
+    for (int row = first + blockIdx.x; row < tokens; row += gridDim.x) {
+        for (int i = threadIdx.x; i < width / 8; i += blockDim.x) memory.store_16(row * stride + 8 * i, Vec16{});
+    }
+}
+
+DEVICE void zero_rows(float* rows, int width, int first, int tokens)
+{
+    const Global<float> memory(rows);
+    for (int row = first + blockIdx.x; row < tokens; row += gridDim.x) {
+        for (int i = threadIdx.x; i < width; i += blockDim.x) memory.store(int64_t(row) * width + i, 0.0f);
+    }
+}
