@@ -57,6 +57,7 @@
 //! | [`autograd`] | the recorded graph: one file per family of operations, forward beside backward |
 //! | [`cpu`] | every operation in f32 and f64 |
 //! | [`train`], [`eval`] | training loop, checkpoints, metrics |
+//! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
 //! Bad input is [`Error::Usage`], anything else that fails is [`Error::Failure`].
@@ -71,6 +72,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod files;
+pub mod hash;
 pub mod kernels;
 pub mod models;
 pub mod nn;

@@ -1,35 +1,70 @@
-//! Which device runs the step.
+//! Devices behind one interface: memory, streams, events, graphs and kernels of an NVIDIA GPU.
+//!
+//! A [`Device`] gives [`Buffer`]s, [`Stream`]s and loaded [`Kernels`]. The driver is looked for when a
+//! device is made and never linked, so a program that is built with all this runs where there is none.
+//! Raw launches take a [`RawStream`] and [`Ptr`]s alone: [`Kernels::for_current_context`] serves engines
+//! that have a context, streams and memory of their own.
 
-use clap::ValueEnum;
+pub mod fatbins;
 
-use crate::error::{Error, Result};
+mod choice;
+mod cuda;
+mod handle;
+mod info;
+mod kernels;
+mod launch;
+mod memory;
+mod stream;
 
-/// What a person asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DeviceChoice {
-    /// The fastest there is.
-    #[default]
-    Auto,
-    /// The CPU device.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
+use std::sync::Arc;
+
+pub use choice::{DeviceChoice, select};
+pub use handle::{Ptr, RawStream};
+pub use info::DeviceInfo;
+pub use kernels::Kernels;
+pub use launch::Launch;
+pub use memory::{Buffer, Pinned};
+pub use stream::{Event, Graph, Stream};
+
+use crate::Result;
+
+/// A device with its memory and its kernels; clones are the same device.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    // Dropped in this order: modules are unloaded while the memory still holds the context.
+    kernels: Kernels,
+    backend: Backend,
 }
 
-const NO_KERNELS: &str = "this version has no GPU kernels yet";
+enum Backend {
+    Cuda(cuda::Memory),
+}
 
-/// Settles the choice and returns a line that says what runs, and why not something faster.
-///
-/// # Errors
-/// An explicit wish that cannot be met.
-pub fn select(choice: DeviceChoice) -> Result<String> {
-    let threads = rayon::current_num_threads();
-    let plural = if threads == 1 { "" } else { "s" };
-    match choice {
-        DeviceChoice::Cpu => Ok(format!("cpu, {threads} thread{plural}")),
-        DeviceChoice::Auto => Ok(format!("cpu, {threads} thread{plural} ({NO_KERNELS})")),
-        DeviceChoice::Cuda => Err(Error::usage(format!(
-            "--device cuda: {NO_KERNELS}; use --device cpu, or auto to take what there is"
-        ))),
+impl Device {
+    /// GPU number `ordinal` of those that the driver shows (`CUDA_VISIBLE_DEVICES` chooses among them).
+    ///
+    /// # Errors
+    /// One sentence that says what is missing: no driver, one that is too old, no such GPU, a GPU older
+    /// than Ampere, or no kernels for it in this build.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        let (modules, memory, info) = cuda::open(ordinal)?;
+        let kernels = Kernels::new(kernels::Loaded::Cuda(modules), Arc::new(info));
+        Ok(Self(Arc::new(Inner { kernels, backend: Backend::Cuda(memory) })))
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.kernels().info()
+    }
+
+    /// Its kernels.
+    pub fn kernels(&self) -> &Kernels {
+        &self.0.kernels
+    }
+
+    fn backend(&self) -> &Backend {
+        &self.0.backend
     }
 }

@@ -1,6 +1,7 @@
 //! Shared by the integration tests: batches without pixels, and finite differences of a recorded graph.
 #![allow(dead_code)]
 
+pub mod devices;
 pub mod numbers;
 pub mod synthetic;
 

@@ -1,0 +1,26 @@
+//! Compiles the kernels: with nvcc for GPUs, and with the C++ compiler for the emulator where the feature
+//! asks for it. The parts are in build/.
+
+#[path = "src/hash.rs"]
+mod hash;
+#[path = "build/nvcc/mod.rs"]
+mod nvcc;
+#[allow(dead_code)] // Some of it is for the library alone.
+#[path = "src/kernels/registry.rs"]
+mod registry;
+#[path = "build/units.rs"]
+mod units;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=src/hash.rs");
+    println!("cargo::rerun-if-changed=src/kernels/registry.rs");
+    let sources = registry::sources();
+    if let Err(message) = nvcc::build(&sources) {
+        for line in message.lines() {
+            println!("cargo::error={line}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! One nvcc a source, as many at a time as there are jobs, and only what has changed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::{env, fs, thread};
+
+use super::architectures::Target;
+use super::find::Nvcc;
+use crate::hash::fnv1a;
+use crate::registry::Source;
+use crate::units;
+
+/// A source to compile.
+struct Job {
+    stem: &'static str,
+    file: &'static str,
+    unit: PathBuf,
+    /// Its name holds a hash of everything that it is made from.
+    fatbin: PathBuf,
+}
+
+/// Compiles what has changed; stem and fatbin of every source.
+pub fn all(
+    nvcc: &Nvcc,
+    sources: &[Source],
+    targets: &[Target],
+    kernels: &Path,
+    out: &Path,
+) -> Result<Vec<(String, PathBuf)>, String> {
+    let folder = out.join("kernels");
+    let failed = |path: &Path, cause| format!("{} cannot be written: {cause}", path.display());
+    fs::create_dir_all(&folder).map_err(|cause| failed(&folder, cause))?;
+    let options = options(nvcc, targets);
+    let mut jobs = Vec::new();
+    for source in sources {
+        let (stem, text) = (source.stem(), units::unit(source));
+        let all = units::contents(&text, kernels)
+            .map_err(|cause| format!("kernels/{} cannot be read: {cause}", source.file))?;
+        let flags =
+            ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(|name| env::var(name).unwrap_or_default());
+        let key = fnv1a(format!("{} {options:?} {flags:?}\n{all}", nvcc.version).as_bytes());
+        let unit = folder.join(format!("{stem}.cu"));
+        fs::write(&unit, text).map_err(|cause| failed(&unit, cause))?;
+        jobs.push(Job {
+            stem,
+            file: source.file,
+            unit,
+            fatbin: folder.join(format!("{stem}-{key:016x}.fatbin")),
+        });
+    }
+    clean(&folder, &jobs);
+    let stale: Vec<&Job> = jobs.iter().filter(|job| !job.fatbin.is_file() && !borrow(job, out)).collect();
+    run(nvcc, &options, kernels, &stale)?;
+    Ok(jobs.into_iter().map(|job| (job.stem.into(), job.fatbin)).collect())
+}
+
+/// What nvcc is told, apart from files and threads.
+fn options(nvcc: &Nvcc, targets: &[Target]) -> Vec<String> {
+    let mut options: Vec<String> =
+        ["--fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "--warn-on-spills"]
+            .map(String::from)
+            .into();
+    if nvcc.compresses() {
+        options.push("--compress-mode=size".into());
+    }
+    for target in targets {
+        options.push("-gencode".into());
+        options.push(format!("arch={},code={}", target.arch, target.code));
+    }
+    options
+}
+
+/// Deletes fatbins that no source makes any more.
+fn clean(folder: &Path, jobs: &[Job]) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !jobs.iter().any(|job| job.unit == path || job.fatbin == path) {
+            // What cannot be deleted only takes room.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Takes the fatbin from the build of another profile or other features, which differ in nothing here.
+/// Cargo gives each of them a folder of its own: `target/<profile>/build/<package>-<hash>/out`.
+fn borrow(job: &Job, out: &Path) -> bool {
+    let name = job.fatbin.strip_prefix(out).unwrap_or(&job.fatbin);
+    let folders =
+        |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let Some(target) = out.ancestors().nth(4) else { return false };
+    let package = concat!(env!("CARGO_PKG_NAME"), "-");
+    folders(target.into())
+        .flat_map(|profile| folders(profile.join("build")))
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(package)))
+        .map(|path| path.join("out").join(name))
+        .any(|path| path.is_file() && fs::copy(path, temporary(job)).is_ok() && finish(job).is_ok())
+}
+
+/// A fatbin is written under another name first, so that one that is there is whole.
+fn temporary(job: &Job) -> PathBuf {
+    job.fatbin.with_extension("part")
+}
+
+fn finish(job: &Job) -> std::io::Result<()> {
+    fs::rename(temporary(job), &job.fatbin)
+}
+
+fn run(nvcc: &Nvcc, options: &[String], kernels: &Path, jobs: &[&Job]) -> Result<(), String> {
+    let cores = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1);
+    let workers = cores.min(jobs.len());
+    // Targets of one source beside each other, where there are more cores than sources.
+    let threads = cores.checked_div(workers).unwrap_or(1).max(1);
+    let queue = Mutex::new(jobs.iter());
+    let errors = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.next().copied()) {
+                    if let Err(error) = compile(nvcc, options, threads, kernels, job)
+                        && let Ok(mut errors) = errors.lock()
+                    {
+                        errors.push(error);
+                    }
+                }
+            });
+        }
+    });
+    let errors = errors.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+}
+
+fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job: &Job) -> Result<(), String> {
+    let failed = |what: String| format!("kernels/{} does not compile for the GPU:\n{what}", job.file);
+    let done = Command::new(&nvcc.path)
+        .args(options)
+        .args(["--threads", &threads.to_string(), "-I"])
+        .arg(kernels)
+        .arg("-o")
+        .arg(temporary(job))
+        .arg(&job.unit)
+        .output()
+        .map_err(|cause| failed(format!("{} cannot be run: {cause}", nvcc.path.display())))?;
+    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    if !done.status.success() {
+        return Err(failed(said));
+    }
+    for line in said.lines().filter(|line| !line.trim().is_empty()) {
+        println!("cargo::warning={}: {line}", job.stem);
+    }
+    finish(job).map_err(|cause| failed(cause.to_string()))
+}

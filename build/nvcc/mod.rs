@@ -1,0 +1,85 @@
+//! Fatbins of the kernels, made by nvcc where there is one, and the Rust file that embeds them.
+
+mod architectures;
+mod compile;
+mod find;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use crate::registry::Source;
+use crate::units;
+
+/// Writes `OUT_DIR/fatbins.rs`, after compiling `sources` if there is an nvcc.
+///
+/// # Errors
+/// What a person has to mend.
+pub fn build(sources: &[Source]) -> Result<(), String> {
+    for name in [
+        "TRENCADIS_NO_CUDA",
+        "NVCC",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "CUDA_COMPUTE_CAP",
+        "NVCC_PREPEND_FLAGS",
+        "NVCC_APPEND_FLAGS",
+    ] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let kernels = root.join("kernels");
+    let hash =
+        units::hash_of(sources, &kernels).map_err(|cause| format!("kernels/ cannot be read: {cause}"))?;
+
+    let skip = env::var_os("TRENCADIS_NO_CUDA").is_some_and(|value| !value.is_empty() && value != "0");
+    let nvcc = if skip { None } else { find::nvcc(&root)? };
+    let Some(nvcc) = nvcc else {
+        if !skip {
+            println!(
+                "cargo::warning=no nvcc was found, so this build has no GPU kernels and everything runs on the \
+                 CPU; `tools/install-cuda` fetches it (docs/building.md)"
+            );
+        }
+        return write(&out, None, &[], &[], &hash);
+    };
+    nvcc.warn();
+    let targets = architectures::targets(env::var("CUDA_COMPUTE_CAP").ok().as_deref())?;
+    let fatbins = compile::all(&nvcc, sources, &targets, &kernels, &out)?;
+    let names: Vec<String> = targets.iter().map(|target| target.code.clone()).collect();
+    write(&out, Some(&nvcc.version), &names, &fatbins, &hash)
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    env::var(name).map_err(|_| format!("{name} is not set; build with cargo"))
+}
+
+/// The generated file, rewritten only when it differs.
+fn write(
+    out: &Path,
+    compiler: Option<&str>,
+    architectures: &[String],
+    fatbins: &[(String, PathBuf)],
+    hash: &str,
+) -> Result<(), String> {
+    let mut text = String::from("// Written by build.rs.\n");
+    let _ = writeln!(text, "pub const SOURCES: &str = {hash:?};");
+    let _ = writeln!(text, "pub const COMPILER: Option<&str> = {compiler:?};");
+    let _ = writeln!(text, "pub const ARCHITECTURES: &[&str] = &{architectures:?};");
+    let _ = write!(text, "pub const FATBINS: Option<&[(&str, &[u8])]> = ");
+    if compiler.is_some() {
+        text += "Some(&[\n";
+        for (stem, path) in fatbins {
+            let _ = writeln!(text, "    ({stem:?}, include_bytes!({path:?})),");
+        }
+        text += "]);\n";
+    } else {
+        text += "None;\n";
+    }
+    let path = out.join("fatbins.rs");
+    if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    fs::write(&path, text).map_err(|cause| format!("{} cannot be written: {cause}", path.display()))
+}

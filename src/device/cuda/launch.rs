@@ -1,0 +1,112 @@
+//! Launches: no allocation, no waiting.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{
+    self, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID as Id, CUlaunchAttributeValue,
+    CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterDim, CUlaunchConfig,
+};
+
+use super::driver::failed;
+use super::modules::{Function, Modules};
+use crate::device::{Launch, RawStream};
+use crate::{Error, Result};
+
+/// Dynamic shared memory that a kernel may have without asking.
+const WITHOUT_ASKING: u32 = 48 * 1024;
+
+impl Modules {
+    /// # Safety
+    /// As for `Kernels::launch`.
+    pub(in crate::device) unsafe fn launch<P: Copy>(
+        &self,
+        name: &str,
+        launch: Launch,
+        stream: RawStream,
+        params: &P,
+    ) -> Result<()> {
+        let function = self.function(name)?;
+        check(name, function, launch, size_of::<P>())?;
+        self.context.bind()?;
+        if launch.shared_bytes > WITHOUT_ASKING && !function.opted_in.load(Ordering::Relaxed) {
+            let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded.
+            unsafe {
+                result::function::set_function_attribute(function.raw, which, function.shared_limit as i32)
+            }
+            .map_err(failed(format_args!(
+                "the kernel {name} cannot have more than 48 KiB of shared memory"
+            )))?;
+            function.opted_in.store(true, Ordering::Relaxed);
+        }
+
+        let mut attributes = [cluster(launch.cluster), DEPENDENT];
+        let attributes = match (launch.cluster > 1, launch.dependent) {
+            (true, true) => &mut attributes[..],
+            (true, false) => &mut attributes[..1],
+            (false, true) => &mut attributes[1..],
+            (false, false) => &mut [],
+        };
+        let config = CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: stream.0.cast(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the driver copies `params` (of the size that the kernel has) before it returns; the
+        // caller answers for what is in it and for the stream.
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function.raw, arguments.as_mut_ptr(), ptr::null_mut())
+        }
+        .result()
+        .map_err(failed(format_args!("the kernel {name} cannot be launched ({launch:?})")))
+    }
+}
+
+/// What the driver would refuse without saying why, or not refuse at all.
+fn check(name: &str, function: &Function, launch: Launch, params_bytes: usize) -> Result<()> {
+    if params_bytes != function.params_bytes {
+        return Err(Error::failure(format!(
+            "the kernel {name} takes parameters of {} bytes and was given {params_bytes}; \
+             build kernels and program from the same version",
+            function.params_bytes
+        )));
+    }
+    if launch.threads != function.threads {
+        return Err(Error::failure(format!(
+            "the kernel {name} runs with {} threads a block and was launched with {}",
+            function.threads, launch.threads
+        )));
+    }
+    if launch.shared_bytes > function.shared_limit {
+        return Err(Error::usage(format!(
+            "the kernel {name} needs {} bytes of shared memory a block and this GPU has {}; choose smaller tiles",
+            launch.shared_bytes, function.shared_limit
+        )));
+    }
+    Ok(())
+}
+
+const fn attribute(id: Id, value: CUlaunchAttributeValue) -> CUlaunchAttribute {
+    CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+fn cluster(blocks: u32) -> CUlaunchAttribute {
+    let dim = ClusterDim { x: blocks, y: 1, z: 1 };
+    attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, CUlaunchAttributeValue { clusterDim: dim })
+}
+
+const DEPENDENT: CUlaunchAttribute = attribute(
+    Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+    CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+);

@@ -1,0 +1,234 @@
+//! Memory of a GPU, and host memory that it can reach.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUstream};
+
+use super::context::Context;
+use super::driver::{attribute, failed};
+use crate::Result;
+use crate::device::RawStream;
+
+/// The allocator of a GPU. It has a stream of its own and waits for it after each step, so that memory
+/// may be used on every stream from the moment it is there.
+pub(in crate::device) struct Memory {
+    context: Arc<Context>,
+    stream: CUstream,
+    /// Whether the driver keeps freed memory for the next allocation.
+    pooled: bool,
+    /// Captures that are under way. Freeing waits for the device, which no capture survives.
+    captures: AtomicUsize,
+    /// What is to be freed after them.
+    later: Mutex<Vec<u64>>,
+}
+
+// SAFETY: a stream of the driver may be used from any thread.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub(super) fn new(context: Arc<Context>, device: CUdevice) -> Result<Self> {
+        context.bind()?;
+        let pooled = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0;
+        if pooled {
+            let mut keep = u64::MAX;
+            // SAFETY: the default pool lives as long as the device, and this attribute is a u64.
+            unsafe {
+                result::device::get_default_mem_pool(device).and_then(|pool| {
+                    let which = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+                    result::mem_pool::set_attribute(pool, which, (&raw mut keep).cast::<c_void>())
+                })
+            }
+            .map_err(failed("the memory pool of the GPU cannot be set up"))?;
+        }
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(failed("no stream can be made on the GPU"))?;
+        Ok(Self { context, stream, pooled, captures: AtomicUsize::new(0), later: Mutex::new(Vec::new()) })
+    }
+
+    pub(in crate::device) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    pub(in crate::device) fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.context.bind()?;
+        self.free_later();
+        let what = || format!("{:.1} MiB of GPU memory cannot be had", bytes as f64 / f64::from(1 << 20));
+        // SAFETY: `bytes` is not 0; the stream is alive.
+        unsafe {
+            if self.pooled {
+                let address = result::malloc_async(self.stream, bytes).map_err(failed(what()))?;
+                self.settle()?;
+                Ok(address)
+            } else {
+                result::malloc_sync(bytes).map_err(failed(what()))
+            }
+        }
+    }
+
+    /// Frees memory after everything that is queued on the device, or after the captures under way.
+    ///
+    /// # Safety
+    /// `address` comes from [`alloc`](Self::alloc) and is not used again.
+    pub(in crate::device) unsafe fn free(&self, address: u64) {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        self.free_later();
+    }
+
+    fn free_later(&self) {
+        if self.captures.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+        if later.is_empty() {
+            return;
+        }
+        self.context.within(|| {
+            // A failed device refuses all of this, and its memory ends with the process.
+            let _ = result::ctx::synchronize();
+            for address in later.drain(..) {
+                // SAFETY: `free` was promised that it is memory of this allocator which nobody uses.
+                let _ = unsafe {
+                    if self.pooled {
+                        result::free_async(address, self.stream)
+                    } else {
+                        result::free_sync(address)
+                    }
+                };
+            }
+        });
+    }
+
+    pub(in crate::device) fn capture_begins(&self) {
+        self.captures.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(in crate::device) fn capture_ends(&self) {
+        self.captures.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(in crate::device) fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the range is an allocation of this memory.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }
+            .map_err(failed("GPU memory cannot be cleared"))?;
+        self.settle()
+    }
+
+    pub(in crate::device) fn upload(&self, address: u64, host: &[u8]) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the range is an allocation of this memory, and `host` lives until `settle` returns.
+        unsafe { result::memcpy_htod_async(address, host, self.stream) }
+            .map_err(failed("data cannot be copied to the GPU"))?;
+        self.settle()
+    }
+
+    /// Copies to `host` what lies at `address` once the device has run everything.
+    pub(in crate::device) fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
+        self.context.bind()?;
+        result::ctx::synchronize().map_err(failed("the GPU has failed"))?;
+        // SAFETY: the range is an allocation of this memory, and `host` lives until `settle` returns.
+        unsafe { result::memcpy_dtoh_async(host, address, self.stream) }
+            .map_err(failed("data cannot be copied from the GPU"))?;
+        self.settle()
+    }
+
+    /// Queues a copy to the GPU.
+    ///
+    /// # Safety
+    /// The range at `address` is allocated; a pinned `host` is left alone until the copy has run.
+    pub(in crate::device) unsafe fn copy_in(
+        &self,
+        stream: RawStream,
+        address: u64,
+        host: &[u8],
+    ) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_htod_async(address, host, stream.0.cast()) }
+            .map_err(failed("data cannot be copied to the GPU"))
+    }
+
+    /// Queues a copy from the GPU.
+    ///
+    /// # Safety
+    /// The range at `address` is allocated; `host` is pinned and left alone until the copy has run.
+    pub(in crate::device) unsafe fn copy_out(
+        &self,
+        stream: RawStream,
+        host: &mut [u8],
+        address: u64,
+    ) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtoh_async(host, address, stream.0.cast()) }
+            .map_err(failed("data cannot be copied from the GPU"))
+    }
+
+    pub(in crate::device) fn pinned(&self, bytes: usize) -> Result<PinnedBytes> {
+        self.context.bind()?;
+        // Some element, so that the address is a real one; not write-combined, which the host reads slowly.
+        // SAFETY: freed once, in `drop`.
+        let memory = unsafe { result::malloc_host(bytes.max(1), 0) };
+        let memory = memory.map_err(failed(format_args!("{bytes} bytes of pinned memory cannot be had")))?;
+        let start = NonNull::new(memory.cast::<u8>())
+            .ok_or_else(|| crate::Error::failure(format!("{bytes} bytes of pinned memory cannot be had")))?;
+        // SAFETY: `bytes` bytes were just allocated there.
+        unsafe { start.as_ptr().write_bytes(0, bytes) };
+        Ok(PinnedBytes { start, len: bytes, context: self.context.clone() })
+    }
+
+    fn settle(&self) -> Result<()> {
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the GPU has failed"))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.captures.store(0, Ordering::SeqCst);
+        self.free_later();
+        self.context.within(|| {
+            // SAFETY: made in `new`, and nobody else has it.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        });
+    }
+}
+
+/// Host memory that the GPU can reach.
+pub(in crate::device) struct PinnedBytes {
+    start: NonNull<u8>,
+    len: usize,
+    context: Arc<Context>,
+}
+
+// SAFETY: plain memory, owned like a Vec.
+unsafe impl Send for PinnedBytes {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedBytes {}
+
+impl PinnedBytes {
+    pub(in crate::device) fn as_slice(&self) -> &[u8] {
+        // SAFETY: `len` initialised bytes that this value owns.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    pub(in crate::device) fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for PinnedBytes {
+    fn drop(&mut self) {
+        self.context.within(|| {
+            // SAFETY: allocated by the driver and freed once.
+            let _ = unsafe { result::free_host(self.start.as_ptr().cast()) };
+        });
+    }
+}

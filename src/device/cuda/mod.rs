@@ -1,0 +1,74 @@
+//! The GPU through the CUDA driver. cudarc is named in this folder alone.
+
+mod context;
+mod driver;
+mod launch;
+mod memory;
+mod modules;
+mod stream;
+
+use std::sync::Arc;
+
+use context::Context;
+pub(super) use memory::{Memory, PinnedBytes};
+pub(super) use modules::Modules;
+pub(super) use stream::{Event, Graph, Stream};
+
+use super::fatbins::Fatbins;
+use super::info::DeviceInfo;
+use crate::{Error, Result};
+
+/// Opens GPU number `ordinal` with its kernels.
+pub(super) fn open(ordinal: usize) -> Result<(Modules, Memory, DeviceInfo)> {
+    let version = driver::start()?;
+    let device = driver::device(ordinal)?;
+    let info = driver::describe(device, version)?;
+    let fatbins = Fatbins::find()?;
+    supports(&info, &fatbins)?;
+    let context = Arc::new(Context::primary(device)?);
+    let memory = Memory::new(context.clone(), device)?;
+    Ok((Modules::new(context, fatbins, info.shared_per_block), memory, info))
+}
+
+/// What GPU number `ordinal` is, whether or not there are kernels for it.
+pub(super) fn describe(ordinal: usize) -> Result<DeviceInfo> {
+    let version = driver::start()?;
+    driver::describe(driver::device(ordinal)?, version)
+}
+
+/// How many GPUs the driver shows.
+pub(super) fn count() -> Result<usize> {
+    driver::start()?;
+    driver::count()
+}
+
+/// Kernels for the context that is current on this thread.
+pub(super) fn for_current_context() -> Result<(Modules, DeviceInfo)> {
+    let version = driver::start()?;
+    let (context, device) = Context::current()?;
+    let info = driver::describe(device, version)?;
+    let fatbins = Fatbins::find()?;
+    supports(&info, &fatbins)?;
+    Ok((Modules::new(Arc::new(context), fatbins, info.shared_per_block), info))
+}
+
+/// Refuses GPUs for which there is no code.
+pub(super) fn supports(info: &DeviceInfo, fatbins: &Fatbins) -> Result<()> {
+    let (major, minor) = info.capability;
+    if info.capability < (8, 0) {
+        return Err(Error::usage(format!(
+            "{} has compute capability {major}.{minor} and the kernels need 8.0 (Ampere) or newer",
+            info.name
+        )));
+    }
+    if !fatbins.run_on(info.capability) {
+        return Err(Error::usage(format!(
+            "the kernels of {} are for {} and {} has compute capability {major}.{minor}; build them without \
+             CUDA_COMPUTE_CAP, or with CUDA_COMPUTE_CAP={major}.{minor}",
+            fatbins.origin(),
+            fatbins.architectures().join(", "),
+            info.name
+        )));
+    }
+    Ok(())
+}

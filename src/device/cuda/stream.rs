@@ -1,0 +1,172 @@
+//! Streams, events and graphs of a GPU.
+
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{
+    CUevent, CUevent_flags, CUevent_wait_flags, CUgraph, CUgraphExec, CUgraphInstantiate_flags, CUstream,
+    CUstreamCaptureMode, CUstreamCaptureStatus,
+};
+
+use super::context::Context;
+use super::driver::failed;
+use crate::device::RawStream;
+use crate::{Error, Result};
+
+pub(in crate::device) struct Stream {
+    raw: CUstream,
+    context: Arc<Context>,
+}
+
+pub(in crate::device) struct Event {
+    raw: CUevent,
+    context: Arc<Context>,
+}
+
+pub(in crate::device) struct Graph {
+    graph: CUgraph,
+    executable: CUgraphExec,
+    context: Arc<Context>,
+}
+
+// SAFETY: streams, events and graphs of the driver may be used from any thread; a graph is not changed
+// once it is made.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+// SAFETY: as above.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+// SAFETY: as above; it is not Sync, since two threads may not launch one graph at once.
+unsafe impl Send for Graph {}
+
+impl Stream {
+    pub(in crate::device) fn new(context: &Arc<Context>) -> Result<Self> {
+        context.bind()?;
+        let raw = result::stream::create(result::stream::StreamKind::NonBlocking);
+        let raw = raw.map_err(failed("no stream can be made on the GPU"))?;
+        Ok(Self { raw, context: context.clone() })
+    }
+
+    pub(in crate::device) fn raw(&self) -> RawStream {
+        RawStream(self.raw.cast())
+    }
+
+    pub(in crate::device) fn synchronize(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the stream is alive, here and below.
+        unsafe { result::stream::synchronize(self.raw) }.map_err(failed("the GPU has failed"))
+    }
+
+    pub(in crate::device) fn record(&self) -> Result<Event> {
+        self.context.bind()?;
+        let raw = result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
+        let event = Event {
+            raw: raw.map_err(failed("no event can be made on the GPU"))?,
+            context: self.context.clone(),
+        };
+        // SAFETY: event and stream are alive.
+        unsafe { result::event::record(event.raw, self.raw) }
+            .map_err(failed("an event cannot be recorded"))?;
+        Ok(event)
+    }
+
+    pub(in crate::device) fn wait(&self, event: &Event) -> Result<()> {
+        self.context.bind()?;
+        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: event and stream are alive; the driver keeps what it needs of a destroyed event.
+        unsafe { result::stream::wait_event(self.raw, event.raw, flags) }
+            .map_err(failed("a stream cannot wait for an event"))
+    }
+
+    pub(in crate::device) fn begin_capture(&self) -> Result<()> {
+        self.context.bind()?;
+        // Relaxed, because the first launch of a kernel loads its code, which the other modes forbid.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::begin_capture(self.raw, mode) }.map_err(failed("a graph cannot be captured"))
+    }
+
+    pub(in crate::device) fn is_capturing(&self) -> Result<bool> {
+        self.context.bind()?;
+        // SAFETY: the stream is alive.
+        let status = unsafe { result::stream::is_capturing(self.raw) };
+        let status = status.map_err(failed("a stream does not tell whether it is captured"))?;
+        Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    pub(in crate::device) fn end_capture(&self) -> Result<Graph> {
+        self.context.bind()?;
+        // SAFETY: the stream is alive and captured.
+        let graph = unsafe { result::stream::end_capture(self.raw) };
+        let graph = graph.map_err(failed("the capture of a graph has failed"))?;
+        if graph.is_null() {
+            return Err(Error::failure(
+                "the capture of a graph has failed: something in it cannot be captured",
+            ));
+        }
+        // SAFETY: the graph was just made, and is destroyed once: here, or when `Graph` is dropped.
+        unsafe {
+            match result::graph::instantiate(graph, CUgraphInstantiate_flags(0)) {
+                Ok(executable) => Ok(Graph { graph, executable, context: self.context.clone() }),
+                Err(error) => {
+                    let _ = result::graph::destroy(graph);
+                    Err(failed("a captured graph cannot be made ready")(error))
+                }
+            }
+        }
+    }
+}
+
+impl Event {
+    pub(in crate::device) fn synchronize(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.raw) }.map_err(failed("the GPU has failed"))
+    }
+
+    pub(in crate::device) fn elapsed_ms(&self, end: &Self) -> Result<f32> {
+        self.synchronize()?;
+        end.synchronize()?;
+        // SAFETY: both events are alive.
+        unsafe { result::event::elapsed(self.raw, end.raw) }.map_err(failed("two events cannot be timed"))
+    }
+}
+
+impl Graph {
+    pub(in crate::device) fn launch(&self, stream: &Stream) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: graph and stream are alive; the launches in it were promised to be valid.
+        unsafe { result::graph::launch(self.executable, stream.raw) }
+            .map_err(failed("a graph cannot be launched"))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`; the driver lets queued work finish.
+        self.context.within(|| unsafe {
+            let _ = result::stream::destroy(self.raw);
+        });
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made in `record`.
+        self.context.within(|| unsafe {
+            let _ = result::event::destroy(self.raw);
+        });
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made in `end_capture`; the driver lets a running graph finish.
+        self.context.within(|| unsafe {
+            let _ = result::graph::exec_destroy(self.executable);
+            let _ = result::graph::destroy(self.graph);
+        });
+    }
+}

@@ -1,0 +1,71 @@
+//! The loaded kernels of a device, launched by name.
+
+use std::sync::Arc;
+
+use super::cuda;
+use super::handle::RawStream;
+use super::info::DeviceInfo;
+use super::launch::Launch;
+use crate::{Error, Result};
+
+/// Every kernel of the registry, for one device. Code is loaded when a kernel of its file is first
+/// launched.
+pub struct Kernels {
+    loaded: Loaded,
+    info: Arc<DeviceInfo>,
+}
+
+pub(super) enum Loaded {
+    Cuda(cuda::Modules),
+}
+
+impl Kernels {
+    pub(super) fn new(loaded: Loaded, info: Arc<DeviceInfo>) -> Self {
+        Self { loaded, info }
+    }
+
+    /// Kernels for the CUDA context that is current on this thread, as another engine has made it:
+    /// launches then go to that engine's streams and memory. Drop it before the context is destroyed.
+    ///
+    /// # Errors
+    /// No current context, or any reason for which [`Device::cuda`](super::Device::cuda) fails.
+    pub fn for_current_context() -> Result<Self> {
+        let (modules, info) = cuda::for_current_context()?;
+        Ok(Self::new(Loaded::Cuda(modules), Arc::new(info)))
+    }
+
+    /// Queues a kernel on `stream`. `params` are its constant arguments, the mirror of the C++ struct.
+    /// Nothing is waited for; what fails while the kernel runs is told by the next synchronisation.
+    ///
+    /// # Errors
+    /// A kernel that is not there, `params` of another size than the kernel's, a launch that the device
+    /// refuses.
+    ///
+    /// # Safety
+    /// `P` is the kernel's parameter struct, every address in it is valid for what the kernel reads and
+    /// writes, and stays so until the kernel has run, or as long as the graph that a capture of `stream`
+    /// becomes. `stream` is a live stream of this device.
+    pub unsafe fn launch<P: Copy>(
+        &self,
+        name: &str,
+        launch: Launch,
+        stream: RawStream,
+        params: &P,
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Err(Error::usage(format!(
+                "{name} cannot be launched on a grid of {:?} blocks: every side must be at least 1",
+                launch.grid
+            )));
+        }
+        match &self.loaded {
+            // SAFETY: the caller answers for addresses and stream.
+            Loaded::Cuda(modules) => unsafe { modules.launch(name, launch, stream, params) },
+        }
+    }
+
+    /// The device they are loaded for.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+}
