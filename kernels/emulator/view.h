@@ -3,6 +3,8 @@
 
 #include "memory.h"
 
+#include <type_traits>
+
 // Global memory from `p` on.
 template <class T>
 struct Global {
@@ -49,7 +51,7 @@ struct Global {
         range = emulator::global_range<sizeof(T)>(range, "reads", p, address, sizeof(T), site);
         if (emulator::current->polled == address) emulator::give_way(site);
         emulator::current->polled = address;
-        T x;
+        std::remove_const_t<T> x;
         memcpy(&x, address, sizeof(T));
         return x;
     }
@@ -69,7 +71,7 @@ private:
         const void* address = at(i);
         range = emulator::global_range<sizeof(V)>(range, "reads", p, address, sizeof(V), site);
         if (range->writers) emulator::note_global_read(*range, uint64_t(address), sizeof(V), site);
-        V x;
+        std::remove_const_t<V> x;
         memcpy(&x, address, sizeof(V));
         return x;
     }
@@ -129,7 +131,7 @@ private:
     template <class V>
     V read(uint32_t i, emulator::Site site) const
     {
-        V x;
+        std::remove_const_t<V> x;
         emulator::read_shared<sizeof(V)>(&x, address + i * uint32_t(sizeof(T)), sizeof(V), false, site);
         return x;
     }
