@@ -14,7 +14,7 @@ struct Global {
 
     T load(int64_t i, emulator::Site site = emulator::Site::here()) const
     {
-        return read<T>(i, site);
+        return read<std::remove_const_t<T>>(i, site);
     }
 
     void store(int64_t i, T x, emulator::Site site = emulator::Site::here()) const
