@@ -1,6 +1,9 @@
 //! Compiles the kernels: with nvcc for GPUs, and with the C++ compiler for the emulator where the feature
 //! asks for it. The parts are in build/.
 
+#[cfg(feature = "emulator")]
+#[path = "build/emulator.rs"]
+mod emulator;
 #[path = "src/hash.rs"]
 mod hash;
 #[path = "build/nvcc/mod.rs"]
@@ -23,4 +26,6 @@ fn main() {
             println!("cargo::error={line}");
         }
     }
+    #[cfg(feature = "emulator")]
+    emulator::build(&sources);
 }

@@ -5,6 +5,8 @@
 //! Raw launches take a [`RawStream`] and [`Ptr`]s alone: [`Kernels::for_current_context`] serves engines
 //! that have a context, streams and memory of their own.
 
+#[cfg(feature = "emulator")]
+pub mod emulator;
 pub mod fatbins;
 
 mod choice;
