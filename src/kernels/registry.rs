@@ -4,6 +4,9 @@
 //! translation unit that includes the `.cu` file and one `TRENCADIS_KERNEL` line per [`Kernel`], once for
 //! nvcc and once for the emulator.
 
+#[path = "gemm/tiles.rs"]
+pub mod gemm;
+
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
@@ -57,7 +60,7 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [pool(), measure()].concat()
+    [gemm::sources(), pool(), measure()].concat()
 }
 
 fn measure() -> Vec<Source> {

@@ -182,9 +182,8 @@ impl Case {
         let (heads, images) = (config.heads, pool.sizes.images);
         let used = cu_seqlens[images] as usize;
         let pitch = 2 * width + FOREIGN;
-        let kv: Vec<f64> = (self.kv[..used * pitch].chunks_exact(pitch))
-            .flat_map(|row| wide(&row[..2 * width]))
-            .collect();
+        let kv: Vec<f64> =
+            (self.kv[..used * pitch].chunks_exact(pitch)).flat_map(|row| wide(&row[..2 * width])).collect();
         let affine = self.affine.each_ref().map(|x| self.present.then(|| wide32(x)));
         let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
         let affine = QkAffine { q_gain, k_gain, q_bias, k_bias };
@@ -321,7 +320,8 @@ fn mean_pooling_and_its_gradient() {
 
             let stream = device.stream().unwrap();
             let cu_seqlens = device.upload(&host).unwrap();
-            let (x_device, dx) = (device.upload(&x).unwrap(), device.upload(&vec![bf16::MAX; x.len()]).unwrap());
+            let (x_device, dx) =
+                (device.upload(&x).unwrap(), device.upload(&vec![bf16::MAX; x.len()]).unwrap());
             let out = device.alloc::<bf16>(dout.len()).unwrap();
             let workspace = device.alloc::<u8>(pool.workspace_bytes()).unwrap();
             let rows = |buffer| Rows { buffer, offset: 0, stride: pitch };
@@ -354,8 +354,13 @@ fn a_bad_cu_seqlens_is_reported() {
         let x = device.upload(&rounded(random(tokens * width, 7))).unwrap();
         let out = device.alloc::<bf16>(images * width).unwrap();
         let workspace = device.alloc::<u8>(pool.workspace_bytes()).unwrap();
-        let cases =
-            [([0, 8, 8, 40], 0), ([0, 30, 20, 40], 1), ([0, 8, 16, 41], 1), ([-5, 8, 16, 40], 1), ([0, 1, i32::MAX, 40], 1)];
+        let cases = [
+            ([0, 8, 8, 40], 0),
+            ([0, 30, 20, 40], 1),
+            ([0, 8, 16, 41], 1),
+            ([-5, 8, 16, 40], 1),
+            ([0, 1, i32::MAX, 40], 1),
+        ];
         for (host, expected) in cases {
             let stream = device.stream().unwrap();
             let (cu_seqlens, error) = (device.upload(&host).unwrap(), device.zeros::<i32>(1).unwrap());
@@ -374,15 +379,8 @@ fn a_bad_cu_seqlens_is_reported() {
             unsafe { launch_mean_forward(device.kernels(), stream.raw(), &params).unwrap() };
             stream.synchronize().unwrap();
             assert_eq!(error.download().unwrap(), [expected], "{host:?}");
-            let checked = pool.forward(
-                &device,
-                &stream,
-                &out,
-                Rows::dense(&x, width),
-                &cu_seqlens,
-                &host,
-                &workspace,
-            );
+            let checked =
+                pool.forward(&device, &stream, &out, Rows::dense(&x, width), &cu_seqlens, &host, &workspace);
             assert_eq!(checked.is_err(), expected == 1, "{host:?}");
         }
     }

@@ -5,8 +5,8 @@ use half::bf16;
 
 use super::PackedSizes;
 use super::attention::{
-    AttentionBackwardParams, AttentionForwardParams, AttentionQuery, AttentionShape, MAX_HEAD_DIM, MAX_QUERIES,
-    launch_attention_backward, launch_attention_forward,
+    AttentionBackwardParams, AttentionForwardParams, AttentionQuery, AttentionShape, MAX_HEAD_DIM,
+    MAX_QUERIES, launch_attention_backward, launch_attention_forward,
 };
 use crate::cpu::attention::AttentionConfig;
 use crate::device::{Buffer, Device, Ptr, Stream};

@@ -83,7 +83,10 @@ impl MeanPool {
         if self.width > 0 && self.width <= 1 << 20 && self.width.is_multiple_of(8) {
             return Ok(());
         }
-        Err(Error::usage(format!("mean pooling has {} columns, expected a multiple of 8 to 2^20", self.width)))
+        Err(Error::usage(format!(
+            "mean pooling has {} columns, expected a multiple of 8 to 2^20",
+            self.width
+        )))
     }
 
     /// Queues `out[N, D]` (written) from the rows `x[T, D]`.

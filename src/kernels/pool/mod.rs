@@ -9,13 +9,11 @@ mod checked;
 mod mean;
 
 pub use attention::{
-    AttentionBackwardParams, AttentionForwardParams, AttentionQuery, AttentionShape, MAX_HEAD_DIM, MAX_QUERIES,
-    launch_attention_backward, launch_attention_forward,
+    AttentionBackwardParams, AttentionForwardParams, AttentionQuery, AttentionShape, MAX_HEAD_DIM,
+    MAX_QUERIES, launch_attention_backward, launch_attention_forward,
 };
 pub use checked::{AttentionBackward, AttentionForward, AttentionPool, Query};
-pub use mean::{
-    MeanBackwardParams, MeanForwardParams, MeanPool, launch_mean_backward, launch_mean_forward,
-};
+pub use mean::{MeanBackwardParams, MeanForwardParams, MeanPool, launch_mean_backward, launch_mean_forward};
 
 use crate::error::{Error, Result};
 
