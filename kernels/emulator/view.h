@@ -8,16 +8,13 @@
 // Global memory from `p` on.
 template <class T>
 struct Global {
-    // What is loaded: the elements may be constant, as parameters of a kernel say.
-    using Value = std::remove_const_t<T>;
-
     T* p;
 
     explicit Global(T* p) : p(p) {}
 
-    Value load(int64_t i, emulator::Site site = emulator::Site::here()) const
+    T load(int64_t i, emulator::Site site = emulator::Site::here()) const
     {
-        return read<Value>(i, site);
+        return read<std::remove_const_t<T>>(i, site);
     }
 
     void store(int64_t i, T x, emulator::Site site = emulator::Site::here()) const
@@ -48,13 +45,13 @@ struct Global {
     }
 
     // A thread that loads the same address again is spinning: the others run first.
-    Value load_coherent(int64_t i, emulator::Site site = emulator::Site::here()) const
+    T load_coherent(int64_t i, emulator::Site site = emulator::Site::here()) const
     {
         const void* address = at(i);
         range = emulator::global_range<sizeof(T)>(range, "reads", p, address, sizeof(T), site);
         if (emulator::current->polled == address) emulator::give_way(site);
         emulator::current->polled = address;
-        Value x;
+        std::remove_const_t<T> x;
         memcpy(&x, address, sizeof(T));
         return x;
     }
