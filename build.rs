@@ -1,6 +1,9 @@
 //! Compiles the kernels: with nvcc for GPUs, and with the C++ compiler for the emulator where the feature
 //! asks for it. The parts are in build/.
 
+#[cfg(feature = "emulator")]
+#[path = "build/emulator.rs"]
+mod emulator;
 #[path = "src/hash.rs"]
 mod hash;
 #[path = "build/nvcc/mod.rs"]
@@ -16,11 +19,14 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=src/hash.rs");
+    println!("cargo::rerun-if-changed=src/kernels/gemm/tiles.rs");
     println!("cargo::rerun-if-changed=src/kernels/registry.rs");
     let sources = registry::sources();
     if let Err(message) = nvcc::build(&sources) {
-        for line in message.lines() {
+        for line in message.lines().filter(|line| !line.trim().is_empty()) {
             println!("cargo::error={line}");
         }
     }
+    #[cfg(feature = "emulator")]
+    emulator::build(&sources);
 }

@@ -131,7 +131,10 @@ fn run(nvcc: &Nvcc, options: &[String], kernels: &Path, jobs: &[&Job]) -> Result
 }
 
 fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job: &Job) -> Result<(), String> {
-    let failed = |what: String| format!("kernels/{} does not compile for the GPU:\n{what}", job.file);
+    let failed = |what: String| {
+        let file = job.file;
+        format!("kernels/{file} does not compile for the GPU (TRENCADIS_NO_CUDA=1 builds without):\n{what}")
+    };
     let done = Command::new(&nvcc.path)
         .args(options)
         .args(["--threads", &threads.to_string(), "-I"])

@@ -183,10 +183,22 @@ struct Tile {
 
     DEVICE explicit Tile(uint32_t base) : base(base) {}
 
-    DEVICE uint32_t address(int row, int chunk) const
+    DEVICE static uint32_t twist(uint32_t row)
     {
-        const int place = chunk ^ (row / (8 / TWISTS) % TWISTS);
-        return base + row * ROW_BYTES + place * 16;
+        return row / (8 / TWISTS) % TWISTS;
+    }
+
+    DEVICE uint32_t address(uint32_t row, uint32_t chunk) const
+    {
+        return base + row * ROW_BYTES + (chunk ^ twist(row)) * 16;
+    }
+
+    // The same for row `row` + `inner` and chunk 2 `step` + `odd`, where `row` is a multiple of 8: what
+    // depends on the lane, `inner` and `odd`, is computed once for all rows and steps.
+    DEVICE uint32_t address(uint32_t row, uint32_t inner, uint32_t step, uint32_t odd) const
+    {
+        const uint32_t lane_place = (odd ^ twist(inner)) * 16;
+        return base + inner * ROW_BYTES + (step * 32 ^ lane_place) + row * ROW_BYTES;
     }
 
     // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
@@ -242,17 +254,19 @@ struct Tile {
         }
     }
 
+    // Operands read with ldmatrix; `row` is a multiple of 8.
+    //
     // Operand b of X Tᵀ: n is row `row` + 8 i, depth the columns of step `step`. Collective.
     DEVICE void rows_as_b(uint32_t (&b)[2][2], int row, int step) const
     {
-        const int lane = ptx::lane_id();
+        const uint32_t lane = ptx::lane_id();
         if (2 * step + 1 < CHUNKS) {
             uint32_t r[4];
-            ptx::ldmatrix_x4(r, address(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+            ptx::ldmatrix_x4(r, address(row, lane / 16 * 8 + lane % 8, step, lane / 8 % 2));
             b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
         } else {
             uint32_t r[2];
-            ptx::ldmatrix_x2(r, address(row + lane % 16, 2 * step));
+            ptx::ldmatrix_x2(r, address(row, lane % 16, step, 0));
             b[0][0] = r[0], b[0][1] = 0, b[1][0] = r[1], b[1][1] = 0;
         }
     }
@@ -261,14 +275,14 @@ struct Tile {
     // the step is half. Collective.
     DEVICE void columns_as_b(uint32_t (&b)[2][2], int row, int step) const
     {
-        const int lane = ptx::lane_id();
+        const uint32_t lane = ptx::lane_id();
         if (2 * step + 1 < CHUNKS) {
             uint32_t r[4];
-            ptx::ldmatrix_x4_trans(r, address(row + lane % 16, 2 * step + lane / 16));
+            ptx::ldmatrix_x4_trans(r, address(row, lane % 16, step, lane / 16));
             b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
         } else {
             uint32_t r[2];
-            ptx::ldmatrix_x2_trans(r, address(row + lane % 16, 2 * step));
+            ptx::ldmatrix_x2_trans(r, address(row, lane % 16, step, 0));
             b[0][0] = r[0], b[0][1] = r[1], b[1][0] = 0, b[1][1] = 0;
         }
     }
@@ -276,12 +290,12 @@ struct Tile {
     // Operand a of T X: rows `row` to `row` + 15, depth the columns of step `step`. Collective.
     DEVICE void rows_as_a(uint32_t (&a)[4], int row, int step) const
     {
-        const int lane = ptx::lane_id();
+        const uint32_t lane = ptx::lane_id();
         if (2 * step + 1 < CHUNKS) {
-            ptx::ldmatrix_x4(a, address(row + lane % 16, 2 * step + lane / 16));
+            ptx::ldmatrix_x4(a, address(row, lane % 16, step, lane / 16));
         } else {
             uint32_t r[2];
-            ptx::ldmatrix_x2(r, address(row + lane % 16, 2 * step));
+            ptx::ldmatrix_x2(r, address(row, lane % 16, step, 0));
             a[0] = r[0], a[1] = r[1], a[2] = 0, a[3] = 0;
         }
     }

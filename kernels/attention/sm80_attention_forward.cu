@@ -60,8 +60,9 @@ struct Head {
 DEVICE Head head_of(const AttentionForward& p, int image, int head)
 {
     const Global<const int32_t> cu_seqlens(p.cu_seqlens);
-    const int start = cu_seqlens.load(image);
-    return Head{start, cu_seqlens.load(image + 1) - start, head};
+    const int start = ptx::shuffle(uint32_t(cu_seqlens.load(image)), 0);
+    const int end = ptx::shuffle(uint32_t(cu_seqlens.load(image + 1)), 0);
+    return Head{start, end - start, head};
 }
 
 // Keys or values of a head from row `row` on.
@@ -95,7 +96,7 @@ DEVICE constexpr int tiles_of_warp(int width)
 // Keys of one step, as many as registers hold scores for.
 DEVICE constexpr int keys_of_step(int width)
 {
-    return width == 72 || width == 80 ? 48 : 64;
+    return width == 72 ? 48 : width == 80 ? 32 : 64;
 }
 
 // 16 M query rows of one warp. Rows lane / 4 + 8 half of each 16 belong to this lane's quad.

@@ -85,9 +85,10 @@ impl Fatbins {
         &self.architectures
     }
 
-    /// Whether a GPU of this compute capability runs them.
-    pub fn run_on(&self, capability: (u32, u32)) -> bool {
-        self.architectures.iter().any(|name| architecture::runs_on(name, capability))
+    /// Which of the [`architectures`](Self::architectures) a GPU of this compute capability runs: machine
+    /// code where there is some, else PTX, which the driver compiles; none where it can run neither.
+    pub fn code_for(&self, capability: (u32, u32)) -> Option<&str> {
+        architecture::best(&self.architectures, capability)
     }
 
     /// How many fatbins there are.

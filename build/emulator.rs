@@ -1,0 +1,176 @@
+//! Compiles the kernels for the host: the same `.cu` files, as C++17 over `kernels/emulator`.
+//!
+//! Objects are kept from build to build and made anew when a file they include changed. With
+//! `TRENCADIS_COVERAGE=1` they count which lines run (gcov).
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::SystemTime;
+use std::{env, thread};
+
+use crate::registry::{Kernel, Source, Tier};
+use crate::units;
+
+/// Files of the emulator itself, below `kernels/emulator`.
+const RUNTIME: [&str; 3] = ["machine.cpp", "memory.cpp", "collectives.cpp"];
+
+/// Kernels of the emulator's own tests, most of them wrong on purpose: `(name, body, threads)`.
+const PLANTED: [(&str, &str, u32); 1] = [("planted_matmul", "planted::matmul", 32)];
+
+fn planted() -> Source {
+    let kernel = |&(name, body, threads): &(&str, &str, u32)| Kernel {
+        name: name.into(),
+        body: body.into(),
+        params: "planted::Params",
+        threads,
+        min_blocks: 1,
+        tensor_cores: false,
+    };
+    Source {
+        file: "../tests/kernels/planted.cu",
+        tier: Tier::Sm80,
+        kernels: PLANTED.iter().map(kernel).collect(),
+    }
+}
+
+/// C++ that instantiates a source's kernels and lists them in a table.
+fn translation_unit(source: &Source) -> String {
+    let mut text = units::unit(source);
+    let _ = write!(text, "\nextern \"C\" const emulator::Kernel {}[] = {{\n", table(source));
+    for kernel in &source.kernels {
+        let _ = writeln!(text, "    emulator_kernel_{},", kernel.name);
+    }
+    text + "};\n"
+}
+
+fn table(source: &Source) -> String {
+    format!("trencadis_emulator_{}", source.stem())
+}
+
+/// Rust that names the tables.
+fn tables(sources: &[Source]) -> String {
+    let mut text = String::from("unsafe extern \"C\" {\n");
+    for source in sources {
+        let _ = writeln!(text, "    static {}: [machine::Kernel; {}];", table(source), source.kernels.len());
+    }
+    let _ = write!(text, "}}\n\nfn tables() -> Vec<&'static [machine::Kernel]> {{\n    vec![\n");
+    for source in sources {
+        let _ = writeln!(text, "        // SAFETY: constant data, of this length by the same build.");
+        let _ = writeln!(text, "        unsafe {{ &{} }},", table(source));
+    }
+    text + "    ]\n}\n"
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|metadata| metadata.modified()).ok()
+}
+
+/// Whether `object` is newer than all that its dependency file names.
+fn is_fresh(object: &Path, dependencies: &Path) -> bool {
+    let (Some(made), Ok(text)) = (modified(object), fs::read_to_string(dependencies)) else {
+        return false;
+    };
+    let files = text.split_once(": ").map_or("", |(_, files)| files);
+    files
+        .split_whitespace()
+        .filter(|&file| file != "\\")
+        .all(|file| modified(Path::new(file)).is_some_and(|changed| changed < made))
+}
+
+/// Writes `text` unless the file says so already, so that its time tells when it changed.
+fn write_if_changed(path: &Path, text: &str) {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return;
+    }
+    fs::write(path, text).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+}
+
+/// Compiles all sources and links them into the crate.
+pub fn build(sources: &[Source]) {
+    println!("cargo::rerun-if-changed=tests/kernels");
+    println!("cargo::rerun-if-env-changed=TRENCADIS_COVERAGE");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let folder = out.join("emulator");
+    fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("cannot make {}: {e}", folder.display()));
+
+    let mut sources: Vec<Source> = sources.to_vec();
+    sources.push(planted());
+    sources.retain(|source| !source.kernels.is_empty());
+    write_if_changed(&out.join("emulator.rs"), &tables(&sources));
+    let mut units: Vec<(PathBuf, PathBuf)> = RUNTIME
+        .iter()
+        .map(|name| (root.join("kernels/emulator").join(name), folder.join(name).with_extension("o")))
+        .collect();
+    for source in &sources {
+        let unit = folder.join(source.stem()).with_extension("cpp");
+        write_if_changed(&unit, &translation_unit(source));
+        units.push((unit.clone(), unit.with_extension("o")));
+    }
+
+    let coverage = env::var_os("TRENCADIS_COVERAGE").is_some_and(|value| value == "1");
+    let mut compiler = cc::Build::new();
+    compiler
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .debug(false)
+        .warnings(true)
+        .define("TRENCADIS_EMULATOR", None)
+        .include(root.join("kernels"))
+        // Faults name `kernels/...`, wherever the checkout stands.
+        .flag(format!("-fmacro-prefix-map={}/=", root.display()))
+        .flag("-fno-exceptions")
+        .flag("-ffp-contract=off")
+        .flag("-Wno-unused-parameter");
+    if coverage {
+        compiler.flag("--coverage");
+    }
+    let tool = compiler.get_compiler();
+    let signature = format!("{:?}", tool.to_command());
+    let stamp = folder.join("command");
+    let same_command = fs::read_to_string(&stamp).is_ok_and(|old| old == signature);
+    let stale: Vec<_> = units
+        .iter()
+        .filter(|(_, object)| !same_command || !is_fresh(object, &object.with_extension("d")))
+        .collect();
+
+    let queue = Mutex::new(stale);
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().ok().and_then(|mut queue| queue.pop());
+                    let Some((source, object)) = next else { break };
+                    compile(tool.to_command(), source, object);
+                }
+            });
+        }
+    });
+    write_if_changed(&stamp, &signature);
+
+    let mut archive = cc::Build::new();
+    archive.cpp(true);
+    for (_, object) in &units {
+        archive.object(object);
+    }
+    archive.compile("trencadis_emulator");
+    if coverage {
+        println!("cargo::rustc-link-lib=gcov");
+    }
+}
+
+fn compile(mut command: Command, source: &Path, object: &Path) {
+    let dependencies = object.with_extension("d");
+    command.arg("-MMD").arg("-MF").arg(dependencies).arg("-c").arg(source).arg("-o").arg(object);
+    let output = command.output().unwrap_or_else(|e| panic!("cannot run the C++ compiler: {e}"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the emulator build of {} failed:\n{text}", source.display());
+    for line in text.lines() {
+        println!("cargo::warning={line}");
+    }
+}

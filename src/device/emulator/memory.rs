@@ -1,0 +1,126 @@
+//! Global memory: allocations on the host, far enough from one another that a small overrun meets none.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::machine::FreedRange;
+
+/// Alignment of an allocation, that of cudaMalloc.
+const ALIGN: usize = 256;
+/// Bytes on either side of an allocation that belong to nobody.
+const RED_ZONE: usize = 256;
+/// Freed memory is kept, to tell its use from a wild address, up to so many bytes.
+const KEPT_BYTES: usize = 64 << 20;
+
+/// One allocation; the memory lives as long as a launch may use it.
+pub struct Allocation {
+    base: *mut u8,
+    layout: Layout,
+    len: usize,
+}
+
+// SAFETY: the memory is owned, and only reached through addresses, as that of a device is.
+unsafe impl Send for Allocation {}
+// SAFETY: see above.
+unsafe impl Sync for Allocation {}
+
+impl Allocation {
+    fn new(len: usize) -> Self {
+        let bytes = len.next_multiple_of(ALIGN) + 2 * RED_ZONE;
+        let layout = Layout::from_size_align(bytes, ALIGN).unwrap_or(Layout::new::<[u8; ALIGN]>());
+        // SAFETY: the layout is not empty.
+        let base = unsafe { alloc(layout) };
+        if base.is_null() || layout.size() < bytes {
+            handle_alloc_error(layout);
+        }
+        // SAFETY: `bytes` bytes were allocated. All ones is NaN in every float format.
+        unsafe { base.write_bytes(0xff, bytes) };
+        Self { base, layout, len }
+    }
+
+    /// First and one past the last address.
+    pub fn range(&self) -> (u64, u64) {
+        let low = self.base as u64 + RED_ZONE as u64;
+        (low, low + self.len as u64)
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.base, self.layout) };
+    }
+}
+
+/// The allocations at the start of a launch, in order of address, and those freed not long before.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub live: Arc<[Arc<Allocation>]>,
+    pub freed: Arc<[FreedRange]>,
+    /// Keeps what was freed from being given out again.
+    _kept: Arc<[Arc<Allocation>]>,
+}
+
+#[derive(Default)]
+struct Tables {
+    live: BTreeMap<u64, Arc<Allocation>>,
+    freed: VecDeque<Arc<Allocation>>,
+    freed_bytes: usize,
+    snapshot: Option<Snapshot>,
+}
+
+/// Global memory of an emulator.
+#[derive(Default)]
+pub struct Memory(Mutex<Tables>);
+
+impl Memory {
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Address of `len` bytes of NaN.
+    pub fn alloc(&self, len: usize) -> u64 {
+        let allocation = Arc::new(Allocation::new(len));
+        let address = allocation.range().0;
+        let mut tables = self.tables();
+        tables.live.insert(address, allocation);
+        tables.snapshot = None;
+        address
+    }
+
+    /// Frees the allocation at `address`; false if there is none.
+    pub fn free(&self, address: u64) -> bool {
+        let mut tables = self.tables();
+        let Some(allocation) = tables.live.remove(&address) else {
+            return false;
+        };
+        tables.snapshot = None;
+        tables.freed_bytes += allocation.len;
+        tables.freed.push_back(allocation);
+        while tables.freed_bytes > KEPT_BYTES || tables.freed.len() > 1024 {
+            let Some(oldest) = tables.freed.pop_front() else { break };
+            tables.freed_bytes -= oldest.len;
+        }
+        true
+    }
+
+    /// What there is now.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut tables = self.tables();
+        if let Some(snapshot) = &tables.snapshot {
+            return snapshot.clone();
+        }
+        let freed_range = |allocation: &Arc<Allocation>| {
+            let (low, high) = allocation.range();
+            FreedRange { low, high }
+        };
+        let snapshot = Snapshot {
+            live: tables.live.values().cloned().collect(),
+            freed: tables.freed.iter().map(freed_range).collect(),
+            _kept: tables.freed.iter().cloned().collect(),
+        };
+        tables.snapshot = Some(snapshot.clone());
+        snapshot
+    }
+}
