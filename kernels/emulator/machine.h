@@ -13,6 +13,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <unordered_map>
 #include <vector>
 
 namespace emulator {
@@ -202,6 +203,8 @@ struct Launch {
     Range* recent[4] = {}; // allocations that were looked up last
     uint32_t next_recent = 0;
     std::vector<float> scratch;
+    std::unordered_map<uint32_t, std::vector<bool>> known; // by number: blocks whose writes it may count on
+    std::unordered_map<const void*, std::vector<bool>> passed_on; // by counter: blocks that added to it
 
     uint64_t next_random()
     {

@@ -18,6 +18,7 @@ Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t
                   Site site);
 void note_global_write(Range& range, uint64_t address, uint32_t bytes, const void* value, Site site);
 void note_global_read(const Range& range, uint64_t address, uint32_t bytes, Site site);
+void note_coherent_read(const Range& range, uint64_t address);
 
 // Offset of a shared address after the test of bounds and alignment.
 inline uint32_t shared_offset(const char* verb, uint32_t address, uint32_t bytes, uint32_t alignment, Site site)

@@ -1,9 +1,7 @@
-// What is wrong with an access to memory, and the asynchronous copies.
+// Shared memory: what is wrong with an access to it, and the asynchronous copies into it.
 #include "operations.h"
 
 #include <algorithm>
-#include <iterator>
-#include <stdlib.h>
 
 namespace emulator {
 
@@ -66,109 +64,6 @@ void examine_write(uint32_t offset, uint32_t bytes, Site site)
                  g * granule, u * 32 + lane, u == warp.id ? "warp_sync or barrier" : "barrier");
         }
     }
-}
-
-namespace {
-
-template <class R>
-R* containing(R* ranges, size_t count, uint64_t address, bool with_end)
-{
-    R* after = std::upper_bound(ranges, ranges + count, address,
-                                [](uint64_t at, const R& range) { return at < range.low; });
-    if (after == ranges) return nullptr;
-    R* range = after - 1;
-    return address < range->high || (with_end && address == range->high) ? range : nullptr;
-}
-
-} // namespace
-
-Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t bytes, uint32_t alignment, Site site)
-{
-    Launch& launch = *current->block->launch;
-    const LaunchArguments& arguments = launch.arguments;
-    if (!base) fail(site, "%s %u bytes through a null pointer", verb, bytes);
-    uint64_t begin = reinterpret_cast<uint64_t>(base);
-    Range* range = nullptr;
-    for (Range* recent : launch.recent) {
-        if (recent && begin >= recent->low && begin < recent->high) range = recent;
-    }
-    if (!range) {
-        range = containing(arguments.ranges, arguments.range_count, begin, true);
-        launch.recent[launch.next_recent++ % std::size(launch.recent)] = range;
-    }
-    if (!range) range = containing(arguments.ranges, arguments.range_count, address, false);
-    if (!range) {
-        const FreedRange* freed = nullptr;
-        for (size_t i = 0; i < arguments.freed_count; i++) {
-            const FreedRange& candidate = arguments.freed[i];
-            if (address >= candidate.low && address < candidate.high) freed = &candidate;
-        }
-        if (freed) {
-            fail(site, "%s %u bytes in global memory that was freed, at byte %llu of an allocation of %llu", verb, bytes,
-                 (unsigned long long)(address - freed->low), (unsigned long long)(freed->high - freed->low));
-        }
-        fail(site, "%s %u bytes at address 0x%llx, which lies in no allocation of global memory", verb, bytes,
-             (unsigned long long)address);
-    }
-    if (address < range->low || address + bytes > range->high) {
-        fail(site, "%s %u bytes at byte %lld of an allocation of %llu bytes of global memory", verb, bytes,
-             (long long)(address - range->low), (unsigned long long)(range->high - range->low));
-    }
-    if (address % alignment != 0) {
-        fail(site, "%s %u bytes at address 0x%llx of global memory, which is not aligned to %u", verb, bytes,
-             (unsigned long long)address, alignment);
-    }
-    return range;
-}
-
-void note_global_write(Range& range, uint64_t address, uint32_t bytes, const void* value, Site site)
-{
-    Launch& launch = *current->block->launch;
-    launch.changes++;
-    if (!launch.arguments.global_races || bytes < granule) return;
-    if (!range.writers) {
-        range.writers = static_cast<uint32_t*>(calloc((range.high - range.low) / granule + 1, sizeof(uint32_t)));
-        if (!range.writers) return;
-    }
-    uint32_t* writers = range.writers + (address - range.low) / granule;
-    uint32_t own = current->block->number;
-    for (uint32_t i = 0; i < bytes / granule; i++) {
-        const char* old = reinterpret_cast<const char*>(address) + i * granule;
-        if (writers[i] != 0 && writers[i] != own
-            && memcmp(old, static_cast<const char*>(value) + i * granule, granule) != 0) {
-            fail(site, "writes byte %llu of an allocation of global memory, where block %u of this launch wrote "
-                       "something else",
-                 (unsigned long long)(address - range.low + i * granule), writers[i] - 1);
-        }
-        writers[i] = own;
-    }
-}
-
-void note_global_read(const Range& range, uint64_t address, uint32_t bytes, Site site)
-{
-    const uint32_t* writers = range.writers + (address - range.low) / granule;
-    uint32_t own = current->block->number;
-    for (uint32_t i = 0; i < bytes / granule; i++) {
-        if (writers[i] == 0 || writers[i] == own) continue;
-        fail(site, "reads byte %llu of an allocation of global memory, which block %u of this launch wrote: "
-                   "load_coherent is for that",
-             (unsigned long long)(address - range.low + i * granule), writers[i] - 1);
-    }
-}
-
-int add_to_global(int* counter, int x, Site site)
-{
-    global_range<sizeof(int)>(nullptr, "adds to", counter, counter, alignof(int), site);
-    Thread& thread = *current;
-    if (x == 0) {
-        if (thread.polled == counter) give_way(site);
-        thread.polled = counter;
-    } else {
-        thread.block->launch->changes++;
-    }
-    int old = *counter;
-    *counter = int(uint32_t(old) + uint32_t(x));
-    return old;
 }
 
 namespace {
