@@ -380,9 +380,14 @@ Thread* trencadis_emulator_thread(Block* block, uint32_t thread)
     return &block->threads[thread];
 }
 
-// The current thread has come to the end of the kernel.
-void trencadis_emulator_exit()
+// Runs the kernel on the current thread, from its begin to its end.
+void trencadis_emulator_enter(void (*run)(const void*), const void* params)
 {
+    // Stacks lie whole pages apart, and what the lanes of a warp use of them would fall into the same few sets
+    // of the host's caches: each lane begins a little lower.
+    volatile char* shift = static_cast<volatile char*>(__builtin_alloca(128 * (1 + current->lane)));
+    shift[0] = 0;
+    run(params);
     Thread& thread = *current;
     Warp& warp = *thread.warp;
     if (warp.arrived != 0) {

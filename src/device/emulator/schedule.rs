@@ -104,8 +104,7 @@ fn start(
         // SAFETY: thread and parameters outlive the coroutine; `run` is a kernel that takes them.
         unsafe {
             (*thread).yielder = std::ptr::from_ref(yielder).cast();
-            run(params);
-            machine::trencadis_emulator_exit();
+            machine::trencadis_emulator_enter(run, params);
         }
     }))
 }
