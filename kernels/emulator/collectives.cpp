@@ -74,6 +74,7 @@ void load_matrices(uint32_t* registers, uint32_t address, uint32_t count, bool t
 namespace {
 
 typedef float Four __attribute__((vector_size(16)));
+typedef double Pairs __attribute__((vector_size(16)));
 
 // p = a b for a of [rows, 16] and b of [16, columns], columns a multiple of 8. The sum over k is in order. The
 // product of two bf16 is exact in f32, so a fused multiplication and addition gives the same bits as two steps.
@@ -183,11 +184,12 @@ void multiply(MatrixProduct own, Site site)
             const float* upper = p + (16 * m + l / 4) * columns + l % 4 * 2 * tiles_n;
             const float* lower = upper + 8 * columns;
             for (int n = 0; n < tiles_n; n++, d += 4) {
-                Four sum, tile;
-                memcpy(&tile, upper + 2 * n, 8);
-                memcpy(reinterpret_cast<char*>(&tile) + 8, lower + 2 * n, 8);
+                double two[2]; // pairs of f32, moved as one
+                memcpy(&two[0], upper + 2 * n, 8);
+                memcpy(&two[1], lower + 2 * n, 8);
+                Four sum;
                 memcpy(&sum, d, sizeof sum);
-                sum += tile;
+                sum += Four(Pairs{two[0], two[1]});
                 memcpy(d, &sum, sizeof sum);
             }
         }
