@@ -19,10 +19,11 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=src/hash.rs");
+    println!("cargo::rerun-if-changed=src/kernels/gemm/tiles.rs");
     println!("cargo::rerun-if-changed=src/kernels/registry.rs");
     let sources = registry::sources();
     if let Err(message) = nvcc::build(&sources) {
-        for line in message.lines() {
+        for line in message.lines().filter(|line| !line.trim().is_empty()) {
             println!("cargo::error={line}");
         }
     }

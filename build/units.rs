@@ -64,8 +64,9 @@ pub fn hash_of(sources: &[Source], kernels: &Path) -> io::Result<String> {
 /// A unit with the contents of all that it includes.
 pub fn contents(unit: &str, kernels: &Path) -> io::Result<String> {
     let mut all = unit.to_string();
+    let emulator = fs::canonicalize(kernels)?.join("emulator");
     for path in headers(unit, kernels)? {
-        if !path.components().any(|part| part.as_os_str() == "emulator") {
+        if !path.starts_with(&emulator) {
             all += &fs::read_to_string(path)?;
         }
     }

@@ -1,6 +1,9 @@
 //! Whole networks against the implementations that they come from. `tools/make_goldens.py` wrote the
 //! files; its results are computed in f64, so what differs is this crate's rounding.
 
+#[path = "support/places.rs"]
+mod places;
+
 use std::path::{Path, PathBuf};
 
 use trencadis::data::batch::{PackedBatch, Patches, Targets};
@@ -33,7 +36,7 @@ const CASES: &[&str] = &[
 ];
 
 fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+    places::root().join("tests/golden").join(path)
 }
 
 fn read(path: &str) -> Weights {
@@ -89,7 +92,7 @@ fn foreign_networks_give_their_own_logits() {
 fn forward_writes_the_logits_of_na_vit() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.safetensors");
-    let status = std::process::Command::new(env!("CARGO_BIN_EXE_trencadis"))
+    let status = std::process::Command::new(places::program())
         .arg("forward")
         .arg("--weights")
         .arg(golden("na_vit/weights.safetensors"))

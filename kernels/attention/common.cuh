@@ -110,42 +110,57 @@ DEVICE RowStatistics row_statistics(const Vec16 (&x)[N], int j, int head_dim, co
     return RowStatistics{mean, ptx::rsqrt(variance + norm.eps)};
 }
 
-// Applies the norm to chunk `chunk` of a row, which lies within head_dim.
-DEVICE void normalise_chunk(Vec16& x, int chunk, const HeadNorm& norm, RowStatistics row)
-{
-    UNROLL
-    for (int half = 0; half < 2; half++) {
-        float gain[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-        float bias[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (norm.gain) {
-            const Vec16 four = Global<const float>(norm.gain).load_16(8 * chunk + 4 * half);
-            UNROLL
-            for (int i = 0; i < 4; i++) gain[i] = bits_to_float(four.word[i]);
-        }
-        if (norm.bias) {
-            const Vec16 four = Global<const float>(norm.bias).load_16(8 * chunk + 4 * half);
-            UNROLL
-            for (int i = 0; i < 4; i++) bias[i] = bits_to_float(four.word[i]);
-        }
+// Gains and biases of the columns of one lane, chunks as in row_statistics: loaded once for many rows.
+template <int LANES, int N>
+struct LaneAffine {
+    float gain[N][8];
+    float bias[N][8];
+
+    DEVICE LaneAffine(const HeadNorm& norm, int j, int head_dim)
+    {
+        load(gain, norm.gain, 1.0f, j, head_dim);
+        load(bias, norm.bias, 0.0f, j, head_dim);
+    }
+
+    DEVICE static void load(float (&x)[N][8], const float* source, float otherwise, int j, int head_dim)
+    {
         UNROLL
-        for (int w = 0; w < 2; w++) {
-            uint32_t& pair = x.word[2 * half + w];
-            const float a = (low(pair) - row.mean) * row.rstd;
-            const float b = (high(pair) - row.mean) * row.rstd;
-            pair = pack_bf16(ptx::fused_multiply_add(a, gain[2 * w], bias[2 * w]),
-                             ptx::fused_multiply_add(b, gain[2 * w + 1], bias[2 * w + 1]));
+        for (int i = 0; i < N; i++) {
+            UNROLL
+            for (int c = 0; c < 8; c++) x[i][c] = otherwise;
+        }
+        if (!source) return;
+        const Global<const float> memory(source);
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            const int column = 8 * (i * LANES + j);
+            if (column >= head_dim) continue;
+            const Vec16 lower = memory.load_16(column);
+            const Vec16 upper = memory.load_16(column + 4);
+            UNROLL
+            for (int c = 0; c < 4; c++) {
+                x[i][c] = bits_to_float(lower.word[c]);
+                x[i][c + 4] = bits_to_float(upper.word[c]);
+            }
         }
     }
-}
+};
 
-// Applies the norm to a row spread over lanes as in row_statistics.
+// Applies the norm to a row spread over lanes as in row_statistics. Columns from head_dim on are left to
+// the caller: they stay zero in k and v, and whatever q has there meets these zeros.
 template <int LANES, int N>
-DEVICE void normalise_row(Vec16 (&x)[N], int j, int head_dim, const HeadNorm& norm, RowStatistics row)
+DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, RowStatistics row)
 {
     UNROLL
     for (int i = 0; i < N; i++) {
-        const int chunk = i * LANES + j;
-        if (8 * chunk < head_dim) normalise_chunk(x[i], chunk, norm, row);
+        UNROLL
+        for (int w = 0; w < 4; w++) {
+            uint32_t& pair = x[i].word[w];
+            const float a = (low(pair) - row.mean) * row.rstd;
+            const float b = (high(pair) - row.mean) * row.rstd;
+            pair = pack_bf16(ptx::fused_multiply_add(a, affine.gain[i][2 * w], affine.bias[i][2 * w]),
+                             ptx::fused_multiply_add(b, affine.gain[i][2 * w + 1], affine.bias[i][2 * w + 1]));
+        }
     }
 }
 
@@ -168,10 +183,22 @@ struct Tile {
 
     DEVICE explicit Tile(uint32_t base) : base(base) {}
 
-    DEVICE uint32_t address(int row, int chunk) const
+    DEVICE static uint32_t twist(uint32_t row)
     {
-        const int place = chunk ^ (row / (8 / TWISTS) % TWISTS);
-        return base + row * ROW_BYTES + place * 16;
+        return row / (8 / TWISTS) % TWISTS;
+    }
+
+    DEVICE uint32_t address(uint32_t row, uint32_t chunk) const
+    {
+        return base + row * ROW_BYTES + (chunk ^ twist(row)) * 16;
+    }
+
+    // The same for row `row` + `inner` and chunk 2 `step` + `odd`, where `row` is a multiple of 8: what
+    // depends on the lane, `inner` and `odd`, is computed once for all rows and steps.
+    DEVICE uint32_t address(uint32_t row, uint32_t inner, uint32_t step, uint32_t odd) const
+    {
+        const uint32_t lane_place = (odd ^ twist(inner)) * 16;
+        return base + inner * ROW_BYTES + (step * 32 ^ lane_place) + row * ROW_BYTES;
     }
 
     // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
@@ -201,6 +228,7 @@ struct Tile {
                           float* rstd, int statistics_stride) const
     {
         const int j = thread % LANES;
+        const LaneAffine<LANES, LANE_CHUNKS> affine(norm, j, head_dim);
         // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
         for (int first = 0; first + thread / 32 * (32 / LANES) < valid; first += threads / LANES) {
             const int row = first + thread / LANES;
@@ -212,11 +240,11 @@ struct Tile {
             }
             const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
             if (row < valid) {
-                normalise_row<LANES>(x, j, head_dim, norm, statistics);
+                normalise_row(x, affine, statistics);
                 UNROLL
                 for (int i = 0; i < LANE_CHUNKS; i++) {
                     const int chunk = i * LANES + j;
-                    if (chunk < CHUNKS) Shared<bf16>(address(row, chunk)).store_16(0, x[i]);
+                    if (8 * chunk < head_dim) Shared<bf16>(address(row, chunk)).store_16(0, x[i]);
                 }
                 if (mean && j == 0) {
                     Global<float>(mean).store(int64_t(row) * statistics_stride, statistics.mean);
@@ -226,17 +254,19 @@ struct Tile {
         }
     }
 
+    // Operands read with ldmatrix; `row` is a multiple of 8.
+    //
     // Operand b of X Tᵀ: n is row `row` + 8 i, depth the columns of step `step`. Collective.
     DEVICE void rows_as_b(uint32_t (&b)[2][2], int row, int step) const
     {
-        const int lane = ptx::lane_id();
+        const uint32_t lane = ptx::lane_id();
         if (2 * step + 1 < CHUNKS) {
             uint32_t r[4];
-            ptx::ldmatrix_x4(r, address(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+            ptx::ldmatrix_x4(r, address(row, lane / 16 * 8 + lane % 8, step, lane / 8 % 2));
             b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
         } else {
             uint32_t r[2];
-            ptx::ldmatrix_x2(r, address(row + lane % 16, 2 * step));
+            ptx::ldmatrix_x2(r, address(row, lane % 16, step, 0));
             b[0][0] = r[0], b[0][1] = 0, b[1][0] = r[1], b[1][1] = 0;
         }
     }
@@ -245,14 +275,14 @@ struct Tile {
     // the step is half. Collective.
     DEVICE void columns_as_b(uint32_t (&b)[2][2], int row, int step) const
     {
-        const int lane = ptx::lane_id();
+        const uint32_t lane = ptx::lane_id();
         if (2 * step + 1 < CHUNKS) {
             uint32_t r[4];
-            ptx::ldmatrix_x4_trans(r, address(row + lane % 16, 2 * step + lane / 16));
+            ptx::ldmatrix_x4_trans(r, address(row, lane % 16, step, lane / 16));
             b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
         } else {
             uint32_t r[2];
-            ptx::ldmatrix_x2_trans(r, address(row + lane % 16, 2 * step));
+            ptx::ldmatrix_x2_trans(r, address(row, lane % 16, step, 0));
             b[0][0] = r[0], b[0][1] = r[1], b[1][0] = 0, b[1][1] = 0;
         }
     }
@@ -260,12 +290,12 @@ struct Tile {
     // Operand a of T X: rows `row` to `row` + 15, depth the columns of step `step`. Collective.
     DEVICE void rows_as_a(uint32_t (&a)[4], int row, int step) const
     {
-        const int lane = ptx::lane_id();
+        const uint32_t lane = ptx::lane_id();
         if (2 * step + 1 < CHUNKS) {
-            ptx::ldmatrix_x4(a, address(row + lane % 16, 2 * step + lane / 16));
+            ptx::ldmatrix_x4(a, address(row, lane % 16, step, lane / 16));
         } else {
             uint32_t r[2];
-            ptx::ldmatrix_x2(r, address(row + lane % 16, 2 * step));
+            ptx::ldmatrix_x2(r, address(row, lane % 16, step, 0));
             a[0] = r[0], a[1] = r[1], a[2] = 0, a[3] = 0;
         }
     }

@@ -42,8 +42,6 @@ struct AttentionForward {
 namespace attention_forward {
 
 constexpr int WARPS = 4;
-constexpr int KEYS = 64;
-constexpr int GROUPS = KEYS / 16;
 constexpr float LOG2_E = 1.44269504088896f;
 constexpr float LN_2 = 0.693147180559945f;
 
@@ -62,8 +60,9 @@ struct Head {
 DEVICE Head head_of(const AttentionForward& p, int image, int head)
 {
     const Global<const int32_t> cu_seqlens(p.cu_seqlens);
-    const int start = cu_seqlens.load(image);
-    return Head{start, cu_seqlens.load(image + 1) - start, head};
+    const int start = ptx::shuffle(uint32_t(cu_seqlens.load(image)), 0);
+    const int end = ptx::shuffle(uint32_t(cu_seqlens.load(image + 1)), 0);
+    return Head{start, end - start, head};
 }
 
 // Keys or values of a head from row `row` on.
@@ -87,9 +86,12 @@ DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, Head head, int 
                 statistics_of(p.statistics.k_rstd, p, head, row, keep), p.heads);
 }
 
-// 16 M query rows of one warp. Rows lane / 4 + 8 half of each 16 belong to this lane's quad.
-template <int D, int M>
+// 16 M query rows of one warp, which attend to KEYS keys at a time. Rows lane / 4 + 8 half of each 16 belong
+// to this lane's quad. M = 2 shares each operand read from shared memory between two products; M and KEYS
+// are what registers allow, see src/kernels/attention/instances.rs.
+template <int D, int M, int KEYS>
 struct Queries {
+    static constexpr int GROUPS = KEYS / 16;
     static constexpr int CHUNKS = Tile<D>::CHUNKS;
     static constexpr int STEPS = Tile<D>::STEPS;
     static constexpr int QUAD_CHUNKS = ceil_div(CHUNKS, 4);
@@ -124,19 +126,18 @@ struct Queries {
     // Normalises what was loaded and makes the operands; nothing has been attended to yet.
     DEVICE void begin(const AttentionForward& p, Head head, int row)
     {
-        const int lane = ptx::lane_id();
+        if (p.norm.kind != NORM_NONE) normalise(p, head, row);
         UNROLL
         for (int m = 0; m < M; m++) {
             UNROLL
             for (int half = 0; half < 2; half++) {
-                Vec16(&x)[QUAD_CHUNKS] = raw[m][half];
-                if (p.norm.kind != NORM_NONE) normalise(p, head, row + 16 * m + 8 * half + lane / 4, x);
                 UNROLL
                 for (int i = 0; i < QUAD_CHUNKS; i++) {
-                    transpose_quad(x[i]);
+                    Vec16& x = raw[m][half][i];
+                    transpose_quad(x);
                     UNROLL
                     for (int c = 0; c < 4; c++) {
-                        if (4 * i + c < 2 * STEPS) q[2 * i + c / 2][m][half + c % 2 * 2] = x[i].word[c];
+                        if (4 * i + c < 2 * STEPS) q[2 * i + c / 2][m][half + c % 2 * 2] = x.word[c];
                     }
                 }
                 max[m][half] = -infinity();
@@ -153,20 +154,28 @@ struct Queries {
         }
     }
 
-    DEVICE void normalise(const AttentionForward& p, Head head, int row, Vec16 (&x)[QUAD_CHUNKS])
+    DEVICE void normalise(const AttentionForward& p, Head head, int row)
     {
         const int j = ptx::lane_id() % 4;
         const HeadNorm norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
-        const RowStatistics statistics = row_statistics<4>(x, j, p.head_dim, norm);
-        normalise_row<4>(x, j, p.head_dim, norm, statistics);
-        if (p.statistics.q_mean && j == 0 && row < head.length) {
-            const int64_t at = (head.start + row) * p.heads + head.head;
-            Global<float>(p.statistics.q_mean).store(at, statistics.mean);
-            Global<float>(p.statistics.q_rstd).store(at, statistics.rstd);
+        const LaneAffine<4, QUAD_CHUNKS> affine(norm, j, p.head_dim);
+        UNROLL
+        for (int m = 0; m < M; m++) {
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                const RowStatistics statistics = row_statistics<4>(raw[m][half], j, p.head_dim, norm);
+                normalise_row(raw[m][half], affine, statistics);
+                const int r = row + 16 * m + 8 * half + ptx::lane_id() / 4;
+                if (p.statistics.q_mean && j == 0 && r < head.length) {
+                    const int64_t at = (head.start + r) * p.heads + head.head;
+                    Global<float>(p.statistics.q_mean).store(at, statistics.mean);
+                    Global<float>(p.statistics.q_rstd).store(at, statistics.rstd);
+                }
+            }
         }
     }
 
-    // Attends to `keys` keys (64, or fewer where PARTIAL) in the rows from `row` on of the tiles.
+    // Attends to `keys` keys (KEYS, or fewer where PARTIAL) in the rows from `row` on of the tiles.
     template <bool PARTIAL>
     DEVICE void attend(Tile<D> k, Tile<D> v, int row, int keys, float factor)
     {
@@ -296,17 +305,9 @@ struct Queries {
     }
 };
 
-// Query tiles of 16 rows that a warp takes at a time: two share each operand read from shared memory, as
-// long as registers last.
-DEVICE constexpr int tiles_of_warp(int width)
-{
-    return width <= 80 ? 2 : 1;
-}
-
-template <int D>
+template <int D, int M, int KEYS>
 DEVICE void short_images(const AttentionForward& p)
 {
-    constexpr int M = tiles_of_warp(D);
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
     zero_rows(p.out, p.out_stride, p.heads * p.head_dim, used, p.tokens);
@@ -339,7 +340,7 @@ DEVICE void short_images(const AttentionForward& p)
         ptx::cp_async_commit();
         v.load(rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim, thread, threads);
         ptx::cp_async_commit();
-        Queries<D, M> queries;
+        Queries<D, M, KEYS> queries;
         queries.load(p, head, warp * 16 * M);
         if (p.norm.kind != NORM_NONE) {
             ptx::cp_async_wait<1>();
@@ -359,10 +360,9 @@ DEVICE void short_images(const AttentionForward& p)
     }
 }
 
-template <int D>
+template <int D, int M, int KEYS>
 DEVICE void long_images(const AttentionForward& p)
 {
-    constexpr int M = tiles_of_warp(D);
     constexpr int TILE_BYTES = KEYS * Tile<D>::ROW_BYTES;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const float factor = p.scale * LOG2_E;
@@ -388,7 +388,7 @@ DEVICE void long_images(const AttentionForward& p)
         // The keys and values of the item before have been read.
         ptx::barrier();
         load(0);
-        Queries<D, M> queries;
+        Queries<D, M, KEYS> queries;
         queries.load(p, head, row);
         queries.begin(p, head, row);
         for (int key = 0; key < head.length; key += KEYS) {

@@ -37,6 +37,16 @@ DEVICE uint32_t float_to_bits(float x)
 #endif
 }
 
+// Bits that are set.
+DEVICE uint32_t count_bits(uint32_t x)
+{
+#ifdef TRENCADIS_EMULATOR
+    return uint32_t(__builtin_popcount(x));
+#else
+    return uint32_t(__popc(x));
+#endif
+}
+
 DEVICE float to_float(bf16 x)
 {
     return bits_to_float(uint32_t(x.bits) << 16);

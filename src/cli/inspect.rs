@@ -17,6 +17,8 @@ pub(super) enum Command {
     Data(Data),
     /// Parameters, FLOPs and activation memory of a recipe's model.
     Model(Model),
+    /// GPUs, driver and kernels that were found, and why not, where not.
+    Device,
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +56,7 @@ pub(super) fn run(command: Command) -> Result<()> {
     match command {
         Command::Data(args) => data(args),
         Command::Model(args) => model(args),
+        Command::Device => print(&crate::device::report()?),
     }
 }
 

@@ -3,6 +3,7 @@
 mod eval;
 mod forward;
 mod inspect;
+mod kernels;
 mod predict;
 mod recipes;
 mod train;
@@ -37,11 +38,13 @@ enum Command {
     Eval(eval::Args),
     /// Classify images.
     Predict(predict::Args),
-    /// Look at data, or at a model.
+    /// Look at data, at a model, or at the GPU.
     #[command(subcommand)]
     Inspect(inspect::Command),
     /// List the recipes, or print one.
     Recipes(recipes::Args),
+    /// List the GPU kernels, or export them for a build that has none.
+    Kernels(kernels::Args),
     /// Run raw images through a model and write logits, features and tokens.
     Forward(forward::Args),
 }
@@ -175,6 +178,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Predict(args) => predict::run(args),
         Command::Inspect(command) => inspect::run(command),
         Command::Recipes(args) => recipes::run(args),
+        Command::Kernels(args) => kernels::run(args),
         Command::Forward(args) => forward::run(args),
     }
 }

@@ -19,6 +19,15 @@ pub struct DeviceInfo {
     pub memory_bytes: usize,
     /// Highest clock of the multiprocessors in kHz; 0 where nobody knows.
     pub clock_khz: u32,
-    /// CUDA version that the driver supports, such as (13, 0); none on the emulator.
-    pub driver: Option<(u32, u32)>,
+    /// The driver; none on the emulator.
+    pub driver: Option<Driver>,
+}
+
+/// The driver of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Driver {
+    /// The newest CUDA version that it supports, such as (13, 0).
+    pub cuda: (u32, u32),
+    /// Its release, such as `580.65.06`, where the system tells it.
+    pub release: Option<String>,
 }

@@ -16,16 +16,18 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+mod report;
 mod stream;
 
 use std::sync::Arc;
 
 pub use choice::{DeviceChoice, select};
 pub use handle::{Ptr, RawStream};
-pub use info::DeviceInfo;
+pub use info::{DeviceInfo, Driver};
 pub use kernels::Kernels;
 pub use launch::Launch;
 pub use memory::{Buffer, Pinned};
+pub use report::report;
 pub use stream::{Event, Graph, Stream};
 
 use crate::Result;

@@ -1,3 +1,10 @@
 //! The GPU kernels: one file a family, from the unsafe raw launch to the checked one.
 
+pub mod attention;
+pub mod gemm;
+pub mod measure;
+mod operand;
+pub mod pool;
 pub mod registry;
+
+pub use operand::Rows;

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod inspect;
+#[path = "../support/places.rs"]
+mod places;
 mod predict;
 mod resume;
 mod train;
@@ -56,7 +58,7 @@ impl Place {
 
     /// `trencadis` with these words.
     fn command(&self, words: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trencadis"));
+        let mut command = Command::new(places::program());
         command.args(words.split_whitespace()).current_dir(self.0.path());
         command
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute as Attribute, CUresult};
 
-use crate::device::DeviceInfo;
+use crate::device::{DeviceInfo, Driver};
 use crate::{Error, Result};
 
 /// Driver releases count from here: the first for CUDA 13.0, for which the bindings are made.
@@ -23,6 +23,13 @@ fn text(error: DriverError) -> String {
     let name = error.error_name().map(|s| s.to_string_lossy()).unwrap_or_default();
     let meaning = error.error_string().map(|s| s.to_string_lossy()).unwrap_or_default();
     if name.is_empty() { format!("CUDA error {}", error.0 as u32) } else { format!("{name} ({meaning})") }
+}
+
+/// Release of the driver, such as `580.65.06`, where the system tells it.
+pub(super) fn release() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let line = text.lines().find(|line| line.starts_with("NVRM version:"))?;
+    line.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).map(String::from)
 }
 
 /// Finds and starts the driver, once a process; the CUDA version that it supports.
@@ -65,17 +72,16 @@ fn try_start() -> std::result::Result<(u32, u32), String> {
     Ok((major as u32, minor as u32))
 }
 
-/// How many GPUs there are.
+/// How many GPUs there are: at least one.
 pub(super) fn count() -> Result<usize> {
-    let count = result::device::get_count().map_err(failed("the GPUs cannot be counted"))?;
-    Ok(count as usize)
+    match result::device::get_count().map_err(failed("the GPUs cannot be counted"))? {
+        ..=0 => Err(Error::usage(NO_GPU)),
+        count => Ok(count as usize),
+    }
 }
 
 pub(super) fn device(ordinal: usize) -> Result<CUdevice> {
     let count = count()?;
-    if count == 0 {
-        return Err(Error::usage(NO_GPU));
-    }
     if ordinal >= count {
         let last = count - 1;
         return Err(Error::usage(format!(
@@ -107,6 +113,6 @@ pub(super) fn describe(device: CUdevice, version: (u32, u32)) -> Result<DeviceIn
         memory_bytes: unsafe { result::device::total_mem(device) }
             .map_err(failed("the memory of the GPU cannot be read"))?,
         clock_khz: get(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
-        driver: Some(version),
+        driver: Some(Driver { cuda: version, release: release() }),
     })
 }

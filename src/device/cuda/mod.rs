@@ -23,23 +23,18 @@ pub(super) fn open(ordinal: usize) -> Result<(Modules, Memory, DeviceInfo)> {
     let version = driver::start()?;
     let device = driver::device(ordinal)?;
     let info = driver::describe(device, version)?;
+    new_enough(&info)?;
     let fatbins = Fatbins::find()?;
-    supports(&info, &fatbins)?;
+    code_for(&info, &fatbins)?;
     let context = Arc::new(Context::primary(device)?);
     let memory = Memory::new(context.clone(), device)?;
     Ok((Modules::new(context, fatbins, info.shared_per_block), memory, info))
 }
 
-/// What GPU number `ordinal` is, whether or not there are kernels for it.
-pub(super) fn describe(ordinal: usize) -> Result<DeviceInfo> {
+/// What every GPU is that the driver shows, whether or not there are kernels for it.
+pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
     let version = driver::start()?;
-    driver::describe(driver::device(ordinal)?, version)
-}
-
-/// How many GPUs the driver shows.
-pub(super) fn count() -> Result<usize> {
-    driver::start()?;
-    driver::count()
+    (0..driver::count()?).map(|ordinal| driver::describe(driver::device(ordinal)?, version)).collect()
 }
 
 /// Kernels for the context that is current on this thread.
@@ -47,13 +42,14 @@ pub(super) fn for_current_context() -> Result<(Modules, DeviceInfo)> {
     let version = driver::start()?;
     let (context, device) = Context::current()?;
     let info = driver::describe(device, version)?;
+    new_enough(&info)?;
     let fatbins = Fatbins::find()?;
-    supports(&info, &fatbins)?;
+    code_for(&info, &fatbins)?;
     Ok((Modules::new(Arc::new(context), fatbins, info.shared_per_block), info))
 }
 
-/// Refuses GPUs for which there is no code.
-pub(super) fn supports(info: &DeviceInfo, fatbins: &Fatbins) -> Result<()> {
+/// Refuses GPUs that no build has kernels for.
+pub(super) fn new_enough(info: &DeviceInfo) -> Result<()> {
     let (major, minor) = info.capability;
     if info.capability < (8, 0) {
         return Err(Error::usage(format!(
@@ -61,14 +57,23 @@ pub(super) fn supports(info: &DeviceInfo, fatbins: &Fatbins) -> Result<()> {
             info.name
         )));
     }
-    if !fatbins.run_on(info.capability) {
-        return Err(Error::usage(format!(
+    Ok(())
+}
+
+/// The code that a GPU would run, one of the architectures of `fatbins`.
+///
+/// # Errors
+/// There is none for it.
+pub(super) fn code_for<'a>(info: &DeviceInfo, fatbins: &'a Fatbins) -> Result<&'a str> {
+    new_enough(info)?;
+    let (major, minor) = info.capability;
+    fatbins.code_for(info.capability).ok_or_else(|| {
+        Error::usage(format!(
             "the kernels of {} are for {} and {} has compute capability {major}.{minor}; build them without \
              CUDA_COMPUTE_CAP, or with CUDA_COMPUTE_CAP={major}.{minor}",
             fatbins.origin(),
             fatbins.architectures().join(", "),
             info.name
-        )));
-    }
-    Ok(())
+        ))
+    })
 }

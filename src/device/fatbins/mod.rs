@@ -55,7 +55,7 @@ impl Fatbins {
     pub fn embedded() -> Result<Self> {
         let (Some(fatbins), Some(compiler)) = (embedded::FATBINS, embedded::COMPILER) else {
             return Err(Error::usage(format!(
-                "this build has no kernels, for there was no nvcc; run tools/install-cuda and build again, or \
+                "this build has no kernels, because it was made without nvcc; run tools/install-cuda and build again, or \
                  let {VARIABLE} name a folder that `trencadis kernels --export` has written elsewhere"
             )));
         };
@@ -85,9 +85,10 @@ impl Fatbins {
         &self.architectures
     }
 
-    /// Whether a GPU of this compute capability runs them.
-    pub fn run_on(&self, capability: (u32, u32)) -> bool {
-        self.architectures.iter().any(|name| architecture::runs_on(name, capability))
+    /// Which of the [`architectures`](Self::architectures) a GPU of this compute capability runs: machine
+    /// code where there is some, else PTX, which the driver compiles; none where it can run neither.
+    pub fn code_for(&self, capability: (u32, u32)) -> Option<&str> {
+        architecture::best(&self.architectures, capability)
     }
 
     /// How many fatbins there are.

@@ -1,0 +1,129 @@
+//! Checks of what checked launches are given, told by name.
+
+use bytemuck::Pod;
+
+use crate::device::{Buffer, Ptr};
+use crate::error::{Error, Result};
+
+/// Elements to which rows are aligned: 16 bytes of bf16.
+const ALIGNMENT: usize = 8;
+
+/// Rows within a buffer: row `r` begins at element `offset + r·stride`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a, T: Pod> {
+    /// Where they lie.
+    pub buffer: &'a Buffer<T>,
+    /// First element of row 0, a multiple of 8.
+    pub offset: usize,
+    /// Elements from row to row, a multiple of 8.
+    pub stride: usize,
+}
+
+impl<'a, T: Pod> Rows<'a, T> {
+    /// Rows of `width` one after another from the beginning.
+    pub fn dense(buffer: &'a Buffer<T>, width: usize) -> Self {
+        Self { buffer, offset: 0, stride: width }
+    }
+
+    /// The address of row 0, once `rows` rows of `width` elements are known to fit and to be aligned.
+    pub(crate) fn check(&self, name: &str, rows: usize, width: usize) -> Result<Ptr<T>> {
+        let Self { buffer, offset, stride } = *self;
+        if !offset.is_multiple_of(ALIGNMENT) || !stride.is_multiple_of(ALIGNMENT) {
+            return Err(Error::usage(format!(
+                "{name}: offset {offset} and row stride {stride} must be multiples of {ALIGNMENT} elements; \
+                 lay the rows out so that each begins at 16 bytes"
+            )));
+        }
+        if stride < width {
+            return Err(Error::usage(format!(
+                "{name}: rows of {width} elements overlap at a stride of {stride}; give a stride of at least \
+                 {width}"
+            )));
+        }
+        let needed = (rows.max(1) - 1)
+            .checked_mul(stride)
+            .and_then(|last| last.checked_add(offset)?.checked_add(width))
+            .filter(|&needed| needed <= buffer.len());
+        match needed {
+            Some(_) => Ok(buffer.ptr().offset(offset)),
+            None => Err(Error::usage(format!(
+                "{name}: {rows} rows of {width} elements at a stride of {stride} from element {offset} do not \
+                 fit a buffer of {}; give a larger one",
+                buffer.len()
+            ))),
+        }
+    }
+}
+
+/// The address of a buffer that holds exactly `shape`.
+pub(crate) fn check_len<T: Pod>(name: &str, buffer: &Buffer<T>, shape: &[usize]) -> Result<Ptr<T>> {
+    let expected: usize = shape.iter().product();
+    if buffer.len() == expected {
+        return Ok(buffer.ptr());
+    }
+    Err(Error::usage(format!(
+        "{name} has {} elements, expected {expected} (shape {shape:?}); give a buffer of that size",
+        buffer.len()
+    )))
+}
+
+/// As [`check_len`] for an operand that may be missing: then null.
+pub(crate) fn check_some<T: Pod>(name: &str, buffer: Option<&Buffer<T>>, shape: &[usize]) -> Result<Ptr<T>> {
+    buffer.map_or(Ok(Ptr::null()), |buffer| check_len(name, buffer, shape))
+}
+
+/// The address of a workspace of at least `bytes`.
+pub(crate) fn check_workspace(buffer: &Buffer<u8>, bytes: usize) -> Result<Ptr<u8>> {
+    if buffer.len() >= bytes {
+        return Ok(buffer.ptr());
+    }
+    Err(Error::usage(format!(
+        "the workspace has {} bytes, expected at least {bytes}; ask for the size beforehand",
+        buffer.len()
+    )))
+}
+
+/// Whether the host's copy of `cu_seqlens` begins at 0, never decreases and ends within `tokens`.
+pub(crate) fn check_cu_seqlens(cu_seqlens: &[i32], images: usize, tokens: usize) -> Result<()> {
+    if cu_seqlens.len() != images + 1 {
+        return Err(Error::usage(format!(
+            "cu_seqlens has {} entries, expected {} for {images} image slots",
+            cu_seqlens.len(),
+            images + 1
+        )));
+    }
+    if cu_seqlens[0] != 0 {
+        return Err(Error::usage(format!("cu_seqlens begins at {}, expected 0", cu_seqlens[0])));
+    }
+    if let Some(at) = cu_seqlens.windows(2).position(|pair| pair[1] < pair[0]) {
+        return Err(Error::usage(format!(
+            "cu_seqlens decreases from {} to {} at image {at}; every image must end where the next one begins",
+            cu_seqlens[at],
+            cu_seqlens[at + 1]
+        )));
+    }
+    let end = cu_seqlens[images];
+    if end as usize > tokens {
+        return Err(Error::usage(format!(
+            "cu_seqlens ends at {end}, beyond the {tokens} token rows of the batch; pack fewer images"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_cu_seqlens;
+
+    #[test]
+    fn bad_cu_seqlens_are_told_apart() {
+        let says = |cu: &[i32], images, tokens| check_cu_seqlens(cu, images, tokens).unwrap_err().to_string();
+        assert!(check_cu_seqlens(&[0, 3, 3, 8], 3, 8).is_ok());
+        assert!(check_cu_seqlens(&[0], 0, 8).is_ok());
+        assert!(says(&[0, 3], 3, 8).contains("expected 4"));
+        assert!(says(&[1, 3], 1, 8).contains("begins at 1"));
+        assert!(says(&[0, 5, 4], 2, 8).contains("decreases from 5 to 4 at image 1"));
+        assert!(says(&[0, -1], 1, 8).contains("decreases"));
+        assert!(says(&[0, 9], 1, 8).contains("beyond the 8 token rows"));
+    }
+}

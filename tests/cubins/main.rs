@@ -1,0 +1,238 @@
+//! The compiled kernels, read from the fatbins that the build made, with no GPU: every kernel of the
+//! registry is there for every promised architecture, keeps to its registers and blocks, spills nothing,
+//! holds matrix instructions where it promises them; size and build time stay within their budgets.
+//!
+//! Needs a build with kernels and `cuobjdump` beside its nvcc; says `skipped` otherwise, or fails where
+//! `TRENCADIS_REQUIRE_KERNELS=1` is set. It prints the table of all kernels (with `--nocapture`), and writes it to
+//! `target/tmp/kernels.txt`.
+
+mod allowed;
+mod dump;
+mod report;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use allowed::Exception;
+use dump::{Dump, Instructions, Resources};
+use report::{Fatbin, Report};
+use trencadis::kernels::registry::{Kernel, Source, Tier, sources};
+
+/// Seconds of nvcc for all sources, one after another: ten minutes on two cores.
+const BUILD_SECONDS: f64 = 1200.0;
+
+/// Bytes of all fatbins together. The release binary stays under 40 MB, of which 10 are not kernels.
+const FATBIN_BYTES: u64 = 30_000_000;
+
+/// What the fatbins of a tier hold.
+fn promised(tier: Tier) -> &'static [&'static str] {
+    match tier {
+        Tier::Sm80 => &["sm_80", "sm_90", "compute_80"],
+    }
+}
+
+/// Blocks of `threads` threads that fit on a multiprocessor of sm_80 and sm_90, as far as registers, warps and
+/// the number of blocks go. A warp takes registers by 256, and each of the four schedulers has a fourth of them.
+fn blocks(registers: u32, threads: u32) -> u32 {
+    let a_warp = (registers.max(1) * 32).next_multiple_of(256);
+    let warps = (65_536 / 4 / a_warp * 4).min(64);
+    (warps / threads.div_ceil(32)).min(32)
+}
+
+/// What is wrong with the compiled code of `kernel`, each with the word that allowed.txt has for it.
+fn faults(kernel: &Kernel, uses: Resources, code: Instructions) -> Vec<(&'static str, String)> {
+    let (registers, limit) = (uses.registers, kernel.register_limit());
+    let (fit, must) = (blocks(registers, kernel.threads), kernel.min_blocks);
+    let stack = uses.stack + uses.local;
+    let checks = [
+        ("registers", registers > limit, format!("{registers} registers, at most {limit} are allowed")),
+        ("blocks", fit < must, format!("{fit} blocks of {} threads fit, {must} must", kernel.threads)),
+        (
+            "stack",
+            stack > 0 || code.local > 0,
+            format!("{stack} bytes of local memory a thread, {} instructions that use it", code.local),
+        ),
+        (
+            "shared",
+            uses.shared > 0,
+            format!("{} bytes of static shared memory, none is allowed", uses.shared),
+        ),
+        ("matrix", kernel.tensor_cores && code.matrix == 0, "no matrix instruction".into()),
+    ];
+    checks.into_iter().filter(|(_, wrong, _)| *wrong).map(|(what, _, text)| (what, text)).collect()
+}
+
+/// Gathers what is found, source by source.
+struct Findings {
+    table: Vec<String>,
+    faults: Vec<String>,
+    /// Exceptions, and whether anything needed them.
+    allowed: Vec<(Exception, bool)>,
+    bytes: u64,
+    seconds: f64,
+}
+
+impl Findings {
+    fn new(allowed: Vec<Exception>) -> Self {
+        let head = format!(
+            "{:<44} {:<6} {:>4} {:>6} {:>6} {:>6} {:>6} {:>7}",
+            "kernel", "arch", "regs", "stack", "static", "blocks", "matrix", "bytes"
+        );
+        let allowed = allowed.into_iter().map(|line| (line, false)).collect();
+        Self { table: vec![head], faults: Vec::new(), allowed, bytes: 0, seconds: 0.0 }
+    }
+
+    /// The fatbin of `source`, of `bytes` bytes.
+    fn source(&mut self, source: &Source, fatbin: &Fatbin, bytes: u64, dump: &Dump) {
+        for kernel in &source.kernels {
+            for arch in &fatbin.targets {
+                let place = (kernel.name.clone(), arch.clone());
+                let missing = if arch.starts_with("compute_") {
+                    !dump.ptx.contains(&place)
+                } else {
+                    match (dump.resources.get(&place), dump.instructions.get(&place)) {
+                        (Some(uses), Some(code)) => {
+                            self.kernel(kernel, arch, *uses, *code);
+                            false
+                        }
+                        _ => true,
+                    }
+                };
+                if missing {
+                    self.faults.push(format!("{} {arch}: not in the fatbin of {}", kernel.name, source.file));
+                }
+            }
+        }
+        self.table.push(format!("{:<44} {bytes} bytes, {:.1} s of nvcc", source.file, fatbin.seconds));
+        self.bytes += bytes;
+        self.seconds += fatbin.seconds;
+    }
+
+    fn kernel(&mut self, kernel: &Kernel, arch: &str, uses: Resources, code: Instructions) {
+        self.table.push(format!(
+            "{:<44} {arch:<6} {:>4} {:>6} {:>6} {:>6} {:>6} {:>7}",
+            kernel.name,
+            uses.registers,
+            uses.stack + uses.local,
+            uses.shared,
+            blocks(uses.registers, kernel.threads),
+            code.matrix,
+            code.bytes,
+        ));
+        for (what, text) in faults(kernel, uses, code) {
+            let excuse = self
+                .allowed
+                .iter_mut()
+                .find(|(e, _)| e.kernel == kernel.name && e.arch == arch && e.what == what);
+            match excuse {
+                Some((exception, used)) => {
+                    *used = true;
+                    self.table.push(format!("    allowed: {text} ({})", exception.reason));
+                }
+                None => self.faults.push(format!("{} {arch}: {text}", kernel.name)),
+            }
+        }
+    }
+
+    /// After the last source: budgets, and exceptions that are none.
+    fn finish(&mut self) {
+        let (bytes, seconds) = (self.bytes, self.seconds);
+        self.table.push(format!("{:<44} {bytes} bytes, {seconds:.1} s of nvcc", "all"));
+        if bytes > FATBIN_BYTES {
+            self.faults.push(format!("the fatbins are {bytes} bytes, at most {FATBIN_BYTES} are allowed"));
+        }
+        if seconds > BUILD_SECONDS {
+            self.faults.push(format!("nvcc took {seconds:.0} s, at most {BUILD_SECONDS:.0} s are allowed"));
+        }
+        for (line, _) in self.allowed.iter().filter(|(_, used)| !used) {
+            self.faults.push(format!(
+                "allowed.txt: {} {} {} excuses nothing; remove the line",
+                line.kernel, line.arch, line.what
+            ));
+        }
+    }
+}
+
+/// The build's report and cuobjdump; an error is why one of them is missing.
+fn built() -> Result<(Report, PathBuf), String> {
+    let text =
+        std::fs::read_to_string(concat!(env!("OUT_DIR"), "/fatbins.tsv")).map_err(|e| e.to_string())?;
+    if text.is_empty() {
+        return Err("this build has no kernels; tools/install-cuda fetches the compiler".into());
+    }
+    let report = Report::parse(&text)?;
+    let cuobjdump = report
+        .cuobjdump()
+        .ok_or_else(|| format!("there is no cuobjdump beside {} or on the PATH", report.nvcc.display()))?;
+    Ok((report, cuobjdump))
+}
+
+#[test]
+fn compiled_kernels_keep_their_limits() {
+    let (report, cuobjdump) = match built() {
+        Ok(built) => built,
+        Err(reason) => {
+            assert!(std::env::var_os("TRENCADIS_REQUIRE_KERNELS").is_none_or(|v| v != "1"), "{reason}");
+            // The harness does not capture this.
+            let _ = writeln!(std::io::stderr(), "skipped: compiled kernels ({reason})");
+            return;
+        }
+    };
+    let narrowed = std::env::var_os("CUDA_COMPUTE_CAP").is_some();
+    let mut findings = Findings::new(allowed::parse(include_str!("allowed.txt")).unwrap());
+    for source in sources() {
+        let Some(fatbin) = report.fatbins.iter().find(|f| f.stem == source.stem()) else {
+            findings.faults.push(format!("{}: the build compiled no fatbin of it", source.file));
+            continue;
+        };
+        for arch in promised(source.tier) {
+            if !narrowed && !fatbin.targets.iter().any(|target| target == arch) {
+                findings.faults.push(format!("{}: its fatbin is not built for {arch}", source.file));
+            }
+        }
+        let bytes = std::fs::metadata(&fatbin.file).unwrap().len();
+        findings.source(&source, fatbin, bytes, &Dump::read(&cuobjdump, &fatbin.file).unwrap());
+    }
+    findings.finish();
+    let table = findings.table.join("\n") + "\n";
+    print!("{table}");
+    std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels.txt"), table).unwrap();
+    assert!(findings.faults.is_empty(), "\n{}\n", findings.faults.join("\n"));
+}
+
+#[test]
+fn counts_blocks() {
+    assert_eq!(blocks(255, 256), 1);
+    assert_eq!(blocks(128, 128), 4);
+    assert_eq!(blocks(129, 128), 3);
+    assert_eq!(blocks(32, 1024), 2);
+    assert_eq!(blocks(16, 32), 32);
+}
+
+#[test]
+fn finds_faults_and_idle_exceptions() {
+    let kernel = Kernel {
+        name: "gemm_bf16".into(),
+        body: "gemm<1>".into(),
+        params: "Params",
+        threads: 256,
+        min_blocks: 2,
+        tensor_cores: true,
+    };
+    let good = Resources { registers: 128, ..Default::default() };
+    let code = Instructions { bytes: 16, matrix: 1, local: 0 };
+    assert_eq!(faults(&kernel, good, code), []);
+    let what = |uses, code| faults(&kernel, uses, code).iter().map(|(what, _)| *what).collect::<Vec<_>>();
+    assert_eq!(what(Resources { registers: 136, ..good }, code), ["registers", "blocks"]);
+    assert_eq!(what(Resources { stack: 8, ..good }, Instructions { local: 1, ..code }), ["stack"]);
+    assert_eq!(
+        what(Resources { shared: 64, ..good }, Instructions { matrix: 0, ..code }),
+        ["shared", "matrix"]
+    );
+
+    let line = |what: &str| format!("gemm_bf16 sm_80 {what} because\n");
+    let mut findings = Findings::new(allowed::parse(&(line("shared") + &line("stack"))).unwrap());
+    findings.kernel(&kernel, "sm_80", Resources { shared: 64, ..good }, code);
+    findings.finish();
+    assert_eq!(findings.faults, ["allowed.txt: gemm_bf16 sm_80 stack excuses nothing; remove the line"]);
+}
