@@ -122,7 +122,8 @@ __attribute__((target("avx2,fma"))) void product_columns(float* p, const float* 
     }
 }
 
-__attribute__((target("avx2,fma"))) void product_fused(float* p, const float* a, const float* b, int rows, int columns)
+__attribute__((target("avx2,fma"))) void product_fused(float* p, const float* a, const float* b, int rows,
+                                                       int columns)
 {
     int n = 0;
     for (; n + 16 <= columns; n += 16) product_columns<2>(p, a, b, rows, columns, n);
@@ -157,7 +158,8 @@ void multiply(MatrixProduct own, Site site)
     float* p = b + columns * 16;
     for (int l = 0; l < 32; l++) {
         const MatrixProduct& lane = *static_cast<const MatrixProduct*>(warp.arguments[l]);
-        if (lane.tiles_m != tiles_m || lane.tiles_n != tiles_n) fail(site, "the lanes of a warp multiply different tiles");
+        if (lane.tiles_m != tiles_m || lane.tiles_n != tiles_n)
+            fail(site, "the lanes of a warp multiply different numbers of tiles");
         for (int m = 0; m < tiles_m; m++) {
             for (int i = 0; i < 4; i++) {
                 uint32_t pair = lane.a[4 * m + i];

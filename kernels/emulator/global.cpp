@@ -21,7 +21,8 @@ R* containing(R* ranges, size_t count, uint64_t address, bool with_end)
 
 } // namespace
 
-Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t bytes, uint32_t alignment, Site site)
+Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t bytes, uint32_t alignment,
+                  Site site)
 {
     Launch& launch = *current->block->launch;
     const LaunchArguments& arguments = launch.arguments;
@@ -43,8 +44,9 @@ Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t
             if (address >= candidate.low && address < candidate.high) freed = &candidate;
         }
         if (freed) {
-            fail(site, "%s %u bytes in global memory that was freed, at byte %llu of an allocation of %llu", verb, bytes,
-                 (unsigned long long)(address - freed->low), (unsigned long long)(freed->high - freed->low));
+            fail(site, "%s %u bytes in global memory that was freed, at byte %llu of an allocation of %llu", verb,
+                 bytes, (unsigned long long)(address - freed->low),
+                 (unsigned long long)(freed->high - freed->low));
         }
         fail(site, "%s %u bytes at address 0x%llx, which lies in no allocation of global memory", verb, bytes,
              (unsigned long long)address);
@@ -104,8 +106,8 @@ void note_global_write(Range& range, uint64_t address, uint32_t bytes, const voi
         const char* old = reinterpret_cast<const char*>(address) + i * granule;
         if (writers[i] != 0 && writers[i] != own && !is_known(launch, own, writers[i])
             && memcmp(old, static_cast<const char*>(value) + i * granule, granule) != 0) {
-            fail(site, "race: writes byte %llu of an allocation of global memory, where block %u of this launch wrote "
-                       "something else",
+            fail(site, "race: writes byte %llu of an allocation of global memory, where block %u of this launch "
+                       "wrote something else",
                  (unsigned long long)(address - range.low + i * granule), writers[i] - 1);
         }
         writers[i] = own;

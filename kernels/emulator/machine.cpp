@@ -106,8 +106,8 @@ bool meet(Collective collective, void* arguments, Site site)
     Thread& thread = *current;
     Warp& warp = *thread.warp;
     if (__builtin_expect(warp.state.alive != all_lanes, 0)) {
-        fail(site, "is at %s, which all 32 lanes must reach, but lane %d of its warp has ended", name_of(collective),
-             __builtin_ctz(~warp.state.alive));
+        fail(site, "is at %s, which all 32 lanes must reach, but lane %d of its warp has ended",
+             name_of(collective), __builtin_ctz(~warp.state.alive));
     }
     if (warp.arrived == 0) {
         warp.collective = collective;
@@ -331,8 +331,10 @@ Block* trencadis_emulator_block_begin(Launch* launch, uint32_t x, uint32_t y, ui
     }
     if (words == 0) {
         block->readers.clear();
-    } else if (block->readers.size() < words) {
-        block->readers.resize(words, 0);
+        block->places.clear();
+    } else {
+        if (block->readers.size() < words) block->readers.resize(words, 0);
+        if (block->places.size() < block->granules) block->places.resize(block->granules, 0);
     }
     block->start = ++block->time;
     block->time++;

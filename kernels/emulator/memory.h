@@ -77,6 +77,11 @@ inline void claim_shared(uint32_t offset, uint32_t epoch, Site site)
     if (__builtin_expect(suspect != 0, 0)) examine_write(offset, bytes, site);
     uint32_t word = epoch << owner_bits | thread.id;
     for (uint32_t i = 0; i < n; i++) writers[i] = word;
+    if (block.launch_races()) {
+        uint32_t* places = block.places.data() + offset / granule;
+        uint32_t place = block.launch->place(site);
+        for (uint32_t i = 0; i < n; i++) places[i] = place;
+    }
 }
 
 template <uint32_t bytes>

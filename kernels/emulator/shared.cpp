@@ -2,6 +2,7 @@
 #include "operations.h"
 
 #include <algorithm>
+#include <stdio.h>
 
 namespace emulator {
 
@@ -16,6 +17,22 @@ void fail_shared_bounds(const char* verb, uint32_t address, uint32_t bytes, uint
          (long long)offset, current->block->shared_bytes);
 }
 
+namespace {
+
+// " (file:line)" of the last write to a granule, where that is known.
+struct Place {
+    char text[256] = "";
+
+    Place(const Block& block, uint32_t g)
+    {
+        if (!block.launch_races()) return;
+        Site site = block.launch->site_of(block.places[g]);
+        snprintf(text, sizeof text, " (%s:%u)", site.file, site.line);
+    }
+};
+
+} // namespace
+
 void examine_read(uint32_t offset, uint32_t bytes, bool by_warp, Site site)
 {
     const Thread& thread = *current;
@@ -24,14 +41,15 @@ void examine_read(uint32_t offset, uint32_t bytes, bool by_warp, Site site)
     for (uint32_t g = offset / granule; g < (offset + bytes) / granule; g++) {
         uint32_t epoch = block.writers[g] >> owner_bits, writer = block.writers[g] & owner_mask;
         if (epoch == pending) {
-            fail(site, "reads byte %u of shared memory while an asynchronous copy of thread %u writes it: "
+            fail(site, "reads byte %u of shared memory while an asynchronous copy of thread %u%s writes it: "
                        "wait for it first",
-                 g * granule, writer);
+                 g * granule, writer, Place(block, g).text);
         }
         if (epoch <= block.start) fail(site, "reads byte %u of shared memory, which nobody wrote", g * granule);
         if (epoch <= warp.seen[writer / 32] || (writer == thread.id && !by_warp)) continue;
-        fail(site, "race: reads byte %u of shared memory, which thread %u wrote with no %s in between", g * granule,
-             writer, writer / 32 == warp.id ? "warp_sync or barrier" : "barrier");
+        fail(site, "race: reads byte %u of shared memory, which thread %u wrote%s with no %s in between",
+             g * granule, writer, Place(block, g).text,
+             writer / 32 == warp.id ? "warp_sync or barrier" : "barrier");
     }
 }
 
@@ -43,13 +61,14 @@ void examine_write(uint32_t offset, uint32_t bytes, Site site)
     for (uint32_t g = offset / granule; g < (offset + bytes) / granule; g++) {
         uint32_t epoch = block.writers[g] >> owner_bits, writer = block.writers[g] & owner_mask;
         if (epoch == pending) {
-            fail(site, "writes byte %u of shared memory while an asynchronous copy of thread %u writes it: "
+            fail(site, "writes byte %u of shared memory while an asynchronous copy of thread %u%s writes it: "
                        "wait for it first",
-                 g * granule, writer);
+                 g * granule, writer, Place(block, g).text);
         }
         if (epoch > warp.seen[writer / 32] && writer != thread.id) {
-            fail(site, "race: writes byte %u of shared memory, which thread %u wrote with no %s in between",
-                 g * granule, writer, writer / 32 == warp.id ? "warp_sync or barrier" : "barrier");
+            fail(site, "race: writes byte %u of shared memory, which thread %u wrote%s with no %s in between",
+                 g * granule, writer, Place(block, g).text,
+                 writer / 32 == warp.id ? "warp_sync or barrier" : "barrier");
         }
         if (!block.launch_races()) continue;
         for (uint32_t u = 0; u < block.warp_count; u++) {
@@ -57,7 +76,8 @@ void examine_write(uint32_t offset, uint32_t bytes, Site site)
             if (word >> owner_bits <= warp.seen[u]) continue;
             if (u == warp.id && lane == thread.lane) continue;
             if (lane == several_lanes) {
-                fail(site, "race: writes byte %u of shared memory, which lanes of warp %u read with no %s in between",
+                fail(site, "race: writes byte %u of shared memory, which lanes of warp %u read with no %s in "
+                           "between",
                      g * granule, u, u == warp.id ? "warp_sync or barrier" : "barrier");
             }
             fail(site, "race: writes byte %u of shared memory, which thread %u read with no %s in between",
@@ -129,7 +149,7 @@ void copy_wait(uint32_t pending_groups)
         if (copy.group > newest) return;
         perform(copy);
         if (copy.source && memcmp(copy.source, copy.snapshot, 16) != 0) {
-            fail(copy.site, "the global source of this asynchronous copy was overwritten before the copy was waited for");
+            fail(copy.site, "the source of this asynchronous copy was overwritten before it was waited for");
         }
         uint32_t word = thread.warp->epoch << owner_bits | thread.id;
         uint32_t* writers = block.writers.data() + (copy.destination - shared_origin) / granule;

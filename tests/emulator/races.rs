@@ -93,7 +93,10 @@ fn a_write_after_a_write() {
     let case = |kernel| Case::new(kernel, 64, 64).shared(128);
     let result = case("planted_write_after_write").answer::<u32>();
     assert!((0..64).all(|thread| result[thread] == 100 + thread as u32 % 32));
-    case("planted_write_after_write_race").fault("race: writes byte");
+    let fault = case("planted_write_after_write_race").fault("race: writes byte");
+    // Both places are told.
+    assert!(line_of(&fault).contains("100 + lane"), "{fault}");
+    assert!(fault.what.contains("which thread 0 wrote (tests/kernels/planted.cu:"), "{fault}");
 }
 
 #[test]
