@@ -171,7 +171,7 @@ impl Emulator {
         let Some(kernel) = kernels::find(name) else {
             return refused("there is no such kernel in the emulator's build".into());
         };
-        if threads != kernel.threads || threads % 32 != 0 || threads == 0 || threads > 1024 {
+        if threads != kernel.threads || !threads.is_multiple_of(32) || threads == 0 || threads > 1024 {
             return refused(format!(
                 "launched with {threads} threads a block, but made for {} (a multiple of 32, at most 1024)",
                 kernel.threads
