@@ -88,10 +88,21 @@ DEVICE float infinity()
 
 // The warps that share one head.
 struct Group {
-    int index;
     int warps;
     int warp;
     int thread;
+
+    // Groups of `warps` warps, a power of two.
+    DEVICE explicit Group(int warps)
+        : warps(warps), warp(ptx::unknown(threadIdx.x) / 32 & (warps - 1)),
+          thread(ptx::unknown(threadIdx.x) & (32 * warps - 1))
+    {
+    }
+
+    DEVICE int index() const
+    {
+        return ptx::unknown(threadIdx.x) / 32 / warps;
+    }
 
     DEVICE int threads() const
     {
@@ -100,7 +111,7 @@ struct Group {
 
     DEVICE void barrier() const
     {
-        ptx::barrier(1 + index, threads());
+        ptx::barrier(1 + index(), threads());
     }
 };
 
@@ -129,6 +140,61 @@ struct Pair {
     }
 };
 
+// Addresses of this lane for ldmatrix of 16 rows by 2 chunks: row lane % 16, chunk lane / 16. They are the
+// same for operands a and b, transposed or not, so that an address a tile is all that stays in registers.
+template <int D>
+struct Reader {
+    static constexpr int CHUNKS = Tile<D>::CHUNKS;
+    static constexpr int TWISTS = Tile<D>::TWISTS;
+
+    uint32_t lane;
+
+    // From row `row` (a multiple of 8) of the tile on.
+    DEVICE Reader(Tile<D> tile, int row, int lane)
+        : lane(tile.address(lane % 16, lane / 16) + row * Tile<D>::ROW_BYTES)
+    {
+    }
+
+    // Chunk 2 step + lane / 16 of the row `rows` (a multiple of 8) below: the twist acts on the low bits of a
+    // chunk, where an even number is added without a carry.
+    DEVICE uint32_t address(int rows, int step) const
+    {
+        constexpr int LOW = TWISTS - 1;
+        return (lane ^ ((2 * step & LOW & ~1) * 16)) + (2 * step & ~(LOW & ~1)) * 16 + rows * Tile<D>::ROW_BYTES;
+    }
+
+    DEVICE void rows_as_a(uint32_t (&a)[4], int rows, int step) const
+    {
+        if (2 * step + 1 < CHUNKS) {
+            ptx::ldmatrix_x4(a, address(rows, step));
+        } else {
+            uint32_t r[2];
+            ptx::ldmatrix_x2(r, address(rows, step));
+            a[0] = r[0], a[1] = r[1], a[2] = 0, a[3] = 0;
+        }
+    }
+
+    DEVICE void rows_as_b(uint32_t (&b)[2][2], int rows, int step) const
+    {
+        uint32_t a[4];
+        rows_as_a(a, rows, step);
+        b[0][0] = a[0], b[0][1] = a[2], b[1][0] = a[1], b[1][1] = a[3];
+    }
+
+    DEVICE void columns_as_b(uint32_t (&b)[2][2], int rows, int step) const
+    {
+        if (2 * step + 1 < CHUNKS) {
+            uint32_t r[4];
+            ptx::ldmatrix_x4_trans(r, address(rows, step));
+            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
+        } else {
+            uint32_t r[2];
+            ptx::ldmatrix_x2_trans(r, address(rows, step));
+            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = 0, b[1][1] = 0;
+        }
+    }
+};
+
 // Rows of one head in global memory, from some token on.
 struct Rows {
     const bf16* p;
@@ -136,7 +202,7 @@ struct Rows {
 };
 
 struct Head {
-    int64_t start;
+    int start;
     int length;
     int head;
 };
@@ -150,12 +216,12 @@ DEVICE Head head_of(const AttentionBackward& p, int image, int head)
 
 DEVICE Rows rows_of(const AttentionBackward& p, const bf16* x, int64_t stride, Head head, int row)
 {
-    return Rows{x + (head.start + row) * stride + head.head * p.head_dim, stride};
+    return Rows{x + int64_t(head.start + row) * stride + head.head * p.head_dim, stride};
 }
 
 DEVICE bf16* rows_of(const AttentionBackward& p, bf16* x, int64_t stride, Head head, int row)
 {
-    return x + (head.start + row) * stride + head.head * p.head_dim;
+    return x + int64_t(head.start + row) * stride + head.head * p.head_dim;
 }
 
 // dout out of one row, the same in the LANES lanes that share it.
@@ -177,6 +243,58 @@ DEVICE float row_delta(Rows out, Rows dout, int row, bool exists, int head_dim)
         }
     }
     return sum_of_lanes<LANES>(sum);
+}
+
+// Four neighbouring gains or biases.
+DEVICE void load_four(float (&x)[4], const float* source, int column, float otherwise)
+{
+    UNROLL
+    for (int c = 0; c < 4; c++) x[c] = otherwise;
+    if (!source) return;
+    const Vec16 four = Global<const float>(source).load_16(column);
+    UNROLL
+    for (int c = 0; c < 4; c++) x[c] = bits_to_float(four.word[c]);
+}
+
+// Normalises rows in place as Tile::normalise does, bit for bit, with fewer registers: gradients fill them.
+template <int D>
+DEVICE void normalise(Tile<D> tile, const HeadNorm& norm, int valid, int head_dim, int thread, int threads)
+{
+    constexpr int LANES = Tile<D>::LANES;
+    constexpr int N = Tile<D>::LANE_CHUNKS;
+    const int j = thread % LANES;
+    for (int first = 0; first + thread / 32 * (32 / LANES) < valid; first += threads / LANES) {
+        const int row = first + thread / LANES;
+        Vec16 x[N];
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            const int chunk = i * LANES + j;
+            const bool inside = row < valid && 8 * chunk < head_dim;
+            x[i] = inside ? Shared<bf16>(tile.address(row, chunk)).load_16(0) : Vec16{};
+        }
+        const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            const int chunk = i * LANES + j;
+            if (row >= valid || 8 * chunk >= head_dim) continue;
+            UNROLL
+            for (int w = 0; w < 4; w += 2) {
+                float gain[4];
+                float bias[4];
+                load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
+                load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
+                UNROLL
+                for (int c = 0; c < 4; c += 2) {
+                    uint32_t& pair = x[i].word[w + c / 2];
+                    const float a = (low(pair) - statistics.mean) * statistics.rstd;
+                    const float b = (high(pair) - statistics.mean) * statistics.rstd;
+                    pair = pack_bf16(ptx::fused_multiply_add(a, gain[c], bias[c]),
+                                     ptx::fused_multiply_add(b, gain[c + 1], bias[c + 1]));
+                }
+            }
+            Shared<bf16>(tile.address(row, chunk)).store_16(0, x[i]);
+        }
+    }
 }
 
 // Gradients of a gain and a bias, this lane's columns: chunks j, j + LANES, ...
@@ -269,12 +387,8 @@ DEVICE void finish_rows(Pair<D> tile, int row, int rows, int length, float facto
                 if (!exists || column >= head_dim) continue;
                 UNROLL
                 for (int half = 0; half < 2; half++) {
-                    float gain[4] = {1.0f, 1.0f, 1.0f, 1.0f};
-                    if (norm.gain) {
-                        const Vec16 four = Global<const float>(norm.gain).load_16(column + 4 * half);
-                        UNROLL
-                        for (int c = 0; c < 4; c++) gain[c] = bits_to_float(four.word[c]);
-                    }
+                    float gain[4];
+                    load_four(gain, norm.gain, column + 4 * half, 1.0f);
                     UNROLL
                     for (int c = 0; c < 4; c++) {
                         const uint32_t pair = x[i].word[2 * half + c / 2];
@@ -340,34 +454,32 @@ struct Owner {
         }
     }
 
-    // x[g] = own rows from `row` on times the 16 streamed rows from `streamed` + 16 g on, transposed.
-    DEVICE void product(float (&x)[G][M][2][4], Tile<D> own, int row, Tile<D> stream, int streamed)
+    // x[g] += own rows times 16 streamed rows, the g-th, transposed.
+    DEVICE void product(float (&x)[G][M][2][4], Reader<D> own, Reader<D> stream)
     {
-        UNROLL
-        for (int i = 0; i < G * M * 8; i++) x[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4] = 0.0f;
         UNROLL
         for (int step = 0; step < STEPS; step++) {
             uint32_t a[M][4];
             UNROLL
-            for (int m = 0; m < M; m++) own.rows_as_a(a[m], row + 16 * m, step);
+            for (int m = 0; m < M; m++) own.rows_as_a(a[m], 16 * m, step);
             UNROLL
             for (int g = 0; g < G; g++) {
                 uint32_t b[2][2];
-                stream.rows_as_b(b, streamed + 16 * g, step);
+                stream.rows_as_b(b, 16 * g, step);
                 ptx::mma_tiles<M, 2>(x[g], a, b);
             }
         }
     }
 
     // sum += a times the streamed rows.
-    DEVICE void accumulate(float (&sum)[STEPS][M][2][4], const uint32_t (&a)[G][M][4], Tile<D> stream, int streamed)
+    DEVICE void accumulate(float (&sum)[STEPS][M][2][4], const uint32_t (&a)[G][M][4], Reader<D> stream)
     {
         UNROLL
         for (int g = 0; g < G; g++) {
             UNROLL
             for (int step = 0; step < STEPS; step++) {
                 uint32_t b[2][2];
-                stream.columns_as_b(b, streamed + 16 * g, step);
+                stream.columns_as_b(b, 16 * g, step);
                 if (2 * step + 1 < CHUNKS) {
                     ptx::mma_tiles<M, 2>(sum[step], a[g], b);
                 } else {
@@ -387,47 +499,57 @@ struct Owner {
         }
     }
 
+    // A number of each query, `x`[0] that of the first one of this warp's tile of scores, for each of its scores.
+    static DEVICE void spread(float (&to)[G][M][2][4], Shared<float> x, int lane)
+    {
+        UNROLL
+        for (int i = 0; i < G * M * 4; i++) {
+            float(&four)[4] = to[i / (M * 4)][i / 4 % M][i / 2 % 2];
+            if (QUERIES) {
+                four[i % 2 * 2] = four[i % 2 * 2 + 1] = x.load(16 * (i / 4 % M) + 8 * (i % 2) + lane / 4);
+            } else if (i % 2 == 0) {
+                const int column = 16 * (i / (M * 4)) + 8 * (i / 2 % 2) + 2 * (lane % 4);
+                const FloatPair two = Shared<FloatPair>(x.address).load(column / 2);
+                four[0] = four[2] = two.first;
+                four[1] = four[3] = two.second;
+            }
+        }
+    }
+
     // Takes the 16 G streamed rows from `streamed` on. `owned` of this warp's rows and `arrived` of the streamed
-    // ones exist. `lse` (times log2 e) and `delta` begin at the first query of this warp's tile of scores.
+    // ones exist. `lse` (times -log2 e) and `delta` (negative) begin at the first query of this warp's scores.
     // Keys write ds^T of their rows to chunks `chunk`.. of `ds` if that is not 0. Collective.
     DEVICE void take(Pair<D> own, int row, int owned, Pair<D> stream, int streamed, int arrived, Shared<float> lse,
                      Shared<float> delta, float factor, uint32_t ds, int chunk)
     {
-        const int lane = ptx::lane_id();
-        float s[G][M][2][4];
-        product(s, own.first, row, stream.first, streamed);
-        UNROLL
-        for (int i = 0; i < G * M * 8; i++) {
-            const int g = i / (M * 8), m = i / 8 % M, h = i / 4 % 2, e = i % 4;
-            const int own_row = 16 * m + e / 2 * 8 + lane / 4;
-            const int column = 16 * g + 8 * h + lane % 4 * 2 + e % 2;
-            float& x = s[g][m][h][e];
-            x = ptx::exp2(ptx::fused_multiply_add(x, factor, -lse.load(QUERIES ? own_row : column)));
-        }
-        // Keys that do not exist; queries that do not have an lse of infinity.
-        if (QUERIES ? arrived < 16 * G : owned < 16 * M) {
-            UNROLL
-            for (int i = 0; i < G * M * 8; i++) {
-                const int g = i / (M * 8), m = i / 8 % M, h = i / 4 % 2, e = i % 4;
-                const int own_row = 16 * m + e / 2 * 8 + lane / 4;
-                const int column = 16 * g + 8 * h + lane % 4 * 2 + e % 2;
-                if (QUERIES ? column >= arrived : own_row >= owned) s[g][m][h][e] = 0.0f;
-            }
-        }
+        const int lane = ptx::unknown(ptx::lane_id());
+        const Reader<D> first_stream(stream.first, streamed, lane);
+        const Reader<D> second_stream(stream.second, streamed, lane);
         float t[G][M][2][4];
-        product(t, own.second, row, stream.second, streamed);
+        spread(t, delta, lane);
+        product(t, Reader<D>(own.second, row, lane), second_stream);
+        float s[G][M][2][4];
+        UNROLL
+        for (int i = 0; i < G * M * 8; i++) s[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4] = 0.0f;
+        product(s, Reader<D>(own.first, row, lane), first_stream);
+        float offset[G][M][2][4];
+        spread(offset, lse, lane);
+        // Keys that do not exist have no part in the sums; queries that do not have an lse of infinity.
+        const bool partial = QUERIES ? arrived < 16 * G : owned < 16 * M;
         UNROLL
         for (int i = 0; i < G * M * 8; i++) {
             const int g = i / (M * 8), m = i / 8 % M, h = i / 4 % 2, e = i % 4;
+            float& x = s[g][m][h][e];
+            x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset[g][m][h][e]));
             const int own_row = 16 * m + e / 2 * 8 + lane / 4;
             const int column = 16 * g + 8 * h + lane % 4 * 2 + e % 2;
-            float& x = t[g][m][h][e];
-            x = s[g][m][h][e] * (x - delta.load(QUERIES ? own_row : column));
+            if (partial && (QUERIES ? column >= arrived : own_row >= owned)) x = 0.0f;
+            t[g][m][h][e] *= x;
         }
         uint32_t a[G][M][4];
         if (!QUERIES) {
             pack(a, s);
-            accumulate(second_sum(), a, stream.second, streamed);
+            accumulate(second_sum(), a, second_stream);
         }
         pack(a, t);
         if (!QUERIES && ds) {
@@ -439,7 +561,7 @@ struct Owner {
                 Shared<uint32_t>(address).store(lane % 4, a[g][m][w]);
             }
         }
-        accumulate(first, a, stream.first, streamed);
+        accumulate(first, a, first_stream);
     }
 
     DEVICE float (&second_sum())[STEPS][M][2][4]
@@ -468,7 +590,7 @@ template <int D, int M>
 DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row, Group group)
 {
     constexpr int STEPS = Tile<D>::STEPS;
-    const int lane = ptx::lane_id();
+    const int lane = ptx::unknown(ptx::lane_id());
     for (int unit = group.warp; unit < STEPS * (2 / M); unit += group.warps) {
         const int step = unit % STEPS;
         const int tile = unit / STEPS * M;
@@ -503,177 +625,259 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
 }
 
 // One head of one image, or a tile of its keys or queries: rows `first` to `first` + `owned` of the image
-// are owned by the group.
+// are owned by a group of `warps` warps.
 struct Item {
     Head head;
     int first;
     int owned;
-    Group group;
+    int warps;
     uint32_t shared;
+};
+
+// Bytes of shared memory that a group needs beside the rows of both sides: lse and delta of a query, its
+// places in two steps of ds^T.
+constexpr int QUERY_BYTES = 8;
+constexpr int KEY_BYTES = 2 * 2 * STEP;
+
+// Shared memory of a group: both sides; lse and delta of the queries, made negative, lse times log2(e); ds^T of
+// two steps in turn.
+template <int D>
+struct Memory {
+    Pair<D> own;
+    Pair<D> stream;
+    Shared<float> lse;
+    Shared<float> delta;
+    uint32_t ds;
+
+    DEVICE Memory(uint32_t base, int own_rows, int stream_rows, int queries)
+        : own(base, own_rows), stream(base + own_rows * 2 * Tile<D>::ROW_BYTES, stream_rows),
+          lse(base + (own_rows + stream_rows) * 2 * Tile<D>::ROW_BYTES), delta(lse.address + queries * 4),
+          ds(delta.address + queries * 4)
+    {
+    }
 };
 
 // `WHOLE`: all keys are owned and dq^ is made here.
 template <int D, bool QUERIES, bool WHOLE>
-DEVICE void run(const AttentionBackward& p, const Item& item)
-{
-    constexpr int M = tiles_of_warp(D);
-    constexpr int G = groups_of_step(D);
-    constexpr int ROW_BYTES = Tile<D>::ROW_BYTES;
-    const Head head = item.head;
-    const Group group = item.group;
-    const int lane = ptx::lane_id();
-    const int row = group.warp * 16 * M;
-    const int steps = ceil_div(head.length, STEP);
+struct Run {
+    static constexpr int M = tiles_of_warp(D);
+    static constexpr int G = groups_of_step(D);
+    static constexpr int ROW_BYTES = Tile<D>::ROW_BYTES;
 
-    // Shared memory: both sides; lse and delta of the queries; ds^T, two steps of it.
-    const int own_rows = round_up(item.owned, 32);
-    const int stream_rows = WHOLE ? own_rows : STAGES * STEP;
-    const int queries = QUERIES ? own_rows : stream_rows;
-    const Pair<D> own(item.shared, own_rows);
-    const Pair<D> stream(own.second.base + own_rows * ROW_BYTES, stream_rows);
-    const Shared<float> lse(stream.second.base + stream_rows * ROW_BYTES);
-    const Shared<float> delta(lse.address + queries * 4);
-    const uint32_t ds = delta.address + queries * 4;
-    auto place = [](int step) { return (WHOLE ? step : step % STAGES) * STEP; };
+    const AttentionBackward& p;
+    const Item& item;
 
-    const HeadNorm q_norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
-    const HeadNorm k_norm = head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, head.head, p.head_dim);
-    const HeadNorm& own_norm = QUERIES ? q_norm : k_norm;
-    const HeadNorm& stream_norm = QUERIES ? k_norm : q_norm;
+    // What follows from a few numbers is made again where it is used: registers are full of gradients.
+    DEVICE Memory<D> memory() const
+    {
+        const int own_rows = round_up(item.owned, STEP);
+        const int stream_rows = WHOLE ? own_rows : STAGES * STEP;
+        return Memory<D>(ptx::unknown(item.shared), own_rows, stream_rows, QUERIES ? own_rows : stream_rows);
+    }
 
-    auto load = [&](Tile<D> tile, const bf16* x, int64_t stride, int from, int rows, int valid) {
-        tile.load(rows_of(p, x, stride, head, from).p, stride, rows, valid, p.head_dim, group.thread,
-                  group.threads());
-    };
-    auto load_step = [&](int step) {
-        const int valid = head.length - step * STEP;
-        const Tile<D> a(stream.first.base + place(step) * ROW_BYTES);
-        const Tile<D> b(stream.second.base + place(step) * ROW_BYTES);
-        load(a, QUERIES ? p.k : p.q, QUERIES ? p.k_stride : p.q_stride, step * STEP, STEP, valid);
-        load(b, QUERIES ? p.v : p.dout, QUERIES ? p.v_stride : p.dout_stride, step * STEP, STEP, valid);
-    };
-    auto normalise_step = [&](int step) {
+    DEVICE Group group() const
+    {
+        return Group(item.warps);
+    }
+
+    static DEVICE int place(int step)
+    {
+        return (WHOLE ? step : step % STAGES) * STEP;
+    }
+
+    DEVICE HeadNorm norm_of(bool q) const
+    {
+        return q ? head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, item.head.head, p.head_dim)
+                 : head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, item.head.head, p.head_dim);
+    }
+
+    // Copies rows of q and dout, or of k and v, from row `from` of the image on.
+    DEVICE void load(bool q, Pair<D> to, int row, int from, int rows, int valid) const
+    {
+        const Group group = this->group();
+        const Tile<D> first(to.first.base + row * ROW_BYTES);
+        const Tile<D> second(to.second.base + row * ROW_BYTES);
+        const Rows a = q ? rows_of(p, p.q, p.q_stride, item.head, from) : rows_of(p, p.k, p.k_stride, item.head, from);
+        const Rows b = q ? rows_of(p, p.dout, p.dout_stride, item.head, from)
+                         : rows_of(p, p.v, p.v_stride, item.head, from);
+        first.load(a.p, a.stride, rows, valid, p.head_dim, group.thread, group.threads());
+        second.load(b.p, b.stride, rows, valid, p.head_dim, group.thread, group.threads());
+    }
+
+    DEVICE void load_step(int step) const
+    {
+        load(!QUERIES, memory().stream, place(step), step * STEP, STEP, item.head.length - step * STEP);
+    }
+
+    DEVICE void normalise_rows(bool q, Tile<D> tile, int row, int valid) const
+    {
         if (p.norm.kind == NORM_NONE) return;
-        const int left = head.length - step * STEP;
-        const Tile<D> tile(stream.first.base + place(step) * ROW_BYTES);
-        tile.normalise(stream_norm, left < STEP ? left : STEP, p.head_dim, group.thread, group.threads(), nullptr,
-                       nullptr, 0);
-    };
-    // lse and delta of a query of the long schedule.
-    auto statistics = [&](int query) {
-        if (query >= head.length) return FloatPair{infinity(), 0.0f};
-        const int64_t at = (head.start + query) * p.heads + head.head;
-        return FloatPair{Global<const float>(p.lse).load(at) * LOG2_E, Global<const float>(p.delta).load(at)};
-    };
-    auto keep = [&](int at, FloatPair x) {
-        lse.store(at, x.first);
-        delta.store(at, x.second);
-    };
+        const Group group = this->group();
+        const Tile<D> rows(tile.base + row * ROW_BYTES);
+        normalise(rows, norm_of(q), valid, p.head_dim, group.thread, group.threads());
+    }
 
-    load(own.first, QUERIES ? p.q : p.k, QUERIES ? p.q_stride : p.k_stride, item.first, own_rows, item.owned);
-    load(own.second, QUERIES ? p.dout : p.v, QUERIES ? p.dout_stride : p.v_stride, item.first, own_rows,
-         item.owned);
-    load_step(0);
-    ptx::cp_async_commit();
-    if (steps > 1) load_step(1);
-    ptx::cp_async_commit();
-    if (WHOLE) {
+    DEVICE void normalise_step(int step) const
+    {
+        const int left = item.head.length - step * STEP;
+        normalise_rows(!QUERIES, memory().stream.first, place(step), left < STEP ? left : STEP);
+    }
+
+    DEVICE FloatPair statistics(int query) const
+    {
+        if (query >= item.head.length) return FloatPair{-infinity(), 0.0f};
+        const int64_t at = int64_t(item.head.start + query) * p.heads + item.head.head;
+        return FloatPair{Global<const float>(p.lse).load(at) * -LOG2_E, -Global<const float>(p.delta).load(at)};
+    }
+
+    DEVICE void keep(int query, FloatPair x) const
+    {
+        const Memory<D> memory = this->memory();
+        memory.lse.store(query, x.first);
+        memory.delta.store(query, x.second);
+    }
+
+    // delta of all queries of a short image.
+    DEVICE void make_delta() const
+    {
         constexpr int LANES = Tile<D>::LANES;
-        const Rows out = rows_of(p, p.out, p.out_stride, head, 0);
-        const Rows dout = rows_of(p, p.dout, p.dout_stride, head, 0);
-        for (int r = group.thread / LANES; r < own_rows; r += group.threads() / LANES) {
-            const bool exists = r < head.length;
-            const float x = row_delta<D>(out, dout, r, exists, p.head_dim);
-            const int64_t at = (head.start + r) * p.heads + head.head;
-            const float y = exists ? Global<const float>(p.lse).load(at) * LOG2_E : infinity();
-            if (lane % LANES == 0) keep(r, FloatPair{y, x});
+        const Group group = this->group();
+        const Rows out = rows_of(p, p.out, p.out_stride, item.head, 0);
+        const Rows dout = rows_of(p, p.dout, p.dout_stride, item.head, 0);
+        for (int row = group.thread / LANES; row < round_up(item.owned, STEP); row += group.threads() / LANES) {
+            const bool exists = row < item.head.length;
+            const float delta = row_delta<D>(out, dout, row, exists, p.head_dim);
+            const int64_t at = int64_t(item.head.start + row) * p.heads + item.head.head;
+            const float lse = exists ? Global<const float>(p.lse).load(at) * -LOG2_E : -infinity();
+            if (group.thread % LANES == 0) keep(row, FloatPair{lse, -delta});
         }
-    } else if (QUERIES) {
-        for (int r = group.thread; r < own_rows; r += group.threads()) keep(r, statistics(item.first + r));
-    } else if (group.thread < STEP) {
-        keep(group.thread, statistics(group.thread));
     }
-    ptx::cp_async_wait<1>();
-    if (p.norm.kind != NORM_NONE)
-        own.first.normalise(own_norm, item.owned, p.head_dim, group.thread, group.threads(), nullptr, nullptr, 0);
-    normalise_step(0);
-    group.barrier();
 
-    const bool active = row < own_rows;
-    const float factor = p.scale * LOG2_E;
-    Owner<D, M, G, QUERIES> owner;
-    for (int step = 0; step < steps; step++) {
-        // The place of step + 2 was that of step - 1, which all warps have left.
-        if (step + 2 < steps) load_step(step + 2);
+    // Loads the own rows and two steps, and makes ready the first of them.
+    DEVICE void begin() const
+    {
+        const Group group = this->group();
+        load(QUERIES, memory().own, 0, item.first, round_up(item.owned, STEP), item.owned);
+        load_step(0);
         ptx::cp_async_commit();
-        FloatPair next{};
-        const bool fetch = !WHOLE && !QUERIES && step + 1 < steps && group.thread < STEP;
-        if (fetch) next = statistics((step + 1) * STEP + group.thread);
-        const uint32_t ds_step = WHOLE ? ds + step % 2 * own_rows * 2 * STEP : 0;
-        if (active) {
-            for (int sub = 0; sub < STEP / 16; sub += G) {
-                const int streamed = place(step) + 16 * sub;
-                const int query = 4 * (QUERIES ? row : streamed);
-                owner.take(own, row, item.owned - row, stream, streamed, head.length - step * STEP - 16 * sub,
-                           Shared<float>(lse.address + query), Shared<float>(delta.address + query), factor, ds_step,
-                           2 * sub);
-            }
-        }
-        if (step + 1 < steps) {
-            ptx::cp_async_wait<1>();
-            normalise_step(step + 1);
-        }
-        if (fetch) keep(place(step + 1) + group.thread, next);
-        group.barrier();
+        if (item.head.length > STEP) load_step(1);
+        ptx::cp_async_commit();
         if (WHOLE) {
-            // At width 64 eight warps have work for one 16 x 16 tile each.
-            if (D == 64 && group.warps == WARPS)
-                query_gradient<D, 1>(own.first, own_rows, ds_step, stream, step * STEP, group);
-            else
-                query_gradient<D, 2>(own.first, own_rows, ds_step, stream, step * STEP, group);
+            make_delta();
+        } else if (QUERIES) {
+            for (int row = group.thread; row < round_up(item.owned, STEP); row += group.threads())
+                keep(row, statistics(item.first + row));
+        } else if (group.thread < STEP) {
+            keep(group.thread, statistics(group.thread));
         }
+        ptx::cp_async_wait<1>();
+        normalise_rows(QUERIES, memory().own.first, 0, item.owned);
+        normalise_step(0);
+        group.barrier();
     }
-    // All warps have read k^, and written dq^.
-    if (WHOLE) group.barrier();
 
-    const bool norm = p.norm.kind != NORM_NONE;
-    const bool sums_wanted = norm && p.partial;
-    // What is no longer read: ds^T, or the streamed side.
-    const uint32_t scratch = WHOLE ? ds : stream.first.base;
-    auto finish = [&](Pair<D> tile, int length, bool q, ColumnSums<D>& sums) {
-        const Rows source = q ? rows_of(p, p.q, p.q_stride, head, item.first)
-                              : rows_of(p, p.k, p.k_stride, head, item.first);
-        bf16* const target = q ? rows_of(p, p.dq, p.dq_stride, head, item.first)
-                               : rows_of(p, p.dk, p.dk_stride, head, item.first);
-        const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        if (norm)
-            finish_rows<D, true>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source,
-                                 q ? q_norm : k_norm, sums);
+    // One step of the own rows, 16 G streamed rows at a time.
+    DEVICE void take(Owner<D, M, G, QUERIES>& owner, int step) const
+    {
+        const Memory<D> memory = this->memory();
+        const int row = group().warp * 16 * M;
+        const int rows = round_up(item.owned, STEP);
+        if (row >= rows) return;
+        const uint32_t ds = WHOLE ? memory.ds + step % 2 * rows * 2 * STEP : 0;
+        for (int sub = 0; sub < STEP / 16; sub += G) {
+            const int streamed = place(step) + 16 * sub;
+            const int query = 4 * (QUERIES ? row : streamed);
+            owner.take(memory.own, row, item.owned - row, memory.stream, streamed,
+                       item.head.length - step * STEP - 16 * sub, Shared<float>(memory.lse.address + query),
+                       Shared<float>(memory.delta.address + query), p.scale * LOG2_E, ds, 2 * sub);
+        }
+    }
+
+    DEVICE void take_queries(int step) const
+    {
+        const Memory<D> memory = this->memory();
+        const int rows = round_up(item.owned, STEP);
+        const uint32_t ds = memory.ds + step % 2 * rows * 2 * STEP;
+        // At width 64 eight warps have work for one 16 x 16 tile each.
+        if (D == 64 && item.warps == WARPS)
+            query_gradient<D, 1>(memory.own.first, rows, ds, memory.stream, step * STEP, group());
         else
-            finish_rows<D, false>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source,
-                                  q ? q_norm : k_norm, sums);
-    };
-    ColumnSums<D> sums;
-    if (active) {
-        if (!QUERIES) {
-            owner.store(owner.second_sum(), own, row);
-            ptx::warp_sync();
-            bf16* const dv = rows_of(p, p.dv, p.dv_stride, head, item.first);
-            finish_rows<D, false>(own, row, 16 * M, item.owned, 1.0f, p.head_dim, dv, p.dv_stride, Rows{}, k_norm,
-                                  sums);
+            query_gradient<D, 2>(memory.own.first, rows, ds, memory.stream, step * STEP, group());
+    }
+
+    // Writes this warp's rows of dq or dk from f32 in shared memory, and adds to the gradients of gain and bias.
+    DEVICE void finish(bool q, Pair<D> tile, int length) const
+    {
+        const Group group = this->group();
+        const int row = group.warp * 16 * M;
+        const int64_t stride = q ? p.dq_stride : p.dk_stride;
+        bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, item.head, item.first);
+        const Rows source = q ? rows_of(p, p.q, p.q_stride, item.head, item.first)
+                              : rows_of(p, p.k, p.k_stride, item.head, item.first);
+        const bool active = row < round_up(item.owned, STEP);
+        ColumnSums<D> sums;
+        if (p.norm.kind == NORM_NONE) {
+            if (active)
+                finish_rows<D, false>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source,
+                                      norm_of(q), sums);
+            return;
+        }
+        if (active)
+            finish_rows<D, true>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source, norm_of(q),
+                                 sums);
+        // Through what is no longer read: ds^T, or the streamed side.
+        const uint32_t scratch = WHOLE ? memory().ds : memory().stream.first.base;
+        if (p.partial) sums.add_to(p, item.head.head, q ? Q_GAIN : K_GAIN, scratch, group);
+    }
+
+    DEVICE void finish_values(Pair<D> tile) const
+    {
+        ColumnSums<D> none;
+        bf16* const target = rows_of(p, p.dv, p.dv_stride, item.head, item.first);
+        finish_rows<D, false>(tile, group().warp * 16 * M, 16 * M, item.owned, 1.0f, p.head_dim, target, p.dv_stride,
+                              Rows{}, HeadNorm{}, none);
+    }
+
+    DEVICE void run() const
+    {
+        const int steps = ceil_div(item.head.length, STEP);
+        begin();
+        Owner<D, M, G, QUERIES> owner;
+        for (int step = 0; step < steps; step++) {
+            // The place of step + 2 was that of step - 1, which all warps have left.
+            if (step + 2 < steps) load_step(step + 2);
+            ptx::cp_async_commit();
+            FloatPair next{};
+            const bool fetch = !WHOLE && !QUERIES && step + 1 < steps && int(threadIdx.x) < STEP;
+            if (fetch) next = statistics((step + 1) * STEP + threadIdx.x);
+            take(owner, step);
+            if (step + 1 < steps) {
+                ptx::cp_async_wait<1>();
+                normalise_step(step + 1);
+            }
+            if (fetch) keep(place(step + 1) + threadIdx.x, next);
+            group().barrier();
+            if (WHOLE) take_queries(step);
+        }
+        // All warps have read k^ and written dq^.
+        if (WHOLE) group().barrier();
+
+        const Memory<D> memory = this->memory();
+        const int row = group().warp * 16 * M;
+        if (row < round_up(item.owned, STEP)) {
+            if (!QUERIES) {
+                owner.store(owner.second_sum(), memory.own, row);
+                ptx::warp_sync();
+                finish_values(memory.own);
+                ptx::warp_sync();
+            }
+            owner.store(owner.first, memory.own, row);
             ptx::warp_sync();
         }
-        owner.store(owner.first, own, row);
-        ptx::warp_sync();
-        finish(own, item.owned, QUERIES, sums);
+        finish(QUERIES, memory.own, item.owned);
+        if (WHOLE) finish(true, memory.stream, item.head.length);
     }
-    if (sums_wanted) sums.add_to(p, head.head, QUERIES ? Q_GAIN : K_GAIN, scratch, group);
-    if (WHOLE) {
-        ColumnSums<D> q_sums;
-        if (active) finish(stream, head.length, true, q_sums);
-        if (sums_wanted) q_sums.add_to(p, head.head, Q_GAIN, scratch, group);
-    }
-}
+};
 
 // Gradients of q, k and v. Tiles of long images come first, they take longest.
 template <int D>
@@ -695,21 +899,20 @@ DEVICE void gradients(const AttentionBackward& p)
             const Head head = head_of(p, at.image, at.head);
             const int first = at.tile * p.long_rows;
             const int left = head.length - first;
-            const Group group{0, WARPS, int(ptx::warp_id()), int(threadIdx.x)};
-            const Item item{head, first, left < p.long_rows ? left : p.long_rows, group, ptx::shared_base()};
+            const Item item{head, first, left < p.long_rows ? left : p.long_rows, WARPS, ptx::shared_base()};
             if (i < long_items)
-                run<D, false, false>(p, item);
+                Run<D, false, false>{p, item}.run();
             else
-                run<D, true, false>(p, item);
+                Run<D, true, false>{p, item}.run();
         } else {
             const ShortItem at = schedule.short_item(i - 2 * long_items);
             const int warps = WARPS / at.heads;
-            const int warp = ptx::warp_id();
-            const Group group{warp / warps, warps, warp % warps, int(threadIdx.x) % (32 * warps)};
-            const Head head = head_of(p, at.image, at.head + group.index);
+            const int group = Group(warps).index();
+            const Head head = head_of(p, at.image, at.head + group);
             if (head.head >= p.heads) continue;
-            const int bytes = round_up(head.length, 32) * (4 * Tile<D>::ROW_BYTES + 8 + 4 * STEP);
-            run<D, false, true>(p, Item{head, 0, head.length, group, ptx::shared_base() + group.index * bytes});
+            const int bytes = round_up(head.length, STEP) * (4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES);
+            const Item item{head, 0, head.length, warps, ptx::shared_base() + group * bytes};
+            Run<D, false, true>{p, item}.run();
         }
     }
 }

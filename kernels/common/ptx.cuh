@@ -30,6 +30,14 @@ DEVICE uint32_t warp_id()
     return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
 }
 
+// x, whose origin the compiler does not see from here on: what is computed from it in a loop is computed there,
+// not before the loop, where it would keep a register.
+DEVICE int unknown(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // Barrier of the whole block. Collective.
 DEVICE void barrier()
 {

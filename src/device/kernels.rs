@@ -58,6 +58,13 @@ impl Kernels {
                 launch.grid
             )));
         }
+        if launch.cluster == 0 || !launch.grid[0].is_multiple_of(launch.cluster) {
+            return Err(Error::usage(format!(
+                "{name} cannot be launched in clusters of {} blocks on a grid of {:?}: the first side must be a \
+                 multiple of the cluster",
+                launch.cluster, launch.grid
+            )));
+        }
         match &self.loaded {
             // SAFETY: the caller answers for addresses and stream.
             Loaded::Cuda(modules) => unsafe { modules.launch(name, launch, stream, params) },
