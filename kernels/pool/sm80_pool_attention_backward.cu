@@ -108,6 +108,7 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
             dout.store(uint32_t(q * row_floats + column_at<group>(d)), grad);
         }
         group_sums<32>(sums);
+        if (ptx::lane_id() != 0) continue;
         float lse = Global<const float>(p.lse).load(result);
         scalars.store(uint32_t(4 * q), (s.scale * sums[0] - lse) * log2_e);
         scalars.store(uint32_t(4 * q + 1), sums[1]);
