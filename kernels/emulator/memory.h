@@ -18,6 +18,7 @@ Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t
                   Site site);
 void note_global_write(Range& range, uint64_t address, uint32_t bytes, const void* value, Site site);
 void note_global_read(const Range& range, uint64_t address, uint32_t bytes, Site site);
+void note_coherent_read(const Range& range, uint64_t address);
 
 // Offset of a shared address after the test of bounds and alignment.
 inline uint32_t shared_offset(const char* verb, uint32_t address, uint32_t bytes, uint32_t alignment, Site site)
@@ -76,6 +77,11 @@ inline void claim_shared(uint32_t offset, uint32_t epoch, Site site)
     if (__builtin_expect(suspect != 0, 0)) examine_write(offset, bytes, site);
     uint32_t word = epoch << owner_bits | thread.id;
     for (uint32_t i = 0; i < n; i++) writers[i] = word;
+    if (block.launch_races()) {
+        uint32_t* places = block.places.data() + offset / granule;
+        uint32_t place = block.launch->place(site);
+        for (uint32_t i = 0; i < n; i++) places[i] = place;
+    }
 }
 
 template <uint32_t bytes>

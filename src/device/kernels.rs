@@ -3,6 +3,10 @@
 use std::sync::Arc;
 
 use super::cuda;
+#[cfg(feature = "emulator")]
+use super::emulated;
+#[cfg(feature = "emulator")]
+use super::emulator::Emulator;
 use super::handle::RawStream;
 use super::info::DeviceInfo;
 use super::launch::Launch;
@@ -17,6 +21,8 @@ pub struct Kernels {
 
 pub(super) enum Loaded {
     Cuda(cuda::Modules),
+    #[cfg(feature = "emulator")]
+    Emulator(Arc<Emulator>),
 }
 
 impl Kernels {
@@ -68,6 +74,9 @@ impl Kernels {
         match &self.loaded {
             // SAFETY: the caller answers for addresses and stream.
             Loaded::Cuda(modules) => unsafe { modules.launch(name, launch, stream, params) },
+            #[cfg(feature = "emulator")]
+            // SAFETY: as above.
+            Loaded::Emulator(emulator) => unsafe { emulated::launch(emulator, name, launch, stream, params) },
         }
     }
 
