@@ -86,24 +86,11 @@ DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, Head head, int 
                 statistics_of(p.statistics.k_rstd, p, head, row, keep), p.heads);
 }
 
-// Query tiles of 16 rows that a warp takes at a time: two share each operand read from shared memory, as
-// long as registers last.
-DEVICE constexpr int tiles_of_warp(int width)
-{
-    return width <= 80 ? 2 : 1;
-}
-
-// Keys of one step, as many as registers hold scores for.
-DEVICE constexpr int keys_of_step(int width)
-{
-    return width == 72 ? 48 : width == 80 ? 32 : 64;
-}
-
-// 16 M query rows of one warp. Rows lane / 4 + 8 half of each 16 belong to this lane's quad.
-template <int D>
+// 16 M query rows of one warp, which attend to KEYS keys at a time. Rows lane / 4 + 8 half of each 16 belong
+// to this lane's quad. M = 2 shares each operand read from shared memory between two products; M and KEYS
+// are what registers allow, see src/kernels/attention/instances.rs.
+template <int D, int M, int KEYS>
 struct Queries {
-    static constexpr int M = tiles_of_warp(D);
-    static constexpr int KEYS = keys_of_step(D);
     static constexpr int GROUPS = KEYS / 16;
     static constexpr int CHUNKS = Tile<D>::CHUNKS;
     static constexpr int STEPS = Tile<D>::STEPS;
@@ -318,11 +305,9 @@ struct Queries {
     }
 };
 
-template <int D>
+template <int D, int M, int KEYS>
 DEVICE void short_images(const AttentionForward& p)
 {
-    constexpr int M = Queries<D>::M;
-    constexpr int KEYS = Queries<D>::KEYS;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
     zero_rows(p.out, p.out_stride, p.heads * p.head_dim, used, p.tokens);
@@ -355,7 +340,7 @@ DEVICE void short_images(const AttentionForward& p)
         ptx::cp_async_commit();
         v.load(rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim, thread, threads);
         ptx::cp_async_commit();
-        Queries<D> queries;
+        Queries<D, M, KEYS> queries;
         queries.load(p, head, warp * 16 * M);
         if (p.norm.kind != NORM_NONE) {
             ptx::cp_async_wait<1>();
@@ -375,11 +360,9 @@ DEVICE void short_images(const AttentionForward& p)
     }
 }
 
-template <int D>
+template <int D, int M, int KEYS>
 DEVICE void long_images(const AttentionForward& p)
 {
-    constexpr int M = Queries<D>::M;
-    constexpr int KEYS = Queries<D>::KEYS;
     constexpr int TILE_BYTES = KEYS * Tile<D>::ROW_BYTES;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const float factor = p.scale * LOG2_E;
@@ -405,7 +388,7 @@ DEVICE void long_images(const AttentionForward& p)
         // The keys and values of the item before have been read.
         ptx::barrier();
         load(0);
-        Queries<D> queries;
+        Queries<D, M, KEYS> queries;
         queries.load(p, head, row);
         queries.begin(p, head, row);
         for (int key = 0; key < head.length; key += KEYS) {

@@ -199,9 +199,9 @@ struct Launch {
     LaunchArguments arguments;
     Index block_size;
     uint64_t random;
-    Range* last_range = nullptr;
+    Range* recent[4] = {}; // allocations that were looked up last
+    uint32_t next_recent = 0;
     std::vector<float> scratch;
-    std::vector<std::vector<uint32_t>> global_writers;
 
     uint64_t next_random()
     {

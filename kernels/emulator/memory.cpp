@@ -2,6 +2,7 @@
 #include "operations.h"
 
 #include <algorithm>
+#include <iterator>
 #include <stdlib.h>
 
 namespace emulator {
@@ -83,10 +84,18 @@ R* containing(R* ranges, size_t count, uint64_t address, bool with_end)
 
 Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t bytes, uint32_t alignment, Site site)
 {
-    const LaunchArguments& arguments = current->block->launch->arguments;
+    Launch& launch = *current->block->launch;
+    const LaunchArguments& arguments = launch.arguments;
     if (!base) fail(site, "%s %u bytes through a null pointer", verb, bytes);
     uint64_t begin = reinterpret_cast<uint64_t>(base);
-    Range* range = containing(arguments.ranges, arguments.range_count, begin, true);
+    Range* range = nullptr;
+    for (Range* recent : launch.recent) {
+        if (recent && begin >= recent->low && begin < recent->high) range = recent;
+    }
+    if (!range) {
+        range = containing(arguments.ranges, arguments.range_count, begin, true);
+        launch.recent[launch.next_recent++ % std::size(launch.recent)] = range;
+    }
     if (!range) range = containing(arguments.ranges, arguments.range_count, address, false);
     if (!range) {
         const FreedRange* freed = nullptr;
@@ -189,8 +198,7 @@ void copy_issue(uint32_t destination, const void* source, bool valid, Site site)
     uint32_t offset = shared_offset("copies to", destination, 16, 16, site);
     Copy copy{nullptr, destination, thread.groups + 1, false, {}, site};
     if (valid) {
-        Range* range = global_range<16>(launch.last_range, "copies from", source, source, 16, site);
-        launch.last_range = range;
+        Range* range = global_range<16>(nullptr, "copies from", source, source, 16, site);
         if (range->writers) note_global_read(*range, reinterpret_cast<uint64_t>(source), 16, site);
         copy.source = source;
         memcpy(copy.snapshot, source, 16);

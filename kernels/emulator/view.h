@@ -3,6 +3,8 @@
 
 #include "memory.h"
 
+#include <type_traits>
+
 // Global memory from `p` on.
 template <class T>
 struct Global {
@@ -12,7 +14,7 @@ struct Global {
 
     T load(int64_t i, emulator::Site site = emulator::Site::here()) const
     {
-        return read<T>(i, site);
+        return read<std::remove_const_t<T>>(i, site);
     }
 
     void store(int64_t i, T x, emulator::Site site = emulator::Site::here()) const
@@ -49,7 +51,7 @@ struct Global {
         range = emulator::global_range<sizeof(T)>(range, "reads", p, address, sizeof(T), site);
         if (emulator::current->polled == address) emulator::give_way(site);
         emulator::current->polled = address;
-        T x;
+        std::remove_const_t<T> x;
         memcpy(&x, address, sizeof(T));
         return x;
     }

@@ -1,5 +1,6 @@
 //! The GPU kernels: one file a family, from the unsafe raw launch to the checked one.
 
+pub mod attention;
 pub mod gemm;
 pub mod measure;
 mod operand;

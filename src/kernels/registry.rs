@@ -4,6 +4,8 @@
 //! translation unit that includes the `.cu` file and one `TRENCADIS_KERNEL` line per [`Kernel`], once for
 //! nvcc and once for the emulator.
 
+#[path = "attention/instances.rs"]
+pub mod attention;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
 
@@ -60,7 +62,7 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [gemm::sources(), pool(), measure()].concat()
+    [gemm::sources(), attention::sources(), pool(), measure()].concat()
 }
 
 fn measure() -> Vec<Source> {

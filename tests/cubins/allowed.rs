@@ -19,7 +19,9 @@ pub fn parse(text: &str) -> Result<Vec<Exception>, String> {
             let mut words = line.split_whitespace();
             let mut next = || words.next().map(str::to_owned);
             let (Some(kernel), Some(arch), Some(what)) = (next(), next(), next()) else {
-                return Err(format!("allowed.txt: expected `kernel architecture what reason`, found `{line}`"));
+                return Err(format!(
+                    "allowed.txt: expected `kernel architecture what reason`, found `{line}`"
+                ));
             };
             let reason = words.collect::<Vec<_>>().join(" ");
             if reason.is_empty() {

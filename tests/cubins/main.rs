@@ -51,7 +51,11 @@ fn faults(kernel: &Kernel, uses: Resources, code: Instructions) -> Vec<(&'static
             stack > 0 || code.local > 0,
             format!("{stack} bytes of local memory a thread, {} instructions that use it", code.local),
         ),
-        ("shared", uses.shared > 0, format!("{} bytes of static shared memory, none is allowed", uses.shared)),
+        (
+            "shared",
+            uses.shared > 0,
+            format!("{} bytes of static shared memory, none is allowed", uses.shared),
+        ),
         ("matrix", kernel.tensor_cores && code.matrix == 0, "no matrix instruction".into()),
     ];
     checks.into_iter().filter(|(_, wrong, _)| *wrong).map(|(what, _, text)| (what, text)).collect()
@@ -115,8 +119,10 @@ impl Findings {
             code.bytes,
         ));
         for (what, text) in faults(kernel, uses, code) {
-            let excuse =
-                self.allowed.iter_mut().find(|(e, _)| e.kernel == kernel.name && e.arch == arch && e.what == what);
+            let excuse = self
+                .allowed
+                .iter_mut()
+                .find(|(e, _)| e.kernel == kernel.name && e.arch == arch && e.what == what);
             match excuse {
                 Some((exception, used)) => {
                     *used = true;
@@ -215,7 +221,10 @@ fn finds_faults_and_idle_exceptions() {
     let what = |uses, code| faults(&kernel, uses, code).iter().map(|(what, _)| *what).collect::<Vec<_>>();
     assert_eq!(what(Resources { registers: 136, ..good }, code), ["registers", "blocks"]);
     assert_eq!(what(Resources { stack: 8, ..good }, Instructions { local: 1, ..code }), ["stack"]);
-    assert_eq!(what(Resources { shared: 64, ..good }, Instructions { matrix: 0, ..code }), ["shared", "matrix"]);
+    assert_eq!(
+        what(Resources { shared: 64, ..good }, Instructions { matrix: 0, ..code }),
+        ["shared", "matrix"]
+    );
 
     let line = |what: &str| format!("gemm_bf16 sm_80 {what} because\n");
     let mut findings = Findings::new(allowed::parse(&(line("shared") + &line("stack"))).unwrap());

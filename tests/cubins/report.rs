@@ -42,7 +42,8 @@ impl Report {
         let name = format!("cuobjdump{}", std::env::consts::EXE_SUFFIX);
         let beside = self.nvcc.parent().map(|bin| bin.join(&name));
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let candidates = beside.into_iter().chain(std::env::split_paths(&path).map(|folder| folder.join(&name)));
+        let candidates =
+            beside.into_iter().chain(std::env::split_paths(&path).map(|folder| folder.join(&name)));
         candidates.into_iter().find(|file| Path::is_file(file))
     }
 }

@@ -1,0 +1,211 @@
+//! The checked launch: head dim, sizes, strides, alignment and extents are verified before anything is queued.
+
+use half::bf16;
+
+use super::heuristics::ForwardPlan;
+use super::instances::INSTANCES;
+use super::lists::Schedule;
+use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
+use crate::cpu::attention::AttentionConfig;
+use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
+use crate::error::{Error, Result};
+use crate::kernels::operand::{Rows, check_len, check_some};
+use crate::recipe::QkNormKind;
+
+/// Attention over batches of one size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Heads, head dim, scale and norm. The scale is above 0.
+    pub config: AttentionConfig,
+    /// Token rows T.
+    pub tokens: usize,
+    /// Image slots N.
+    pub slots: usize,
+    /// A promise that no image has more rows; `tokens` promises nothing.
+    pub longest: usize,
+}
+
+/// Statistics of the rows of q and k, which the backward pass takes; each `[T, heads]`.
+#[derive(Clone, Copy)]
+pub struct Statistics<'a> {
+    /// μ of q; 0 for RMS.
+    pub q_mean: &'a Buffer<f32>,
+    /// 1/σ of q.
+    pub q_rstd: &'a Buffer<f32>,
+    /// μ of k.
+    pub k_mean: &'a Buffer<f32>,
+    /// 1/σ of k.
+    pub k_rstd: &'a Buffer<f32>,
+}
+
+/// Operands of the forward pass.
+#[derive(Clone, Copy)]
+pub struct Forward<'a> {
+    /// `[T, heads·head_dim]`.
+    pub q: Rows<'a, bf16>,
+    /// `[T, heads·head_dim]`.
+    pub k: Rows<'a, bf16>,
+    /// `[T, heads·head_dim]`.
+    pub v: Rows<'a, bf16>,
+    /// γq, βq, γk, βk, `[heads, head_dim]` or `[head_dim]` as the config says; missing is 1 or 0. A config
+    /// without a norm ignores them.
+    pub affine: [Option<&'a Buffer<f32>>; 4],
+    /// `[N + 1]`.
+    pub cu_seqlens: &'a Buffer<i32>,
+    /// The lists made from it.
+    pub schedule: &'a Schedule,
+    /// `[T, heads·head_dim]`, all rows written, apart from the operands.
+    pub out: Rows<'a, bf16>,
+    /// `[T, heads]`: natural logarithm of the sum of the exponentials of the scaled scores.
+    pub lse: &'a Buffer<f32>,
+    /// Where the statistics go, where they are wanted; needs a norm.
+    pub statistics: Option<Statistics<'a>>,
+}
+
+impl Attention {
+    /// Verifies the sizes, and plans for a device.
+    ///
+    /// # Errors
+    /// A head dim that no kernel serves; no heads; a scale that is not above 0; an epsilon below 0; sizes
+    /// beyond what the kernels count with; a device whose shared memory is too small.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<ForwardPlan> {
+        let AttentionConfig { heads, head_dim, scale, eps, .. } = self.config;
+        let widest = INSTANCES[INSTANCES.len() - 1].width;
+        if head_dim == 0 || head_dim > widest || !head_dim.is_multiple_of(8) {
+            return Err(Error::usage(format!(
+                "attention has a head dim of {head_dim}, expected a multiple of 8 to {widest}; use the CPU \
+                 device for others"
+            )));
+        }
+        // Above the smallest normal number, so that a masked score times it stays minus infinity.
+        if !(scale as f32).is_normal() || scale <= 0.0 {
+            return Err(Error::usage(format!("attention has a scale of {scale}, expected one above 0")));
+        }
+        if !eps.is_finite() || eps < 0.0 {
+            return Err(Error::usage(format!("QK-norm has an epsilon of {eps}, expected 0 or more")));
+        }
+        let (most, items) = (1 << 30, (self.tokens + self.slots).saturating_mul(heads));
+        if heads == 0 || self.tokens > most || self.slots > most || items > i32::MAX as usize {
+            return Err(Error::usage(format!(
+                "attention of {heads} heads over {} token rows in {} image slots: there must be a head, no \
+                 number above 2^30, and no more than 2^31 rows of heads; use a smaller token budget",
+                self.tokens, self.slots
+            )));
+        }
+        ForwardPlan::new(head_dim, device).ok_or_else(|| {
+            Error::usage(format!(
+                "{} has {} bytes of shared memory for a block, too few for attention with a head dim of \
+                 {head_dim}; use the CPU device",
+                device.name, device.shared_per_block
+            ))
+        })
+    }
+
+    /// Verifies the operands and queues the forward pass.
+    ///
+    /// # Errors
+    /// Anything that is not as the fields of [`Attention`] and [`Forward`] say, or a plan that is not of
+    /// this head dim and of the schedule's limits; what the device refuses.
+    pub fn forward(&self, stream: &Stream, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<()> {
+        self.plan(stream.device().info())?;
+        let params = self.params(plan, operands)?;
+        // SAFETY: every operand was found to be as large as the kernels take it to be.
+        unsafe {
+            raw::forward(
+                stream.device().kernels(),
+                stream.raw(),
+                plan,
+                &params,
+                self.longest.min(self.tokens),
+            )
+        }
+    }
+
+    fn params(&self, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<ForwardParams> {
+        let Self { config, tokens, slots, .. } = *self;
+        let schedule = operands.schedule;
+        if plan.instance.width < config.head_dim || plan.limits != schedule.limits() {
+            return Err(Error::usage(format!(
+                "attention with a head dim of {} cannot follow {plan:?} with a schedule of {:?}; make the \
+                 schedule with the limits of this attention's plan",
+                config.head_dim,
+                schedule.limits()
+            )));
+        }
+        if schedule.sizes() != (tokens, slots) {
+            return Err(Error::usage(format!(
+                "the schedule is for (token rows, image slots) {:?}, the attention for {:?}; make one of the \
+                 same size",
+                schedule.sizes(),
+                (tokens, slots)
+            )));
+        }
+        let width = config.heads * config.head_dim;
+        let rows = |name, rows: &Rows<'_, bf16>| rows.check(name, tokens, width);
+        let of_rows = [tokens, config.heads];
+        Ok(ForwardParams {
+            q: rows("q", &operands.q)?,
+            k: rows("k", &operands.k)?,
+            v: rows("v", &operands.v)?,
+            out: rows("out", &operands.out)?,
+            lse: check_len("lse", operands.lse, &of_rows)?,
+            cu_seqlens: check_len("cu_seqlens", operands.cu_seqlens, &[slots + 1])?,
+            schedule: schedule.words(),
+            norm: qk_norm(&config, operands.affine)?,
+            statistics: qk_statistics(&config, operands.statistics, &of_rows)?,
+            q_stride: operands.q.stride as i64,
+            k_stride: operands.k.stride as i64,
+            v_stride: operands.v.stride as i64,
+            out_stride: operands.out.stride as i64,
+            tokens: tokens as i32,
+            slots: slots as i32,
+            heads: config.heads as i32,
+            head_dim: config.head_dim as i32,
+            scale: config.scale as f32,
+            unused: 0,
+        })
+    }
+}
+
+/// The norm as the kernels take it; `affine` is γq, βq, γk, βk.
+pub(super) fn qk_norm(config: &AttentionConfig, affine: [Option<&Buffer<f32>>; 4]) -> Result<QkNorm> {
+    let kind = match config.norm {
+        QkNormKind::None => 0,
+        QkNormKind::Rms => 1,
+        QkNormKind::LayerNorm | QkNormKind::LayerNormBias => 2,
+    };
+    let both = [config.heads, config.head_dim];
+    let shape = if config.gain_per_head { &both[..] } else { &both[1..] };
+    let [q_gain, q_bias, k_gain, k_bias] = if kind == 0 { [None; 4] } else { affine };
+    Ok(QkNorm {
+        q_gain: check_some("the gain of q", q_gain, shape)?,
+        k_gain: check_some("the gain of k", k_gain, shape)?,
+        q_bias: check_some("the bias of q", q_bias, shape)?,
+        k_bias: check_some("the bias of k", k_bias, shape)?,
+        kind,
+        per_head: i32::from(config.gain_per_head),
+        eps: config.eps as f32,
+        unused: 0,
+    })
+}
+
+/// Where the statistics lie, `shape` each.
+pub(super) fn qk_statistics(
+    config: &AttentionConfig,
+    statistics: Option<Statistics<'_>>,
+    shape: &[usize],
+) -> Result<QkStatistics> {
+    let Some(statistics) = statistics else {
+        let null = Ptr::null();
+        return Ok(QkStatistics { q_mean: null, q_rstd: null, k_mean: null, k_rstd: null });
+    };
+    if config.norm == QkNormKind::None {
+        return Err(Error::usage("statistics of q and k are only made with a QK-norm; leave them out"));
+    }
+    Ok(QkStatistics {
+        q_mean: check_len("the means of q", statistics.q_mean, shape)?,
+        q_rstd: check_len("the deviations of q", statistics.q_rstd, shape)?,
+        k_mean: check_len("the means of k", statistics.k_mean, shape)?,
+        k_rstd: check_len("the deviations of k", statistics.k_rstd, shape)?,
+    })
+}

@@ -1,0 +1,162 @@
+//! Which images are short, and what the launches need: pure functions of head dim and device.
+
+use super::instances::{BLOCKS, Instance, WARPS};
+use crate::device::DeviceInfo;
+
+/// Lengths are binned by this many rows: limits are multiples of it.
+const BIN: usize = 16;
+/// Longest image that a limit may call short: longer ones share the last bin.
+const MAX_LIMIT: usize = 1022 * BIN;
+/// Shared memory that the hardware keeps for itself in every block.
+const RESERVED: usize = 1024;
+
+/// Which images go to which list, as `kernels/attention/schedule.cuh` describes them. Forward and backward
+/// have limits of their own, and so a schedule each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest short image, a multiple of 16.
+    pub short: usize,
+    /// Longest image whose heads have half a block each, a multiple of 16, at most `short`.
+    pub half: usize,
+    /// Longest image whose heads have a quarter of a block each, a multiple of 16, at most `half`.
+    pub quarter: usize,
+    /// Query rows of an item of a long image.
+    pub tile_rows: usize,
+}
+
+impl Limits {
+    /// Limits with at most `short` rows for short images, rounded down to what the lists can tell apart.
+    pub fn new(short: usize, half: usize, quarter: usize, tile_rows: usize) -> Self {
+        let round = |rows: usize, most: usize| rows.min(most) / BIN * BIN;
+        let short = round(short, MAX_LIMIT);
+        let half = round(half, short);
+        Self { short, half, quarter: round(quarter, half), tile_rows }
+    }
+
+    /// Most items of long images in `tokens` rows and `slots` images, of one head.
+    pub fn long_items(&self, tokens: usize, slots: usize) -> usize {
+        let images = slots.min(tokens / (self.short + 1));
+        if images == 0 { 0 } else { tokens / self.tile_rows + images }
+    }
+
+    /// 32-bit words of the schedule.
+    pub fn words(&self, tokens: usize, slots: usize) -> usize {
+        8 + slots + 2 * self.long_items(tokens, slots)
+    }
+}
+
+/// How the forward pass runs a head dim on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardPlan {
+    /// The kernels.
+    pub instance: Instance,
+    /// Which images are short.
+    pub limits: Limits,
+    /// Bytes of shared memory of a block of the short schedule.
+    pub short_shared: u32,
+    /// Bytes of shared memory of a block of the long schedule.
+    pub long_shared: u32,
+    /// Blocks that the device runs at a time: what grids are made for.
+    pub blocks: u32,
+}
+
+impl ForwardPlan {
+    /// The plan for a head dim; none where no kernel serves it, or a block's shared memory is too small.
+    ///
+    /// Short images are those whose keys and values fit the shared memory of a block while two blocks fit a
+    /// multiprocessor: one loads and normalises while the other multiplies.
+    pub fn new(head_dim: usize, device: &DeviceInfo) -> Option<Self> {
+        let instance = Instance::of(head_dim)?;
+        let (block, multiprocessor) =
+            (device.shared_per_block as usize, device.shared_per_multiprocessor as usize);
+        let bytes = (multiprocessor / BLOCKS as usize).saturating_sub(RESERVED).min(block);
+        Self::with_short_limit(instance, bytes / row_bytes(instance), device)
+    }
+
+    /// The same with another longest short image, for measuring and testing.
+    pub fn with_short_limit(instance: Instance, short: usize, device: &DeviceInfo) -> Option<Self> {
+        let tile_rows = WARPS * instance.rows;
+        let limits = Limits::new(short, 2 * instance.rows, instance.rows, tile_rows);
+        // Heads that share a block hold as many rows together as its warps have query rows.
+        let short_shared = limits.short.max(tile_rows) * row_bytes(instance);
+        let long_shared = 2 * instance.keys * row_bytes(instance);
+        let fits = |bytes: usize| u32::try_from(bytes).ok().filter(|&b| b <= device.shared_per_block);
+        Some(Self {
+            instance,
+            limits,
+            short_shared: fits(short_shared)?,
+            long_shared: fits(long_shared)?,
+            blocks: BLOCKS * device.multiprocessors,
+        })
+    }
+}
+
+/// Bytes of a key and a value.
+fn row_bytes(instance: Instance) -> usize {
+    2 * instance.width * 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::instances::INSTANCES;
+    use super::*;
+
+    fn device(shared_per_block: u32, shared_per_multiprocessor: u32) -> DeviceInfo {
+        DeviceInfo {
+            name: "test".into(),
+            capability: (8, 0),
+            multiprocessors: 100,
+            shared_per_block: shared_per_block << 10,
+            shared_per_multiprocessor: shared_per_multiprocessor << 10,
+            l2_bytes: 0,
+            memory_bytes: 0,
+            clock_khz: 0,
+            driver: None,
+        }
+    }
+
+    #[test]
+    fn short_limits_of_real_devices() {
+        // Widths 64, 72, 80, 88, 96, 104, 112, 128.
+        let cases = [
+            (device(99, 100), [192, 160, 144, 128, 128, 112, 112, 96]),
+            (device(163, 164), [320, 272, 256, 224, 208, 192, 176, 160]),
+            (device(227, 228), [448, 400, 352, 320, 288, 272, 256, 224]),
+        ];
+        for (device, expected) in cases {
+            for (instance, short) in INSTANCES.iter().zip(expected) {
+                let plan = ForwardPlan::new(instance.width, &device).unwrap();
+                assert_eq!(plan.limits.short, short, "{device:?} {instance:?}");
+                assert!(plan.short_shared <= device.shared_per_block);
+                let two = BLOCKS * (plan.short_shared + RESERVED as u32);
+                assert!(two <= device.shared_per_multiprocessor, "{plan:?}");
+                assert!(plan.limits.quarter <= plan.limits.half && plan.limits.half <= plan.limits.short);
+                assert_eq!(plan.blocks, 200);
+            }
+        }
+    }
+
+    #[test]
+    fn other_head_dims_run_on_the_next_width() {
+        let device = device(227, 228);
+        let width = |head_dim| ForwardPlan::new(head_dim, &device).map(|plan| plan.instance.width);
+        assert_eq!([8, 64, 120, 128].map(width), [Some(64), Some(64), Some(128), Some(128)]);
+        assert_eq!([0, 12, 100, 136].map(width), [None; 4]);
+        assert_eq!(ForwardPlan::new(64, &DeviceInfo { shared_per_block: 16 << 10, ..device }), None);
+    }
+
+    #[test]
+    fn any_batch_fits_the_lists() {
+        for short in [0, 16, 64, 448] {
+            let limits = Limits::new(short, 64, 32, 64);
+            for lengths in [&[1; 40][..], &[17; 9], &[65, 0, 63, 64, 1, 449, 512], &[4096], &[0; 5], &[]] {
+                let tokens = lengths.iter().sum();
+                let long = lengths.iter().filter(|&&length| length > limits.short);
+                let items: usize = long.map(|length: &usize| length.div_ceil(64)).sum();
+                assert!(items <= limits.long_items(tokens, lengths.len()), "{limits:?} {lengths:?}");
+            }
+        }
+        let limits = Limits::new(1 << 20, 100, 200, 64);
+        assert_eq!(limits, Limits { short: 16_352, half: 96, quarter: 96, tile_rows: 64 });
+    }
+}

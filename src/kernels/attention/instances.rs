@@ -1,0 +1,105 @@
+//! What the attention kernels are instantiated for. Part of the registry, so it stands on `std` alone.
+
+use super::{Kernel, Source, Tier};
+
+/// Threads of a block of the forward kernels.
+pub const THREADS: u32 = 128;
+/// Warps of such a block.
+pub const WARPS: usize = 4;
+/// Blocks of a multiprocessor that the forward kernels' registers leave room for.
+pub const BLOCKS: u32 = 2;
+/// Threads of the one block that makes the work lists.
+pub const SCHEDULE_THREADS: u32 = 256;
+/// Its shared memory: counts of 1,024 bins for each of its 8 warps, and one word a warp.
+pub const SCHEDULE_SHARED: u32 = 8 * 1024 * 4 + 8 * 4;
+/// Name of the kernel that makes the work lists.
+pub const SCHEDULE: &str = "attention_schedule_i32";
+
+/// How an image is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// All keys and values of a head in shared memory.
+    Short,
+    /// Keys and values in steps, a block for each tile of queries.
+    Long,
+}
+
+/// One width of the forward kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Columns of a head; a head dim that is none of the widths runs on the next one.
+    pub width: usize,
+    /// Query rows of a warp: 16 or 32.
+    pub rows: usize,
+    /// Keys of a step.
+    pub keys: usize,
+}
+
+/// The widths, ascending. Rows and keys are as many as results, scores and queries leave registers for.
+pub const INSTANCES: [Instance; 8] = [
+    Instance { width: 64, rows: 32, keys: 64 },
+    Instance { width: 72, rows: 32, keys: 48 },
+    Instance { width: 80, rows: 32, keys: 32 },
+    Instance { width: 88, rows: 16, keys: 64 },
+    Instance { width: 96, rows: 16, keys: 64 },
+    Instance { width: 104, rows: 16, keys: 64 },
+    Instance { width: 112, rows: 16, keys: 64 },
+    Instance { width: 128, rows: 16, keys: 64 },
+];
+
+impl Instance {
+    /// The one that serves a head dim: a multiple of 8 to 128.
+    pub fn of(head_dim: usize) -> Option<Self> {
+        if head_dim == 0 || !head_dim.is_multiple_of(8) {
+            return None;
+        }
+        INSTANCES.into_iter().find(|instance| instance.width >= head_dim)
+    }
+
+    /// Name of the forward kernel.
+    pub fn forward(&self, schedule: Schedule) -> String {
+        format!("attention_forward_bf16_{}_{}", schedule.name(), self.width)
+    }
+}
+
+impl Schedule {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Short => "short",
+            Self::Long => "long",
+        }
+    }
+}
+
+/// The sources of this family.
+pub fn sources() -> Vec<Source> {
+    let forward = INSTANCES.iter().flat_map(|instance| {
+        [Schedule::Short, Schedule::Long].map(|schedule| Kernel {
+            name: instance.forward(schedule),
+            body: format!(
+                "attention_forward::{}_images<{}, {}, {}>",
+                schedule.name(),
+                instance.width,
+                instance.rows / 16,
+                instance.keys
+            ),
+            params: "AttentionForward",
+            threads: THREADS,
+            min_blocks: BLOCKS,
+            tensor_cores: true,
+        })
+    });
+    let schedule = Kernel {
+        name: SCHEDULE.into(),
+        body: "attention_schedule::run".into(),
+        params: "AttentionSchedule",
+        threads: SCHEDULE_THREADS,
+        min_blocks: 1,
+        tensor_cores: false,
+    };
+    let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
+    vec![
+        source("attention/sm80_attention_schedule.cu", vec![schedule]),
+        source("attention/sm80_attention_forward.cu", forward.collect()),
+    ]
+}

@@ -1,0 +1,79 @@
+//! The work lists of a batch: memory for them, and what the device found wrong with `cu_seqlens`.
+
+use super::heuristics::Limits;
+use super::raw;
+use crate::device::{Buffer, Device, Ptr, Stream};
+use crate::error::{Error, Result};
+use crate::kernels::operand::{check_cu_seqlens, check_len};
+
+/// Work lists in device memory for batches of one size.
+pub struct Schedule {
+    words: Buffer<i32>,
+    error: Buffer<i32>,
+    limits: Limits,
+    tokens: usize,
+    slots: usize,
+}
+
+impl Schedule {
+    /// Memory for the lists of batches of `tokens` rows and `slots` images.
+    ///
+    /// # Errors
+    /// More rows or slots than 2^30, or no room on the device.
+    pub fn new(device: &Device, limits: Limits, tokens: usize, slots: usize) -> Result<Self> {
+        if tokens > 1 << 30 || slots > 1 << 30 {
+            return Err(Error::usage(format!(
+                "attention over {tokens} token rows in {slots} image slots: neither may be above 2^30; use a \
+                 smaller token budget"
+            )));
+        }
+        Ok(Self {
+            words: device.alloc(limits.words(tokens, slots))?,
+            error: device.zeros(1)?,
+            limits,
+            tokens,
+            slots,
+        })
+    }
+
+    /// Queues the making of the lists. `host` is the host's copy of `cu_seqlens`, where there is one: it is
+    /// checked here, and what only the device sees is told by [`check`](Self::check).
+    ///
+    /// # Errors
+    /// A length other than slots + 1; a copy that does not begin at 0, decreases, or ends beyond the token
+    /// rows.
+    pub fn launch(&self, stream: &Stream, cu_seqlens: &Buffer<i32>, host: Option<&[i32]>) -> Result<()> {
+        let address = check_len("cu_seqlens", cu_seqlens, &[self.slots + 1])?;
+        if let Some(host) = host {
+            check_cu_seqlens(host, self.slots, self.tokens)?;
+        }
+        let (words, error) = (self.words.ptr(), self.error.ptr());
+        let params = self.limits.params(address, words, error, self.slots, self.tokens);
+        // SAFETY: the lists have the room that the limits ask for, cu_seqlens was checked.
+        unsafe { raw::schedule(stream.device().kernels(), stream.raw(), &params) }
+    }
+
+    /// Waits for the device and tells what it found.
+    ///
+    /// # Errors
+    /// A `cu_seqlens` was refused on the device since these lists were made: results are zeros since then.
+    /// Whatever else went wrong on the device.
+    pub fn check(&self) -> Result<()> {
+        raw::fault(self.error.download()?.first().copied().unwrap_or(0))
+    }
+
+    /// The limits that decide what is short.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Token rows and image slots of its batches.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.tokens, self.slots)
+    }
+
+    /// The lists.
+    pub fn words(&self) -> Ptr<i32> {
+        self.words.ptr()
+    }
+}

@@ -1,0 +1,18 @@
+//! Packed attention with QK-norm: every image attends to itself, rows of one image after those of another.
+//!
+//! A [`Schedule`] makes the work lists of a batch on the device, once for all layers; an [`Attention`]
+//! launches the forward pass over them. [`raw`] queues without verifying, for engines with memory of their
+//! own. What is short and what it needs of a device is decided by [`ForwardPlan`].
+
+pub mod raw;
+
+mod checked;
+mod heuristics;
+mod lists;
+
+pub use super::registry::attention as instances;
+
+pub use checked::{Attention, Forward, Statistics};
+pub use heuristics::{ForwardPlan, Limits};
+pub use instances::Instance;
+pub use lists::Schedule;

@@ -1,0 +1,201 @@
+//! Raw launches: constant arguments as the kernels read them, nothing checked, nothing allocated, nothing
+//! waited for.
+
+use half::bf16;
+
+use super::heuristics::{ForwardPlan, Limits};
+use super::instances::{SCHEDULE, SCHEDULE_SHARED, SCHEDULE_THREADS, Schedule, THREADS};
+use crate::device::{Kernels, Launch, Ptr, RawStream};
+use crate::error::{Error, Result};
+
+/// Constant arguments of the kernel that makes the work lists. It is launched once for each batch, before
+/// all layers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ScheduleParams {
+    /// `[slots + 1]`.
+    pub cu_seqlens: Ptr<i32>,
+    /// The lists, [`Limits::words`].
+    pub words: Ptr<i32>,
+    /// One word or null: set where `cu_seqlens` is refused, see [`fault`]; never cleared.
+    pub error: Ptr<i32>,
+    /// Image slots.
+    pub slots: i32,
+    /// Token rows.
+    pub tokens: i32,
+    /// [`Limits::short`].
+    pub short_limit: i32,
+    /// [`Limits::half`].
+    pub half_limit: i32,
+    /// [`Limits::quarter`].
+    pub quarter_limit: i32,
+    /// [`Limits::tile_rows`].
+    pub tile_rows: i32,
+}
+
+/// QK-norm of all heads, as in `kernels/attention/common.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm {
+    /// γq, `[heads, head_dim]` or `[head_dim]`; null is 1.
+    pub q_gain: Ptr<f32>,
+    /// γk.
+    pub k_gain: Ptr<f32>,
+    /// βq; null is 0.
+    pub q_bias: Ptr<f32>,
+    /// βk.
+    pub k_bias: Ptr<f32>,
+    /// 0: none, 1: RMS, 2: LayerNorm.
+    pub kind: i32,
+    /// Whether gains and biases are `[heads, head_dim]`.
+    pub per_head: i32,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Fills the struct.
+    pub unused: i32,
+}
+
+/// Statistics of the rows of q and k for the backward pass, each `[tokens, heads]`; all of them or none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct QkStatistics {
+    /// μ of q; 0 for RMS.
+    pub q_mean: Ptr<f32>,
+    /// 1/σ of q.
+    pub q_rstd: Ptr<f32>,
+    /// μ of k.
+    pub k_mean: Ptr<f32>,
+    /// 1/σ of k.
+    pub k_rstd: Ptr<f32>,
+}
+
+/// Constant arguments of the forward kernels. Head h of token t begins at element `t·stride + h·head_dim`;
+/// addresses and strides are multiples of 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardParams {
+    /// Queries.
+    pub q: Ptr<bf16>,
+    /// Keys.
+    pub k: Ptr<bf16>,
+    /// Values.
+    pub v: Ptr<bf16>,
+    /// Result.
+    pub out: Ptr<bf16>,
+    /// `[tokens, heads]`: natural logarithm of the sum of the exponentials of the scaled scores.
+    pub lse: Ptr<f32>,
+    /// `[slots + 1]`.
+    pub cu_seqlens: Ptr<i32>,
+    /// What [`schedule`] has made with the plan's limits.
+    pub schedule: Ptr<i32>,
+    /// The norm.
+    pub norm: QkNorm,
+    /// Its statistics.
+    pub statistics: QkStatistics,
+    /// Elements between rows of `q`.
+    pub q_stride: i64,
+    /// Elements between rows of `k`.
+    pub k_stride: i64,
+    /// Elements between rows of `v`.
+    pub v_stride: i64,
+    /// Elements between rows of `out`.
+    pub out_stride: i64,
+    /// Token rows.
+    pub tokens: i32,
+    /// Image slots.
+    pub slots: i32,
+    /// Heads.
+    pub heads: i32,
+    /// Columns of a head.
+    pub head_dim: i32,
+    /// Factor on the scores, above 0.
+    pub scale: f32,
+    /// Fills the struct.
+    pub unused: i32,
+}
+
+/// Queues the making of the work lists.
+///
+/// # Errors
+/// The device refuses the launch.
+///
+/// # Safety
+/// As for [`Kernels::launch`]; the limits are those of a [`Limits`], which also tells the number of words.
+pub unsafe fn schedule(kernels: &Kernels, stream: RawStream, params: &ScheduleParams) -> Result<()> {
+    let launch = Launch::new([1, 1, 1], SCHEDULE_THREADS, SCHEDULE_SHARED);
+    // SAFETY: the caller answers for addresses and stream.
+    unsafe { kernels.launch(SCHEDULE, launch, stream, params) }
+}
+
+/// Queues the forward pass: one launch for short images and the rows that belong to none, one for long
+/// images. `longest` is a promise that no image is longer; it saves the second launch where such an image
+/// is short.
+///
+/// # Errors
+/// The device refuses a launch.
+///
+/// # Safety
+/// As for [`Kernels::launch`], and the schedule was made with the plan's limits from the same `cu_seqlens`.
+pub unsafe fn forward(
+    kernels: &Kernels,
+    stream: RawStream,
+    plan: &ForwardPlan,
+    params: &ForwardParams,
+    longest: usize,
+) -> Result<()> {
+    let (tokens, slots) = (params.tokens as usize, params.slots as usize);
+    let heads = params.heads as usize;
+    let launch = |schedule, items: usize, shared| {
+        let blocks = items.saturating_mul(heads).clamp(1, plan.blocks.max(1) as usize);
+        let launch = Launch::new([blocks as u32, 1, 1], THREADS, shared);
+        // SAFETY: the caller answers for addresses and stream.
+        unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, params) }
+    };
+    launch(Schedule::Short, slots.max(tokens / 8), plan.short_shared)?;
+    let items = plan.limits.long_items(tokens, slots);
+    if items > 0 && longest > plan.limits.short {
+        launch(Schedule::Long, items, plan.long_shared)?;
+    }
+    Ok(())
+}
+
+/// What the error word of a schedule says, once it has been copied to the host.
+///
+/// # Errors
+/// `cu_seqlens` was refused: the results of what ran since are zeros.
+pub fn fault(word: i32) -> Result<()> {
+    let what = match word {
+        0 => return Ok(()),
+        1 => "does not begin at 0",
+        2 => "decreases",
+        _ => "ends beyond the token rows of the batch",
+    };
+    Err(Error::usage(format!(
+        "cu_seqlens on the device {what}, so attention took the batch as empty; give the start of every image, \
+         ascending from 0, and the end of the last one"
+    )))
+}
+
+impl Limits {
+    /// The constant arguments of [`schedule`].
+    pub fn params(
+        &self,
+        cu_seqlens: Ptr<i32>,
+        words: Ptr<i32>,
+        error: Ptr<i32>,
+        slots: usize,
+        tokens: usize,
+    ) -> ScheduleParams {
+        ScheduleParams {
+            cu_seqlens,
+            words,
+            error,
+            slots: slots as i32,
+            tokens: tokens as i32,
+            short_limit: self.short as i32,
+            half_limit: self.half as i32,
+            quarter_limit: self.quarter as i32,
+            tile_rows: self.tile_rows as i32,
+        }
+    }
+}
