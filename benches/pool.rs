@@ -1,5 +1,5 @@
-//! Pooling of the CPU device over NaViT's mix of image sizes. Throughput counts the bytes of the
-//! tokens read and written.
+//! Pooling over NaViT's mix of image sizes, on the CPU device and on a GPU. Throughput counts the bytes of
+//! the tokens read and written.
 
 use std::hint::black_box;
 
@@ -76,5 +76,9 @@ fn pool(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, pool);
+fn pool_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "pool", common::pool::cases);
+}
+
+criterion_group!(benches, pool, pool_gpu);
 criterion_main!(benches);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Instant;
 use std::{env, fs, thread};
 
 use super::architectures::Target;
@@ -75,7 +76,7 @@ fn options(nvcc: &Nvcc, targets: &[Target]) -> Vec<String> {
 fn clean(folder: &Path, jobs: &[Job]) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        if !jobs.iter().any(|job| job.unit == path || job.fatbin == path) {
+        if !jobs.iter().any(|job| job.unit == path || job.fatbin == path || seconds(&job.fatbin) == path) {
             // What cannot be deleted only takes room.
             let _ = fs::remove_file(path);
         }
@@ -94,7 +95,17 @@ fn borrow(job: &Job, out: &Path) -> bool {
         .flat_map(|profile| folders(profile.join("build")))
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(package)))
         .map(|path| path.join("out").join(name))
-        .any(|path| path.is_file() && fs::copy(path, temporary(job)).is_ok() && finish(job).is_ok())
+        .filter(|path| path.is_file())
+        .any(|path| {
+            fs::copy(seconds(&path), seconds(&job.fatbin)).is_ok()
+                && fs::copy(path, temporary(job)).is_ok()
+                && finish(job).is_ok()
+        })
+}
+
+/// The file beside a fatbin that tells how many seconds nvcc took.
+pub fn seconds(fatbin: &Path) -> PathBuf {
+    fatbin.with_extension("seconds")
 }
 
 /// A fatbin is written under another name first, so that one that is there is whole.
@@ -135,6 +146,7 @@ fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job:
         let file = job.file;
         format!("kernels/{file} does not compile for the GPU (TRENCADIS_NO_CUDA=1 builds without):\n{what}")
     };
+    let start = Instant::now();
     let done = Command::new(&nvcc.path)
         .args(options)
         .args(["--threads", &threads.to_string(), "-I"])
@@ -151,5 +163,8 @@ fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job:
     for line in said.lines().filter(|line| !line.trim().is_empty()) {
         println!("cargo::warning={}: {line}", job.stem);
     }
-    finish(job).map_err(|cause| failed(cause.to_string()))
+    let took = format!("{:.1}\n", start.elapsed().as_secs_f64());
+    fs::write(seconds(&job.fatbin), took)
+        .and_then(|()| finish(job))
+        .map_err(|cause| failed(cause.to_string()))
 }

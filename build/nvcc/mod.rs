@@ -11,7 +11,8 @@ use std::{env, fs};
 use crate::registry::Source;
 use crate::units;
 
-/// Writes `OUT_DIR/fatbins.rs`, after compiling `sources` if there is an nvcc.
+/// Writes `OUT_DIR/fatbins.rs`, after compiling `sources` if there is an nvcc, and for the tests of the compiled
+/// kernels `OUT_DIR/fatbins.tsv`.
 ///
 /// # Errors
 /// What a person has to mend.
@@ -42,13 +43,36 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
                  CPU; `tools/install-cuda` fetches it (docs/building.md)"
             );
         }
+        report(&out, None, &[], &[])?;
         return write(&out, None, &[], &[], &hash);
     };
     nvcc.warn();
     let targets = architectures::targets(env::var("CUDA_COMPUTE_CAP").ok().as_deref())?;
     let fatbins = compile::all(&nvcc, sources, &targets, &kernels, &out)?;
     let names: Vec<String> = targets.iter().map(|target| target.code.clone()).collect();
+    report(&out, Some(&nvcc), &names, &fatbins)?;
     write(&out, Some(&nvcc.version), &names, &fatbins, &hash)
+}
+
+/// The compiler, and of every fatbin its file, its architectures and how many seconds the compiler took, in this
+/// build or the one that it is from; nothing in a build without kernels.
+fn report(
+    out: &Path,
+    nvcc: Option<&find::Nvcc>,
+    architectures: &[String],
+    fatbins: &[(String, PathBuf)],
+) -> Result<(), String> {
+    let mut text = String::new();
+    if let Some(nvcc) = nvcc {
+        let _ = writeln!(text, "nvcc\t{}", nvcc.path.display());
+    }
+    for (stem, path) in fatbins {
+        let seconds = fs::read_to_string(compile::seconds(path)).unwrap_or_default();
+        let (file, targets) = (path.display(), architectures.join(","));
+        let _ = writeln!(text, "fatbin\t{stem}\t{file}\t{targets}\t{}", seconds.trim());
+    }
+    let path = out.join("fatbins.tsv");
+    fs::write(&path, text).map_err(|cause| format!("{} cannot be written: {cause}", path.display()))
 }
 
 fn variable(name: &str) -> Result<String, String> {

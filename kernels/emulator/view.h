@@ -71,7 +71,7 @@ private:
         const void* address = at(i);
         range = emulator::global_range<sizeof(V)>(range, "reads", p, address, sizeof(V), site);
         if (range->writers) emulator::note_global_read(*range, uint64_t(address), sizeof(V), site);
-        V x;
+        std::remove_const_t<V> x;
         memcpy(&x, address, sizeof(V));
         return x;
     }
@@ -131,7 +131,7 @@ private:
     template <class V>
     V read(uint32_t i, emulator::Site site) const
     {
-        V x;
+        std::remove_const_t<V> x;
         emulator::read_shared<sizeof(V)>(&x, address + i * uint32_t(sizeof(T)), sizeof(V), false, site);
         return x;
     }

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 
 use super::cuda;
+#[cfg(feature = "emulator")]
+use super::emulated;
+#[cfg(feature = "emulator")]
+use super::emulator::Emulator;
 use super::handle::RawStream;
 use super::info::DeviceInfo;
 use super::launch::Launch;
@@ -17,6 +21,8 @@ pub struct Kernels {
 
 pub(super) enum Loaded {
     Cuda(cuda::Modules),
+    #[cfg(feature = "emulator")]
+    Emulator(Arc<Emulator>),
 }
 
 impl Kernels {
@@ -58,9 +64,19 @@ impl Kernels {
                 launch.grid
             )));
         }
+        if launch.cluster == 0 || !launch.grid[0].is_multiple_of(launch.cluster) {
+            return Err(Error::usage(format!(
+                "{name} cannot be launched in clusters of {} blocks on a grid of {:?}: the first side must be a \
+                 multiple of the cluster",
+                launch.cluster, launch.grid
+            )));
+        }
         match &self.loaded {
             // SAFETY: the caller answers for addresses and stream.
             Loaded::Cuda(modules) => unsafe { modules.launch(name, launch, stream, params) },
+            #[cfg(feature = "emulator")]
+            // SAFETY: as above.
+            Loaded::Emulator(emulator) => unsafe { emulated::launch(emulator, name, launch, stream, params) },
         }
     }
 

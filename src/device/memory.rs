@@ -33,6 +33,8 @@ impl Device {
         } else {
             match self.backend() {
                 Backend::Cuda(memory) => memory.alloc(bytes)?,
+                #[cfg(feature = "emulator")]
+                Backend::Emulator(memory) => memory.0.alloc(bytes),
             }
         };
         Ok(Buffer { device: self.clone(), address, len, element: PhantomData })
@@ -47,6 +49,9 @@ impl Device {
         if buffer.bytes() > 0 {
             match self.backend() {
                 Backend::Cuda(memory) => memory.zero(buffer.address, buffer.bytes())?,
+                #[cfg(feature = "emulator")]
+                // SAFETY: the buffer was just made, and nobody has its address.
+                Backend::Emulator(memory) => unsafe { memory.zero(buffer.address, buffer.bytes()) },
             }
         }
         Ok(buffer)
@@ -61,6 +66,11 @@ impl Device {
         if buffer.bytes() > 0 {
             match self.backend() {
                 Backend::Cuda(memory) => memory.upload(buffer.address, bytemuck::cast_slice(host))?,
+                #[cfg(feature = "emulator")]
+                // SAFETY: the buffer was just made, and nobody has its address.
+                Backend::Emulator(memory) => unsafe {
+                    memory.copy_in(buffer.address, bytemuck::cast_slice(host));
+                },
             }
         }
         Ok(buffer)
@@ -76,6 +86,8 @@ impl Device {
         })?;
         let memory = match self.backend() {
             Backend::Cuda(memory) => HostMemory::Cuda(memory.pinned(bytes)?),
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(_) => HostMemory::Emulator(vec![0; bytes.div_ceil(16)], bytes),
         };
         Ok(Pinned { memory, len, last: None, element: PhantomData })
     }
@@ -117,6 +129,11 @@ impl<T: Pod> Buffer<T> {
                 Backend::Cuda(memory) => {
                     memory.download(bytemuck::cast_slice_mut(&mut host), self.address)?
                 }
+                #[cfg(feature = "emulator")]
+                // SAFETY: the range is this buffer's, and launches have run when they return.
+                Backend::Emulator(memory) => unsafe {
+                    memory.copy_out(bytemuck::cast_slice_mut(&mut host), self.address);
+                },
             }
         }
         Ok(host)
@@ -136,6 +153,12 @@ impl<T: Pod> Buffer<T> {
                 // SAFETY: the range is this buffer's; the driver copies pageable memory before it returns.
                 unsafe { memory.copy_in(stream.raw(), self.address, bytemuck::cast_slice(host)) }
             }
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(memory) => {
+                // SAFETY: the range is this buffer's, and launches have run when they return.
+                unsafe { memory.copy_in(self.address, bytemuck::cast_slice(host)) };
+                Ok(())
+            }
         }
     }
 
@@ -154,6 +177,11 @@ impl<T: Pod> Buffer<T> {
                 // SAFETY: `host` is neither changed nor freed before the event recorded below.
                 unsafe { memory.copy_in(stream.raw(), self.address, source)? }
             }
+            #[cfg(feature = "emulator")]
+            // SAFETY: the range is this buffer's, and launches have run when they return.
+            Backend::Emulator(memory) => unsafe {
+                memory.copy_in(self.address, bytemuck::cast_slice(host.slice()));
+            },
         }
         host.last = Some(stream.record()?);
         Ok(())
@@ -174,6 +202,11 @@ impl<T: Pod> Buffer<T> {
                 // SAFETY: `host` is neither looked at nor freed before the event recorded below.
                 unsafe { memory.copy_out(stream.raw(), target, self.address)? }
             }
+            #[cfg(feature = "emulator")]
+            // SAFETY: the range is this buffer's, and launches have run when they return.
+            Backend::Emulator(memory) => unsafe {
+                memory.copy_out(bytemuck::cast_slice_mut(host.slice_mut()), self.address);
+            },
         }
         host.last = Some(stream.record()?);
         Ok(())
@@ -198,6 +231,8 @@ impl<T: Pod> Drop for Buffer<T> {
         match self.device.backend() {
             // SAFETY: allocated by the same memory, and nobody else frees it.
             Backend::Cuda(memory) => unsafe { memory.free(self.address) },
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(memory) => memory.0.free(self.address),
         }
     }
 }
@@ -213,6 +248,9 @@ pub struct Pinned<T: Pod> {
 
 enum HostMemory {
     Cuda(super::cuda::PinnedBytes),
+    /// Words that are aligned for every element, and how many bytes of them count.
+    #[cfg(feature = "emulator")]
+    Emulator(Vec<u128>, usize),
 }
 
 impl<T: Pod> Pinned<T> {
@@ -254,12 +292,20 @@ impl<T: Pod> Pinned<T> {
     fn slice(&self) -> &[T] {
         match &self.memory {
             HostMemory::Cuda(bytes) => bytemuck::cast_slice(bytes.as_slice()),
+            #[cfg(feature = "emulator")]
+            HostMemory::Emulator(words, bytes) => {
+                bytemuck::cast_slice(&bytemuck::cast_slice::<u128, u8>(words)[..*bytes])
+            }
         }
     }
 
     fn slice_mut(&mut self) -> &mut [T] {
         match &mut self.memory {
             HostMemory::Cuda(bytes) => bytemuck::cast_slice_mut(bytes.as_mut_slice()),
+            #[cfg(feature = "emulator")]
+            HostMemory::Emulator(words, bytes) => {
+                bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<u128, u8>(words)[..*bytes])
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Devices behind one interface: memory, streams, events, graphs and kernels of an NVIDIA GPU.
+//! Devices behind one interface: memory, streams, events, graphs and kernels of an NVIDIA GPU, or of the
+//! emulator that runs the same kernels on the host (feature `emulator`, for tests).
 //!
 //! A [`Device`] gives [`Buffer`]s, [`Stream`]s and loaded [`Kernels`]. The driver is looked for when a
 //! device is made and never linked, so a program that is built with all this runs where there is none.
@@ -11,6 +12,8 @@ pub mod fatbins;
 
 mod choice;
 mod cuda;
+#[cfg(feature = "emulator")]
+mod emulated;
 mod handle;
 mod info;
 mod kernels;
@@ -44,6 +47,8 @@ struct Inner {
 
 enum Backend {
     Cuda(cuda::Memory),
+    #[cfg(feature = "emulator")]
+    Emulator(emulated::Memory),
 }
 
 impl Device {
@@ -56,6 +61,15 @@ impl Device {
         let (modules, memory, info) = cuda::open(ordinal)?;
         let kernels = Kernels::new(kernels::Loaded::Cuda(modules), Arc::new(info));
         Ok(Self(Arc::new(Inner { kernels, backend: Backend::Cuda(memory) })))
+    }
+
+    /// A device that runs the kernels on the host, on the thread that launches them.
+    #[cfg(feature = "emulator")]
+    pub fn emulator(options: emulator::EmulatorOptions) -> Self {
+        let info = emulated::describe(&options);
+        let emulator = Arc::new(emulator::Emulator::new(options));
+        let kernels = Kernels::new(kernels::Loaded::Emulator(emulator.clone()), Arc::new(info));
+        Self(Arc::new(Inner { kernels, backend: Backend::Emulator(emulated::Memory(emulator)) }))
     }
 
     /// What the device is.

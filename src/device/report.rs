@@ -56,12 +56,13 @@ fn gpu(text: &mut String, number: usize, info: &DeviceInfo, fatbins: Option<&Fat
         let release = driver.release.as_ref().map_or_else(String::new, |release| format!("{release}, "));
         line(text, "  driver", format_args!("{release}CUDA {}.{}", driver.cuda.0, driver.cuda.1));
     }
-    let Some(fatbins) = fatbins else { return };
-    match cuda::supports(info, fatbins) {
-        Ok(code) if code.starts_with("sm_") => {
+    let code = cuda::new_enough(info).and_then(|()| fatbins.map(|f| cuda::code_for(info, f)).transpose());
+    match code {
+        Ok(None) => {}
+        Ok(Some(code)) if code.starts_with("sm_") => {
             line(text, "  kernels", format_args!("machine code for {code}"))
         }
-        Ok(code) => line(
+        Ok(Some(code)) => line(
             text,
             "  kernels",
             format_args!("PTX of {code}, which the driver compiles when a kernel is first launched"),

@@ -1,6 +1,8 @@
 //! Streams, events and captured graphs.
 
 use super::handle::RawStream;
+#[cfg(feature = "emulator")]
+use super::emulated;
 use super::{Backend, Device, cuda};
 use crate::{Error, Result};
 
@@ -12,6 +14,8 @@ pub struct Stream {
 
 enum Inner {
     Cuda(cuda::Stream),
+    #[cfg(feature = "emulator")]
+    Emulator(emulated::Stream),
 }
 
 impl Device {
@@ -22,6 +26,8 @@ impl Device {
     pub fn stream(&self) -> Result<Stream> {
         let inner = match self.backend() {
             Backend::Cuda(memory) => Inner::Cuda(cuda::Stream::new(memory.context())?),
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(memory) => Inner::Emulator(emulated::Stream::new(&memory.0)),
         };
         Ok(Stream { inner, device: self.clone() })
     }
@@ -32,6 +38,8 @@ impl Stream {
     pub fn raw(&self) -> RawStream {
         match &self.inner {
             Inner::Cuda(stream) => stream.raw(),
+            #[cfg(feature = "emulator")]
+            Inner::Emulator(stream) => stream.raw(),
         }
     }
 
@@ -48,6 +56,8 @@ impl Stream {
         self.refuse_capture("waiting for the stream")?;
         match &self.inner {
             Inner::Cuda(stream) => stream.synchronize(),
+            #[cfg(feature = "emulator")]
+            Inner::Emulator(_) => Ok(()),
         }
     }
 
@@ -58,6 +68,8 @@ impl Stream {
     pub fn record(&self) -> Result<Event> {
         match &self.inner {
             Inner::Cuda(stream) => Ok(Event(EventInner::Cuda(stream.record()?))),
+            #[cfg(feature = "emulator")]
+            Inner::Emulator(_) => Ok(Event(EventInner::Emulator(emulated::Event::now()))),
         }
     }
 
@@ -68,6 +80,10 @@ impl Stream {
     pub fn wait(&self, event: &Event) -> Result<()> {
         match (&self.inner, &event.0) {
             (Inner::Cuda(stream), EventInner::Cuda(event)) => stream.wait(event),
+            #[cfg(feature = "emulator")]
+            (Inner::Emulator(_), EventInner::Emulator(_)) => Ok(()),
+            #[cfg(feature = "emulator")]
+            _ => Err(elsewhere()),
         }
     }
 
@@ -82,6 +98,10 @@ impl Stream {
                 stream.begin_capture()?;
                 memory.capture_begins();
             }
+            #[cfg(feature = "emulator")]
+            (Inner::Emulator(stream), _) => stream.begin_capture(),
+            #[cfg(feature = "emulator")]
+            _ => return Err(elsewhere()),
         }
         Ok(())
     }
@@ -101,6 +121,10 @@ impl Stream {
                 memory.capture_ends();
                 GraphInner::Cuda(graph?)
             }
+            #[cfg(feature = "emulator")]
+            (Inner::Emulator(stream), _) => GraphInner::Emulator(stream.end_capture()),
+            #[cfg(feature = "emulator")]
+            _ => return Err(elsewhere()),
         };
         Ok(Graph { inner, device: self.device.clone() })
     }
@@ -108,6 +132,8 @@ impl Stream {
     fn is_capturing(&self) -> Result<bool> {
         match &self.inner {
             Inner::Cuda(stream) => stream.is_capturing(),
+            #[cfg(feature = "emulator")]
+            Inner::Emulator(stream) => Ok(stream.is_capturing()),
         }
     }
 
@@ -120,11 +146,19 @@ impl Stream {
     }
 }
 
+/// Streams, events and graphs stay on their device.
+#[cfg(feature = "emulator")]
+fn elsewhere() -> Error {
+    Error::usage("a stream, event or graph of one device cannot be used with one of another device")
+}
+
 /// A point on a stream.
 pub struct Event(EventInner);
 
 enum EventInner {
     Cuda(cuda::Event),
+    #[cfg(feature = "emulator")]
+    Emulator(emulated::Event),
 }
 
 impl Event {
@@ -135,6 +169,8 @@ impl Event {
     pub fn synchronize(&self) -> Result<()> {
         match &self.0 {
             EventInner::Cuda(event) => event.synchronize(),
+            #[cfg(feature = "emulator")]
+            EventInner::Emulator(_) => Ok(()),
         }
     }
 
@@ -145,6 +181,10 @@ impl Event {
     pub fn elapsed_ms(&self, end: &Event) -> Result<f32> {
         match (&self.0, &end.0) {
             (EventInner::Cuda(start), EventInner::Cuda(end)) => start.elapsed_ms(end),
+            #[cfg(feature = "emulator")]
+            (EventInner::Emulator(start), EventInner::Emulator(end)) => Ok(start.elapsed_ms(end)),
+            #[cfg(feature = "emulator")]
+            _ => Err(elsewhere()),
         }
     }
 }
@@ -157,6 +197,8 @@ pub struct Graph {
 
 enum GraphInner {
     Cuda(cuda::Graph),
+    #[cfg(feature = "emulator")]
+    Emulator(emulated::Graph),
 }
 
 impl Graph {
@@ -167,6 +209,10 @@ impl Graph {
     pub fn launch(&self, stream: &Stream) -> Result<()> {
         match (&self.inner, &stream.inner) {
             (GraphInner::Cuda(graph), Inner::Cuda(stream)) => graph.launch(stream),
+            #[cfg(feature = "emulator")]
+            (GraphInner::Emulator(graph), Inner::Emulator(stream)) => graph.launch(stream),
+            #[cfg(feature = "emulator")]
+            _ => Err(elsewhere()),
         }
     }
 

@@ -3,14 +3,15 @@
 //! holds matrix instructions where it promises them; size and build time stay within their budgets.
 //!
 //! Needs a build with kernels and `cuobjdump` beside its nvcc; says `skipped` otherwise, or fails where
-//! `TRENCADIS_REQUIRE_KERNELS=1` is set. With `--nocapture` it prints the table of all kernels.
+//! `TRENCADIS_REQUIRE_KERNELS=1` is set. It prints the table of all kernels (with `--nocapture`), and writes it to
+//! `target/tmp/kernels.txt`.
 
 mod allowed;
 mod dump;
 mod report;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use allowed::Exception;
 use dump::{Dump, Instructions, Resources};
@@ -152,21 +153,23 @@ impl Findings {
     }
 }
 
-/// The build's report, the folder of its fatbins and cuobjdump; an error is why one of them is missing.
-fn built() -> Result<(Report, PathBuf, PathBuf), String> {
-    let folder = Path::new(option_env!("OUT_DIR").unwrap_or_default()).join("kernels");
-    let text = std::fs::read_to_string(folder.join("report.tsv"))
-        .map_err(|_| "this build has no kernels; tools/install-cuda fetches the compiler".to_owned())?;
+/// The build's report and cuobjdump; an error is why one of them is missing.
+fn built() -> Result<(Report, PathBuf), String> {
+    let text =
+        std::fs::read_to_string(concat!(env!("OUT_DIR"), "/fatbins.tsv")).map_err(|e| e.to_string())?;
+    if text.is_empty() {
+        return Err("this build has no kernels; tools/install-cuda fetches the compiler".into());
+    }
     let report = Report::parse(&text)?;
     let cuobjdump = report
         .cuobjdump()
         .ok_or_else(|| format!("there is no cuobjdump beside {} or on the PATH", report.nvcc.display()))?;
-    Ok((report, folder, cuobjdump))
+    Ok((report, cuobjdump))
 }
 
 #[test]
 fn compiled_kernels_keep_their_limits() {
-    let (report, folder, cuobjdump) = match built() {
+    let (report, cuobjdump) = match built() {
         Ok(built) => built,
         Err(reason) => {
             assert!(std::env::var_os("TRENCADIS_REQUIRE_KERNELS").is_none_or(|v| v != "1"), "{reason}");
@@ -187,12 +190,13 @@ fn compiled_kernels_keep_their_limits() {
                 findings.faults.push(format!("{}: its fatbin is not built for {arch}", source.file));
             }
         }
-        let file = folder.join(format!("{}.fatbin", fatbin.stem));
-        let bytes = std::fs::metadata(&file).unwrap().len();
-        findings.source(&source, fatbin, bytes, &Dump::read(&cuobjdump, &file).unwrap());
+        let bytes = std::fs::metadata(&fatbin.file).unwrap().len();
+        findings.source(&source, fatbin, bytes, &Dump::read(&cuobjdump, &fatbin.file).unwrap());
     }
     findings.finish();
-    println!("{}", findings.table.join("\n"));
+    let table = findings.table.join("\n") + "\n";
+    print!("{table}");
+    std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels.txt"), table).unwrap();
     assert!(findings.faults.is_empty(), "\n{}\n", findings.faults.join("\n"));
 }
 

@@ -1,4 +1,4 @@
-//! What the build wrote down about its fatbins: `kernels/report.tsv` beside them.
+//! What the build wrote down about its fatbins: `OUT_DIR/fatbins.tsv`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, PartialEq)]
 pub struct Fatbin {
     pub stem: String,
+    pub file: PathBuf,
     /// What it holds: machine code such as `sm_90`, PTX such as `compute_80`.
     pub targets: Vec<String>,
     /// Seconds of nvcc when it was compiled, which may have been in an earlier build.
@@ -26,10 +27,10 @@ impl Report {
         for line in text.lines() {
             match line.split('\t').collect::<Vec<_>>()[..] {
                 ["nvcc", path] => nvcc = Some(PathBuf::from(path)),
-                ["fatbin", stem, targets, seconds] => {
+                ["fatbin", stem, file, targets, seconds] => {
                     let seconds = seconds.parse().map_err(|_| format!("no number of seconds: `{line}`"))?;
                     let targets = targets.split(',').map(str::to_owned).collect();
-                    fatbins.push(Fatbin { stem: stem.into(), targets, seconds });
+                    fatbins.push(Fatbin { stem: stem.into(), file: file.into(), targets, seconds });
                 }
                 _ => return Err(format!("unknown line `{line}` in the build's report")),
             }
@@ -50,13 +51,13 @@ impl Report {
 
 #[test]
 fn reads_reports() {
-    let text = "nvcc\t/opt/cuda/bin/nvcc\nfatbin\tsm80_gemm\tsm_80,compute_80\t12.5\n";
+    let text = "nvcc\t/opt/cuda/bin/nvcc\nfatbin\tsm80_gemm\t/g.fatbin\tsm_80,compute_80\t12.5\n";
     let targets = vec!["sm_80".to_owned(), "compute_80".to_owned()];
     let expected = Report {
         nvcc: "/opt/cuda/bin/nvcc".into(),
-        fatbins: vec![Fatbin { stem: "sm80_gemm".into(), targets, seconds: 12.5 }],
+        fatbins: vec![Fatbin { stem: "sm80_gemm".into(), file: "/g.fatbin".into(), targets, seconds: 12.5 }],
     };
     assert_eq!(Report::parse(text), Ok(expected));
     assert!(Report::parse("").is_err());
-    assert!(Report::parse("nvcc\tn\nfatbin\tsm80_gemm\tsm_80\tsoon\n").is_err());
+    assert!(Report::parse("nvcc\tn\nfatbin\tsm80_gemm\t/g.fatbin\tsm_80\tsoon\n").is_err());
 }

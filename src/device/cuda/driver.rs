@@ -72,17 +72,16 @@ fn try_start() -> std::result::Result<(u32, u32), String> {
     Ok((major as u32, minor as u32))
 }
 
-/// How many GPUs there are.
+/// How many GPUs there are: at least one.
 pub(super) fn count() -> Result<usize> {
-    let count = result::device::get_count().map_err(failed("the GPUs cannot be counted"))?;
-    Ok(count as usize)
+    match result::device::get_count().map_err(failed("the GPUs cannot be counted"))? {
+        ..=0 => Err(Error::usage(NO_GPU)),
+        count => Ok(count as usize),
+    }
 }
 
 pub(super) fn device(ordinal: usize) -> Result<CUdevice> {
     let count = count()?;
-    if count == 0 {
-        return Err(Error::usage(NO_GPU));
-    }
     if ordinal >= count {
         let last = count - 1;
         return Err(Error::usage(format!(

@@ -23,8 +23,9 @@ pub(super) fn open(ordinal: usize) -> Result<(Modules, Memory, DeviceInfo)> {
     let version = driver::start()?;
     let device = driver::device(ordinal)?;
     let info = driver::describe(device, version)?;
+    new_enough(&info)?;
     let fatbins = Fatbins::find()?;
-    supports(&info, &fatbins)?;
+    code_for(&info, &fatbins)?;
     let context = Arc::new(Context::primary(device)?);
     let memory = Memory::new(context.clone(), device)?;
     Ok((Modules::new(context, fatbins, info.shared_per_block), memory, info))
@@ -41,16 +42,14 @@ pub(super) fn for_current_context() -> Result<(Modules, DeviceInfo)> {
     let version = driver::start()?;
     let (context, device) = Context::current()?;
     let info = driver::describe(device, version)?;
+    new_enough(&info)?;
     let fatbins = Fatbins::find()?;
-    supports(&info, &fatbins)?;
+    code_for(&info, &fatbins)?;
     Ok((Modules::new(Arc::new(context), fatbins, info.shared_per_block), info))
 }
 
-/// The code that a GPU would run, one of the architectures of `fatbins`.
-///
-/// # Errors
-/// There is none for it.
-pub(super) fn supports<'a>(info: &DeviceInfo, fatbins: &'a Fatbins) -> Result<&'a str> {
+/// Refuses GPUs that no build has kernels for.
+pub(super) fn new_enough(info: &DeviceInfo) -> Result<()> {
     let (major, minor) = info.capability;
     if info.capability < (8, 0) {
         return Err(Error::usage(format!(
@@ -58,6 +57,16 @@ pub(super) fn supports<'a>(info: &DeviceInfo, fatbins: &'a Fatbins) -> Result<&'
             info.name
         )));
     }
+    Ok(())
+}
+
+/// The code that a GPU would run, one of the architectures of `fatbins`.
+///
+/// # Errors
+/// There is none for it.
+pub(super) fn code_for<'a>(info: &DeviceInfo, fatbins: &'a Fatbins) -> Result<&'a str> {
+    new_enough(info)?;
+    let (major, minor) = info.capability;
     fatbins.code_for(info.capability).ok_or_else(|| {
         Error::usage(format!(
             "the kernels of {} are for {} and {} has compute capability {major}.{minor}; build them without \

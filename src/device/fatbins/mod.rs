@@ -55,7 +55,7 @@ impl Fatbins {
     pub fn embedded() -> Result<Self> {
         let (Some(fatbins), Some(compiler)) = (embedded::FATBINS, embedded::COMPILER) else {
             return Err(Error::usage(format!(
-                "this build has no kernels, for there was no nvcc; run tools/install-cuda and build again, or \
+                "this build has no kernels, because it was made without nvcc; run tools/install-cuda and build again, or \
                  let {VARIABLE} name a folder that `trencadis kernels --export` has written elsewhere"
             )));
         };

@@ -1,0 +1,298 @@
+//! Measuring kernels on a GPU: time by events, operands rotated through more memory than the L2 cache holds,
+//! random data, and the device's own peaks, measured in the same run.
+
+pub mod clocks;
+pub mod table;
+
+use std::cell::{OnceCell, RefCell};
+use std::time::Duration;
+
+use bytemuck::Pod;
+use criterion::{BenchmarkId, Criterion, Throughput};
+use half::bf16;
+use trencadis::device::{Buffer, Device, Graph, Ptr, Stream};
+use trencadis::kernels::measure::{
+    CopyParams, MMA_VALUES, MmaParams, launch_copy, launch_mma, mma_operations, mma_threads,
+};
+use trencadis::{Error, Result};
+
+use clocks::Clocks;
+use table::{Row, Table};
+
+/// Samples of a case. Criterion takes them after its warm-up, so they are the last ones.
+const SAMPLES: usize = 20;
+/// Fewest launches of a captured graph: their gaps then weigh little.
+const GRAPH_LAUNCHES: usize = 16;
+/// Operands are spread over so many times the L2 cache.
+const CACHES: usize = 3;
+
+/// What the device can do at most, per second.
+#[derive(Clone, Copy, Debug)]
+pub struct Peaks {
+    /// Operations of mma.sync in bf16 on registers.
+    pub operations: f64,
+    /// Bytes of a copy, read and written.
+    pub bytes: f64,
+}
+
+/// A device to measure on.
+pub struct Gpu {
+    pub device: Device,
+    stream: Stream,
+    pub peaks: Peaks,
+    clocks: Clocks,
+}
+
+/// One kernel, or chain of kernels, and shape.
+pub struct Case<'a> {
+    /// Name of the kernel or of what it computes.
+    pub kernel: String,
+    /// Sizes.
+    pub shape: String,
+    /// Useful floating-point operations of a run; 0 where bandwidth is what counts.
+    pub operations: f64,
+    /// Bytes that a run must move; 0 where operations are what counts.
+    pub bytes: f64,
+    /// Sets of operands.
+    pub sets: usize,
+    /// Queues one run on a set.
+    pub launch: Box<dyn Fn(&Stream, usize) -> Result<()> + 'a>,
+}
+
+/// A case that is ready to be timed: so many launches at a time, on a GPU as one graph.
+struct Prepared {
+    graph: Option<Graph>,
+    launches: usize,
+}
+
+/// Equal parts of a buffer, one a set of operands.
+pub struct Rotated<T: Pod> {
+    buffer: Buffer<T>,
+    pitch: usize,
+}
+
+impl<T: Pod> Rotated<T> {
+    /// The part of a set.
+    pub fn ptr(&self, set: usize) -> Ptr<T> {
+        self.buffer.ptr().offset(set * self.pitch)
+    }
+}
+
+impl Gpu {
+    /// GPU 0.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn open() -> Result<Self> {
+        Self::on(Device::cuda(0)?)
+    }
+
+    /// Any device, after its peaks are known.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn on(device: Device) -> Result<Self> {
+        let stream = device.stream()?;
+        let unknown = Peaks { operations: f64::NAN, bytes: f64::NAN };
+        let mut gpu = Self { device, stream, peaks: unknown, clocks: Clocks::start() };
+        gpu.peaks = gpu.measure_peaks()?;
+        Ok(gpu)
+    }
+
+    /// Whether this is a GPU and not the emulator, whose times say nothing.
+    fn is_real(&self) -> bool {
+        self.device.info().driver.is_some()
+    }
+
+    fn measure_peaks(&self) -> Result<Peaks> {
+        let kernels = self.device.kernels();
+        let (elements, rounds, runs) = match self.is_real() {
+            true => ((self.device.info().memory_bytes / 16).min(1 << 30) / 2 / 8 * 8, 20_000, 10),
+            false => (4096, 2, 2),
+        };
+        let best = |launch: &dyn Fn() -> Result<()>| -> Result<f64> {
+            let mut best = f64::INFINITY;
+            for _ in 0..runs {
+                best = best.min(self.seconds(launch)?);
+            }
+            Ok(best)
+        };
+        let (x, out) = (self.random(1, elements)?, self.room::<bf16>(1, elements)?);
+        let copy = CopyParams { out: out.ptr(0), x: x.ptr(0), size: elements as i64 };
+        // SAFETY: both buffers hold so many elements.
+        let copied = best(&|| unsafe { launch_copy(kernels, self.stream.raw(), &copy) })?;
+        let (values, sums) = (self.random(1, MMA_VALUES)?, self.room::<f32>(1, mma_threads(kernels))?);
+        let mma = MmaParams { out: sums.ptr(0), values: values.ptr(0), rounds };
+        // SAFETY: both buffers are of the sizes that the kernel is documented to need.
+        let multiplied = best(&|| unsafe { launch_mma(kernels, self.stream.raw(), &mma) })?;
+        Ok(Peaks {
+            operations: mma_operations(kernels, rounds) / multiplied,
+            bytes: 4.0 * elements as f64 / copied,
+        })
+    }
+
+    fn seconds(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
+        let start = self.stream.record()?;
+        launch()?;
+        let end = self.stream.record()?;
+        self.stream.synchronize()?;
+        Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)
+    }
+
+    /// Sets of operands of `bytes` each that together exceed the cache.
+    pub fn sets(&self, bytes: usize) -> usize {
+        let wanted = (CACHES * self.device.info().l2_bytes).div_ceil(bytes.max(1)) + 1;
+        let room = self.device.info().memory_bytes / 2 / bytes.max(1);
+        wanted.min(room).clamp(1, if self.is_real() { 4096 } else { 2 })
+    }
+
+    /// Normally distributed values for every set, which repeat after about 2^20.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn random(&self, sets: usize, len: usize) -> Result<Rotated<bf16>> {
+        use rand_distr::{Distribution, StandardNormal};
+        let pitch = len.next_multiple_of(128);
+        let mut rng = rand_philox::Philox::from_u64_seed(len as u64);
+        let distinct = (sets * pitch).min((1 << 20) - 3);
+        let values: Vec<bf16> =
+            (0..distinct).map(|_| bf16::from_f32(StandardNormal.sample(&mut rng))).collect();
+        let host: Vec<bf16> = values.iter().copied().cycle().take(sets * pitch).collect();
+        Ok(Rotated { buffer: self.device.upload(&host)?, pitch })
+    }
+
+    /// Zeros for every set: results, workspaces, statistics.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn room<T: Pod>(&self, sets: usize, len: usize) -> Result<Rotated<T>> {
+        let pitch = len.next_multiple_of(128);
+        Ok(Rotated { buffer: self.device.zeros(sets * pitch)?, pitch })
+    }
+
+    /// Runs every set of a case once, and on a GPU captures as many launches as a graph should hold.
+    ///
+    /// # Errors
+    /// A launch that is refused, a kernel that fails.
+    fn prepare(&self, case: &Case<'_>) -> Result<Prepared> {
+        for set in 0..case.sets {
+            (case.launch)(&self.stream, set)?;
+        }
+        self.stream.synchronize()?;
+        let launches = case.sets * GRAPH_LAUNCHES.div_ceil(case.sets);
+        if !self.is_real() {
+            return Ok(Prepared { graph: None, launches });
+        }
+        self.stream.begin_capture()?;
+        let queued = (0..launches).try_for_each(|i| (case.launch)(&self.stream, i % case.sets));
+        let graph = self.stream.end_capture()?;
+        queued.map(|()| Prepared { graph: Some(graph), launches })
+    }
+
+    /// Seconds of `runs` runs, counted from at least one pass over the sets.
+    fn time(&self, case: &Case<'_>, prepared: &Prepared, runs: u64) -> Result<f64> {
+        let Prepared { graph, launches } = prepared;
+        let repeats = runs.div_ceil(*launches as u64);
+        let seconds = self.seconds(&|| {
+            for _ in 0..repeats {
+                match graph {
+                    Some(graph) => graph.launch(&self.stream)?,
+                    None => (0..*launches).try_for_each(|i| (case.launch)(&self.stream, i % case.sets))?,
+                }
+            }
+            Ok(())
+        })?;
+        Ok(seconds * runs as f64 / (repeats * *launches as u64) as f64)
+    }
+
+    /// Measures a case without criterion: for tests of this room.
+    ///
+    /// # Errors
+    /// As a launch.
+    pub fn once(&self, case: &Case<'_>) -> Result<String> {
+        let prepared = self.prepare(case)?;
+        let seconds = self.time(case, &prepared, 1)?;
+        Ok(self.line(case, seconds, 1))
+    }
+
+    fn line(&self, case: &Case<'_>, seconds: f64, samples: usize) -> String {
+        let row = Row { seconds, samples, clocks: self.clocks.medians() };
+        table::line(case, &row, &self.peaks, &self.device.info().name)
+    }
+
+    fn prepared<'p>(&self, case: &Case<'_>, cell: &'p OnceCell<Prepared>) -> Result<&'p Prepared> {
+        match cell.get() {
+            Some(prepared) => Ok(prepared),
+            None => self.prepare(case).map(|prepared| cell.get_or_init(|| prepared)),
+        }
+    }
+
+    /// Measures a case with criterion. The line for the table, where criterion has taken all samples: it
+    /// takes none of a case that is filtered out, and one where benchmarks are only tried.
+    fn measure(&self, criterion: &mut Criterion, family: &str, case: &Case<'_>) -> Result<Option<String>> {
+        let (samples, failure) = (RefCell::new(Vec::new()), RefCell::new(None));
+        let prepared = OnceCell::new();
+        self.clocks.restart();
+        let mut group = criterion.benchmark_group(format!("gpu_{family}"));
+        group.sample_size(SAMPLES);
+        group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+        group.throughput(match case.operations > 0.0 {
+            true => Throughput::Elements(case.operations as u64),
+            false => Throughput::Bytes(case.bytes as u64),
+        });
+        group.bench_function(BenchmarkId::new(&case.kernel, &case.shape), |bencher| {
+            bencher.iter_custom(|runs| {
+                // Criterion cannot be told of an error; a second each lets it end soon.
+                if failure.borrow().is_some() {
+                    return Duration::from_secs(runs);
+                }
+                let measured = self.prepared(case, &prepared).and_then(|p| self.time(case, p, runs));
+                let seconds = measured.unwrap_or_else(|error| {
+                    *failure.borrow_mut() = Some(error);
+                    runs as f64
+                });
+                samples.borrow_mut().push(seconds / runs as f64);
+                Duration::from_secs_f64(seconds)
+            });
+        });
+        group.finish();
+        if let Some(error) = failure.into_inner() {
+            return Err(error);
+        }
+        let samples = samples.into_inner();
+        if samples.len() < SAMPLES {
+            return Ok(None);
+        }
+        let mut last = samples[samples.len() - SAMPLES..].to_vec();
+        last.sort_by(f64::total_cmp);
+        Ok(Some(self.line(case, (last[SAMPLES / 2] + last[(SAMPLES - 1) / 2]) / 2.0, SAMPLES)))
+    }
+}
+
+/// What a family hands its cases to.
+pub type Sink<'a> = dyn FnMut(&Case<'_>) -> Result<()> + 'a;
+
+/// Measures a family on GPU 0 into `<family>.csv`, or says that there is none.
+pub fn family(criterion: &mut Criterion, name: &str, cases: impl FnOnce(&Gpu, &mut Sink<'_>) -> Result<()>) {
+    let gpu = match Gpu::open() {
+        Ok(gpu) => gpu,
+        Err(reason) => {
+            println!("gpu_{name} skipped: no GPU ({reason})");
+            return;
+        }
+    };
+    let outcome = Table::begin(&table::folder(), name).map_err(Error::failure).and_then(|table| {
+        println!("{} (mma {:.0} TFLOP/s, copy {:.0} GB/s measured): {}", gpu.device.info().name,
+            gpu.peaks.operations / 1e12, gpu.peaks.bytes / 1e9, table.path().display());
+        cases(&gpu, &mut |case| {
+            match gpu.measure(criterion, name, case)? {
+                Some(line) => table.add(&line).map_err(Error::failure),
+                None => Ok(()),
+            }
+        })
+    });
+    if let Err(error) = outcome {
+        eprintln!("gpu_{name}: {error}");
+        std::process::exit(error.exit_code());
+    }
+}

@@ -1,0 +1,99 @@
+//! The table beside criterion's report: one line a kernel and shape.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::clocks::Reading;
+use super::{Case, Peaks};
+
+/// Columns of the table.
+pub const HEADER: &str = "kernel,shape,microseconds,tflop_per_s,share_of_mma,gb_per_s,share_of_copy,sets,samples,\
+                          mma_tflop_per_s,copy_gb_per_s,device,driver,sm_mhz,memory_mhz,watts,celsius";
+
+/// What was measured of one case.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Median of the samples, seconds a run.
+    pub seconds: f64,
+    /// Samples.
+    pub samples: usize,
+    /// Clocks while they were taken.
+    pub clocks: Reading,
+}
+
+/// A line of the table. Rates that a kernel has no count for are empty.
+pub fn line(case: &Case<'_>, row: &Row, peaks: &Peaks, device: &str) -> String {
+    let rate = |count: f64, peak: f64, unit: f64| match count > 0.0 {
+        true => [format!("{:.2}", count / row.seconds / unit), format!("{:.3}", count / row.seconds / peak)],
+        false => [String::new(), String::new()],
+    };
+    let number = |x: Option<f64>| x.map_or_else(String::new, |x| x.to_string());
+    let [operations, of_mma] = rate(case.operations, peaks.operations, 1e12);
+    let [bytes, of_copy] = rate(case.bytes, peaks.bytes, 1e9);
+    let clocks = &row.clocks;
+    let cells = [
+        case.kernel.clone(),
+        case.shape.clone(),
+        format!("{:.3}", row.seconds * 1e6),
+        operations,
+        of_mma,
+        bytes,
+        of_copy,
+        case.sets.to_string(),
+        row.samples.to_string(),
+        format!("{:.1}", peaks.operations / 1e12),
+        format!("{:.0}", peaks.bytes / 1e9),
+        device.into(),
+        clocks.driver.clone(),
+        number(clocks.sm_mhz),
+        number(clocks.memory_mhz),
+        number(clocks.watts),
+        number(clocks.celsius),
+    ];
+    let quoted = cells.map(|cell| match cell.contains([',', '"']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell,
+    });
+    quoted.join(",")
+}
+
+/// A table being written, line by line, so that an interrupted run leaves what it has measured.
+#[derive(Debug)]
+pub struct Table {
+    path: PathBuf,
+}
+
+impl Table {
+    /// `<family>.csv` in criterion's folder, begun anew.
+    ///
+    /// # Errors
+    /// The folder or the file cannot be written.
+    pub fn begin(folder: &Path, family: &str) -> std::io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let path = folder.join(format!("{family}.csv"));
+        fs::write(&path, format!("{HEADER}\n"))?;
+        Ok(Self { path })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add(&self, line: &str) -> std::io::Result<()> {
+        writeln!(fs::OpenOptions::new().append(true).open(&self.path)?, "{line}")
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Criterion's folder.
+pub fn folder() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    variable("CRITERION_HOME")
+        .or_else(|| variable("CARGO_TARGET_DIR").map(|target| target.join("criterion")))
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/criterion"))
+}

@@ -1,0 +1,249 @@
+//! The CUDA half of the device layer over a driver that runs nothing (`fake_libcuda.c`): what it asks the
+//! driver for, and what it says of drivers and GPUs that will not do.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::{TempDir, tempdir};
+use trencadis::device::{Device, Kernels, Launch, RawStream};
+use trencadis::kernels::registry;
+
+use crate::any_device::{capture_refuses, round_trips};
+
+/// Set in the process that has the fake driver.
+const INSIDE: &str = "TRENCADIS_TEST_FAKE_DRIVER";
+
+/// A folder with the fake driver and one with kernels for it.
+struct Fake(TempDir);
+
+impl Fake {
+    fn new() -> Self {
+        let place = tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/device/fake_libcuda.c");
+        let done = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(place.path().join("libcuda.so"))
+            .arg(source)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let kernels = place.path().join("kernels");
+        fs::create_dir(&kernels).unwrap();
+        crate::fatbins::write(&kernels);
+        Self(place)
+    }
+
+    /// `program` where the fake driver is found.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("LD_LIBRARY_PATH", self.0.path());
+        command.env("TRENCADIS_KERNELS", self.0.path().join("kernels"));
+        command
+    }
+
+    /// What `trencadis inspect device` says.
+    fn inspect(&self, settings: &[(&str, &str)]) -> String {
+        let mut command = self.command(env!("CARGO_BIN_EXE_trencadis"));
+        let done = command.args(["inspect", "device"]).envs(settings.iter().copied()).output().unwrap();
+        assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    }
+
+    /// Runs the ignored test `name` of this file in a process of its own; the driver's log.
+    fn runs(&self, name: &str, settings: &[(&str, &str)]) -> Vec<String> {
+        let log = self.0.path().join("log");
+        let done = self
+            .command(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("fake_driver::{name}"), "--ignored", "--nocapture"])
+            .env(INSIDE, "1")
+            .env("FAKE_CUDA_LOG", &log)
+            .envs(settings.iter().copied())
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(done.status.success(), "{}\n{}", text(&done.stdout), text(&done.stderr));
+        assert!(text(&done.stdout).contains("1 passed"), "{}", text(&done.stdout));
+        fs::read_to_string(log).unwrap_or_default().lines().map(String::from).collect()
+    }
+}
+
+#[test]
+fn what_was_found_is_said() {
+    let text = Fake::new().inspect(&[("FAKE_CUDA_DEVICES", "2")]);
+    for part in [
+        "GPU 0             Fake GPU 0, compute capability 9.0\n",
+        "GPU 1             Fake GPU 1, compute capability 9.0\n",
+        "  memory          16.0 GiB, L2 cache 50.0 MiB\n",
+        "  multiprocessors 132 at up to 1980 MHz\n",
+        "  shared memory   227 KiB a block, 228 KiB a multiprocessor\n",
+        "CUDA 13.0\n",
+        "  kernels         machine code for sm_90\n",
+        " by nvcc 13.0.1 for sm_90\n",
+        "\nmodels run on     cpu, ",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn whatever_will_not_do_is_one_sentence() {
+    let fake = Fake::new();
+    for (name, value, part) in [
+        ("FAKE_CUDA_VERSION", "12040", "GPU               none: the NVIDIA driver supports CUDA 12.4 and"),
+        ("FAKE_CUDA_VERSION", "34", "GPU               none: the libcuda that was found is the stub"),
+        ("FAKE_CUDA_INIT", "100", "GPU               none: the NVIDIA driver finds no GPU"),
+        (
+            "FAKE_CUDA_INIT",
+            "999",
+            "GPU               none: the NVIDIA driver does not start: CUDA_ERROR_FAKE",
+        ),
+        ("FAKE_CUDA_DEVICES", "0", "GPU               none: the NVIDIA driver finds no GPU"),
+        ("FAKE_CUDA_CAPABILITY", "75", "  kernels         none: Fake GPU 0 has compute capability 7.5 and"),
+        ("FAKE_CUDA_CAPABILITY", "86", "are for sm_90 and Fake GPU 0 has compute capability 8.6; build"),
+        ("TRENCADIS_KERNELS", "/absent", "kernels           none: /absent/manifest.json: cannot be read"),
+    ] {
+        let text = fake.inspect(&[(name, value)]);
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+        assert!(text.contains("models run on     cpu, "), "{text}");
+    }
+}
+
+#[test]
+fn memory_streams_and_graphs_ask_for_the_right_things() {
+    let log = Fake::new().runs("memory_and_streams", &[]);
+    let count = |part: &str| log.iter().filter(|line| line.starts_with(part)).count();
+    assert_eq!(count("alloc"), count("free"), "{log:#?}");
+    assert_eq!(
+        count("stream, flags 1"),
+        count("end of stream"),
+        "every stream is a non-blocking one: {log:#?}"
+    );
+    assert!(count("pin 4000, flags 0") == 1 && count("unpin") == 1, "not write-combined: {log:#?}");
+    assert!(count("capture, mode 2") == 1 && count("graph of 0 launches") == 1, "{log:#?}");
+    assert_eq!(count("end of graph"), 1, "{log:#?}");
+    assert_eq!(log.last().unwrap(), "release 0", "the context goes last: {log:#?}");
+    // The buffer that was dropped within the capture was freed after it.
+    let at = |part: &str| log.iter().position(|line| line.starts_with(part)).unwrap();
+    assert!(!log[at("capture")..at("graph of")].iter().any(|line| line == "free"), "{log:#?}");
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: memory_streams_and_graphs_ask_for_the_right_things"]
+fn memory_and_streams() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    let device = Device::cuda(0).unwrap();
+    round_trips(&device);
+    capture_refuses(&device);
+    let error = device.alloc::<u8>(5 << 30).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "5120.0 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
+    );
+    let error = Device::cuda(3).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "GPU 3 was asked for and the last one is GPU 0; choose a number from 0 to 0"
+    );
+    // Another thread has no context yet.
+    let copy = device.clone();
+    std::thread::spawn(move || copy.upload(&[1u32]).unwrap().download().unwrap()).join().unwrap();
+}
+
+#[test]
+fn launches_carry_their_attributes() {
+    let Some((name, threads)) = a_kernel() else { return };
+    let fake = Fake::new();
+    let log = fake.runs("launches", &[]);
+    let launches: Vec<_> = log.iter().filter(|line| line.starts_with("launch")).collect();
+    let block = format!("block {threads},1,1");
+    assert_eq!(
+        launches,
+        [
+            &format!("launch {name} grid 7,2,1 {block} shared 0, first parameter 11"),
+            &format!("launch {name} grid 4,1,1 {block} shared 50000 cluster 2,1,1, first parameter 11"),
+            &format!("launch {name} grid 4,1,1 {block} shared 60000 dependent 1, first parameter 11"),
+            &format!(
+                "launch {name} grid 4,1,1 {block} shared 49152 cluster 4,1,1 dependent 1, first parameter 11"
+            ),
+            &format!("launch {name} grid 1,1,1 {block} shared 0, first parameter 12"),
+        ]
+    );
+    let count = |part: &str| log.iter().filter(|line| line.contains(part)).count();
+    assert_eq!(count(&format!("{name} may have {} bytes", 227 * 1024)), 1, "{log:#?}");
+    assert_eq!(count("graph of 3 launches"), 2, "{log:#?}");
+    assert_eq!((count("load sm80"), count("unload sm80")), (4, 2), "one for each Kernels: {log:#?}");
+    fake.runs("a_missing_symbol", &[("FAKE_CUDA_MISSING", &name)]);
+}
+
+/// Some kernel of the registry, and its threads.
+fn a_kernel() -> Option<(String, u32)> {
+    let kernel = registry::sources().into_iter().next()?.kernels.into_iter().next()?;
+    Some((kernel.name, kernel.threads))
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: launches_carry_their_attributes"]
+fn launches() {
+    let (Some((name, threads)), true) = (a_kernel(), std::env::var_os(INSIDE).is_some()) else { return };
+    let error = Kernels::for_current_context().err().unwrap();
+    assert!(error.to_string().starts_with("no CUDA context is current on this thread"), "{error}");
+
+    let device = Device::cuda(0).unwrap();
+    let stream = device.stream().unwrap();
+    let launch = |launch: Launch| {
+        // SAFETY: the fake driver runs nothing.
+        unsafe { device.kernels().launch(&name, launch, stream.raw(), &[11u64, 0, 0]) }
+    };
+    launch(Launch::new([7, 2, 1], threads, 0)).unwrap();
+    stream.begin_capture().unwrap();
+    launch(Launch { cluster: 2, ..Launch::new([4, 1, 1], threads, 50_000) }).unwrap();
+    launch(Launch { dependent: true, ..Launch::new([4, 1, 1], threads, 60_000) }).unwrap();
+    launch(Launch { cluster: 4, dependent: true, ..Launch::new([4, 1, 1], threads, 49_152) }).unwrap();
+    let graph = stream.end_capture().unwrap();
+    graph.launch(&stream).unwrap();
+    graph.launch(&stream).unwrap();
+
+    for (wrong, part) in [
+        (Launch::new([1, 1, 1], threads + 32, 0), "threads a block and was launched with"),
+        (Launch::new([1, 1, 1], threads, 233_000), "needs 233000 bytes of shared memory a block"),
+        (Launch { cluster: 2, ..Launch::new([3, 1, 1], threads, 0) }, "clusters of 2 blocks"),
+        (Launch { cluster: 0, ..Launch::new([3, 1, 1], threads, 0) }, "clusters of 0 blocks"),
+        (Launch::new([1, 0, 1], threads, 0), "every side must be at least 1"),
+    ] {
+        let error = launch(wrong).unwrap_err().to_string();
+        assert!(error.contains(&name) && error.contains(part), "{error}");
+    }
+    // SAFETY: refused.
+    let outcome = unsafe {
+        device.kernels().launch(&name, Launch::new([1, 1, 1], threads, 0), stream.raw(), &[0u64; 2])
+    };
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("takes parameters of 24 bytes and was given 16"), "{error}");
+
+    // As an engine would that has a context of its own: here the one that the device has made current.
+    let kernels = Kernels::for_current_context().unwrap();
+    assert_eq!(kernels.info().multiprocessors, 132);
+    let own = RawStream(std::ptr::null_mut());
+    // SAFETY: the fake driver runs nothing.
+    unsafe { kernels.launch(&name, Launch::new([1, 1, 1], threads, 0), own, &[12u64, 0, 0]) }.unwrap();
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: launches_carry_their_attributes"]
+fn a_missing_symbol() {
+    let (Some((name, threads)), true) = (a_kernel(), std::env::var_os(INSIDE).is_some()) else { return };
+    let device = Device::cuda(0).unwrap();
+    let stream = device.stream().unwrap();
+    // SAFETY: refused.
+    let outcome = unsafe {
+        device.kernels().launch(&name, Launch::new([1, 1, 1], threads, 0), stream.raw(), &[0u64; 3])
+    };
+    let error = outcome.unwrap_err().to_string();
+    assert!(
+        error.starts_with(&format!("the kernel {name} of ")) && error.contains("cannot be found"),
+        "{error}"
+    );
+}

@@ -1,0 +1,424 @@
+// A CUDA driver without a GPU, for the tests of the device layer: memory is host memory, everything runs
+// at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one line a
+// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES and FAKE_CUDA_CAPABILITY choose what it is.
+#define _GNU_SOURCE
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, NOT_FOUND = 500 };
+
+typedef int Result;
+typedef struct { int capturing; int launches; } Stream;
+
+static _Thread_local void* current;
+static char context_of_gpu;
+
+static int setting(const char* name, int otherwise)
+{
+    const char* value = getenv(name);
+    return value ? atoi(value) : otherwise;
+}
+
+static Result note(const char* format, ...)
+{
+    const char* path = getenv("FAKE_CUDA_LOG");
+    FILE* file = path ? fopen(path, "a") : NULL;
+    if (file) {
+        va_list arguments;
+        va_start(arguments, format);
+        vfprintf(file, format, arguments);
+        va_end(arguments);
+        fputc('\n', file);
+        fclose(file);
+    }
+    return SUCCESS;
+}
+
+// Most calls need a current context.
+#define IN_CONTEXT if (!current) return NO_CONTEXT
+
+Result cuDriverGetVersion(int* version)
+{
+    *version = setting("FAKE_CUDA_VERSION", 13000);
+    return *version == 34 ? 34 : SUCCESS;
+}
+
+Result cuInit(unsigned flags)
+{
+    (void)flags;
+    return setting("FAKE_CUDA_INIT", SUCCESS);
+}
+
+Result cuGetErrorName(Result error, const char** name)
+{
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_FAKE";
+    return SUCCESS;
+}
+
+Result cuGetErrorString(Result error, const char** text)
+{
+    *text = error == OUT_OF_MEMORY ? "out of memory" : "something else";
+    return SUCCESS;
+}
+
+Result cuDeviceGetCount(int* count)
+{
+    *count = setting("FAKE_CUDA_DEVICES", 1);
+    return SUCCESS;
+}
+
+Result cuDeviceGet(int* device, int ordinal)
+{
+    *device = ordinal;
+    return SUCCESS;
+}
+
+Result cuDeviceGetName(char* name, int length, int device)
+{
+    snprintf(name, (size_t)length, "Fake GPU %d", device);
+    return SUCCESS;
+}
+
+Result cuDeviceTotalMem_v2(size_t* bytes, int device)
+{
+    (void)device;
+    *bytes = (size_t)16 << 30;
+    return SUCCESS;
+}
+
+Result cuDeviceGetAttribute(int* value, int attribute, int device)
+{
+    (void)device;
+    int capability = setting("FAKE_CUDA_CAPABILITY", 90);
+    switch (attribute) {
+    case 13: *value = 1980000; break;          // clock rate
+    case 16: *value = 132; break;              // multiprocessors
+    case 38: *value = 50 << 20; break;         // L2 cache
+    case 75: *value = capability / 10; break;  // major
+    case 76: *value = capability % 10; break;  // minor
+    case 81: *value = 228 << 10; break;        // shared memory of a multiprocessor
+    case 97: *value = 227 << 10; break;        // of a block
+    case 115: *value = 1; break;               // memory pools
+    default: return INVALID;
+    }
+    return SUCCESS;
+}
+
+Result cuDevicePrimaryCtxRetain(void** context, int device)
+{
+    *context = &context_of_gpu;
+    return note("retain %d", device);
+}
+
+Result cuDevicePrimaryCtxRelease_v2(int device)
+{
+    return note("release %d", device);
+}
+
+Result cuCtxGetCurrent(void** context)
+{
+    *context = current;
+    return SUCCESS;
+}
+
+Result cuCtxSetCurrent(void* context)
+{
+    current = context;
+    return SUCCESS;
+}
+
+static _Thread_local void* pushed;
+
+Result cuCtxPushCurrent_v2(void* context)
+{
+    pushed = current;
+    current = context;
+    return SUCCESS;
+}
+
+Result cuCtxPopCurrent_v2(void** context)
+{
+    *context = current;
+    current = pushed;
+    return SUCCESS;
+}
+
+Result cuCtxGetDevice(int* device)
+{
+    IN_CONTEXT;
+    *device = 0;
+    return SUCCESS;
+}
+
+Result cuCtxSynchronize(void)
+{
+    IN_CONTEXT;
+    return SUCCESS;
+}
+
+Result cuDeviceGetDefaultMemPool(void** pool, int device)
+{
+    (void)device;
+    *pool = &context_of_gpu;
+    return SUCCESS;
+}
+
+Result cuMemPoolSetAttribute(void* pool, int attribute, void* value)
+{
+    (void)pool;
+    return attribute == 4 && *(uint64_t*)value == UINT64_MAX ? SUCCESS : INVALID;
+}
+
+Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
+{
+    IN_CONTEXT;
+    if (!stream) return INVALID;
+    if (bytes > (size_t)1 << 32) return OUT_OF_MEMORY;
+    *address = (uint64_t)(uintptr_t)aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return note("alloc %zu", bytes);
+}
+
+Result cuMemFreeAsync(uint64_t address, Stream* stream)
+{
+    IN_CONTEXT;
+    if (!stream) return INVALID;
+    free((void*)(uintptr_t)address);
+    return note("free");
+}
+
+Result cuMemHostAlloc(void** memory, size_t bytes, unsigned flags)
+{
+    IN_CONTEXT;
+    *memory = malloc(bytes);
+    return note("pin %zu, flags %u", bytes, flags);
+}
+
+Result cuMemFreeHost(void* memory)
+{
+    IN_CONTEXT;
+    free(memory);
+    return note("unpin");
+}
+
+Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stream* stream)
+{
+    IN_CONTEXT;
+    if (!stream) return INVALID;
+    memset((void*)(uintptr_t)address, value, bytes);
+    return SUCCESS;
+}
+
+Result cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, size_t bytes, Stream* stream)
+{
+    IN_CONTEXT;
+    if (!stream || stream->capturing) return INVALID;
+    memcpy((void*)(uintptr_t)target, source, bytes);
+    return SUCCESS;
+}
+
+Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream* stream)
+{
+    IN_CONTEXT;
+    if (!stream || stream->capturing) return INVALID;
+    memcpy(target, (const void*)(uintptr_t)source, bytes);
+    return SUCCESS;
+}
+
+Result cuStreamCreate(Stream** stream, unsigned flags)
+{
+    IN_CONTEXT;
+    *stream = calloc(1, sizeof(Stream));
+    return note("stream, flags %u", flags);
+}
+
+Result cuStreamDestroy_v2(Stream* stream)
+{
+    IN_CONTEXT;
+    free(stream);
+    return note("end of stream");
+}
+
+Result cuStreamSynchronize(Stream* stream)
+{
+    IN_CONTEXT;
+    return stream->capturing ? INVALID : SUCCESS;
+}
+
+Result cuStreamWaitEvent(Stream* stream, void* event, unsigned flags)
+{
+    IN_CONTEXT;
+    return stream && event && !flags ? note("wait") : INVALID;
+}
+
+Result cuStreamIsCapturing(Stream* stream, int* status)
+{
+    IN_CONTEXT;
+    *status = stream->capturing;
+    return SUCCESS;
+}
+
+Result cuStreamBeginCapture_v2(Stream* stream, int mode)
+{
+    IN_CONTEXT;
+    stream->capturing = 1;
+    stream->launches = 0;
+    return note("capture, mode %d", mode);
+}
+
+Result cuStreamEndCapture(Stream* stream, int** graph)
+{
+    IN_CONTEXT;
+    stream->capturing = 0;
+    *graph = malloc(sizeof(int));
+    **graph = stream->launches;
+    return SUCCESS;
+}
+
+Result cuGraphInstantiateWithFlags(int** executable, int* graph, unsigned long long flags)
+{
+    IN_CONTEXT;
+    *executable = malloc(sizeof(int));
+    **executable = *graph;
+    return flags ? INVALID : SUCCESS;
+}
+
+Result cuGraphLaunch(int* executable, Stream* stream)
+{
+    IN_CONTEXT;
+    return stream ? note("graph of %d launches", *executable) : INVALID;
+}
+
+Result cuGraphExecDestroy(int* executable)
+{
+    IN_CONTEXT;
+    free(executable);
+    return SUCCESS;
+}
+
+Result cuGraphDestroy(int* graph)
+{
+    IN_CONTEXT;
+    free(graph);
+    return note("end of graph");
+}
+
+Result cuEventCreate(void** event, unsigned flags)
+{
+    IN_CONTEXT;
+    *event = malloc(1);
+    return flags ? INVALID : SUCCESS;
+}
+
+Result cuEventDestroy_v2(void* event)
+{
+    IN_CONTEXT;
+    free(event);
+    return SUCCESS;
+}
+
+Result cuEventRecord(void* event, Stream* stream)
+{
+    IN_CONTEXT;
+    return event && stream ? SUCCESS : INVALID;
+}
+
+Result cuEventSynchronize(void* event)
+{
+    IN_CONTEXT;
+    return event ? SUCCESS : INVALID;
+}
+
+Result cuEventElapsedTime_v2(float* milliseconds, void* start, void* end)
+{
+    IN_CONTEXT;
+    *milliseconds = 0.5f;
+    return start && end ? SUCCESS : INVALID;
+}
+
+Result cuModuleLoadData(void** module, const void* image)
+{
+    IN_CONTEXT;
+    *module = strdup(image);
+    return note("load %s", (const char*)image);
+}
+
+Result cuModuleUnload(void* module)
+{
+    IN_CONTEXT;
+    note("unload %s", (const char*)module);
+    free(module);
+    return SUCCESS;
+}
+
+// A function is its name.
+Result cuModuleGetFunction(void** function, void* module, const char* name)
+{
+    IN_CONTEXT;
+    if (!module || strstr(name, getenv("FAKE_CUDA_MISSING") ? getenv("FAKE_CUDA_MISSING") : "\n")) return NOT_FOUND;
+    *function = strdup(name);
+    return SUCCESS;
+}
+
+Result cuFuncGetAttribute(int* value, int attribute, void* function)
+{
+    *value = 0;
+    return function && attribute == 1 ? SUCCESS : INVALID;
+}
+
+Result cuFuncSetAttribute(void* function, int attribute, int value)
+{
+    IN_CONTEXT;
+    return attribute == 8 ? note("%s may have %d bytes", (char*)function, value) : INVALID;
+}
+
+Result cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* bytes)
+{
+    *offset = 0;
+    *bytes = 24;
+    return function && index == 0 ? SUCCESS : INVALID;
+}
+
+typedef struct {
+    int id;
+    char pad[4];
+    union {
+        char pad[64];
+        struct { unsigned x, y, z; } cluster;
+        int dependent;
+    } value;
+} Attribute;
+
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    Stream* stream;
+    Attribute* attributes;
+    unsigned count;
+} Config;
+
+Result cuLaunchKernelEx(const Config* config, void* function, void** params, void** extra)
+{
+    IN_CONTEXT;
+    if (extra) return INVALID;
+    char more[64] = "";
+    for (unsigned i = 0; i < config->count; i++) {
+        const Attribute* a = &config->attributes[i];
+        size_t used = strlen(more);
+        if (a->id == 4)
+            snprintf(more + used, sizeof more - used, " cluster %u,%u,%u", a->value.cluster.x, a->value.cluster.y,
+                     a->value.cluster.z);
+        else if (a->id == 6)
+            snprintf(more + used, sizeof more - used, " dependent %d", a->value.dependent);
+        else
+            return INVALID;
+    }
+    if (config->stream) config->stream->launches++;
+    uint64_t first;
+    memcpy(&first, params[0], 8);
+    return note("launch %s grid %u,%u,%u block %u,%u,%u shared %u%s, first parameter %llu", (char*)function,
+                config->grid[0], config->grid[1], config->grid[2], config->block[0], config->block[1],
+                config->block[2], config->shared, more, (unsigned long long)first);
+}
