@@ -87,8 +87,7 @@ fn every_recipe_is_listed_printed_and_planned() {
 #[test]
 fn every_command_helps() {
     let place = Place::new();
-    for command in
-        [
+    for command in [
         "",
         "train",
         "eval",
