@@ -1,5 +1,6 @@
 //! The forward kernels against the CPU device in f64, on inputs rounded to bf16.
 
+use trencadis::device::Device;
 use trencadis::kernels::attention::instances::INSTANCES;
 use trencadis::recipe::QkNormKind;
 
@@ -124,19 +125,35 @@ fn neighbours_do_not_matter() {
 #[test]
 fn the_same_bits_in_any_order() {
     let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 200], 1);
+    #[allow(unused_mut)]
+    let mut groups: Vec<Vec<Device>> = devices().into_iter().map(|device| vec![device]).collect();
+    #[cfg(feature = "emulator")]
+    groups.push(emulators());
     for run in [SHORT, LONG] {
-        let mut first = None;
-        for device in devices() {
-            for blocks in [1, 7] {
-                let answer = case.run(&device, Run { blocks: Some(blocks), statistics: true, ..run });
-                let first = first.get_or_insert_with(|| (device.info().driver.clone(), answer.clone()));
-                // A GPU's exponential is not the emulator's to the bit.
-                if first.0 == device.info().driver {
-                    assert!(first.1 == answer, "results differ on {blocks} blocks");
+        for group in &groups {
+            let mut first = None;
+            for device in group {
+                for blocks in [1, 7] {
+                    let answer = case.run(device, Run { blocks: Some(blocks), statistics: true, ..run });
+                    let first = first.get_or_insert_with(|| answer.clone());
+                    assert!(*first == answer, "results differ on {blocks} blocks");
                 }
             }
         }
     }
+}
+
+#[cfg(feature = "emulator")]
+fn emulators() -> Vec<Device> {
+    use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
+    let policies = [CopyPolicy::AtIssue, CopyPolicy::AtWait, CopyPolicy::Random, CopyPolicy::Random];
+    let options = (0..).zip(policies).map(|(seed, policy)| EmulatorOptions {
+        seed,
+        policy,
+        resident_blocks: 1 + seed as usize,
+        ..EmulatorOptions::default()
+    });
+    options.map(Device::emulator).collect()
 }
 
 #[test]
