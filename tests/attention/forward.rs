@@ -1,7 +1,9 @@
 //! The forward kernels against the CPU device in f64, on inputs rounded to bf16.
 
 use trencadis::device::Device;
+use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
+use trencadis::kernels::attention::{Attention, Forward, Limits, Schedule, Statistics};
 use trencadis::recipe::QkNormKind;
 
 use crate::case::{Case, Run, config};
@@ -10,8 +12,8 @@ use crate::support::devices::devices;
 const KINDS: [QkNormKind; 4] =
     [QkNormKind::None, QkNormKind::Rms, QkNormKind::LayerNorm, QkNormKind::LayerNormBias];
 /// All images by the long schedule.
-const LONG: Run = Run { short: Some(0), blocks: None, statistics: false };
-const SHORT: Run = Run { short: None, blocks: None, statistics: false };
+const LONG: Run = Run { short: Some(0), ..SHORT };
+const SHORT: Run = Run { short: None, blocks: None, statistics: false, longest: None };
 
 fn bits(x: &[half::bf16]) -> Vec<u16> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -61,7 +63,7 @@ fn ragged_batch() {
     for device in devices() {
         let case = Case::new(config(QkNormKind::Rms, 1, 64), &[64, 577, 0, 1, 257, 16, 196, 130, 0], 0);
         case.check(&device, SHORT);
-        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true });
+        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true, longest: Some(577) });
     }
 }
 
@@ -72,7 +74,7 @@ fn very_short_images() {
         for (heads, dim) in [(5, 64), (3, 96)] {
             let case =
                 Case::new(config(QkNormKind::LayerNorm, heads, dim), &[1, 31, 0, 16, 17, 32, 33, 64], 0);
-            case.check(&device, Run { blocks: Some(4), statistics: true, ..SHORT });
+            case.check(&device, Run { blocks: Some(4), statistics: true, longest: Some(64), ..SHORT });
         }
     }
 }
@@ -172,5 +174,51 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.eps = -1.0).contains("epsilon"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
         assert!(says(&|case| case.tokens = 1 << 40).contains("2^30"));
+    }
+}
+
+/// Operands that do not fit are told by name, and nothing is launched.
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    for device in devices() {
+        let case = Case::new(config(QkNormKind::None, 2, 64), &[4], 0);
+        let attention = case.attention();
+        let plan = case.plan(&device, SHORT);
+        let stream = device.stream().unwrap();
+        let (qkv, out) = (device.upload(&case.qkv).unwrap(), device.zeros(4 * 128).unwrap());
+        let (lse, few) = (device.zeros(8).unwrap(), device.zeros(7).unwrap());
+        let cu_seqlens = device.upload(&case.cu_seqlens).unwrap();
+        let schedule = Schedule::new(&device, plan.limits, 4, 1).unwrap();
+        let other = Schedule::new(&device, Limits { short: 16, ..plan.limits }, 4, 1).unwrap();
+        let larger = Schedule::new(&device, plan.limits, 5, 1).unwrap();
+        let rows = |offset, stride| Rows { buffer: &qkv, offset, stride };
+        let statistics = Statistics { q_mean: &lse, q_rstd: &lse, k_mean: &lse, k_rstd: &lse };
+        let good = Forward {
+            q: rows(0, 392),
+            k: rows(128, 392),
+            v: rows(256, 392),
+            affine: [None; 4],
+            cu_seqlens: &cu_seqlens,
+            schedule: &schedule,
+            out: Rows::dense(&out, 128),
+            lse: &lse,
+            statistics: None,
+        };
+        let says = |bad: Forward<'_>| attention.forward(&stream, &plan, &bad).unwrap_err().to_string();
+        assert!(says(Forward { q: rows(4, 392), ..good }).contains("q: offset 4"));
+        assert!(says(Forward { k: rows(128, 390), ..good }).contains("k: offset 128 and row stride 390"));
+        assert!(says(Forward { v: rows(272, 392), ..good }).contains("v: 4 rows"));
+        assert!(says(Forward { out: Rows::dense(&out, 120), ..good }).contains("out: rows of 128"));
+        assert!(says(Forward { lse: &few, ..good }).contains("lse has 7 elements"));
+        assert!(says(Forward { schedule: &other, ..good }).contains("limits of this attention's plan"));
+        assert!(says(Forward { schedule: &larger, ..good }).contains("of the same size"));
+        assert!(says(Forward { statistics: Some(statistics), ..good }).contains("only made with a QK-norm"));
+        schedule.launch(&stream, &cu_seqlens, Some(&case.cu_seqlens)).unwrap();
+        attention.forward(&stream, &plan, &good).unwrap();
+        assert!(says(Forward { cu_seqlens: &device.zeros(3).unwrap(), ..good }).contains("cu_seqlens has 3"));
+        let normed = Attention { config: config(QkNormKind::Rms, 2, 64), ..attention };
+        let bad = Forward { affine: [Some(&few), None, None, None], ..good };
+        let told = normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
+        assert!(told.contains("the gain of q has 7 elements, expected 64"), "{told}");
     }
 }
