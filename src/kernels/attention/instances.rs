@@ -38,7 +38,7 @@ pub struct Instance {
 /// The widths, ascending. Rows and keys are as many as results, scores and queries leave registers for.
 pub const INSTANCES: [Instance; 8] = [
     Instance { width: 64, rows: 32, keys: 64 },
-    Instance { width: 72, rows: 32, keys: 48 },
+    Instance { width: 72, rows: 32, keys: 32 },
     Instance { width: 80, rows: 32, keys: 32 },
     Instance { width: 88, rows: 16, keys: 64 },
     Instance { width: 96, rows: 16, keys: 64 },
