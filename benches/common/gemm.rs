@@ -2,7 +2,7 @@
 
 use half::bf16;
 use trencadis::device::Stream;
-use trencadis::kernels::gemm::{Epilogue, Gemm, GeluGrad, Layout, Matrix, Shape, Store, Sum, Vector};
+use trencadis::kernels::gemm::{Epilogue, GeluGrad, Gemm, Layout, Matrix, Shape, Store, Sum, Vector};
 use trencadis::recipe::GeluKind;
 use trencadis::{Error, Result};
 
@@ -58,9 +58,7 @@ impl Fused {
 pub fn all_fused(layout: Layout) -> &'static [Fused] {
     use GeluKind::{Erf, Tanh};
     match layout {
-        Layout::Nt => {
-            &[Fused::Nothing, Fused::Bias, Fused::Gelu(Erf), Fused::Gelu(Tanh), Fused::Residual]
-        }
+        Layout::Nt => &[Fused::Nothing, Fused::Bias, Fused::Gelu(Erf), Fused::Gelu(Tanh), Fused::Residual],
         Layout::Nn => &[Fused::Nothing, Fused::GeluGrad(Erf), Fused::GeluGrad(Tanh)],
         Layout::Tn => &[Fused::Sum],
     }
