@@ -165,7 +165,8 @@ pub fn build(sources: &[Source]) {
         .flag("-ffp-contract=off")
         .flag("-Wno-unused-parameter");
     if coverage {
-        compiler.flag("--coverage");
+        // Counters come after early inlining, which would take whole functions out of the count.
+        compiler.flag("--coverage").flag("-fno-early-inlining");
     }
     let tool = compiler.get_compiler();
     let signature = format!("{:?}", tool.to_command());
