@@ -19,7 +19,7 @@ const RUNTIME: [&str; 4] = ["machine.cpp", "shared.cpp", "global.cpp", "collecti
 
 /// Kernels of the emulator's own tests, many of them wrong on purpose: name, body, threads of a block.
 #[rustfmt::skip]
-const PLANTED: [(&str, &str, u32); 36] = [
+const PLANTED: [(&str, &str, u32); 38] = [
     ("planted_matmul", "matmul<false>", 32),
     ("planted_matmul_wrong_fragment", "matmul<true>", 32),
     ("planted_mma_forms", "mma_forms", 32),
@@ -45,6 +45,8 @@ const PLANTED: [(&str, &str, u32); 36] = [
     ("planted_write_after_read_race", "write_after_read<true>", 64),
     ("planted_write_after_write", "write_after_write<false>", 64),
     ("planted_write_after_write_race", "write_after_write<true>", 64),
+    ("planted_one_for_all", "one_for_all<false>", 32),
+    ("planted_one_for_all_race", "one_for_all<true>", 32),
     ("planted_relay", "relay<false>", 128),
     ("planted_relay_race", "relay<true>", 128),
     ("planted_access", "access", 32),

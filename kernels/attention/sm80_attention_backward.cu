@@ -131,10 +131,9 @@ struct Pair {
         return chunk < CHUNKS ? first.address(row, chunk) : second.address(row, chunk - CHUNKS);
     }
 
-    // Two neighbouring elements of the result of an mma: n-tile `tile`, this lane's columns.
-    DEVICE void store_f32(int row, int tile, float x, float y) const
+    // Two neighbouring elements of the result of an mma: n-tile `tile`, columns of lane `lane`.
+    DEVICE void store_f32(int row, int tile, int lane, float x, float y) const
     {
-        const int lane = ptx::lane_id();
         const uint32_t address = f32_address(row, 2 * tile + lane % 4 / 2) + lane % 2 * 8;
         Shared<FloatPair>(address).store(0, FloatPair{x, y});
     }
@@ -226,13 +225,13 @@ DEVICE bf16* rows_of(const AttentionBackward& p, bf16* x, int64_t stride, Head h
 
 // dout out of one row, the same in the LANES lanes that share it.
 template <int D>
-DEVICE float row_delta(Rows out, Rows dout, int row, bool exists, int head_dim)
+DEVICE float row_delta(Rows out, Rows dout, int row, bool exists, int head_dim, int lane)
 {
     constexpr int LANES = Tile<D>::LANES;
     float sum = 0.0f;
     UNROLL
     for (int i = 0; i < Tile<D>::LANE_CHUNKS; i++) {
-        const int column = 8 * (i * LANES + int(ptx::lane_id()) % LANES);
+        const int column = 8 * (i * LANES + lane % LANES);
         if (!exists || column >= head_dim) continue;
         const Vec16 x = Global<const bf16>(out.p).load_16(row * out.stride + column);
         const Vec16 y = Global<const bf16>(dout.p).load_16(row * dout.stride + column);
@@ -314,7 +313,7 @@ struct ColumnSums {
     DEVICE void add_to(const AttentionBackward& p, int head, int affine, uint32_t scratch, Group group)
     {
         constexpr int LANES = Tile<D>::LANES;
-        const int lane = ptx::lane_id();
+        const int lane = ptx::unknown(ptx::lane_id());
         const Shared<float> sums(scratch);
         UNROLL
         for (int i = 0; i < Tile<D>::LANE_CHUNKS; i++) {
@@ -353,10 +352,11 @@ DEVICE void finish_rows(Pair<D> tile, int row, int rows, int length, float facto
 {
     constexpr int LANES = Tile<D>::LANES;
     constexpr int N = Tile<D>::LANE_CHUNKS;
-    const int j = ptx::lane_id() % LANES;
+    const int lane = ptx::unknown(ptx::lane_id());
+    const int j = lane % LANES;
     const Global<bf16> memory(target);
     for (int first = 0; first < rows; first += 32 / LANES) {
-        const int r = row + first + ptx::lane_id() / LANES;
+        const int r = row + first + lane / LANES;
         const bool exists = r < length;
         float dy[N][8];
         UNROLL
@@ -525,27 +525,32 @@ struct Owner {
         const int lane = ptx::unknown(ptx::lane_id());
         const Reader<D> first_stream(stream.first, streamed, lane);
         const Reader<D> second_stream(stream.second, streamed, lane);
-        float t[G][M][2][4];
-        spread(t, delta, lane);
-        product(t, Reader<D>(own.second, row, lane), second_stream);
         float s[G][M][2][4];
         UNROLL
         for (int i = 0; i < G * M * 8; i++) s[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4] = 0.0f;
         product(s, Reader<D>(own.first, row, lane), first_stream);
-        float offset[G][M][2][4];
-        spread(offset, lse, lane);
-        // Keys that do not exist have no part in the sums; queries that do not have an lse of infinity.
-        const bool partial = QUERIES ? arrived < 16 * G : owned < 16 * M;
+        float t[G][M][2][4];
+        spread(t, lse, lane);
         UNROLL
         for (int i = 0; i < G * M * 8; i++) {
-            const int g = i / (M * 8), m = i / 8 % M, h = i / 4 % 2, e = i % 4;
-            float& x = s[g][m][h][e];
-            x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset[g][m][h][e]));
-            const int own_row = 16 * m + e / 2 * 8 + lane / 4;
-            const int column = 16 * g + 8 * h + lane % 4 * 2 + e % 2;
-            if (partial && (QUERIES ? column >= arrived : own_row >= owned)) x = 0.0f;
-            t[g][m][h][e] *= x;
+            float& x = s[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4];
+            x = ptx::exp2(ptx::fused_multiply_add(x, factor, t[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4]));
         }
+        // Keys that do not exist have no part in the sums; queries that do not have an lse of infinity.
+        if (QUERIES ? arrived < 16 * G : owned < 16 * M) {
+            UNROLL
+            for (int i = 0; i < G * M * 8; i++) {
+                const int g = i / (M * 8), m = i / 8 % M, h = i / 4 % 2, e = i % 4;
+                const int own_row = 16 * m + e / 2 * 8 + lane / 4;
+                const int column = 16 * g + 8 * h + lane % 4 * 2 + e % 2;
+                if (QUERIES ? column >= arrived : own_row >= owned) s[g][m][h][e] = 0.0f;
+            }
+        }
+        spread(t, delta, lane);
+        product(t, Reader<D>(own.second, row, lane), second_stream);
+        UNROLL
+        for (int i = 0; i < G * M * 8; i++)
+            t[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4] *= s[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4];
         uint32_t a[G][M][4];
         if (!QUERIES) {
             pack(a, s);
@@ -573,13 +578,14 @@ struct Owner {
     // Puts a sum into this warp's own rows, f32.
     static DEVICE void store(const float (&sum)[STEPS][M][2][4], Pair<D> own, int row)
     {
+        const int lane = ptx::unknown(ptx::lane_id());
         UNROLL
         for (int i = 0; i < STEPS * M * 4; i++) {
             const int step = i / (M * 4), m = i / 4 % M, h = i / 2 % 2, half = i % 2;
             if (2 * step + h >= CHUNKS) continue;
             const float(&four)[4] = sum[step][m][h];
-            const int r = row + 16 * m + 8 * half + int(ptx::lane_id()) / 4;
-            own.store_f32(r, 2 * step + h, four[2 * half], four[2 * half + 1]);
+            const int r = row + 16 * m + 8 * half + lane / 4;
+            own.store_f32(r, 2 * step + h, lane, four[2 * half], four[2 * half + 1]);
         }
     }
 };
@@ -591,6 +597,7 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
 {
     constexpr int STEPS = Tile<D>::STEPS;
     const int lane = ptx::unknown(ptx::lane_id());
+    const Reader<D> keys_of(k, 0, lane);
     for (int unit = group.warp; unit < STEPS * (2 / M); unit += group.warps) {
         const int step = unit % STEPS;
         const int tile = unit / STEPS * M;
@@ -609,7 +616,7 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
                     ptx::ldmatrix_x4_trans(a[m], ds_address(ds, first + lane / 16 * 8 + lane % 8, chunk));
                 }
                 uint32_t b[2][2];
-                k.columns_as_b(b, first, step);
+                keys_of.columns_as_b(b, first, step);
                 ptx::mma_tiles<M, 2>(sum[half], a, b);
             }
         }
@@ -618,24 +625,24 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
             const int m = i / 4, h = i / 2 % 2, e = i % 2 * 2;
             if (2 * step + h >= Tile<D>::CHUNKS) continue;
             const int r = row + 16 * (tile + m) + 4 * e + lane / 4;
-            q.store_f32(r, 2 * step + h, sum[0][m][h][e] + sum[1][m][h][e],
+            q.store_f32(r, 2 * step + h, lane, sum[0][m][h][e] + sum[1][m][h][e],
                         sum[0][m][h][e + 1] + sum[1][m][h][e + 1]);
         }
     }
 }
 
-// One head of one image, or a tile of its keys or queries: rows `first` to `first` + `owned` of the image
-// are owned by a group of `warps` warps.
+// One head of one image, or a tile of its keys or queries, from row `first` of the image on: owned by a group
+// of `warps` warps.
 struct Item {
     Head head;
     int first;
-    int owned;
     int warps;
     uint32_t shared;
 };
 
 // Bytes of shared memory that a group needs beside the rows of both sides: lse and delta of a query, its
 // places in two steps of ds^T.
+constexpr int HEADER_BYTES = 128; // of a block: the number of its item
 constexpr int QUERY_BYTES = 8;
 constexpr int KEY_BYTES = 2 * 2 * STEP;
 
@@ -668,9 +675,16 @@ struct Run {
     const Item& item;
 
     // What follows from a few numbers is made again where it is used: registers are full of gradients.
+    DEVICE int owned() const
+    {
+        if (WHOLE) return item.head.length;
+        const int left = ptx::unknown(item.head.length) - item.first;
+        return left < p.long_rows ? left : p.long_rows;
+    }
+
     DEVICE Memory<D> memory() const
     {
-        const int own_rows = round_up(item.owned, STEP);
+        const int own_rows = round_up(owned(), STEP);
         const int stream_rows = WHOLE ? own_rows : STAGES * STEP;
         return Memory<D>(ptx::unknown(item.shared), own_rows, stream_rows, QUERIES ? own_rows : stream_rows);
     }
@@ -687,8 +701,9 @@ struct Run {
 
     DEVICE HeadNorm norm_of(bool q) const
     {
-        return q ? head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, item.head.head, p.head_dim)
-                 : head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, item.head.head, p.head_dim);
+        const float* const gain = ptx::unknown(q ? p.norm.q_gain : p.norm.k_gain);
+        const float* const bias = ptx::unknown(q ? p.norm.q_bias : p.norm.k_bias);
+        return head_norm(p.norm, gain, bias, item.head.head, p.head_dim);
     }
 
     // Copies rows of q and dout, or of k and v, from row `from` of the image on.
@@ -744,9 +759,9 @@ struct Run {
         const Group group = this->group();
         const Rows out = rows_of(p, p.out, p.out_stride, item.head, 0);
         const Rows dout = rows_of(p, p.dout, p.dout_stride, item.head, 0);
-        for (int row = group.thread / LANES; row < round_up(item.owned, STEP); row += group.threads() / LANES) {
+        for (int row = group.thread / LANES; row < round_up(owned(), STEP); row += group.threads() / LANES) {
             const bool exists = row < item.head.length;
-            const float delta = row_delta<D>(out, dout, row, exists, p.head_dim);
+            const float delta = row_delta<D>(out, dout, row, exists, p.head_dim, group.thread);
             const int64_t at = int64_t(item.head.start + row) * p.heads + item.head.head;
             const float lse = exists ? Global<const float>(p.lse).load(at) * -LOG2_E : -infinity();
             if (group.thread % LANES == 0) keep(row, FloatPair{lse, -delta});
@@ -757,7 +772,7 @@ struct Run {
     DEVICE void begin() const
     {
         const Group group = this->group();
-        load(QUERIES, memory().own, 0, item.first, round_up(item.owned, STEP), item.owned);
+        load(QUERIES, memory().own, 0, item.first, round_up(owned(), STEP), owned());
         load_step(0);
         ptx::cp_async_commit();
         if (item.head.length > STEP) load_step(1);
@@ -765,13 +780,13 @@ struct Run {
         if (WHOLE) {
             make_delta();
         } else if (QUERIES) {
-            for (int row = group.thread; row < round_up(item.owned, STEP); row += group.threads())
+            for (int row = group.thread; row < round_up(owned(), STEP); row += group.threads())
                 keep(row, statistics(item.first + row));
         } else if (group.thread < STEP) {
             keep(group.thread, statistics(group.thread));
         }
         ptx::cp_async_wait<1>();
-        normalise_rows(QUERIES, memory().own.first, 0, item.owned);
+        normalise_rows(QUERIES, memory().own.first, 0, owned());
         normalise_step(0);
         group.barrier();
     }
@@ -781,13 +796,13 @@ struct Run {
     {
         const Memory<D> memory = this->memory();
         const int row = group().warp * 16 * M;
-        const int rows = round_up(item.owned, STEP);
+        const int rows = round_up(owned(), STEP);
         if (row >= rows) return;
         const uint32_t ds = WHOLE ? memory.ds + step % 2 * rows * 2 * STEP : 0;
         for (int sub = 0; sub < STEP / 16; sub += G) {
             const int streamed = place(step) + 16 * sub;
             const int query = 4 * (QUERIES ? row : streamed);
-            owner.take(memory.own, row, item.owned - row, memory.stream, streamed,
+            owner.take(memory.own, row, owned() - row, memory.stream, streamed,
                        item.head.length - step * STEP - 16 * sub, Shared<float>(memory.lse.address + query),
                        Shared<float>(memory.delta.address + query), p.scale * LOG2_E, ds, 2 * sub);
         }
@@ -796,7 +811,7 @@ struct Run {
     DEVICE void take_queries(int step) const
     {
         const Memory<D> memory = this->memory();
-        const int rows = round_up(item.owned, STEP);
+        const int rows = round_up(owned(), STEP);
         const uint32_t ds = memory.ds + step % 2 * rows * 2 * STEP;
         // At width 64 eight warps have work for one 16 x 16 tile each.
         if (D == 64 && item.warps == WARPS)
@@ -814,7 +829,7 @@ struct Run {
         bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, item.head, item.first);
         const Rows source = q ? rows_of(p, p.q, p.q_stride, item.head, item.first)
                               : rows_of(p, p.k, p.k_stride, item.head, item.first);
-        const bool active = row < round_up(item.owned, STEP);
+        const bool active = row < round_up(owned(), STEP);
         ColumnSums<D> sums;
         if (p.norm.kind == NORM_NONE) {
             if (active)
@@ -834,24 +849,24 @@ struct Run {
     {
         ColumnSums<D> none;
         bf16* const target = rows_of(p, p.dv, p.dv_stride, item.head, item.first);
-        finish_rows<D, false>(tile, group().warp * 16 * M, 16 * M, item.owned, 1.0f, p.head_dim, target, p.dv_stride,
+        finish_rows<D, false>(tile, group().warp * 16 * M, 16 * M, owned(), 1.0f, p.head_dim, target, p.dv_stride,
                               Rows{}, HeadNorm{}, none);
     }
 
     DEVICE void run() const
     {
-        const int steps = ceil_div(item.head.length, STEP);
         begin();
         Owner<D, M, G, QUERIES> owner;
-        for (int step = 0; step < steps; step++) {
+        for (int step = 0; step * STEP < item.head.length; step++) {
+            const int left = item.head.length - step * STEP;
             // The place of step + 2 was that of step - 1, which all warps have left.
-            if (step + 2 < steps) load_step(step + 2);
+            if (left > 2 * STEP) load_step(step + 2);
             ptx::cp_async_commit();
             FloatPair next{};
-            const bool fetch = !WHOLE && !QUERIES && step + 1 < steps && int(threadIdx.x) < STEP;
+            const bool fetch = !WHOLE && !QUERIES && left > STEP && int(threadIdx.x) < STEP;
             if (fetch) next = statistics((step + 1) * STEP + threadIdx.x);
             take(owner, step);
-            if (step + 1 < steps) {
+            if (left > STEP) {
                 ptx::cp_async_wait<1>();
                 normalise_step(step + 1);
             }
@@ -864,7 +879,7 @@ struct Run {
 
         const Memory<D> memory = this->memory();
         const int row = group().warp * 16 * M;
-        if (row < round_up(item.owned, STEP)) {
+        if (row < round_up(owned(), STEP)) {
             if (!QUERIES) {
                 owner.store(owner.second_sum(), memory.own, row);
                 ptx::warp_sync();
@@ -874,7 +889,7 @@ struct Run {
             owner.store(owner.first, memory.own, row);
             ptx::warp_sync();
         }
-        finish(QUERIES, memory.own, item.owned);
+        finish(QUERIES, memory.own, owned());
         if (WHOLE) finish(true, memory.stream, item.head.length);
     }
 };
@@ -889,17 +904,21 @@ DEVICE void gradients(const AttentionBackward& p)
         const int64_t values = int64_t(p.heads) * AFFINE * p.head_dim;
         for (int64_t i = threadIdx.x; i < values; i += blockDim.x) partial.store(blockIdx.x * values + i, 0.0f);
     }
-    const int long_items = schedule.long_items();
-    const int items = 2 * long_items + schedule.short_items();
-    for (int i = blockIdx.x; i < items; i += gridDim.x) {
-        // The item before has left shared memory and partial.
+    // The number of the item waits in shared memory, not in a register.
+    const Shared<int> number(ptx::shared_base());
+    if (threadIdx.x == 0) number.store(0, int(blockIdx.x) - int(gridDim.x));
+    for (;;) {
+        // All threads have left the item before: shared memory and `partial` are free.
         ptx::barrier();
+        if (threadIdx.x == 0) number.store(0, number.load(0) + gridDim.x);
+        ptx::barrier();
+        const int i = number.load(0);
+        const int long_items = schedule.long_items();
+        if (i >= 2 * long_items + schedule.short_items()) return;
+        const uint32_t shared = ptx::shared_base() + HEADER_BYTES;
         if (i < 2 * long_items) {
             const LongItem at = schedule.long_item(i % long_items);
-            const Head head = head_of(p, at.image, at.head);
-            const int first = at.tile * p.long_rows;
-            const int left = head.length - first;
-            const Item item{head, first, left < p.long_rows ? left : p.long_rows, WARPS, ptx::shared_base()};
+            const Item item{head_of(p, at.image, at.head), at.tile * p.long_rows, WARPS, shared};
             if (i < long_items)
                 Run<D, false, false>{p, item}.run();
             else
@@ -911,10 +930,93 @@ DEVICE void gradients(const AttentionBackward& p)
             const Head head = head_of(p, at.image, at.head + group);
             if (head.head >= p.heads) continue;
             const int bytes = round_up(head.length, STEP) * (4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES);
-            const Item item{head, 0, head.length, warps, ptx::shared_base() + group * bytes};
+            const Item item{head, 0, warps, shared + group * bytes};
             Run<D, false, true>{p, item}.run();
         }
     }
+}
+
+// What needs no score: zeros in the rows that belong to no image, and delta of the rows of long images. A warp
+// has a token at a time.
+template <int D>
+DEVICE void prepare(const AttentionBackward& p)
+{
+    constexpr int LANES = Tile<D>::LANES;
+    const Schedule schedule{p.schedule, p.slots, p.heads};
+    const int used = schedule.rows();
+    const int width = p.heads * p.head_dim;
+    zero_rows(p.dq, p.dq_stride, width, used, p.tokens);
+    zero_rows(p.dk, p.dk_stride, width, used, p.tokens);
+    zero_rows(p.dv, p.dv_stride, width, used, p.tokens);
+
+    const int lane = ptx::lane_id();
+    const int warps = blockDim.x / 32;
+    const int items = schedule.long_items() / p.heads;
+    for (int i = blockIdx.x; i < items; i += gridDim.x) {
+        const LongItem at = schedule.long_item(i * p.heads);
+        const Head image = head_of(p, at.image, 0);
+        const int first = at.tile * p.long_rows;
+        const int end = first + p.long_rows < image.length ? first + p.long_rows : image.length;
+        for (int row = first + int(ptx::warp_id()); row < end; row += warps) {
+            for (int head = 0; head < p.heads; head += 32 / LANES) {
+                const Head one{image.start, image.length, head + lane / LANES};
+                const bool exists = one.head < p.heads;
+                const float delta = row_delta<D>(rows_of(p, p.out, p.out_stride, one, 0),
+                                                 rows_of(p, p.dout, p.dout_stride, one, 0), row, exists, p.head_dim,
+                                                 lane);
+                if (exists && lane % LANES == 0)
+                    Global<float>(p.delta).store(int64_t(image.start + row) * p.heads + one.head, delta);
+            }
+        }
+    }
+}
+
+} // namespace attention_backward
+
+// Gradients of gains and biases from the partial sums of the blocks, [blocks, heads, 4, head_dim].
+struct AttentionBackwardSum {
+    const float* partial;
+    float* q_gain; // [heads, head_dim], or [head_dim]: the sum over heads; null where nobody wants it
+    float* q_bias;
+    float* k_gain;
+    float* k_bias;
+    const int32_t* accumulate; // not 0: the sums are added to what is there; null: they replace it
+    int32_t blocks;
+    int32_t heads;
+    int32_t head_dim;
+    int32_t per_head;
+};
+
+namespace attention_backward {
+
+// A warp sums one value, lane l the terms l, l + 32, ...
+DEVICE void sum(const AttentionBackwardSum& p)
+{
+    const int lane = ptx::lane_id();
+    const int values = (p.per_head ? p.heads : 1) * p.head_dim;
+    const int value = blockIdx.x * (blockDim.x / 32) + ptx::warp_id();
+    if (value >= values * AFFINE) return;
+    const int affine = value / values;
+    float* const target = affine == Q_GAIN   ? p.q_gain
+                          : affine == Q_BIAS ? p.q_bias
+                          : affine == K_GAIN ? p.k_gain
+                                             : p.k_bias;
+    if (!target) return;
+    const int at = value % values;
+    const int column = at % p.head_dim;
+    const int terms = p.per_head ? p.blocks : p.blocks * p.heads;
+    const Global<const float> partial(p.partial);
+    float total = 0.0f;
+    for (int i = lane; i < terms; i += 32) {
+        // Term i is of block and head i / heads, i % heads, or of block i and this value's head.
+        const int64_t row = p.per_head ? int64_t(i) * p.heads + at / p.head_dim : i;
+        total += partial.load((row * AFFINE + affine) * p.head_dim + column);
+    }
+    total = sum_of_lanes<32>(total);
+    if (lane != 0) return;
+    const bool accumulate = p.accumulate && Global<const int32_t>(p.accumulate).load(0) != 0;
+    const Global<float> result(target);
+    result.store(at, accumulate ? result.load(at) + total : total);
 }
 
 } // namespace attention_backward

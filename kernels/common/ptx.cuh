@@ -38,6 +38,13 @@ DEVICE int unknown(int x)
     return x;
 }
 
+template <class T>
+DEVICE T* unknown(T* x)
+{
+    asm volatile("" : "+l"(x));
+    return x;
+}
+
 // Barrier of the whole block. Collective.
 DEVICE void barrier()
 {

@@ -9,7 +9,7 @@ namespace emulator {
 
 // Explain what is wrong with an access that the quick test refused, or return where nothing is.
 void examine_read(uint32_t offset, uint32_t bytes, bool by_warp, Site site);
-void examine_write(uint32_t offset, uint32_t bytes, Site site);
+void examine_write(uint32_t offset, uint32_t bytes, const void* value, Site site);
 [[noreturn, gnu::cold]] void fail_shared_bounds(const char* verb, uint32_t address, uint32_t bytes,
                                                 uint32_t alignment, Site site);
 
@@ -56,9 +56,9 @@ inline void read_shared(void* value, uint32_t address, uint32_t alignment, bool 
     memcpy(value, block.shared.data() + offset, bytes);
 }
 
-// Tests a write of the current thread, and enters `epoch` as its time.
+// Tests a write of the current thread, and enters `epoch` as its time. `value` is null where it is not known yet.
 template <uint32_t bytes>
-inline void claim_shared(uint32_t offset, uint32_t epoch, Site site)
+inline void claim_shared(uint32_t offset, uint32_t epoch, const void* value, Site site)
 {
     const Thread& thread = *current;
     Block& block = *thread.block;
@@ -74,7 +74,7 @@ inline void claim_shared(uint32_t offset, uint32_t epoch, Site site)
             for (uint32_t i = 0; i < n; i++) suspect |= (readers[i] >> owner_bits) > warp.seen[u];
         }
     }
-    if (__builtin_expect(suspect != 0, 0)) examine_write(offset, bytes, site);
+    if (__builtin_expect(suspect != 0, 0)) examine_write(offset, bytes, value, site);
     uint32_t word = epoch << owner_bits | thread.id;
     for (uint32_t i = 0; i < n; i++) writers[i] = word;
     if (block.launch_races()) {
@@ -88,7 +88,7 @@ template <uint32_t bytes>
 inline void write_shared(uint32_t address, const void* value, uint32_t alignment, Site site)
 {
     uint32_t offset = shared_offset("writes", address, bytes, alignment, site);
-    claim_shared<bytes>(offset, current->warp->epoch, site);
+    claim_shared<bytes>(offset, current->warp->epoch, value, site);
     memcpy(current->block->shared.data() + offset, value, bytes);
 }
 

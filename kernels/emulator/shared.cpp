@@ -53,7 +53,7 @@ void examine_read(uint32_t offset, uint32_t bytes, bool by_warp, Site site)
     }
 }
 
-void examine_write(uint32_t offset, uint32_t bytes, Site site)
+void examine_write(uint32_t offset, uint32_t bytes, const void* value, Site site)
 {
     const Thread& thread = *current;
     const Block& block = *thread.block;
@@ -65,7 +65,11 @@ void examine_write(uint32_t offset, uint32_t bytes, Site site)
                        "wait for it first",
                  g * granule, writer, Place(block, g).text);
         }
-        if (epoch > warp.seen[writer / 32] && writer != thread.id) {
+        // Lanes of a warp may write the same value to the same place: whichever wins, it is there.
+        const uint8_t* now = block.shared.data() + g * granule;
+        bool same = value && writer / 32 == warp.id
+            && memcmp(now, static_cast<const uint8_t*>(value) + (g * granule - offset), granule) == 0;
+        if (epoch > warp.seen[writer / 32] && writer != thread.id && !same) {
             fail(site, "race: writes byte %u of shared memory, which thread %u wrote%s with no %s in between",
                  g * granule, writer, Place(block, g).text,
                  writer / 32 == warp.id ? "warp_sync or barrier" : "barrier");
@@ -118,7 +122,7 @@ void copy_issue(uint32_t destination, const void* source, bool valid, Site site)
         copy.source = source;
         memcpy(copy.snapshot, source, 16);
     }
-    claim_shared<16>(offset, pending, site);
+    claim_shared<16>(offset, pending, nullptr, site);
     CopyPolicy policy = launch.arguments.policy;
     if (policy == CopyPolicy::at_issue || (policy == CopyPolicy::random && launch.next_random() % 2)) {
         perform(copy);

@@ -100,6 +100,13 @@ fn a_write_after_a_write() {
 }
 
 #[test]
+fn lanes_that_write_the_same_place() {
+    let case = |kernel| Case::new(kernel, 32, 32).shared(4);
+    assert_eq!(case("planted_one_for_all").answer::<u32>(), vec![7; 32]);
+    case("planted_one_for_all_race").fault("race: writes byte 0");
+}
+
+#[test]
 fn barriers_that_do_not_order_what_they_seem_to() {
     let case = |kernel| Case::new(kernel, 128, 32).shared(128);
     assert_eq!(case("planted_relay").answer::<u32>(), (0..32).collect::<Vec<u32>>());

@@ -296,6 +296,17 @@ DEVICE void write_after_write(const Params& p)
     words(p.c).store(threadIdx.x, shared.load(lane));
 }
 
+// All lanes write the same place: the same value, which is allowed, or each its own.
+template <bool BUG>
+DEVICE void one_for_all(const Params& p)
+{
+    uint32_t lane = ptx::lane_id();
+    Shared<uint32_t> shared(ptx::shared_base());
+    shared.store(0, BUG ? lane : 7);
+    ptx::warp_sync();
+    words(p.c).store(lane, shared.load(0));
+}
+
 // Barriers that do not order what they seem to: warps 0 and 1 meet, then 2 and 3, and warp 3 reads what warp 0
 // wrote. Without the bug warp 1 hands it on to warp 2.
 template <bool BUG>

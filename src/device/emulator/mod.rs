@@ -26,7 +26,7 @@
 //! * *races on shared memory*: each warp has a clock that barriers join to those of the other warps, so that
 //!   two accesses that no barrier orders are found in whichever order they ran. Lanes of one warp are
 //!   ordered by `warp_sync` and barriers alone: shuffles, votes, `ldmatrix` and `mma` meet, but promise
-//!   nothing about memory. `ldmatrix` reads for the whole warp: what a lane stored before needs a
+//!   nothing about memory. They may write the same value to the same place. `ldmatrix` reads for the whole warp: what a lane stored before needs a
 //!   `warp_sync` even if that lane names the row;
 //! * *asynchronous copies* read or overwritten before their wait, read by other threads before a barrier,
 //!   or whose source changed under way;

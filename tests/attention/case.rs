@@ -1,0 +1,251 @@
+//! A batch for the attention kernels, and what the CPU device in f64 makes of it.
+
+use half::bf16;
+
+use trencadis::cpu::attention::forward as oracle;
+use trencadis::cpu::attention::{AttentionConfig, QkAffine};
+use trencadis::device::{Buffer, Device};
+use trencadis::kernels::Rows;
+use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::recipe::QkNormKind;
+
+use crate::support::numbers::random;
+
+/// Columns that follow every row and belong to somebody else.
+pub const FOREIGN: usize = 8;
+/// What stands there.
+const MARK: u16 = 0x4321;
+
+/// Images of `lengths` tokens with a tail of padding full of NaN.
+#[derive(Clone)]
+pub struct Case {
+    pub config: AttentionConfig,
+    pub cu_seqlens: Vec<i32>,
+    pub tokens: usize,
+    /// `[T][q | k | v | foreign]`.
+    pub qkv: Vec<bf16>,
+    /// γq, βq, γk, βk.
+    pub affine: [Option<Vec<f32>>; 4],
+}
+
+/// How a case is run.
+#[derive(Clone, Copy, Default)]
+pub struct Run {
+    /// Longest short image, where it is not what the device's shared memory allows.
+    pub short: Option<usize>,
+    /// Blocks of the grids, where they are not the device's.
+    pub blocks: Option<u32>,
+    /// Whether the statistics of the norm are kept.
+    pub statistics: bool,
+}
+
+#[derive(Clone, PartialEq)]
+pub struct Answer {
+    pub out: Vec<bf16>,
+    pub lse: Vec<f32>,
+    /// Means and deviations of q, of k.
+    pub statistics: [Vec<f32>; 4],
+}
+
+pub fn starts(lengths: &[usize]) -> Vec<i32> {
+    let mut cu_seqlens = vec![0];
+    for length in lengths {
+        cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + *length as i32);
+    }
+    cu_seqlens
+}
+
+pub fn config(norm: QkNormKind, heads: usize, head_dim: usize) -> AttentionConfig {
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    AttentionConfig { heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: false }
+}
+
+impl Case {
+    /// All gains and biases are there, as far as the norm has any.
+    pub fn new(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
+        let used: usize = lengths.iter().sum();
+        let tokens = used + tail;
+        let width = config.heads * config.head_dim;
+        let mut values = random::<f64>(used * 3 * width, 3).into_iter();
+        let mut qkv = Vec::new();
+        for row in 0..tokens {
+            // A mean that LayerNorm must take off, unlike for every row.
+            let offset = (row % 5) as f64 * 0.25;
+            qkv.extend(
+                (0..3 * width).map(|_| values.next().map_or(bf16::NAN, |x| bf16::from_f64(x + offset))),
+            );
+            qkv.extend([bf16::NAN; FOREIGN]);
+        }
+        let len = if config.gain_per_head { width } else { config.head_dim };
+        let affine = |seed: u64, one: f32| {
+            let x = random::<f32>(len, seed);
+            Some(x.into_iter().map(|x| one + 0.2 * x).collect())
+        };
+        let biased = config.norm == QkNormKind::LayerNormBias;
+        let affine = match config.norm {
+            QkNormKind::None => [const { None }; 4],
+            _ => [
+                affine(4, 1.0),
+                affine(5, 0.0).filter(|_| biased),
+                affine(6, 1.0),
+                affine(7, 0.0).filter(|_| biased),
+            ],
+        };
+        Self { config, cu_seqlens: starts(lengths), tokens, qkv, affine }
+    }
+
+    pub fn width(&self) -> usize {
+        self.config.heads * self.config.head_dim
+    }
+
+    pub fn attention(&self) -> Attention {
+        let slots = self.cu_seqlens.len() - 1;
+        Attention { config: self.config, tokens: self.tokens, slots, longest: self.tokens }
+    }
+
+    pub fn plan(&self, device: &Device, run: Run) -> ForwardPlan {
+        let mut plan = self.attention().plan(device.info()).unwrap();
+        if let Some(short) = run.short {
+            plan = ForwardPlan::with_short_limit(plan.instance, short, device.info()).unwrap();
+        }
+        plan.blocks = run.blocks.unwrap_or(plan.blocks);
+        plan
+    }
+
+    pub fn run(&self, device: &Device, run: Run) -> Answer {
+        let (answer, schedule) = self.launch(device, run, Some(&self.cu_seqlens));
+        schedule.check().unwrap();
+        answer
+    }
+
+    /// The same with what is wrong with `cu_seqlens` left to the device.
+    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer {
+        let (answer, schedule) = self.launch(device, run, None);
+        schedule.check().unwrap_err();
+        answer
+    }
+
+    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer, Schedule) {
+        let plan = self.plan(device, run);
+        let (width, rows) = (self.width(), self.tokens * self.config.heads);
+        let slots = self.cu_seqlens.len() - 1;
+        let stream = device.stream().unwrap();
+        let qkv = device.upload(&self.qkv).unwrap();
+        let out = device.upload(&vec![bf16::from_bits(MARK); self.tokens * (width + FOREIGN)]).unwrap();
+        let lse = device.alloc::<f32>(rows).unwrap();
+        let statistics = [(); 4].map(|()| device.alloc::<f32>(rows).unwrap());
+        let [q_mean, q_rstd, k_mean, k_rstd] = &statistics;
+        let affine = self.affine.each_ref().map(|x| x.as_ref().map(|x| device.upload(x).unwrap()));
+        let cu_seqlens = device.upload(&self.cu_seqlens).unwrap();
+        let schedule = Schedule::new(device, plan.limits, self.tokens, slots).unwrap();
+        let part = |i: usize| Rows { buffer: &qkv, offset: i * width, stride: 3 * width + FOREIGN };
+        let operands = Forward {
+            q: part(0),
+            k: part(1),
+            v: part(2),
+            affine: affine.each_ref().map(Option::as_ref),
+            cu_seqlens: &cu_seqlens,
+            schedule: &schedule,
+            out: Rows { buffer: &out, offset: 0, stride: width + FOREIGN },
+            lse: &lse,
+            statistics: run.statistics.then_some(Statistics { q_mean, q_rstd, k_mean, k_rstd }),
+        };
+        schedule.launch(&stream, &cu_seqlens, host).unwrap();
+        self.attention().forward(&stream, &plan, &operands).unwrap();
+        let read = |x: &Buffer<f32>| x.download().unwrap();
+        let all = out.download().unwrap();
+        let mut out = Vec::new();
+        for row in all.chunks(width + FOREIGN) {
+            out.extend(&row[..width]);
+            assert!(row[width..].iter().all(|x| x.to_bits() == MARK), "columns of others were written");
+        }
+        let statistics =
+            if run.statistics { statistics.each_ref().map(read) } else { [const { Vec::new() }; 4] };
+        (Answer { out, lse: read(&lse), statistics }, schedule)
+    }
+
+    /// Result and log-sum-exp of the used rows on the CPU device.
+    pub fn expected(&self) -> (Vec<f64>, Vec<f64>) {
+        let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
+        let width = self.width();
+        let qkv: Vec<f64> = (self.qkv.chunks(3 * width + FOREIGN).take(used))
+            .flat_map(|row| row[..3 * width].iter().map(|x| x.to_f64()))
+            .collect();
+        let affine = self
+            .affine
+            .each_ref()
+            .map(|x| x.as_ref().map(|x| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>()));
+        let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
+        let (mut out, mut lse) = (vec![f64::NAN; used * width], vec![f64::NAN; used * self.config.heads]);
+        let affine = QkAffine { q_gain, k_gain, q_bias, k_bias };
+        oracle(&self.config, &mut out, &mut lse, &qkv, affine, &self.cu_seqlens);
+        (out, lse)
+    }
+
+    /// Means and deviations of q and k of the used rows, in f64.
+    pub fn expected_statistics(&self) -> [Vec<f64>; 4] {
+        let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
+        let (width, dim) = (self.width(), self.config.head_dim);
+        let mut all = [const { Vec::new() }; 4];
+        for row in self.qkv.chunks(3 * width + FOREIGN).take(used) {
+            for (part, both) in all.chunks_mut(2).enumerate() {
+                for head in row[part * width..][..width].chunks(dim) {
+                    let sum = |f: &dyn Fn(f64) -> f64| head.iter().map(|x| f(x.to_f64())).sum::<f64>();
+                    let mean =
+                        if self.config.norm == QkNormKind::Rms { 0.0 } else { sum(&|x| x) / dim as f64 };
+                    let variance = sum(&|x| (x - mean) * (x - mean)) / dim as f64;
+                    both[0].push(mean);
+                    both[1].push(1.0 / (variance + self.config.eps).sqrt());
+                }
+            }
+        }
+        all
+    }
+
+    /// Runs, and compares with the CPU device; rows that belong to no image must be zeros.
+    #[track_caller]
+    pub fn check(&self, device: &Device, run: Run) -> Answer {
+        let name = format!("{:?} {:?}", self.config, self.cu_seqlens);
+        let answer = self.run(device, run);
+        let (out, lse) = self.expected();
+        let bits: Vec<f64> = answer.out.iter().map(|x| x.to_f64()).collect();
+        alike(&format!("out of {name}"), &bits, &out, 2e-5, 1e-2);
+        // Without a norm the operands of the scores are exact.
+        let tolerance = if self.config.norm == QkNormKind::None { 2e-5 } else { 2e-2 };
+        near(&format!("lse of {name}"), &answer.lse, &lse, tolerance);
+        if run.statistics {
+            for (got, want) in answer.statistics.iter().zip(&self.expected_statistics()) {
+                near(&format!("statistics of {name}"), got, want, 2e-6);
+            }
+        }
+        answer
+    }
+}
+
+/// `1 − 2⟨x,y⟩/(⟨x,x⟩+⟨y,y⟩)` and the largest difference, against their limits; zeros behind.
+#[track_caller]
+pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
+    let (got, tail) = got.split_at(want.len());
+    assert!(tail.iter().all(|&x| x == 0.0), "{name}: rows of no image are not zeros");
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let norms = dot(got, got) + dot(want, want);
+    let distance = if norms == 0.0 { 0.0 } else { 1.0 - 2.0 * dot(got, want) / norms };
+    let scale = want.iter().fold(1e-30f64, |max, x| max.max(x.abs()));
+    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale;
+    assert!(
+        distance <= metric && worst <= largest,
+        "{name}: distance {distance:.2e} (limit {metric:.0e}), largest difference {worst:.2e} of the largest \
+         value (limit {largest:.0e})"
+    );
+}
+
+/// |got − want| ≤ tolerance · max(1, |want|); zeros behind.
+#[track_caller]
+pub fn near(name: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    let (got, tail) = got.split_at(want.len());
+    assert!(tail.iter().all(|&x| x == 0.0), "{name}: rows of no image are not zeros");
+    for (i, (&got, want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(got) - want).abs();
+        assert!(error <= tolerance * want.abs().max(1.0), "{name}, element {i}: {got} instead of {want}");
+    }
+}

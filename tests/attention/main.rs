@@ -1,0 +1,8 @@
+//! Attention: the CPU device, and the kernels against it.
+
+mod case;
+mod cpu;
+mod forward;
+mod schedule;
+#[path = "../support/mod.rs"]
+mod support;
