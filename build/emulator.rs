@@ -170,7 +170,8 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
         .flag("-ffp-contract=off")
         .flag("-Wno-unused-parameter");
     if coverage {
-        compiler.flag("--coverage");
+        // Counters come after early inlining, which would take whole functions out of the count.
+        compiler.flag("--coverage").flag("-fno-early-inlining");
     }
     let no_compiler = |e| format!("the emulator needs a C++17 compiler (CXX names it): {e}");
     let tool = compiler.try_get_compiler().map_err(no_compiler)?;
