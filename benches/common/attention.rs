@@ -69,7 +69,7 @@ fn norm_cases(
     let scale = 1.0 / (head_dim as f64).sqrt();
     let config = AttentionConfig { heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: true };
     let longest = images.lengths.iter().copied().max().unwrap_or(0);
-    let attention = Attention { config, tokens, slots, longest };
+    let attention = Attention { config, tokens, slots };
     let plan = attention.plan(gpu.device.info())?;
     let sets = gpu.sets(2 * 4 * tokens * width);
     let qkv = gpu.random(sets, 3 * tokens * width)?;
@@ -79,7 +79,7 @@ fn norm_cases(
     let (lse, q_mean, q_rstd, k_mean, k_rstd) = (of_rows()?, of_rows()?, of_rows()?, of_rows()?, of_rows()?);
     let host = images.cu_seqlens();
     let cu_seqlens = gpu.device.upload(&host)?;
-    let schedule = Schedule::new(&gpu.device, plan.limits, tokens, slots)?;
+    let schedule = Schedule::new(&gpu.device, plan.limits, tokens, slots)?.with_longest(longest);
     let stream = gpu.device.stream()?;
     schedule.launch(&stream, &cu_seqlens, Some(&host))?;
     stream.synchronize()?;
