@@ -48,7 +48,7 @@ struct AttentionBackward {
     int32_t slots;
     int32_t heads;
     int32_t head_dim;
-    int32_t long_rows; // of a tile of the long schedule
+    int32_t tile_rows; // of the long schedule
     float scale;
 };
 
@@ -63,18 +63,6 @@ constexpr float LOG2_E = 1.44269504088896f;
 
 // Rows of a head of the gradients of gains and biases.
 enum Affine : int { Q_GAIN = 0, Q_BIAS = 1, K_GAIN = 2, K_BIAS = 3, AFFINE = 4 };
-
-// 16-row tiles that a warp owns, and 16-row groups of the streamed side that it takes at a time: what the
-// registers hold.
-DEVICE constexpr int tiles_of_warp(int width)
-{
-    return width <= 80 ? 2 : 1;
-}
-
-DEVICE constexpr int groups_of_step(int width)
-{
-    return width == 64 || width > 80 ? 2 : 1;
-}
 
 struct alignas(8) FloatPair {
     float first;
@@ -665,10 +653,8 @@ struct Memory {
 };
 
 // `WHOLE`: all keys are owned and dq^ is made here.
-template <int D, bool QUERIES, bool WHOLE>
+template <int D, int M, int G, bool QUERIES, bool WHOLE>
 struct Run {
-    static constexpr int M = tiles_of_warp(D);
-    static constexpr int G = groups_of_step(D);
     static constexpr int ROW_BYTES = Tile<D>::ROW_BYTES;
 
     const AttentionBackward& p;
@@ -679,7 +665,7 @@ struct Run {
     {
         if (WHOLE) return item.head.length;
         const int left = ptx::unknown(item.head.length) - item.first;
-        return left < p.long_rows ? left : p.long_rows;
+        return left < p.tile_rows ? left : p.tile_rows;
     }
 
     DEVICE Memory<D> memory() const
@@ -894,8 +880,9 @@ struct Run {
     }
 };
 
-// Gradients of q, k and v. Tiles of long images come first, they take longest.
-template <int D>
+// Gradients of q, k and v. Tiles of long images come first, they take longest. A warp owns 16 M rows and takes
+// 16 G rows of the other side at a time: what the registers hold.
+template <int D, int M, int G>
 DEVICE void gradients(const AttentionBackward& p)
 {
     const Schedule schedule{p.schedule, p.slots, p.heads};
@@ -918,11 +905,11 @@ DEVICE void gradients(const AttentionBackward& p)
         const uint32_t shared = ptx::shared_base() + HEADER_BYTES;
         if (i < 2 * long_items) {
             const LongItem at = schedule.long_item(i % long_items);
-            const Item item{head_of(p, at.image, at.head), at.tile * p.long_rows, WARPS, shared};
+            const Item item{head_of(p, at.image, at.head), at.tile * p.tile_rows, WARPS, shared};
             if (i < long_items)
-                Run<D, false, false>{p, item}.run();
+                Run<D, M, G, false, false>{p, item}.run();
             else
-                Run<D, true, false>{p, item}.run();
+                Run<D, M, G, true, false>{p, item}.run();
         } else {
             const ShortItem at = schedule.short_item(i - 2 * long_items);
             const int warps = WARPS / at.heads;
@@ -931,16 +918,16 @@ DEVICE void gradients(const AttentionBackward& p)
             if (head.head >= p.heads) continue;
             const int bytes = round_up(head.length, STEP) * (4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES);
             const Item item{head, 0, warps, shared + group * bytes};
-            Run<D, false, true>{p, item}.run();
+            Run<D, M, G, false, true>{p, item}.run();
         }
     }
 }
 
 // What needs no score: zeros in the rows that belong to no image, and delta of the rows of long images. A warp
-// has a token at a time.
-template <int D>
+// has a token at a time, a few heads together.
 DEVICE void prepare(const AttentionBackward& p)
 {
+    constexpr int D = 128; // and any below
     constexpr int LANES = Tile<D>::LANES;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
@@ -955,8 +942,8 @@ DEVICE void prepare(const AttentionBackward& p)
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
         const LongItem at = schedule.long_item(i * p.heads);
         const Head image = head_of(p, at.image, 0);
-        const int first = at.tile * p.long_rows;
-        const int end = first + p.long_rows < image.length ? first + p.long_rows : image.length;
+        const int first = at.tile * p.tile_rows;
+        const int end = first + p.tile_rows < image.length ? first + p.tile_rows : image.length;
         for (int row = first + int(ptx::warp_id()); row < end; row += warps) {
             for (int head = 0; head < p.heads; head += 32 / LANES) {
                 const Head one{image.start, image.length, head + lane / LANES};

@@ -34,6 +34,17 @@ inline uint32_t warp_id(Site site = Site::here())
     return emulator::exchange(Collective::warp_id, emulator::current->warp->id, 0, site);
 }
 
+inline int unknown(int x)
+{
+    return x;
+}
+
+template <class T>
+T* unknown(T* x)
+{
+    return x;
+}
+
 inline void barrier(Site site = Site::here())
 {
     emulator::block_barrier(0, blockDim.x, site);

@@ -1,5 +1,6 @@
 //! Attention: the CPU device, and the kernels against it.
 
+mod backward;
 mod case;
 mod cpu;
 mod forward;

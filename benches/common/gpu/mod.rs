@@ -11,6 +11,7 @@ use bytemuck::Pod;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::bf16;
 use trencadis::device::{Buffer, Device, Graph, Ptr, Stream};
+use trencadis::kernels::Rows;
 use trencadis::kernels::measure::{
     CopyParams, MMA_VALUES, MmaParams, launch_copy, launch_mma, mma_operations, mma_threads,
 };
@@ -75,6 +76,11 @@ impl<T: Pod> Rotated<T> {
     /// The part of a set.
     pub fn ptr(&self, set: usize) -> Ptr<T> {
         self.buffer.ptr().offset(set * self.pitch)
+    }
+
+    /// Rows within the part of a set: row `r` begins at its element `offset + r·stride`.
+    pub fn rows(&self, set: usize, offset: usize, stride: usize) -> Rows<'_, T> {
+        Rows { buffer: &self.buffer, offset: set * self.pitch + offset, stride }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::heuristics::ForwardPlan;
+use super::heuristics::{ForwardPlan, Limits};
 use super::instances::INSTANCES;
 use super::lists::Schedule;
 use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
@@ -21,8 +21,6 @@ pub struct Attention {
     pub tokens: usize,
     /// Image slots N.
     pub slots: usize,
-    /// A promise that no image has more rows; `tokens` promises nothing.
-    pub longest: usize,
 }
 
 /// Statistics of the rows of q and k, which the backward pass takes; each `[T, heads]`.
@@ -63,12 +61,8 @@ pub struct Forward<'a> {
 }
 
 impl Attention {
-    /// Verifies the sizes, and plans for a device.
-    ///
-    /// # Errors
-    /// A head dim that no kernel serves; no heads; a scale that is not above 0; an epsilon below 0; sizes
-    /// beyond what the kernels count with; a device whose shared memory is too small.
-    pub fn plan(&self, device: &DeviceInfo) -> Result<ForwardPlan> {
+    /// Verifies the sizes.
+    pub(super) fn check(&self) -> Result<()> {
         let AttentionConfig { heads, head_dim, scale, eps, .. } = self.config;
         let widest = INSTANCES[INSTANCES.len() - 1].width;
         if head_dim == 0 || head_dim > widest || !head_dim.is_multiple_of(8) {
@@ -92,6 +86,17 @@ impl Attention {
                 self.tokens, self.slots
             )));
         }
+        Ok(())
+    }
+
+    /// Verifies the sizes, and plans for a device.
+    ///
+    /// # Errors
+    /// A head dim that no kernel serves; no heads; a scale that is not above 0; an epsilon below 0; sizes
+    /// beyond what the kernels count with; a device whose shared memory is too small.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<ForwardPlan> {
+        self.check()?;
+        let head_dim = self.config.head_dim;
         ForwardPlan::new(head_dim, device).ok_or_else(|| {
             Error::usage(format!(
                 "{} has {} bytes of shared memory for a block, too few for attention with a head dim of \
@@ -109,25 +114,18 @@ impl Attention {
     pub fn forward(&self, stream: &Stream, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<()> {
         self.plan(stream.device().info())?;
         let params = self.params(plan, operands)?;
+        let longest = operands.schedule.longest();
         // SAFETY: every operand was found to be as large as the kernels take it to be.
-        unsafe {
-            raw::forward(
-                stream.device().kernels(),
-                stream.raw(),
-                plan,
-                &params,
-                self.longest.min(self.tokens),
-            )
-        }
+        unsafe { raw::forward(stream.device().kernels(), stream.raw(), plan, &params, longest) }
     }
 
-    fn params(&self, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<ForwardParams> {
+    /// Whether a plan for `width` columns with `limits` and a schedule belong to this attention.
+    pub(super) fn check_schedule(&self, width: usize, limits: Limits, schedule: &Schedule) -> Result<()> {
         let Self { config, tokens, slots, .. } = *self;
-        let schedule = operands.schedule;
-        if plan.instance.width < config.head_dim || plan.limits != schedule.limits() {
+        if width < config.head_dim || limits != schedule.limits() {
             return Err(Error::usage(format!(
-                "attention with a head dim of {} cannot follow {plan:?} with a schedule of {:?}; make the \
-                 schedule with the limits of this attention's plan",
+                "attention with a head dim of {} cannot follow a plan for {width} columns and {limits:?} with a \
+                 schedule of {:?}; make the schedule with the limits of this attention's plan",
                 config.head_dim,
                 schedule.limits()
             )));
@@ -140,6 +138,13 @@ impl Attention {
                 (tokens, slots)
             )));
         }
+        Ok(())
+    }
+
+    fn params(&self, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<ForwardParams> {
+        let Self { config, tokens, slots, .. } = *self;
+        let schedule = operands.schedule;
+        self.check_schedule(plan.instance.width, plan.limits, schedule)?;
         let width = config.heads * config.head_dim;
         let rows = |name, rows: &Rows<'_, bf16>| rows.check(name, tokens, width);
         let of_rows = [tokens, config.heads];
@@ -167,6 +172,11 @@ impl Attention {
     }
 }
 
+/// Heads, or 1 where they share gains and biases, and columns.
+pub(super) fn qk_norm_shape(config: &AttentionConfig) -> [usize; 2] {
+    [if config.gain_per_head { config.heads } else { 1 }, config.head_dim]
+}
+
 /// The norm as the kernels take it; `affine` is γq, βq, γk, βk.
 pub(super) fn qk_norm(config: &AttentionConfig, affine: [Option<&Buffer<f32>>; 4]) -> Result<QkNorm> {
     let kind = match config.norm {
@@ -174,8 +184,7 @@ pub(super) fn qk_norm(config: &AttentionConfig, affine: [Option<&Buffer<f32>>; 4
         QkNormKind::Rms => 1,
         QkNormKind::LayerNorm | QkNormKind::LayerNormBias => 2,
     };
-    let both = [config.heads, config.head_dim];
-    let shape = if config.gain_per_head { &both[..] } else { &both[1..] };
+    let shape = &qk_norm_shape(config)[..];
     let [q_gain, q_bias, k_gain, k_bias] = if kind == 0 { [None; 4] } else { affine };
     Ok(QkNorm {
         q_gain: check_some("the gain of q", q_gain, shape)?,

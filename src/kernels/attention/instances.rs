@@ -8,6 +8,16 @@ pub const THREADS: u32 = 128;
 pub const WARPS: usize = 4;
 /// Blocks of a multiprocessor that the forward kernels' registers leave room for.
 pub const BLOCKS: u32 = 2;
+/// Threads of a block of the backward kernels, of which one fits a multiprocessor.
+pub const BACKWARD_THREADS: u32 = 256;
+/// Warps of such a block.
+pub const BACKWARD_WARPS: usize = 8;
+/// Blocks of a multiprocessor of the small kernels beside it.
+pub const BACKWARD_SMALL_BLOCKS: u32 = 4;
+/// Name of the kernel that writes rows of no image and prepares long images.
+pub const BACKWARD_PREPARE: &str = "attention_backward_prepare_bf16";
+/// Name of the kernel that sums gradients of gains and biases.
+pub const BACKWARD_SUM: &str = "attention_backward_sum_f32";
 /// Threads of the one block that makes the work lists.
 pub const SCHEDULE_THREADS: u32 = 256;
 /// Its shared memory: counts of 1,024 bins for each of its 8 warps, and one word a warp.
@@ -33,18 +43,22 @@ pub struct Instance {
     pub rows: usize,
     /// Keys of a step.
     pub keys: usize,
+    /// Rows whose gradients a warp of the backward kernel holds: 16 or 32.
+    pub backward_rows: usize,
+    /// Rows of the other side that it takes at a time: 16 or 32.
+    pub backward_step: usize,
 }
 
 /// The widths, ascending. Rows and keys are as many as results, scores and queries leave registers for.
 pub const INSTANCES: [Instance; 8] = [
-    Instance { width: 64, rows: 32, keys: 64 },
-    Instance { width: 72, rows: 32, keys: 48 },
-    Instance { width: 80, rows: 32, keys: 32 },
-    Instance { width: 88, rows: 16, keys: 64 },
-    Instance { width: 96, rows: 16, keys: 64 },
-    Instance { width: 104, rows: 16, keys: 64 },
-    Instance { width: 112, rows: 16, keys: 64 },
-    Instance { width: 128, rows: 16, keys: 64 },
+    Instance { width: 64, rows: 32, keys: 64, backward_rows: 32, backward_step: 32 },
+    Instance { width: 72, rows: 32, keys: 32, backward_rows: 32, backward_step: 16 },
+    Instance { width: 80, rows: 32, keys: 32, backward_rows: 32, backward_step: 16 },
+    Instance { width: 88, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
+    Instance { width: 96, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
+    Instance { width: 104, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
+    Instance { width: 112, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
+    Instance { width: 128, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
 ];
 
 impl Instance {
@@ -59,6 +73,11 @@ impl Instance {
     /// Name of the forward kernel.
     pub fn forward(&self, schedule: Schedule) -> String {
         format!("attention_forward_bf16_{}_{}", schedule.name(), self.width)
+    }
+
+    /// Name of the backward kernel.
+    pub fn backward(&self) -> String {
+        format!("attention_backward_bf16_{}", self.width)
     }
 }
 
@@ -101,5 +120,31 @@ pub fn sources() -> Vec<Source> {
     vec![
         source("attention/sm80_attention_schedule.cu", vec![schedule]),
         source("attention/sm80_attention_forward.cu", forward.collect()),
+        source("attention/sm80_attention_backward.cu", backward()),
     ]
+}
+
+fn backward() -> Vec<Kernel> {
+    let kernel = |name: String, body: String, params, min_blocks, tensor_cores| Kernel {
+        name,
+        body: format!("attention_backward::{body}"),
+        params,
+        threads: BACKWARD_THREADS,
+        min_blocks,
+        tensor_cores,
+    };
+    let mut kernels: Vec<_> = INSTANCES
+        .iter()
+        .map(|instance| {
+            let Instance { width, backward_rows, backward_step, .. } = instance;
+            let body = format!("gradients<{width}, {}, {}>", backward_rows / 16, backward_step / 16);
+            kernel(instance.backward(), body, "AttentionBackward", 1, true)
+        })
+        .collect();
+    let small = |name: &str, body: &str, params| {
+        kernel(name.into(), body.into(), params, BACKWARD_SMALL_BLOCKS, false)
+    };
+    kernels.push(small(BACKWARD_PREPARE, "prepare", "AttentionBackward"));
+    kernels.push(small(BACKWARD_SUM, "sum", "AttentionBackwardSum"));
+    kernels
 }

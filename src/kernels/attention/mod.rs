@@ -1,9 +1,11 @@
 //! Packed attention with QK-norm: every image attends to itself, rows of one image after those of another.
 //!
 //! A [`Schedule`] makes the work lists of a batch on the device, once for all layers; an [`Attention`]
-//! launches the forward pass over them. [`raw`] queues without verifying, for engines with memory of their
-//! own. What is short and what it needs of a device is decided by [`ForwardPlan`].
+//! launches the passes over them. [`raw`] and [`backward::raw`] queue without verifying, for engines with
+//! memory of their own. What is short and what it needs of a device is decided by [`ForwardPlan`] and
+//! [`BackwardPlan`].
 
+pub mod backward;
 pub mod raw;
 
 mod checked;
@@ -12,6 +14,7 @@ mod lists;
 
 pub use super::registry::attention as instances;
 
+pub use backward::{Backward, BackwardPlan};
 pub use checked::{Attention, Forward, Statistics};
 pub use heuristics::{ForwardPlan, Limits};
 pub use instances::Instance;

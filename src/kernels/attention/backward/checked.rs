@@ -1,0 +1,138 @@
+//! The checked launch: sizes, strides, alignment and extents are verified before anything is queued.
+
+use half::bf16;
+
+use super::super::checked::{Attention, qk_norm, qk_norm_shape};
+use super::super::lists::Schedule;
+use super::plan::BackwardPlan;
+use super::raw::{self, AffineGrad, BackwardParams};
+use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
+use crate::error::{Error, Result};
+use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
+use crate::recipe::QkNormKind;
+
+/// Operands of the backward pass. All are as the forward pass took or wrote them, unless said otherwise.
+#[derive(Clone, Copy)]
+pub struct Backward<'a> {
+    /// `[T, heads·head_dim]`.
+    pub q: Rows<'a, bf16>,
+    /// `[T, heads·head_dim]`.
+    pub k: Rows<'a, bf16>,
+    /// `[T, heads·head_dim]`.
+    pub v: Rows<'a, bf16>,
+    /// `[T, heads·head_dim]`.
+    pub out: Rows<'a, bf16>,
+    /// `[T, heads]`.
+    pub lse: &'a Buffer<f32>,
+    /// Gradient of `out`.
+    pub dout: Rows<'a, bf16>,
+    /// γq, βq, γk, βk.
+    pub affine: [Option<&'a Buffer<f32>>; 4],
+    /// `[N + 1]`.
+    pub cu_seqlens: &'a Buffer<i32>,
+    /// The lists made from it with the limits of the backward plan.
+    pub schedule: &'a Schedule,
+    /// Gradient of q, `[T, heads·head_dim]`, all rows written, apart from the operands; likewise the others.
+    pub dq: Rows<'a, bf16>,
+    /// Gradient of k.
+    pub dk: Rows<'a, bf16>,
+    /// Gradient of v.
+    pub dv: Rows<'a, bf16>,
+    /// Gradients of γq, βq, γk, βk, where they are wanted, written or added to. A config without a norm leaves
+    /// them as they are.
+    pub daffine: [Option<&'a Buffer<f32>>; 4],
+    /// One flag: where it is not 0, `daffine` is added to. None: it is written.
+    pub accumulate: Option<&'a Buffer<i32>>,
+    /// At least [`Attention::backward_workspace_bytes`].
+    pub workspace: &'a Buffer<u8>,
+}
+
+impl Attention {
+    /// Verifies the sizes, and plans the backward pass for a device.
+    ///
+    /// # Errors
+    /// As for [`plan`](Self::plan).
+    pub fn backward_plan(&self, device: &DeviceInfo) -> Result<BackwardPlan> {
+        self.check()?;
+        let head_dim = self.config.head_dim;
+        BackwardPlan::new(head_dim, device).ok_or_else(|| {
+            Error::usage(format!(
+                "{} has {} bytes of shared memory for a block, too few for the backward pass of attention with \
+                 a head dim of {head_dim}; use the CPU device",
+                device.name, device.shared_per_block
+            ))
+        })
+    }
+
+    /// Bytes of workspace of the backward pass; `affine` tells whether gradients of gains or biases are wanted.
+    pub fn backward_workspace_bytes(&self, plan: &BackwardPlan, affine: bool) -> usize {
+        let affine = affine && self.config.norm != QkNormKind::None;
+        plan.workspace_bytes(self.tokens, self.slots, self.config.heads, self.config.head_dim, affine)
+    }
+
+    /// Verifies the operands and queues the backward pass.
+    ///
+    /// # Errors
+    /// Anything that is not as the fields of [`Attention`] and [`Backward`] say, or a plan that is not of
+    /// this head dim and of the schedule's limits; what the device refuses.
+    pub fn backward(&self, stream: &Stream, plan: &BackwardPlan, operands: &Backward<'_>) -> Result<()> {
+        self.check()?;
+        self.check_schedule(plan.instance.width, plan.limits, operands.schedule)?;
+        let affine = self.affine_grad(operands)?;
+        let params = self.backward_params(plan, operands)?;
+        // SAFETY: every operand was found to be as large as the kernels take it to be.
+        unsafe { raw::backward(stream.device().kernels(), stream.raw(), plan, &params, &affine) }
+    }
+
+    fn affine_grad(&self, operands: &Backward<'_>) -> Result<AffineGrad> {
+        let [q_gain, q_bias, k_gain, k_bias] = operands.daffine;
+        let shape = qk_norm_shape(&self.config);
+        Ok(AffineGrad {
+            q_gain: check_some("the gradient of the gain of q", q_gain, &shape)?,
+            q_bias: check_some("the gradient of the bias of q", q_bias, &shape)?,
+            k_gain: check_some("the gradient of the gain of k", k_gain, &shape)?,
+            k_bias: check_some("the gradient of the bias of k", k_bias, &shape)?,
+            accumulate: check_some("the flag of accumulation", operands.accumulate, &[1])?,
+        })
+    }
+
+    fn backward_params(&self, plan: &BackwardPlan, operands: &Backward<'_>) -> Result<BackwardParams> {
+        let Self { config, tokens, slots, .. } = *self;
+        let width = config.heads * config.head_dim;
+        let rows = |name, rows: &Rows<'_, bf16>| rows.check(name, tokens, width);
+        let affine = config.norm != QkNormKind::None && operands.daffine.iter().any(Option::is_some);
+        let bytes = self.backward_workspace_bytes(plan, affine);
+        let delta = check_workspace(operands.workspace, bytes)?.cast::<f32>();
+        let partial = delta.offset(BackwardPlan::delta_len(tokens, config.heads));
+        Ok(BackwardParams {
+            q: rows("q", &operands.q)?,
+            k: rows("k", &operands.k)?,
+            v: rows("v", &operands.v)?,
+            out: rows("out", &operands.out)?,
+            dout: rows("dout", &operands.dout)?,
+            dq: rows("dq", &operands.dq)?,
+            dk: rows("dk", &operands.dk)?,
+            dv: rows("dv", &operands.dv)?,
+            lse: check_len("lse", operands.lse, &[tokens, config.heads])?,
+            delta,
+            partial: if affine { partial } else { Ptr::null() },
+            cu_seqlens: check_len("cu_seqlens", operands.cu_seqlens, &[slots + 1])?,
+            schedule: operands.schedule.words(),
+            norm: qk_norm(&config, operands.affine)?,
+            q_stride: operands.q.stride as i64,
+            k_stride: operands.k.stride as i64,
+            v_stride: operands.v.stride as i64,
+            out_stride: operands.out.stride as i64,
+            dout_stride: operands.dout.stride as i64,
+            dq_stride: operands.dq.stride as i64,
+            dk_stride: operands.dk.stride as i64,
+            dv_stride: operands.dv.stride as i64,
+            tokens: tokens as i32,
+            slots: slots as i32,
+            heads: config.heads as i32,
+            head_dim: config.head_dim as i32,
+            tile_rows: plan.limits.tile_rows as i32,
+            scale: config.scale as f32,
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Which images are short for the backward pass, and what its launches need: pure functions of head dim,
+//! device and sizes.
+
+use super::super::heuristics::Limits;
+use super::super::instances::{BACKWARD_WARPS, Instance};
+use crate::device::DeviceInfo;
+
+/// Rows of the streamed side that are taken between two barriers; rows of a group are multiples of it.
+const STEP: usize = 32;
+/// Such steps that are in shared memory at a time where an image is long.
+const STAGES: usize = 3;
+/// What a block keeps in front of its tiles.
+const HEADER: usize = 128;
+/// lse and delta of a query.
+const QUERY: usize = 2 * size_of::<f32>();
+/// Places of a key in two steps of dS.
+const KEY: usize = 2 * STEP * 2;
+
+/// How the backward pass runs a head dim on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackwardPlan {
+    /// The kernel.
+    pub instance: Instance,
+    /// Which images are short; the items of long ones are tiles of keys, and of queries.
+    pub limits: Limits,
+    /// Bytes of shared memory of a block.
+    pub shared: u32,
+    /// Blocks that the device runs at a time: what the grid is made for.
+    pub blocks: u32,
+}
+
+impl BackwardPlan {
+    /// The plan for a head dim; none where no kernel serves it, or a block's shared memory is too small.
+    pub fn new(head_dim: usize, device: &DeviceInfo) -> Option<Self> {
+        Self::with_short_limit(Instance::of(head_dim)?, usize::MAX, device)
+    }
+
+    /// The same with a longest short image of at most `short` rows, for measuring and testing.
+    ///
+    /// A short image has q, k, v and dout in shared memory, and a warp for every
+    /// [`backward_rows`](Instance::backward_rows) keys of a head. A quarter of the block shares a quarter of
+    /// its shared memory.
+    pub fn with_short_limit(instance: Instance, short: usize, device: &DeviceInfo) -> Option<Self> {
+        let rows = instance.backward_rows;
+        let most = BACKWARD_WARPS * rows;
+        let available = (device.shared_per_block as usize).checked_sub(HEADER)?;
+        let fitting = |bytes: usize, of_row: usize| bytes / of_row / STEP * STEP;
+        let capacity = fitting(available, 2 * pair(instance) + QUERY + KEY).min(most);
+        let part = |parts: usize| fitting(capacity / parts, 1).min(short);
+        let ring = STAGES * STEP * (pair(instance) + QUERY);
+        let tile_rows = fitting(available.checked_sub(ring)?, pair(instance) + QUERY).min(most);
+        if capacity == 0 || tile_rows == 0 {
+            return None;
+        }
+        let limits = Limits::new(part(1), part(2), part(4), tile_rows);
+        let short_bytes = capacity * (2 * pair(instance) + QUERY + KEY);
+        let long_bytes = tile_rows * (pair(instance) + QUERY) + ring;
+        Some(Self {
+            instance,
+            limits,
+            shared: u32::try_from(HEADER + short_bytes.max(long_bytes)).ok()?,
+            blocks: device.multiprocessors,
+        })
+    }
+
+    /// Blocks of the grid: no more than there can be items. The same for every batch of one size.
+    pub fn grid(&self, tokens: usize, slots: usize, heads: usize) -> usize {
+        let items = slots.saturating_add(2 * self.limits.long_items(tokens, slots)).saturating_mul(heads);
+        items.clamp(1, self.blocks.max(1) as usize)
+    }
+
+    /// Elements of delta, `[tokens, heads]`: the beginning of the workspace.
+    pub(super) fn delta_len(tokens: usize, heads: usize) -> usize {
+        tokens * heads
+    }
+
+    /// Bytes of workspace: delta, and the sums of the blocks where gradients of gains or biases are wanted.
+    pub fn workspace_bytes(
+        &self,
+        tokens: usize,
+        slots: usize,
+        heads: usize,
+        head_dim: usize,
+        affine: bool,
+    ) -> usize {
+        let sums = if affine { self.grid(tokens, slots, heads) * heads * 4 * head_dim } else { 0 };
+        (Self::delta_len(tokens, heads) + sums) * size_of::<f32>()
+    }
+}
+
+/// Bytes of a row of q and one of dout, or of k and v.
+fn pair(instance: Instance) -> usize {
+    2 * instance.width * 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::instances::INSTANCES;
+    use super::*;
+
+    fn device(shared_per_block: u32) -> DeviceInfo {
+        DeviceInfo {
+            name: "test".into(),
+            capability: (8, 0),
+            multiprocessors: 100,
+            shared_per_block: shared_per_block << 10,
+            shared_per_multiprocessor: (shared_per_block + 1) << 10,
+            l2_bytes: 0,
+            memory_bytes: 0,
+            clock_khz: 0,
+            driver: None,
+        }
+    }
+
+    #[test]
+    fn limits_of_real_devices() {
+        // Widths 64, 72, 80, 88, 96, 104, 112, 128: short images, and rows of a tile of a long one.
+        let cases = [
+            (99, [128, 128, 128, 96, 96, 96, 96, 64], [256, 224, 192, 128, 128, 128, 128, 96]),
+            (163, [256, 224, 192, 128, 128, 128, 128, 128], [256, 256, 256, 128, 128, 128, 128, 128]),
+            (227, [256, 256, 256, 128, 128, 128, 128, 128], [256, 256, 256, 128, 128, 128, 128, 128]),
+        ];
+        for (shared, short, tile_rows) in cases {
+            let device = device(shared);
+            for (i, instance) in INSTANCES.iter().enumerate() {
+                let plan = BackwardPlan::new(instance.width, &device).unwrap();
+                assert_eq!((plan.limits.short, plan.limits.tile_rows), (short[i], tile_rows[i]), "{plan:?}");
+                assert!(plan.shared <= device.shared_per_block, "{plan:?}");
+            }
+        }
+    }
+
+    /// A group of warps has a warp for all its keys, and all groups of a block have room.
+    #[test]
+    fn heads_that_share_a_block_fit() {
+        for shared in [99, 163, 227] {
+            for instance in INSTANCES {
+                let plan = BackwardPlan::new(instance.width, &device(shared)).unwrap();
+                let row = 2 * pair(instance) + QUERY + KEY;
+                let limits = plan.limits;
+                for (rows, groups) in [(limits.short, 1), (limits.half, 2), (limits.quarter, 4)] {
+                    assert!(rows <= BACKWARD_WARPS / groups * instance.backward_rows, "{plan:?}");
+                    assert!(HEADER + groups * rows * row <= plan.shared as usize, "{plan:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn grids_and_workspaces() {
+        let plan = BackwardPlan::new(64, &device(227)).unwrap();
+        assert_eq!(plan.grid(4096, 0, 4), 1);
+        assert_eq!(plan.grid(256, 3, 4), 12);
+        assert_eq!(plan.grid(1 << 20, 1 << 10, 4), 100);
+        assert_eq!(plan.workspace_bytes(256, 3, 4, 64, false), 256 * 4 * 4);
+        assert_eq!(plan.workspace_bytes(256, 3, 4, 64, true), (256 * 4 + 12 * 4 * 4 * 64) * 4);
+        assert_eq!(BackwardPlan::new(64, &device(32)), None);
+        assert_eq!(BackwardPlan::new(136, &device(227)), None);
+    }
+}

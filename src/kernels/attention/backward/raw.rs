@@ -1,0 +1,154 @@
+//! Raw launches: constant arguments as the kernels read them, nothing checked, nothing allocated, nothing
+//! waited for.
+
+use half::bf16;
+
+use super::super::instances::{
+    BACKWARD_PREPARE, BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_THREADS, BACKWARD_WARPS,
+};
+use super::super::raw::QkNorm;
+use super::plan::BackwardPlan;
+use crate::device::{Kernels, Launch, Ptr, RawStream};
+use crate::error::Result;
+
+/// Constant arguments of the backward kernels. Head h of token t begins at element `t·stride + h·head_dim`;
+/// addresses and strides are multiples of 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardParams {
+    /// Queries, as the forward pass took them.
+    pub q: Ptr<bf16>,
+    /// Keys.
+    pub k: Ptr<bf16>,
+    /// Values.
+    pub v: Ptr<bf16>,
+    /// Result of the forward pass.
+    pub out: Ptr<bf16>,
+    /// Its gradient.
+    pub dout: Ptr<bf16>,
+    /// Gradient of q, all token rows written.
+    pub dq: Ptr<bf16>,
+    /// Gradient of k, likewise.
+    pub dk: Ptr<bf16>,
+    /// Gradient of v, likewise.
+    pub dv: Ptr<bf16>,
+    /// `[tokens, heads]`, as the forward pass wrote it.
+    pub lse: Ptr<f32>,
+    /// Workspace, `[tokens, heads]`.
+    pub delta: Ptr<f32>,
+    /// Workspace, `[blocks, heads, 4, head_dim]` for [`BackwardPlan::grid`] blocks; null where no gradient of
+    /// a gain or bias is wanted.
+    pub partial: Ptr<f32>,
+    /// `[slots + 1]`.
+    pub cu_seqlens: Ptr<i32>,
+    /// What [`schedule`](super::super::raw::schedule) has made with the plan's limits.
+    pub schedule: Ptr<i32>,
+    /// The norm.
+    pub norm: QkNorm,
+    /// Elements between rows of `q`.
+    pub q_stride: i64,
+    /// Elements between rows of `k`.
+    pub k_stride: i64,
+    /// Elements between rows of `v`.
+    pub v_stride: i64,
+    /// Elements between rows of `out`.
+    pub out_stride: i64,
+    /// Elements between rows of `dout`.
+    pub dout_stride: i64,
+    /// Elements between rows of `dq`.
+    pub dq_stride: i64,
+    /// Elements between rows of `dk`.
+    pub dk_stride: i64,
+    /// Elements between rows of `dv`.
+    pub dv_stride: i64,
+    /// Token rows.
+    pub tokens: i32,
+    /// Image slots.
+    pub slots: i32,
+    /// Heads.
+    pub heads: i32,
+    /// Columns of a head.
+    pub head_dim: i32,
+    /// [`tile_rows`](super::super::Limits::tile_rows) of the plan's limits.
+    pub tile_rows: i32,
+    /// Factor on the scores, above 0.
+    pub scale: f32,
+}
+
+/// Gradients of gains and biases, `[heads, head_dim]` or `[head_dim]` as the norm says; each may be null.
+#[derive(Clone, Copy, Debug)]
+pub struct AffineGrad {
+    /// dγq.
+    pub q_gain: Ptr<f32>,
+    /// dβq.
+    pub q_bias: Ptr<f32>,
+    /// dγk.
+    pub k_gain: Ptr<f32>,
+    /// dβk. A bias on k cancels in the softmax: what comes out is rounding.
+    pub k_bias: Ptr<f32>,
+    /// One flag: where it is not 0 the gradients are added to; null is 0.
+    pub accumulate: Ptr<i32>,
+}
+
+/// Constant arguments of the kernel that sums `partial`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct SumParams {
+    partial: Ptr<f32>,
+    q_gain: Ptr<f32>,
+    q_bias: Ptr<f32>,
+    k_gain: Ptr<f32>,
+    k_bias: Ptr<f32>,
+    accumulate: Ptr<i32>,
+    blocks: i32,
+    heads: i32,
+    head_dim: i32,
+    per_head: i32,
+}
+
+/// Queues the backward pass: rows of no image and what long images need, the gradients, and where
+/// `params.partial` is not null the sums over blocks.
+///
+/// # Errors
+/// The device refuses a launch.
+///
+/// # Safety
+/// As for [`Kernels::launch`]; the schedule was made with the plan's limits from the same `cu_seqlens`;
+/// `lse` and `out` are those of a forward pass with the same operands.
+pub unsafe fn backward(
+    kernels: &Kernels,
+    stream: RawStream,
+    plan: &BackwardPlan,
+    params: &BackwardParams,
+    affine: &AffineGrad,
+) -> Result<()> {
+    let (tokens, slots, heads) = (params.tokens as usize, params.slots as usize, params.heads as usize);
+    let blocks = plan.grid(tokens, slots, heads) as u32;
+    let small = |blocks: usize| Launch::new([blocks as u32, 1, 1], BACKWARD_THREADS, 0);
+    let prepare = small(tokens.clamp(1, (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize));
+    let main = Launch::new([blocks, 1, 1], BACKWARD_THREADS, plan.shared);
+    // SAFETY: the caller answers for addresses and stream.
+    unsafe {
+        kernels.launch(BACKWARD_PREPARE, prepare, stream, params)?;
+        kernels.launch(&plan.instance.backward(), main, stream, params)?;
+    }
+    if params.partial.is_null() {
+        return Ok(());
+    }
+    let per_head = params.norm.per_head != 0;
+    let values = 4 * if per_head { heads } else { 1 } * params.head_dim as usize;
+    let sum = SumParams {
+        partial: params.partial,
+        q_gain: affine.q_gain,
+        q_bias: affine.q_bias,
+        k_gain: affine.k_gain,
+        k_bias: affine.k_bias,
+        accumulate: affine.accumulate,
+        blocks: blocks as i32,
+        heads: params.heads,
+        head_dim: params.head_dim,
+        per_head: params.norm.per_head,
+    };
+    // SAFETY: the caller answers for addresses and stream.
+    unsafe { kernels.launch(BACKWARD_SUM, small(values.div_ceil(BACKWARD_WARPS)), stream, &sum) }
+}
