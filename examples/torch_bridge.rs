@@ -161,7 +161,8 @@ impl GemmCall {
             Layout::Tn => [m, n],
         };
         // SAFETY: as the caller promises.
-        let matrix = |address, stride, len| unsafe { Matrix::raw(Ptr::<bf16>::from_raw(address), stride, len) };
+        let matrix =
+            |address, stride, len| unsafe { Matrix::raw(Ptr::<bf16>::from_raw(address), stride, len) };
         // SAFETY: likewise.
         let vector = |address| unsafe { Vector::raw(Ptr::<f32>::from_raw(address), n) };
         let result = |address| matrix(address, n, m * n);
@@ -183,7 +184,9 @@ impl GemmCall {
                 out: unsafe { Matrix::raw(Ptr::from_raw(self.out), n, m * n) },
                 accumulate: Vector::none(),
             }),
-            other => return Err(Error::usage(format!("{other} is nothing that can be fused, expected 0 to 4"))),
+            other => {
+                return Err(Error::usage(format!("{other} is nothing that can be fused, expected 0 to 4")));
+            }
         };
         let gemm = Gemm {
             shape: Shape { layout, m, n, k },
@@ -206,9 +209,10 @@ pub unsafe extern "C" fn trencadis_gemm_workspace(kernels: *const Kernels, call:
     // SAFETY: as the caller promises; addresses are not followed.
     let (kernels, call) = unsafe { (&*kernels, &*call) };
     // SAFETY: nothing is launched.
-    code(unsafe { call.prepare(kernels) }.map(|(gemm, epilogue, plan)| {
-        epilogue.workspace_bytes(gemm.shape, &plan) as i64
-    }))
+    code(
+        unsafe { call.prepare(kernels) }
+            .map(|(gemm, epilogue, plan)| epilogue.workspace_bytes(gemm.shape, &plan) as i64),
+    )
 }
 
 /// Queues a product.
@@ -350,7 +354,8 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             unused: 0,
         };
         // SAFETY: as the caller promises.
-        unsafe { attention::forward(kernels, RawStream(stream), &plan, &params, attention.longest) }.map(|()| 0)
+        unsafe { attention::forward(kernels, RawStream(stream), &plan, &params, attention.longest) }
+            .map(|()| 0)
     }))
 }
 
