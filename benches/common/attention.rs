@@ -69,7 +69,7 @@ fn norm_cases(
     let scale = 1.0 / (head_dim as f64).sqrt();
     let config = AttentionConfig { heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: true };
     let longest = images.lengths.iter().copied().max().unwrap_or(0);
-    let attention = Attention { config, tokens, slots, longest };
+    let attention = Attention { config, tokens, slots };
     let (plan, backward_plan) =
         (attention.plan(gpu.device.info())?, attention.backward_plan(gpu.device.info())?);
     let sets = gpu.sets(2 * 8 * tokens * width);
@@ -85,7 +85,7 @@ fn norm_cases(
     let cu_seqlens = gpu.device.upload(&host)?;
     let stream = gpu.device.stream()?;
     let lists = |limits| {
-        let schedule = Schedule::new(&gpu.device, limits, tokens, slots)?;
+        let schedule = Schedule::new(&gpu.device, limits, tokens, slots)?.with_longest(longest);
         schedule.launch(&stream, &cu_seqlens, Some(&host))?;
         Ok(schedule)
     };

@@ -52,7 +52,7 @@ pub struct Instance {
 /// The widths, ascending. Rows and keys are as many as results, scores and queries leave registers for.
 pub const INSTANCES: [Instance; 8] = [
     Instance { width: 64, rows: 32, keys: 64, backward_rows: 32, backward_step: 32 },
-    Instance { width: 72, rows: 32, keys: 48, backward_rows: 32, backward_step: 16 },
+    Instance { width: 72, rows: 32, keys: 32, backward_rows: 32, backward_step: 16 },
     Instance { width: 80, rows: 32, keys: 32, backward_rows: 32, backward_step: 16 },
     Instance { width: 88, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
     Instance { width: 96, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
