@@ -620,17 +620,31 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
 }
 
 // One head of one image, or a tile of its keys or queries, from row `first` of the image on: owned by a group
-// of `warps` warps.
-struct Item {
+// of `warps` warps. Each warp keeps it in shared memory and reads of it what it needs, when it needs it:
+// registers are full of gradients.
+struct alignas(16) Item {
     Head head;
     int first;
     int warps;
     uint32_t shared;
+    int unused[2];
 };
+
+// The items of the warps begin at byte 128 of shared memory.
+DEVICE Shared<Item> item_of_warp()
+{
+    return Shared<Item>(ptx::shared_base() + 128 + ptx::unknown(threadIdx.x) / 32 * sizeof(Item));
+}
+
+DEVICE void hand_out(const Item& item)
+{
+    if (threadIdx.x % 32 == 0) item_of_warp().store(0, item);
+    ptx::warp_sync();
+}
 
 // Bytes of shared memory that a group needs beside the rows of both sides: lse and delta of a query, its
 // places in two steps of ds^T.
-constexpr int HEADER_BYTES = 128; // of a block: the number of its item
+constexpr int HEADER_BYTES = 128 + WARPS * sizeof(Item); // of a block: the number of its item, the items
 constexpr int QUERY_BYTES = 8;
 constexpr int KEY_BYTES = 2 * 2 * STEP;
 
@@ -658,26 +672,45 @@ struct Run {
     static constexpr int ROW_BYTES = Tile<D>::ROW_BYTES;
 
     const AttentionBackward& p;
-    const Item& item;
 
-    // What follows from a few numbers is made again where it is used: registers are full of gradients.
+    static DEVICE Item item()
+    {
+        return item_of_warp().load(0);
+    }
+
+    static DEVICE Head head()
+    {
+        return item().head;
+    }
+
+    // First row of the image that is owned, and how many are.
+    static DEVICE int first()
+    {
+        return WHOLE ? 0 : item().first;
+    }
+
     DEVICE int owned() const
     {
-        if (WHOLE) return item.head.length;
-        const int left = ptx::unknown(item.head.length) - item.first;
+        if (WHOLE) return head().length;
+        const int left = head().length - first();
         return left < p.tile_rows ? left : p.tile_rows;
+    }
+
+    DEVICE int own_rows() const
+    {
+        return round_up(owned(), STEP);
     }
 
     DEVICE Memory<D> memory() const
     {
-        const int own_rows = round_up(owned(), STEP);
+        const int own_rows = this->own_rows();
         const int stream_rows = WHOLE ? own_rows : STAGES * STEP;
-        return Memory<D>(ptx::unknown(item.shared), own_rows, stream_rows, QUERIES ? own_rows : stream_rows);
+        return Memory<D>(item().shared, own_rows, stream_rows, QUERIES ? own_rows : stream_rows);
     }
 
     DEVICE Group group() const
     {
-        return Group(item.warps);
+        return Group(WHOLE ? item().warps : WARPS);
     }
 
     static DEVICE int place(int step)
@@ -689,7 +722,7 @@ struct Run {
     {
         const float* const gain = ptx::unknown(q ? p.norm.q_gain : p.norm.k_gain);
         const float* const bias = ptx::unknown(q ? p.norm.q_bias : p.norm.k_bias);
-        return head_norm(p.norm, gain, bias, item.head.head, p.head_dim);
+        return head_norm(p.norm, gain, bias, head().head, p.head_dim);
     }
 
     // Copies rows of q and dout, or of k and v, from row `from` of the image on.
@@ -698,16 +731,16 @@ struct Run {
         const Group group = this->group();
         const Tile<D> first(to.first.base + row * ROW_BYTES);
         const Tile<D> second(to.second.base + row * ROW_BYTES);
-        const Rows a = q ? rows_of(p, p.q, p.q_stride, item.head, from) : rows_of(p, p.k, p.k_stride, item.head, from);
-        const Rows b = q ? rows_of(p, p.dout, p.dout_stride, item.head, from)
-                         : rows_of(p, p.v, p.v_stride, item.head, from);
+        const Rows a = q ? rows_of(p, p.q, p.q_stride, head(), from) : rows_of(p, p.k, p.k_stride, head(), from);
+        const Rows b = q ? rows_of(p, p.dout, p.dout_stride, head(), from)
+                         : rows_of(p, p.v, p.v_stride, head(), from);
         first.load(a.p, a.stride, rows, valid, p.head_dim, group.thread, group.threads());
         second.load(b.p, b.stride, rows, valid, p.head_dim, group.thread, group.threads());
     }
 
     DEVICE void load_step(int step) const
     {
-        load(!QUERIES, memory().stream, place(step), step * STEP, STEP, item.head.length - step * STEP);
+        load(!QUERIES, memory().stream, place(step), step * STEP, STEP, head().length - step * STEP);
     }
 
     DEVICE void normalise_rows(bool q, Tile<D> tile, int row, int valid) const
@@ -720,14 +753,14 @@ struct Run {
 
     DEVICE void normalise_step(int step) const
     {
-        const int left = item.head.length - step * STEP;
+        const int left = head().length - step * STEP;
         normalise_rows(!QUERIES, memory().stream.first, place(step), left < STEP ? left : STEP);
     }
 
     DEVICE FloatPair statistics(int query) const
     {
-        if (query >= item.head.length) return FloatPair{-infinity(), 0.0f};
-        const int64_t at = int64_t(item.head.start + query) * p.heads + item.head.head;
+        if (query >= head().length) return FloatPair{-infinity(), 0.0f};
+        const int64_t at = int64_t(head().start + query) * p.heads + head().head;
         return FloatPair{Global<const float>(p.lse).load(at) * -LOG2_E, -Global<const float>(p.delta).load(at)};
     }
 
@@ -743,12 +776,12 @@ struct Run {
     {
         constexpr int LANES = Tile<D>::LANES;
         const Group group = this->group();
-        const Rows out = rows_of(p, p.out, p.out_stride, item.head, 0);
-        const Rows dout = rows_of(p, p.dout, p.dout_stride, item.head, 0);
-        for (int row = group.thread / LANES; row < round_up(owned(), STEP); row += group.threads() / LANES) {
-            const bool exists = row < item.head.length;
+        const Rows out = rows_of(p, p.out, p.out_stride, head(), 0);
+        const Rows dout = rows_of(p, p.dout, p.dout_stride, head(), 0);
+        for (int row = group.thread / LANES; row < own_rows(); row += group.threads() / LANES) {
+            const bool exists = row < head().length;
             const float delta = row_delta<D>(out, dout, row, exists, p.head_dim, group.thread);
-            const int64_t at = int64_t(item.head.start + row) * p.heads + item.head.head;
+            const int64_t at = int64_t(head().start + row) * p.heads + head().head;
             const float lse = exists ? Global<const float>(p.lse).load(at) * -LOG2_E : -infinity();
             if (group.thread % LANES == 0) keep(row, FloatPair{lse, -delta});
         }
@@ -758,16 +791,16 @@ struct Run {
     DEVICE void begin() const
     {
         const Group group = this->group();
-        load(QUERIES, memory().own, 0, item.first, round_up(owned(), STEP), owned());
+        load(QUERIES, memory().own, 0, first(), own_rows(), owned());
         load_step(0);
         ptx::cp_async_commit();
-        if (item.head.length > STEP) load_step(1);
+        if (head().length > STEP) load_step(1);
         ptx::cp_async_commit();
         if (WHOLE) {
             make_delta();
         } else if (QUERIES) {
-            for (int row = group.thread; row < round_up(owned(), STEP); row += group.threads())
-                keep(row, statistics(item.first + row));
+            for (int row = group.thread; row < own_rows(); row += group.threads())
+                keep(row, statistics(first() + row));
         } else if (group.thread < STEP) {
             keep(group.thread, statistics(group.thread));
         }
@@ -782,14 +815,14 @@ struct Run {
     {
         const Memory<D> memory = this->memory();
         const int row = group().warp * 16 * M;
-        const int rows = round_up(owned(), STEP);
+        const int rows = own_rows();
         if (row >= rows) return;
         const uint32_t ds = WHOLE ? memory.ds + step % 2 * rows * 2 * STEP : 0;
         for (int sub = 0; sub < STEP / 16; sub += G) {
             const int streamed = place(step) + 16 * sub;
             const int query = 4 * (QUERIES ? row : streamed);
             owner.take(memory.own, row, owned() - row, memory.stream, streamed,
-                       item.head.length - step * STEP - 16 * sub, Shared<float>(memory.lse.address + query),
+                       head().length - step * STEP - 16 * sub, Shared<float>(memory.lse.address + query),
                        Shared<float>(memory.delta.address + query), p.scale * LOG2_E, ds, 2 * sub);
         }
     }
@@ -797,10 +830,10 @@ struct Run {
     DEVICE void take_queries(int step) const
     {
         const Memory<D> memory = this->memory();
-        const int rows = round_up(owned(), STEP);
+        const int rows = own_rows();
         const uint32_t ds = memory.ds + step % 2 * rows * 2 * STEP;
         // At width 64 eight warps have work for one 16 x 16 tile each.
-        if (D == 64 && item.warps == WARPS)
+        if (D == 64 && item().warps == WARPS)
             query_gradient<D, 1>(memory.own.first, rows, ds, memory.stream, step * STEP, group());
         else
             query_gradient<D, 2>(memory.own.first, rows, ds, memory.stream, step * STEP, group());
@@ -812,10 +845,10 @@ struct Run {
         const Group group = this->group();
         const int row = group.warp * 16 * M;
         const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, item.head, item.first);
-        const Rows source = q ? rows_of(p, p.q, p.q_stride, item.head, item.first)
-                              : rows_of(p, p.k, p.k_stride, item.head, item.first);
-        const bool active = row < round_up(owned(), STEP);
+        bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, head(), first());
+        const Rows source = q ? rows_of(p, p.q, p.q_stride, head(), first())
+                              : rows_of(p, p.k, p.k_stride, head(), first());
+        const bool active = row < own_rows();
         ColumnSums<D> sums;
         if (p.norm.kind == NORM_NONE) {
             if (active)
@@ -828,13 +861,13 @@ struct Run {
                                  sums);
         // Through what is no longer read: ds^T, or the streamed side.
         const uint32_t scratch = WHOLE ? memory().ds : memory().stream.first.base;
-        if (p.partial) sums.add_to(p, item.head.head, q ? Q_GAIN : K_GAIN, scratch, group);
+        if (p.partial) sums.add_to(p, head().head, q ? Q_GAIN : K_GAIN, scratch, group);
     }
 
     DEVICE void finish_values(Pair<D> tile) const
     {
         ColumnSums<D> none;
-        bf16* const target = rows_of(p, p.dv, p.dv_stride, item.head, item.first);
+        bf16* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
         finish_rows<D, false>(tile, group().warp * 16 * M, 16 * M, owned(), 1.0f, p.head_dim, target, p.dv_stride,
                               Rows{}, HeadNorm{}, none);
     }
@@ -843,8 +876,8 @@ struct Run {
     {
         begin();
         Owner<D, M, G, QUERIES> owner;
-        for (int step = 0; step * STEP < item.head.length; step++) {
-            const int left = item.head.length - step * STEP;
+        for (int step = 0; step * STEP < head().length; step++) {
+            const int left = head().length - step * STEP;
             // The place of step + 2 was that of step - 1, which all warps have left.
             if (left > 2 * STEP) load_step(step + 2);
             ptx::cp_async_commit();
@@ -865,7 +898,7 @@ struct Run {
 
         const Memory<D> memory = this->memory();
         const int row = group().warp * 16 * M;
-        if (row < round_up(owned(), STEP)) {
+        if (row < own_rows()) {
             if (!QUERIES) {
                 owner.store(owner.second_sum(), memory.own, row);
                 ptx::warp_sync();
@@ -876,7 +909,7 @@ struct Run {
             ptx::warp_sync();
         }
         finish(QUERIES, memory.own, owned());
-        if (WHOLE) finish(true, memory.stream, item.head.length);
+        if (WHOLE) finish(true, memory.stream, head().length);
     }
 };
 
@@ -905,11 +938,11 @@ DEVICE void gradients(const AttentionBackward& p)
         const uint32_t shared = ptx::shared_base() + HEADER_BYTES;
         if (i < 2 * long_items) {
             const LongItem at = schedule.long_item(i % long_items);
-            const Item item{head_of(p, at.image, at.head), at.tile * p.tile_rows, WARPS, shared};
+            hand_out(Item{head_of(p, at.image, at.head), at.tile * p.tile_rows, WARPS, shared, {}});
             if (i < long_items)
-                Run<D, M, G, false, false>{p, item}.run();
+                Run<D, M, G, false, false>{p}.run();
             else
-                Run<D, M, G, true, false>{p, item}.run();
+                Run<D, M, G, true, false>{p}.run();
         } else {
             const ShortItem at = schedule.short_item(i - 2 * long_items);
             const int warps = WARPS / at.heads;
@@ -917,8 +950,8 @@ DEVICE void gradients(const AttentionBackward& p)
             const Head head = head_of(p, at.image, at.head + group);
             if (head.head >= p.heads) continue;
             const int bytes = round_up(head.length, STEP) * (4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES);
-            const Item item{head, 0, warps, shared + group * bytes};
-            Run<D, M, G, false, true>{p, item}.run();
+            hand_out(Item{head, 0, warps, shared + group * bytes, {}});
+            Run<D, M, G, false, true>{p}.run();
         }
     }
 }

@@ -10,7 +10,7 @@ const STEP: usize = 32;
 /// Such steps that are in shared memory at a time where an image is long.
 const STAGES: usize = 3;
 /// What a block keeps in front of its tiles.
-const HEADER: usize = 128;
+const HEADER: usize = 128 + BACKWARD_WARPS * 32;
 /// lse and delta of a query.
 const QUERY: usize = 2 * size_of::<f32>();
 /// Places of a key in two steps of dS.
