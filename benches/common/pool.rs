@@ -24,8 +24,11 @@ fn shapes() -> Result<Vec<Shape>> {
     }
     let mut shapes = Vec::new();
     for (heads, head_dim) in [(3, 64), (12, 64), (16, 64), (16, 80), (48, 128)] {
-        let mixes =
-            [Images::same(TOKENS / 256, 256), Images::mix(64.0, 256.0, TOKENS), Images::mix(64.0, 512.0, TOKENS)];
+        let mixes = [
+            Images::same(TOKENS / 256, 256),
+            Images::mix(64.0, 256.0, TOKENS),
+            Images::mix(64.0, 512.0, TOKENS),
+        ];
         shapes.extend(mixes.map(|images| Shape::Pool { heads, head_dim, images }));
     }
     Ok(shapes)

@@ -70,10 +70,7 @@ template <int LANES>
 DEVICE float max_of_lanes(float x)
 {
     UNROLL
-    for (int mask = 1; mask < LANES; mask *= 2) {
-        const float other = ptx::shuffle_xor(x, mask);
-        x = x > other ? x : other;
-    }
+    for (int mask = 1; mask < LANES; mask *= 2) x = max(x, ptx::shuffle_xor(x, mask));
     return x;
 }
 
@@ -175,7 +172,7 @@ struct Tile {
     // Steps of 16 columns, the last one half where CHUNKS is odd.
     static constexpr int STEPS = ceil_div(CHUNKS, 2);
     // Lanes that share a row where rows are loaded and normalised, and chunks that each of them has.
-    static constexpr int LANES = CHUNKS % 8 == 0 ? 8 : 4;
+    static constexpr int LANES = CHUNKS == 8 || CHUNKS > 12 ? 8 : 4;
     static constexpr int LANE_CHUNKS = ceil_div(CHUNKS, LANES);
     static constexpr int TWISTS = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
 

@@ -5,8 +5,8 @@
 //   s_ij = scale q^_i k^_j,  p_ij = exp(s_ij - max_j s_ij),  out_i = sum_j p_ij v_j / sum_j p_ij
 //   lse_i = ln sum_j exp(s_ij)
 // Scores and sums are f32, p is rounded to bf16 for its product with v. The exponential is base 2: scale and
-// log2(e) are one factor in the multiply-add before it. Keys come in steps of 64 with a running maximum; the
-// last step computes only the 16-key groups that hold keys and masks within the last of them, so that images
+// log2(e) are one factor in the multiply-add before it. Keys come in steps with a running maximum; the last
+// step computes only the 16-key groups that hold keys and masks within the last of them, so that images
 // of both schedules are computed by the same operations in the same order: the same bits.
 //
 // Short schedule: a block has all keys and values of an (image, head) in shared memory, normalised once; its
@@ -78,8 +78,8 @@ DEVICE float* statistics_of(float* x, const AttentionForward& p, Head head, int 
 }
 
 template <int D>
-DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, Head head, int row, int valid, bool keep, int thread,
-                           int threads)
+DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, Head head, int row, int valid, bool keep,
+                           int thread, int threads)
 {
     const HeadNorm norm = head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, head.head, p.head_dim);
     k.normalise(norm, valid, p.head_dim, thread, threads, statistics_of(p.statistics.k_mean, p, head, row, keep),
@@ -99,8 +99,8 @@ struct Queries {
     Vec16 raw[M][2][QUAD_CHUNKS];
     uint32_t q[STEPS][M][4];
     float out[STEPS][M][2][4];
-    float max[M][2]; // of the scores before the factor
-    float sum[M][2]; // of this lane's columns
+    float highest[M][2]; // score before the factor
+    float sum[M][2];     // of this lane's columns
 
     // Starts loading the rows from `row` on: lane j of a quad gets chunks j, j + 4, ...
     DEVICE void load(const AttentionForward& p, Head head, int row)
@@ -140,7 +140,7 @@ struct Queries {
                         if (4 * i + c < 2 * STEPS) q[2 * i + c / 2][m][half + c % 2 * 2] = x.word[c];
                     }
                 }
-                max[m][half] = -infinity();
+                highest[m][half] = -infinity();
                 sum[m][half] = 0.0f;
             }
         }
@@ -192,10 +192,9 @@ struct Queries {
         if (PARTIAL) {
             UNROLL
             for (int g = 0; g < GROUPS; g++) {
-                if (16 * g < keys) {
-                    UNROLL
-                    for (int step = 0; step < STEPS; step++) score(s[g], k, row + 16 * g, step);
-                }
+                if (16 * g >= keys) continue;
+                UNROLL
+                for (int step = 0; step < STEPS; step++) score(s[g], k, row + 16 * g, step);
                 UNROLL
                 for (int i = 0; i < 4; i++) {
                     const int key = 16 * g + i / 2 * 8 + lane % 4 * 2 + i % 2;
@@ -214,7 +213,7 @@ struct Queries {
         UNROLL
         for (int m = 0; m < M; m++) {
             UNROLL
-            for (int half = 0; half < 2; half++) soften(s, m, half, factor);
+            for (int half = 0; half < 2; half++) soften<PARTIAL>(s, m, half, keys, factor);
         }
         UNROLL
         for (int g = 0; g < GROUPS; g++) {
@@ -223,7 +222,10 @@ struct Queries {
             UNROLL
             for (int m = 0; m < M; m++) {
                 UNROLL
-                for (int i = 0; i < 4; i++) a[m][i] = pack_bf16(s[g][m][i / 2][i % 2 * 2], s[g][m][i / 2][i % 2 * 2 + 1]);
+                for (int i = 0; i < 4; i++) {
+                    const float(&tile)[4] = s[g][m][i / 2];
+                    a[m][i] = pack_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+                }
             }
             UNROLL
             for (int step = 0; step < STEPS; step++) {
@@ -247,24 +249,30 @@ struct Queries {
     }
 
     // Scores of one row of the quad to exponentials, after the maximum of all keys so far.
-    DEVICE void soften(float (&s)[GROUPS][M][2][4], int m, int half, float factor)
+    template <bool PARTIAL>
+    DEVICE void soften(float (&s)[GROUPS][M][2][4], int m, int half, int keys, float factor)
     {
-        float top = max[m][half];
+        float top = highest[m][half];
         UNROLL
-        for (int i = 0; i < 4 * GROUPS; i++) {
-            const float x = s[i / 4][m][i / 2 % 2][half * 2 + i % 2];
-            top = x > top ? x : top;
+        for (int g = 0; g < GROUPS; g++) {
+            if (PARTIAL && 16 * g >= keys) continue;
+            UNROLL
+            for (int i = 0; i < 4; i++) top = max(top, s[g][m][i / 2][half * 2 + i % 2]);
         }
         top = max_of_lanes<4>(top);
         const float offset = -top * factor;
-        const float shrink = ptx::exp2(ptx::fused_multiply_add(max[m][half], factor, offset));
-        max[m][half] = top;
+        const float shrink = ptx::exp2(ptx::fused_multiply_add(highest[m][half], factor, offset));
+        highest[m][half] = top;
         float total = sum[m][half] * shrink;
         UNROLL
-        for (int i = 0; i < 4 * GROUPS; i++) {
-            float& x = s[i / 4][m][i / 2 % 2][half * 2 + i % 2];
-            x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset));
-            total += x;
+        for (int g = 0; g < GROUPS; g++) {
+            if (PARTIAL && 16 * g >= keys) continue;
+            UNROLL
+            for (int i = 0; i < 4; i++) {
+                float& x = s[g][m][i / 2][half * 2 + i % 2];
+                x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset));
+                total += x;
+            }
         }
         sum[m][half] = total;
         UNROLL
@@ -297,7 +305,7 @@ struct Queries {
                     if (r < head.length && column < p.head_dim) target.store_16(first + column, x);
                 }
                 if (lane % 4 == 0 && r < head.length) {
-                    const float lse = ptx::fused_multiply_add(max[m][half], factor, ptx::log2(total)) * LN_2;
+                    const float lse = ptx::fused_multiply_add(highest[m][half], factor, ptx::log2(total)) * LN_2;
                     Global<float>(p.lse).store((head.start + r) * p.heads + head.head, lse);
                 }
             }

@@ -6,8 +6,9 @@
 // lists are the same from run to run. Limits are multiples of 16 rows: the images of a kind are a range of
 // bins. Lengths from 16,368 rows on share the last bin.
 //
-// cu_seqlens is checked first. Where it does not begin at 0, decreases, or ends beyond the token rows, the
-// error word is set (1, 2, 3), the lists are empty and no row counts as used: nothing is read out of bounds.
+// cu_seqlens is checked first. Where it does not begin at 0, decreases, ends beyond the token rows, or has a
+// longer image than was promised, the error word is set (1, 2, 3, 4), the lists are empty and no row counts
+// as used: nothing is read out of bounds, and no image is passed over.
 #include "schedule.cuh"
 
 struct AttentionSchedule {
@@ -20,6 +21,8 @@ struct AttentionSchedule {
     int32_t half_limit;    // longest image whose heads have half a block each
     int32_t quarter_limit; // longest image whose heads have a quarter
     int32_t tile_rows;     // rows of a long item
+    int32_t longest;       // most rows of an image
+    int32_t unused;
 };
 
 namespace attention_schedule {
@@ -75,14 +78,20 @@ DEVICE int check(const AttentionSchedule& p)
 {
     const Global<const int32_t> cu_seqlens(p.cu_seqlens);
     bool decreases = false;
+    bool too_long = false;
     for (int i = threadIdx.x; i < p.slots; i += THREADS) {
-        if (cu_seqlens.load(i + 1) < cu_seqlens.load(i)) decreases = true;
+        const int64_t length = int64_t(cu_seqlens.load(i + 1)) - cu_seqlens.load(i);
+        if (length < 0) decreases = true;
+        if (length > p.longest) too_long = true;
     }
-    uint32_t found;
-    exclusive_sum(decreases ? 1 : 0, found);
+    uint32_t falls;
+    uint32_t beyond;
+    exclusive_sum(decreases ? 1 : 0, falls);
+    exclusive_sum(too_long ? 1 : 0, beyond);
     if (cu_seqlens.load(0) != 0) return 1;
-    if (found != 0) return 2;
-    return cu_seqlens.load(p.slots) > p.tokens ? 3 : 0;
+    if (falls != 0) return 2;
+    if (cu_seqlens.load(p.slots) > p.tokens) return 3;
+    return beyond != 0 ? 4 : 0;
 }
 
 // Calls visit(slot, bin, rank, same) for the slots of this warp in their order, all lanes together; bin is 0

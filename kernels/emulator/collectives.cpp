@@ -3,6 +3,10 @@
 
 #include "../common/types.cuh"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace emulator {
 
 uint32_t exchange(Collective collective, uint32_t x, uint32_t operand, Site site)
@@ -69,50 +73,67 @@ void load_matrices(uint32_t* registers, uint32_t address, uint32_t count, bool t
 
 namespace {
 
-typedef float Vector __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+typedef double Pairs __attribute__((vector_size(16)));
 
-// p = a b for a of [rows, 16] and b of [16, columns], the sum over k in order and without contraction, so
-// that every host gives the same bits.
-template <int width>
-[[gnu::always_inline]] inline void product_columns(float* p, const float* a, const float* b, int rows, int columns,
-                                                   int first)
+// p = a b for a of [rows, 16] and b of [16, columns], columns a multiple of 8. The sum over k is in order. The
+// product of two bf16 is exact in f32, so a fused multiplication and addition gives the same bits as two steps.
+void product_plain(float* p, const float* a, const float* b, int rows, int columns)
 {
     for (int m = 0; m < rows; m++) {
-        Vector sum[width] = {};
-        for (int k = 0; k < 16; k++) {
-            float x = a[m * 16 + k];
-            for (int j = 0; j < width; j++) {
-                Vector y;
-                memcpy(&y, b + k * columns + first + 8 * j, sizeof y);
-                sum[j] += x * y;
+        for (int n = 0; n < columns; n += 8) {
+            float sum[8] = {};
+            for (int k = 0; k < 16; k++) {
+                for (int j = 0; j < 8; j++) sum[j] += a[m * 16 + k] * b[k * columns + n + j];
             }
+            memcpy(p + m * columns + n, sum, sizeof sum);
         }
-        for (int j = 0; j < width; j++) memcpy(p + m * columns + first + 8 * j, &sum[j], sizeof sum[j]);
     }
 }
 
-[[gnu::always_inline]] inline void product_any(float* p, const float* a, const float* b, int rows, int columns)
+#if defined(__x86_64__)
+// Four rows by `width` vectors at a time, in registers.
+template <int width>
+__attribute__((target("avx2,fma"))) void product_columns(float* p, const float* a, const float* b, int rows,
+                                                         int columns, int n)
+{
+    for (int m = 0; m < rows; m += 4) {
+        __m256 sum[4][width];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+#pragma GCC unroll 2
+            for (int j = 0; j < width; j++) sum[i][j] = _mm256_setzero_ps();
+        }
+        for (int k = 0; k < 16; k++) {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                __m256 x = _mm256_set1_ps(a[(m + i) * 16 + k]);
+#pragma GCC unroll 2
+                for (int j = 0; j < width; j++) {
+                    sum[i][j] = _mm256_fmadd_ps(x, _mm256_loadu_ps(b + k * columns + n + 8 * j), sum[i][j]);
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+#pragma GCC unroll 2
+            for (int j = 0; j < width; j++) _mm256_storeu_ps(p + (m + i) * columns + n + 8 * j, sum[i][j]);
+        }
+    }
+}
+
+__attribute__((target("avx2,fma"))) void product_fused(float* p, const float* a, const float* b, int rows,
+                                                       int columns)
 {
     int n = 0;
-    for (; n + 32 <= columns; n += 32) product_columns<4>(p, a, b, rows, columns, n);
-    for (; n < columns; n += 8) product_columns<1>(p, a, b, rows, columns, n);
-}
-
-void product_plain(float* p, const float* a, const float* b, int rows, int columns)
-{
-    product_any(p, a, b, rows, columns);
-}
-
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) void product_avx2(float* p, const float* a, const float* b, int rows, int columns)
-{
-    product_any(p, a, b, rows, columns);
+    for (; n + 16 <= columns; n += 16) product_columns<2>(p, a, b, rows, columns, n);
+    if (n < columns) product_columns<1>(p, a, b, rows, columns, n);
 }
 
 void product(float* p, const float* a, const float* b, int rows, int columns)
 {
-    static const bool avx2 = __builtin_cpu_supports("avx2");
-    (avx2 ? product_avx2 : product_plain)(p, a, b, rows, columns);
+    static const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    (fused ? product_fused : product_plain)(p, a, b, rows, columns);
 }
 #else
 void product(float* p, const float* a, const float* b, int rows, int columns)
@@ -137,7 +158,8 @@ void multiply(MatrixProduct own, Site site)
     float* p = b + columns * 16;
     for (int l = 0; l < 32; l++) {
         const MatrixProduct& lane = *static_cast<const MatrixProduct*>(warp.arguments[l]);
-        if (lane.tiles_m != tiles_m || lane.tiles_n != tiles_n) fail(site, "the lanes of a warp multiply different tiles");
+        if (lane.tiles_m != tiles_m || lane.tiles_n != tiles_n)
+            fail(site, "the lanes of a warp multiply different numbers of tiles");
         for (int m = 0; m < tiles_m; m++) {
             for (int i = 0; i < 4; i++) {
                 uint32_t pair = lane.a[4 * m + i];
@@ -146,10 +168,12 @@ void multiply(MatrixProduct own, Site site)
                 at[1] = high(pair);
             }
         }
+        // Columns 2 q and 2 q + 1 of all tiles lie side by side: those are what lanes with l % 4 = q hold of d.
+        float* column = b + l / 8 * 2 * tiles_n + l / 4 % 2;
         for (int n = 0; n < tiles_n; n++) {
             for (int i = 0; i < 2; i++) {
                 uint32_t pair = lane.b[2 * n + i];
-                float* at = b + (2 * (l % 4) + 8 * i) * columns + 8 * n + l / 4;
+                float* at = column + (2 * (l % 4) + 8 * i) * columns + 2 * n;
                 at[0] = low(pair);
                 at[columns] = high(pair);
             }
@@ -159,13 +183,16 @@ void multiply(MatrixProduct own, Site site)
     for (int l = 0; l < 32; l++) {
         float* d = static_cast<const MatrixProduct*>(warp.arguments[l])->d;
         for (int m = 0; m < tiles_m; m++) {
-            const float* upper = p + (16 * m + l / 4) * columns + 2 * (l % 4);
+            const float* upper = p + (16 * m + l / 4) * columns + l % 4 * 2 * tiles_n;
             const float* lower = upper + 8 * columns;
             for (int n = 0; n < tiles_n; n++, d += 4) {
-                d[0] += upper[8 * n];
-                d[1] += upper[8 * n + 1];
-                d[2] += lower[8 * n];
-                d[3] += lower[8 * n + 1];
+                double two[2]; // pairs of f32, moved as one
+                memcpy(&two[0], upper + 2 * n, 8);
+                memcpy(&two[1], lower + 2 * n, 8);
+                Four sum;
+                memcpy(&sum, d, sizeof sum);
+                sum += Four(Pairs{two[0], two[1]});
+                memcpy(d, &sum, sizeof sum);
             }
         }
     }

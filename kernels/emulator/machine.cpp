@@ -106,8 +106,8 @@ bool meet(Collective collective, void* arguments, Site site)
     Thread& thread = *current;
     Warp& warp = *thread.warp;
     if (__builtin_expect(warp.state.alive != all_lanes, 0)) {
-        fail(site, "is at %s, which all 32 lanes must reach, but lane %d of its warp has ended", name_of(collective),
-             __builtin_ctz(~warp.state.alive));
+        fail(site, "is at %s, which all 32 lanes must reach, but lane %d of its warp has ended",
+             name_of(collective), __builtin_ctz(~warp.state.alive));
     }
     if (warp.arrived == 0) {
         warp.collective = collective;
@@ -331,8 +331,10 @@ Block* trencadis_emulator_block_begin(Launch* launch, uint32_t x, uint32_t y, ui
     }
     if (words == 0) {
         block->readers.clear();
-    } else if (block->readers.size() < words) {
-        block->readers.resize(words, 0);
+        block->places.clear();
+    } else {
+        if (block->readers.size() < words) block->readers.resize(words, 0);
+        if (block->places.size() < block->granules) block->places.resize(block->granules, 0);
     }
     block->start = ++block->time;
     block->time++;
@@ -380,9 +382,14 @@ Thread* trencadis_emulator_thread(Block* block, uint32_t thread)
     return &block->threads[thread];
 }
 
-// The current thread has come to the end of the kernel.
-void trencadis_emulator_exit()
+// Runs the kernel on the current thread, from its begin to its end.
+void trencadis_emulator_enter(void (*run)(const void*), const void* params)
 {
+    // Stacks lie whole pages apart, and what the lanes of a warp use of them would fall into the same few sets
+    // of the host's caches: each lane begins a little lower.
+    volatile char* shift = static_cast<volatile char*>(__builtin_alloca(128 * (1 + current->lane)));
+    shift[0] = 0;
+    run(params);
     Thread& thread = *current;
     Warp& warp = *thread.warp;
     if (warp.arrived != 0) {

@@ -13,6 +13,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <unordered_map>
 #include <vector>
 
 namespace emulator {
@@ -126,6 +127,9 @@ constexpr uint32_t last_epoch = (1u << (32 - owner_bits)) - 2;
 constexpr uint32_t pending = last_epoch + 1; // as the epoch of a write: a copy is under way
 constexpr uint32_t several_lanes = 32;
 
+// A place is a file's number << line_bits | line.
+constexpr uint32_t line_bits = 20;
+
 struct Block {
     Launch* launch;
     Index index;
@@ -136,6 +140,7 @@ struct Block {
     std::vector<uint8_t> shared;
     std::vector<uint32_t> writers; // [granules]
     std::vector<uint32_t> readers; // [warp][granules]; empty where races are not looked for
+    std::vector<uint32_t> places;  // [granules], where the last write stands; empty likewise
     uint32_t start = 0;            // epochs up to here are of earlier blocks
     uint32_t time = 0;             // newest epoch
     Barrier barriers[barriers_of_a_block];
@@ -202,6 +207,29 @@ struct Launch {
     Range* recent[4] = {}; // allocations that were looked up last
     uint32_t next_recent = 0;
     std::vector<float> scratch;
+    std::unordered_map<uint32_t, std::vector<bool>> known; // by number: blocks whose writes it may count on
+    std::unordered_map<const void*, std::vector<bool>> passed_on; // by counter: blocks that added to it
+
+    // Source files by number, and a site as one word.
+    std::vector<const char*> files;
+    const char* last_file = nullptr;
+    uint32_t last_number = 0;
+
+    uint32_t place(Site site)
+    {
+        if (site.file != last_file) {
+            last_file = site.file;
+            last_number = 0;
+            while (last_number < files.size() && files[last_number] != site.file) last_number++;
+            if (last_number == files.size()) files.push_back(site.file);
+        }
+        return last_number << line_bits | (site.line & ((1u << line_bits) - 1));
+    }
+
+    Site site_of(uint32_t place) const
+    {
+        return {files[place >> line_bits], place & ((1u << line_bits) - 1)};
+    }
 
     uint64_t next_random()
     {

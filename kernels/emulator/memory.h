@@ -9,7 +9,7 @@ namespace emulator {
 
 // Explain what is wrong with an access that the quick test refused, or return where nothing is.
 void examine_read(uint32_t offset, uint32_t bytes, bool by_warp, Site site);
-void examine_write(uint32_t offset, uint32_t bytes, Site site);
+void examine_write(uint32_t offset, uint32_t bytes, const void* value, Site site);
 [[noreturn, gnu::cold]] void fail_shared_bounds(const char* verb, uint32_t address, uint32_t bytes,
                                                 uint32_t alignment, Site site);
 
@@ -18,6 +18,7 @@ Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t
                   Site site);
 void note_global_write(Range& range, uint64_t address, uint32_t bytes, const void* value, Site site);
 void note_global_read(const Range& range, uint64_t address, uint32_t bytes, Site site);
+void note_coherent_read(const Range& range, uint64_t address);
 
 // Offset of a shared address after the test of bounds and alignment.
 inline uint32_t shared_offset(const char* verb, uint32_t address, uint32_t bytes, uint32_t alignment, Site site)
@@ -55,9 +56,9 @@ inline void read_shared(void* value, uint32_t address, uint32_t alignment, bool 
     memcpy(value, block.shared.data() + offset, bytes);
 }
 
-// Tests a write of the current thread, and enters `epoch` as its time.
+// Tests a write of the current thread, and enters `epoch` as its time. `value` is null where it is not known yet.
 template <uint32_t bytes>
-inline void claim_shared(uint32_t offset, uint32_t epoch, Site site)
+inline void claim_shared(uint32_t offset, uint32_t epoch, const void* value, Site site)
 {
     const Thread& thread = *current;
     Block& block = *thread.block;
@@ -73,16 +74,21 @@ inline void claim_shared(uint32_t offset, uint32_t epoch, Site site)
             for (uint32_t i = 0; i < n; i++) suspect |= (readers[i] >> owner_bits) > warp.seen[u];
         }
     }
-    if (__builtin_expect(suspect != 0, 0)) examine_write(offset, bytes, site);
+    if (__builtin_expect(suspect != 0, 0)) examine_write(offset, bytes, value, site);
     uint32_t word = epoch << owner_bits | thread.id;
     for (uint32_t i = 0; i < n; i++) writers[i] = word;
+    if (block.launch_races()) {
+        uint32_t* places = block.places.data() + offset / granule;
+        uint32_t place = block.launch->place(site);
+        for (uint32_t i = 0; i < n; i++) places[i] = place;
+    }
 }
 
 template <uint32_t bytes>
 inline void write_shared(uint32_t address, const void* value, uint32_t alignment, Site site)
 {
     uint32_t offset = shared_offset("writes", address, bytes, alignment, site);
-    claim_shared<bytes>(offset, current->warp->epoch, site);
+    claim_shared<bytes>(offset, current->warp->epoch, value, site);
     memcpy(current->block->shared.data() + offset, value, bytes);
 }
 

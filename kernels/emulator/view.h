@@ -51,6 +51,7 @@ struct Global {
         range = emulator::global_range<sizeof(T)>(range, "reads", p, address, sizeof(T), site);
         if (emulator::current->polled == address) emulator::give_way(site);
         emulator::current->polled = address;
+        if (range->writers) emulator::note_coherent_read(*range, uint64_t(address));
         std::remove_const_t<T> x;
         memcpy(&x, address, sizeof(T));
         return x;

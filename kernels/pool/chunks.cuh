@@ -14,8 +14,8 @@ namespace pool {
 
 constexpr int chunk_tokens = 512;
 
-// What is written to `error` for a cu_seqlens that does not begin at 0, decreases, or ends beyond T.
-constexpr int bad_cu_seqlens = 1;
+// What is written to `error` for a cu_seqlens that is no list of images.
+enum Fault : int { fault_start = 1, fault_decrease = 2, fault_end = 3 };
 
 // One piece of work.
 struct Piece {
@@ -93,11 +93,15 @@ DEVICE void check_cu_seqlens(const int* cu_seqlens, int* error, int images, int 
 {
     if (blockIdx.x != 0 || error == nullptr) return;
     Global<const int> starts(cu_seqlens);
-    bool bad = threadIdx.x == 0 && (starts.load(0) != 0 || starts.load(images) > tokens);
+    int fault = 0;
     for (int i = int(threadIdx.x); i < images; i += int(blockDim.x)) {
-        bad = bad || starts.load(i + 1) < starts.load(i);
+        int start = starts.load(i);
+        int end = starts.load(i + 1);
+        if (i == 0 && start != 0) fault = fault_start;
+        if (end < start) fault = fault_decrease;
+        if (i + 1 == images && end > tokens) fault = fault_end;
     }
-    if (bad) Global<int>(error).store(0, bad_cu_seqlens);
+    if (fault != 0) Global<int>(error).store(0, fault);
 }
 
 // Sum over the `lanes` neighbouring lanes of a group, in all of them. Collective.

@@ -51,7 +51,8 @@ DEVICE void attention_forward(const PoolAttentionForward& p)
             bias += inside ? row.value[i] * load_or(p.query.k_bias, affine + d, 0.0f) : 0.0f;
             a.store(uint32_t(q * row_floats + column_at<group>(d)), row.value[i] * gain);
         }
-        b.store(uint32_t(q), group_sum<32>(bias));
+        bias = group_sum<32>(bias);
+        if (ptx::lane_id() == 0) b.store(uint32_t(q), bias);
     }
     for (int i = thread; i < groups * s.queries * row_floats; i += attention_threads) {
         result.store(uint32_t(i), 0.0f);

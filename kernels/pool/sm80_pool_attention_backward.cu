@@ -6,14 +6,15 @@
 //   w_i = sum_j ds_ij n_j over the tokens of all images; then
 //   dq^_i = gk w_i,  dgk = sum_i q^_i w_i,  dbk = 0 (it shifts all scores of a softmax alike),
 //   dgq = sum_i dq^_i n_q,i,  dbq = sum_i dq^_i,  dq by the norm's rule.
-// So w is all that the tokens give to the parameters: a partial per piece, summed in order.
+// So w is all that the tokens give to the parameters: a partial per piece, summed in order by sum_rows.
+#include "../common/reduce.cuh"
 #include "attention.cuh"
 
 struct PoolAttentionBackward {
     bf16* dk; // rows of dk_stride elements
     bf16* dv;
     float* partial; // [tokens / chunk + images + 1, heads, queries, head_dim]
-    float* sums;    // [heads, queries, head_dim]
+    float* sums;    // [heads, queries, head_dim], of the partials
     const bf16* dout;
     const bf16* out;
     const float* lse;
@@ -39,7 +40,6 @@ struct PoolAttentionBackward {
 namespace pool {
 
 constexpr int finish_threads = 512;
-constexpr int sum_columns = 32;
 
 DEVICE void zero_rows(Global<bf16> x, int64_t stride, int column, int first, int end, int step)
 {
@@ -108,6 +108,7 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
             dout.store(uint32_t(q * row_floats + column_at<group>(d)), grad);
         }
         group_sums<32>(sums);
+        if (ptx::lane_id() != 0) continue;
         float lse = Global<const float>(p.lse).load(result);
         scalars.store(uint32_t(4 * q), (s.scale * sums[0] - lse) * log2_e);
         scalars.store(uint32_t(4 * q + 1), sums[1]);
@@ -212,39 +213,13 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
     }
 }
 
-// Block = 32 columns of w. Sixteen rows of threads sum every sixteenth piece each, then the first row sums
-// the sixteen in order.
-DEVICE void attention_sum(const PoolAttentionBackward& p)
-{
-    constexpr int lanes = finish_threads / sum_columns;
-    const PoolAttentionShape& s = p.shape;
-    int columns = s.heads * s.queries * s.head_dim;
-    int pieces = s.tokens / chunk_tokens + s.images + 1;
-    int lane = int(threadIdx.x) / sum_columns;
-    int within = int(threadIdx.x) % sum_columns;
-    int column = int(blockIdx.x) * sum_columns + within;
-    Global<const float> partial(p.partial);
-    Shared<float> sums(ptx::shared_base());
-    float total = 0.0f;
-    if (column < columns) {
-        for (int piece = lane; piece < pieces; piece += lanes) {
-            total += partial.load(int64_t(piece) * columns + column);
-        }
-    }
-    sums.store(uint32_t(lane * sum_columns + within), total);
-    ptx::barrier();
-    if (lane != 0 || column >= columns) return;
-    for (int i = 1; i < lanes; i++) total += sums.load(uint32_t(i * sum_columns + within));
-    Global<float>(p.sums).store(column, total);
-}
-
 // The gradients of the query and of gains and biases from w, one block; a warp takes every sixteenth head.
 // Gains and biases that all heads share are summed over a warp's heads, then over the warps in order.
 DEVICE void attention_finish(const PoolAttentionBackward& p)
 {
     constexpr int warps = finish_threads / 32;
     const PoolAttentionShape& s = p.shape;
-    bool add = p.accumulate != nullptr && Global<const int>(p.accumulate).load(0) != 0;
+    bool add = accumulates(p.accumulate);
     auto put = [&](float* grad, int64_t i, float x) {
         if (grad == nullptr) return;
         Global<float> view(grad);

@@ -1,8 +1,8 @@
 //! Streams, events and captured graphs.
 
-use super::handle::RawStream;
 #[cfg(feature = "emulator")]
 use super::emulated;
+use super::handle::RawStream;
 use super::{Backend, Device, cuda};
 use crate::{Error, Result};
 

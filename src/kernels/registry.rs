@@ -8,6 +8,10 @@
 pub mod attention;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
+#[path = "measure/instances.rs"]
+pub mod measure;
+#[path = "pool/instances.rs"]
+pub mod pool;
 
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,60 +66,5 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [gemm::sources(), attention::sources(), pool(), measure()].concat()
-}
-
-fn measure() -> Vec<Source> {
-    let kernel = |op: &str, params, min_blocks, tensor_cores| Kernel {
-        name: format!("measure_{op}_bf16"),
-        body: format!("measure::{op}"),
-        params,
-        threads: 256,
-        min_blocks,
-        tensor_cores,
-    };
-    vec![Source {
-        file: "measure/sm80_measure.cu",
-        tier: Tier::Sm80,
-        kernels: vec![kernel("copy", "MeasureCopy", 4, false), kernel("mma", "MeasureMma", 2, true)],
-    }]
-}
-
-fn pool() -> Vec<Source> {
-    let kernel = |name: String, body: String, params, threads, min_blocks| Kernel {
-        name,
-        body,
-        params,
-        threads,
-        min_blocks,
-        tensor_cores: false,
-    };
-    // Lanes that hold a row, and the head dims they serve.
-    let variants = [(8, 64), (16, 128), (32, 256)];
-    let of_variants = |op: &str, params| {
-        let kernels = variants.map(|(lanes, dim)| {
-            let name = format!("pool_attention_{op}_bf16_{dim}");
-            kernel(name, format!("pool::attention_{op}<{lanes}>"), params, 256, 2)
-        });
-        kernels.to_vec()
-    };
-    let one = |op: &str, dtype: &str, params, threads, min_blocks| {
-        kernel(format!("pool_{op}_{dtype}"), format!("pool::{op}"), params, threads, min_blocks)
-    };
-    let mut forward = of_variants("forward", "PoolAttentionForward");
-    forward.push(one("attention_combine", "bf16", "PoolAttentionForward", 256, 2));
-    let mut backward = of_variants("backward", "PoolAttentionBackward");
-    backward.push(one("attention_sum", "f32", "PoolAttentionBackward", 512, 2));
-    backward.push(one("attention_finish", "f32", "PoolAttentionBackward", 512, 1));
-    let mean = vec![
-        one("mean_forward", "bf16", "PoolMeanForward", 256, 4),
-        one("mean_combine", "bf16", "PoolMeanForward", 256, 4),
-        one("mean_backward", "bf16", "PoolMeanBackward", 256, 4),
-    ];
-    let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
-    vec![
-        source("pool/sm80_pool_attention.cu", forward),
-        source("pool/sm80_pool_attention_backward.cu", backward),
-        source("pool/sm80_pool_mean.cu", mean),
-    ]
+    [gemm::sources(), attention::sources(), pool::sources(), measure::sources()].concat()
 }

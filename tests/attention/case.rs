@@ -37,6 +37,8 @@ pub struct Run {
     pub blocks: Option<u32>,
     /// Whether the statistics of the norm are kept.
     pub statistics: bool,
+    /// A promise that no image has more rows.
+    pub longest: Option<usize>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -99,8 +101,7 @@ impl Case {
     }
 
     pub fn attention(&self) -> Attention {
-        let slots = self.cu_seqlens.len() - 1;
-        Attention { config: self.config, tokens: self.tokens, slots, longest: self.tokens }
+        Attention { config: self.config, tokens: self.tokens, slots: self.cu_seqlens.len() - 1 }
     }
 
     pub fn plan(&self, device: &Device, run: Run) -> ForwardPlan {
@@ -137,7 +138,9 @@ impl Case {
         let [q_mean, q_rstd, k_mean, k_rstd] = &statistics;
         let affine = self.affine.each_ref().map(|x| x.as_ref().map(|x| device.upload(x).unwrap()));
         let cu_seqlens = device.upload(&self.cu_seqlens).unwrap();
-        let schedule = Schedule::new(device, plan.limits, self.tokens, slots).unwrap();
+        let schedule = Schedule::new(device, plan.limits, self.tokens, slots)
+            .unwrap()
+            .with_longest(run.longest.unwrap_or(self.tokens));
         let part = |i: usize| Rows { buffer: &qkv, offset: i * width, stride: 3 * width + FOREIGN };
         let operands = Forward {
             q: part(0),

@@ -1,6 +1,9 @@
 //! The forward kernels against the CPU device in f64, on inputs rounded to bf16.
 
+use trencadis::device::Device;
+use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
+use trencadis::kernels::attention::{Attention, Forward, Limits, Schedule, Statistics};
 use trencadis::recipe::QkNormKind;
 
 use crate::case::{Case, Run, config};
@@ -9,8 +12,8 @@ use crate::support::devices::devices;
 const KINDS: [QkNormKind; 4] =
     [QkNormKind::None, QkNormKind::Rms, QkNormKind::LayerNorm, QkNormKind::LayerNormBias];
 /// All images by the long schedule.
-const LONG: Run = Run { short: Some(0), blocks: None, statistics: false };
-const SHORT: Run = Run { short: None, blocks: None, statistics: false };
+const LONG: Run = Run { short: Some(0), ..SHORT };
+const SHORT: Run = Run { short: None, blocks: None, statistics: false, longest: None };
 
 fn bits(x: &[half::bf16]) -> Vec<u16> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -60,7 +63,7 @@ fn ragged_batch() {
     for device in devices() {
         let case = Case::new(config(QkNormKind::Rms, 1, 64), &[64, 577, 0, 1, 257, 16, 196, 130, 0], 0);
         case.check(&device, SHORT);
-        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true });
+        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true, longest: Some(577) });
     }
 }
 
@@ -71,7 +74,7 @@ fn very_short_images() {
         for (heads, dim) in [(5, 64), (3, 96)] {
             let case =
                 Case::new(config(QkNormKind::LayerNorm, heads, dim), &[1, 31, 0, 16, 17, 32, 33, 64], 0);
-            case.check(&device, Run { blocks: Some(4), statistics: true, ..SHORT });
+            case.check(&device, Run { blocks: Some(4), statistics: true, longest: Some(64), ..SHORT });
         }
     }
 }
@@ -124,19 +127,35 @@ fn neighbours_do_not_matter() {
 #[test]
 fn the_same_bits_in_any_order() {
     let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 200], 1);
+    #[allow(unused_mut)]
+    let mut groups: Vec<Vec<Device>> = devices().into_iter().map(|device| vec![device]).collect();
+    #[cfg(feature = "emulator")]
+    groups.push(emulators());
     for run in [SHORT, LONG] {
-        let mut first = None;
-        for device in devices() {
-            for blocks in [1, 7] {
-                let answer = case.run(&device, Run { blocks: Some(blocks), statistics: true, ..run });
-                let first = first.get_or_insert_with(|| (device.info().driver.clone(), answer.clone()));
-                // A GPU's exponential is not the emulator's to the bit.
-                if first.0 == device.info().driver {
-                    assert!(first.1 == answer, "results differ on {blocks} blocks");
+        for group in &groups {
+            let mut first = None;
+            for device in group {
+                for blocks in [1, 7] {
+                    let answer = case.run(device, Run { blocks: Some(blocks), statistics: true, ..run });
+                    let first = first.get_or_insert_with(|| answer.clone());
+                    assert!(*first == answer, "results differ on {blocks} blocks");
                 }
             }
         }
     }
+}
+
+#[cfg(feature = "emulator")]
+fn emulators() -> Vec<Device> {
+    use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
+    let policies = [CopyPolicy::AtIssue, CopyPolicy::AtWait, CopyPolicy::Random, CopyPolicy::Random];
+    let options = (0..).zip(policies).map(|(seed, policy)| EmulatorOptions {
+        seed,
+        policy,
+        resident_blocks: 1 + seed as usize,
+        ..EmulatorOptions::default()
+    });
+    options.map(Device::emulator).collect()
 }
 
 #[test]
@@ -155,5 +174,51 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.eps = -1.0).contains("epsilon"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
         assert!(says(&|case| case.tokens = 1 << 40).contains("2^30"));
+    }
+}
+
+/// Operands that do not fit are told by name, and nothing is launched.
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    for device in devices() {
+        let case = Case::new(config(QkNormKind::None, 2, 64), &[4], 0);
+        let attention = case.attention();
+        let plan = case.plan(&device, SHORT);
+        let stream = device.stream().unwrap();
+        let (qkv, out) = (device.upload(&case.qkv).unwrap(), device.zeros(4 * 128).unwrap());
+        let (lse, few) = (device.zeros(8).unwrap(), device.zeros(7).unwrap());
+        let cu_seqlens = device.upload(&case.cu_seqlens).unwrap();
+        let schedule = Schedule::new(&device, plan.limits, 4, 1).unwrap();
+        let other = Schedule::new(&device, Limits { short: 16, ..plan.limits }, 4, 1).unwrap();
+        let larger = Schedule::new(&device, plan.limits, 5, 1).unwrap();
+        let rows = |offset, stride| Rows { buffer: &qkv, offset, stride };
+        let statistics = Statistics { q_mean: &lse, q_rstd: &lse, k_mean: &lse, k_rstd: &lse };
+        let good = Forward {
+            q: rows(0, 392),
+            k: rows(128, 392),
+            v: rows(256, 392),
+            affine: [None; 4],
+            cu_seqlens: &cu_seqlens,
+            schedule: &schedule,
+            out: Rows::dense(&out, 128),
+            lse: &lse,
+            statistics: None,
+        };
+        let says = |bad: Forward<'_>| attention.forward(&stream, &plan, &bad).unwrap_err().to_string();
+        assert!(says(Forward { q: rows(4, 392), ..good }).contains("q: offset 4"));
+        assert!(says(Forward { k: rows(128, 390), ..good }).contains("k: offset 128 and row stride 390"));
+        assert!(says(Forward { v: rows(272, 392), ..good }).contains("v: 4 rows"));
+        assert!(says(Forward { out: Rows::dense(&out, 120), ..good }).contains("out: rows of 128"));
+        assert!(says(Forward { lse: &few, ..good }).contains("lse has 7 elements"));
+        assert!(says(Forward { schedule: &other, ..good }).contains("limits of this attention's plan"));
+        assert!(says(Forward { schedule: &larger, ..good }).contains("of the same size"));
+        assert!(says(Forward { statistics: Some(statistics), ..good }).contains("only made with a QK-norm"));
+        schedule.launch(&stream, &cu_seqlens, Some(&case.cu_seqlens)).unwrap();
+        attention.forward(&stream, &plan, &good).unwrap();
+        assert!(says(Forward { cu_seqlens: &device.zeros(3).unwrap(), ..good }).contains("cu_seqlens has 3"));
+        let normed = Attention { config: config(QkNormKind::Rms, 2, 64), ..attention };
+        let bad = Forward { affine: [Some(&few), None, None, None], ..good };
+        let told = normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
+        assert!(told.contains("the gain of q has 7 elements, expected 64"), "{told}");
     }
 }

@@ -48,7 +48,7 @@ fn made(device: &Device, stream: &Stream, limits: Limits, lengths: &[usize]) -> 
     let tokens = lengths.iter().sum();
     let words = device.upload(&vec![-1; limits.words(tokens, lengths.len())]).unwrap();
     let error = device.zeros(1).unwrap();
-    let params = limits.params(cu_seqlens.ptr(), words.ptr(), error.ptr(), lengths.len(), tokens);
+    let params = limits.params(cu_seqlens.ptr(), words.ptr(), error.ptr(), lengths.len(), tokens, tokens);
     // SAFETY: all buffers have the sizes that the limits ask for.
     unsafe { trencadis::kernels::attention::raw::schedule(device.kernels(), stream.raw(), &params).unwrap() };
     assert_eq!(error.download().unwrap(), [0]);
@@ -94,9 +94,10 @@ fn bad_cu_seqlens_are_told() {
             ([0, 5, 4], "decreases", "decreases from 5 to 4 at image 1"),
             ([0, -3, 4], "decreases", "decreases from 0 to -3 at image 0"),
             ([0, 4, 9], "ends beyond", "ends at 9"),
+            ([0, 1, 8], "longer image", "image 1 of cu_seqlens has 7 rows"),
         ];
         for (host, on_device, on_host) in cases {
-            let schedule = Schedule::new(&device, LIMITS, 8, 2).unwrap();
+            let schedule = Schedule::new(&device, LIMITS, 8, 2).unwrap().with_longest(6);
             let cu_seqlens = device.upload(&host).unwrap();
             let refused = schedule.launch(&stream, &cu_seqlens, Some(&host)).unwrap_err();
             assert!(refused.to_string().contains(on_host), "{refused}");

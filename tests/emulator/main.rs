@@ -1,36 +1,151 @@
-//! The emulator itself.
+//! The emulator itself: instructions with known answers, and kernels with planted bugs that it must catch.
 #![cfg(feature = "emulator")]
 
-use half::bf16;
-use trencadis::device::emulator::{Emulator, EmulatorOptions};
+mod answers;
+mod launches;
+mod meetings;
+mod memory;
+mod races;
 
-#[test]
-fn matmul() {
-    let emulator = Emulator::new(EmulatorOptions::default());
-    let n = 64 * 64;
-    let (a, b, c) = (emulator.alloc(2 * n), emulator.alloc(2 * n), emulator.alloc(4 * n));
-    let fill = |at: u64, f: fn(usize) -> f32| unsafe {
-        let s = std::slice::from_raw_parts_mut(at as *mut bf16, n);
-        s.iter_mut().enumerate().for_each(|(i, x)| *x = bf16::from_f32(f(i)));
-        s.iter().map(|x| x.to_f32()).collect::<Vec<_>>()
-    };
-    let x = fill(a, |i| (i * 7 % 13) as f32 - 6.0);
-    let y = fill(b, |i| (i * 5 % 11) as f32 - 5.0);
-    let mut params = Vec::new();
-    for p in [a, b, c, 0] {
-        params.extend_from_slice(&p.to_ne_bytes());
+use bytemuck::{Pod, Zeroable};
+use trencadis::device::emulator::{CopyPolicy, Emulator, EmulatorOptions, Fault};
+
+/// `planted::Params`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Params {
+    a: u64,
+    b: u64,
+    c: u64,
+    n: i32,
+    variant: i32,
+}
+
+/// A planted kernel and how it is launched: arrays that it reads, and elements of what it writes.
+#[derive(Clone, Default)]
+struct Case {
+    kernel: &'static str,
+    blocks: u32,
+    threads: u32,
+    shared_bytes: u32,
+    a: Vec<u8>,
+    b: Vec<u8>,
+    /// What `c` holds before.
+    c: Vec<u8>,
+    n: i32,
+    variant: i32,
+}
+
+impl Case {
+    /// One block of `threads` threads that writes `outputs` words.
+    fn new(kernel: &'static str, threads: u32, outputs: usize) -> Self {
+        let c = vec![0xff; 4 * outputs];
+        Self { kernel, blocks: 1, threads, shared_bytes: 0, c, ..Self::default() }
     }
-    for _ in 0..5 {
-        let t = std::time::Instant::now();
-        unsafe { emulator.launch("planted_matmul", [1; 3], 32, 4 * n as u32, &params) }
-            .unwrap_or_else(|e| panic!("{e}"));
-        println!("{:?}", t.elapsed());
+
+    fn shared(self, shared_bytes: u32) -> Self {
+        Self { shared_bytes, ..self }
     }
-    let z = unsafe { std::slice::from_raw_parts(c as *const f32, n) };
-    for i in 0..64 {
-        for j in 0..64 {
-            let want: f32 = (0..64).map(|k| x[i * 64 + k] * y[j * 64 + k]).sum();
-            assert_eq!(z[i * 64 + j], want, "{i} {j}");
+
+    fn blocks(self, blocks: u32) -> Self {
+        Self { blocks, ..self }
+    }
+
+    fn a<T: Pod>(self, a: &[T]) -> Self {
+        Self { a: bytemuck::cast_slice(a).to_vec(), ..self }
+    }
+
+    fn b<T: Pod>(self, b: &[T]) -> Self {
+        Self { b: bytemuck::cast_slice(b).to_vec(), ..self }
+    }
+
+    fn n(self, n: i32) -> Self {
+        Self { n, ..self }
+    }
+
+    fn variant(self, variant: i32) -> Self {
+        Self { variant, ..self }
+    }
+
+    /// What the kernel leaves in `c`.
+    fn run<T: Pod>(&self, options: EmulatorOptions) -> Result<Vec<T>, Fault> {
+        let emulator = Emulator::new(options);
+        let upload = |bytes: &[u8]| {
+            let address = if bytes.is_empty() { 0 } else { emulator.alloc(bytes.len()) };
+            // SAFETY: just allocated, this long.
+            unsafe { (address as *mut u8).copy_from(bytes.as_ptr(), bytes.len()) };
+            address
+        };
+        let params = Params {
+            a: upload(&self.a),
+            b: upload(&self.b),
+            c: upload(&self.c),
+            n: self.n,
+            variant: self.variant,
+        };
+        let grid = [self.blocks, 1, 1];
+        // SAFETY: the parameters are the kernel's, and nobody else uses the memory.
+        unsafe {
+            emulator.launch(
+                self.kernel,
+                grid,
+                self.threads,
+                self.shared_bytes,
+                bytemuck::bytes_of(&params),
+            )?;
+            let c = std::slice::from_raw_parts(params.c as *const u8, self.c.len());
+            Ok(bytemuck::pod_collect_to_vec(c))
         }
     }
+
+    /// The same under every policy and several orders, which must agree.
+    fn answer<T: Pod + PartialEq + std::fmt::Debug>(&self) -> Vec<T> {
+        let results: Vec<Vec<T>> = everywhere()
+            .map(|options| {
+                let told = format!("{options:?}");
+                self.run(options).unwrap_or_else(|fault| panic!("{fault}\nwith {told}"))
+            })
+            .collect();
+        for result in &results[1..] {
+            assert_eq!(*result, results[0], "{} depends on the order", self.kernel);
+        }
+        results.into_iter().next().expect("there are options")
+    }
+
+    /// The report, which every policy and order must give; it must say `expected`.
+    fn fault(&self, expected: &str) -> Fault {
+        let faults: Vec<Fault> = everywhere()
+            .map(|options| {
+                let told = format!("{options:?}");
+                match self.run::<u8>(options) {
+                    Ok(_) => panic!("{} {} was not caught with {told}", self.kernel, self.variant),
+                    Err(fault) => fault,
+                }
+            })
+            .collect();
+        for fault in &faults {
+            assert!(fault.what.contains(expected), "{fault}\nshould say: {expected}");
+        }
+        faults.into_iter().next().expect("there are options")
+    }
+}
+
+/// Every policy, in the natural order and in others.
+fn everywhere() -> impl Iterator<Item = EmulatorOptions> {
+    [CopyPolicy::AtIssue, CopyPolicy::AtWait, CopyPolicy::Random].into_iter().flat_map(|policy| {
+        (0..6).map(move |seed| EmulatorOptions { seed, policy, ..EmulatorOptions::default() })
+    })
+}
+
+/// Numbers that are no two alike.
+fn ramp(n: usize) -> Vec<f32> {
+    (0..n).map(|i| i as f32 + 0.5).collect()
+}
+
+/// The line of `tests/kernels/planted.cu` that `fault` names.
+fn line_of(fault: &Fault) -> String {
+    let (file, line) = fault.site.as_ref().expect("the site is known");
+    assert_eq!(file, "tests/kernels/planted.cu");
+    let source = include_str!("../kernels/planted.cu");
+    source.lines().nth(*line as usize - 1).expect("the line exists").trim().to_owned()
 }

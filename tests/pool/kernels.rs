@@ -8,7 +8,7 @@ use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::pool::{
     AttentionBackward, AttentionForward, AttentionPool, MeanForwardParams, MeanPool, PackedSizes, Query,
-    launch_mean_forward,
+    fault, launch_mean_forward,
 };
 use trencadis::recipe::QkNormKind;
 
@@ -111,6 +111,16 @@ fn case(heads: usize, head_dim: usize, norm: QkNormKind, gain_per_head: bool, qu
 }
 
 impl Case {
+    /// γq, βq, γk, βk as far as the case has them: biases are LayerNorm's.
+    fn given<T>(&self, all: [T; 4]) -> [Option<T>; 4] {
+        let bias = self.pool.config.norm == QkNormKind::LayerNormBias;
+        let mut at = 0;
+        all.map(|x| {
+            at += 1;
+            (self.present && (bias || at % 2 == 1)).then_some(x)
+        })
+    }
+
     fn width(&self) -> usize {
         self.pool.config.heads * self.pool.config.head_dim
     }
@@ -137,7 +147,7 @@ impl Case {
             q: if self.q_f32 { Query::F32(&q_f32) } else { Query::Bf16(&q_bf16) },
             k: rows(&kv, 0),
             v: rows(&kv, width),
-            affine: affine.each_ref().map(|x| self.present.then_some(x)),
+            affine: self.given(affine.each_ref()),
             cu_seqlens: &cu_seqlens,
             cu_seqlens_host: &self.cu_seqlens,
             out: &out,
@@ -156,7 +166,7 @@ impl Case {
             dv: rows(&dkv, width),
             dq: Some(&dq),
             dq_f32: Some(&dq_f32),
-            daffine: daffine.each_ref().map(|x| self.present.then_some(x)),
+            daffine: self.given(daffine.each_ref()),
             accumulate: Some(&flag),
         };
         pool.backward(device, &stream, &forward, &backward, &workspace).unwrap();
@@ -184,9 +194,13 @@ impl Case {
         let pitch = 2 * width + FOREIGN;
         let kv: Vec<f64> =
             (self.kv[..used * pitch].chunks_exact(pitch)).flat_map(|row| wide(&row[..2 * width])).collect();
-        let affine = self.affine.each_ref().map(|x| self.present.then(|| wide32(x)));
+        let affine = self.given(self.affine.each_ref()).map(|x| x.map(|x| wide32(x)));
         let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
         let affine = QkAffine { q_gain, k_gain, q_bias, k_bias };
+        // The bias of k adds the same to all scores of a softmax, so the kernels leave it out of the gradients;
+        // in the oracle it takes part with the sum of dS, which is not 0 where `out` was rounded.
+        let (metric, largest) =
+            if k_bias.is_some() && config.norm != QkNormKind::None { (1e-6, 4e-3) } else { (1e-8, 2e-5) };
         let mut want_dkv = vec![0.0; kv.len()];
         let mut want_daffine = self.affine.each_ref().map(|x| vec![0.0; x.len()]);
         for query in 0..queries {
@@ -198,7 +212,7 @@ impl Case {
             let skip = pool.sizes.skip;
             oracle::attention_forward(&config, &mut out, &mut lse, &q, &kv, affine, cu_seqlens, skip);
             let (got_out, got_lse) = (of(&wide(&got.out), width), of(&wide32(&got.lse), heads));
-            alike("out", &got_out, &out, 3e-6, 4e-3);
+            alike("out", &got_out, &out, 8e-6, 4e-3);
             alike("lse", &got_lse, &lse, 1e-11, 2e-6);
 
             let (mut dq, mut dkv) = (vec![0.0; width], vec![0.0; kv.len()]);
@@ -213,26 +227,26 @@ impl Case {
             for (sum, x) in want_dkv.iter_mut().zip(dkv) {
                 *sum += x;
             }
-            alike("dq", &wide(&got.dq[query * width..][..width]), &dq, 4e-6, 4e-3);
+            alike("dq", &wide(&got.dq[query * width..][..width]), &dq, 8e-6, 4e-3);
             dq.iter_mut().for_each(|x| *x += self.start());
-            alike("dq f32", &wide32(&got.dq_f32[query * width..][..width]), &dq, 1e-8, 2e-5);
+            alike("dq f32", &wide32(&got.dq_f32[query * width..][..width]), &dq, metric, largest);
         }
         let rows = || got.dkv.chunks_exact(pitch);
         let got_dkv: Vec<f64> = rows().take(used).flat_map(|row| wide(&row[..2 * width])).collect();
-        alike("dkv", &got_dkv, &want_dkv, 4e-6, 4e-3);
+        alike("dkv", &got_dkv, &want_dkv, 8e-6, 4e-3);
         assert!(rows().skip(used).all(|row| row[..2 * width].iter().all(|x| x.to_bits() == 0)), "rows after");
         assert!(rows().all(|row| row[2 * width..].iter().all(|&x| x == bf16::MAX)), "foreign columns");
-        let normed = self.present && config.norm != QkNormKind::None;
-        for (name, i) in [("dq_gain", 0), ("dq_bias", 1), ("dk_gain", 2)] {
-            if normed {
-                want_daffine[i].iter_mut().for_each(|x| *x += self.start());
-                alike(name, &wide32(&got.daffine[i]), &want_daffine[i], 1e-8, 2e-5);
+        let normed = config.norm != QkNormKind::None;
+        for (i, want) in want_daffine.iter().enumerate() {
+            let name = ["dq_gain", "dq_bias", "dk_gain", "dk_bias"][i];
+            if !normed || self.given([(); 4])[i].is_none() {
+                assert!(got.daffine[i].iter().all(|&x| x == 1.0), "{name}: no gradient of what is not there");
+            } else if i == 3 {
+                assert!(got.daffine[i].iter().all(|&x| f64::from(x) == self.start()), "{name}");
+            } else {
+                let want: Vec<f64> = want.iter().map(|x| x + self.start()).collect();
+                alike(name, &wide32(&got.daffine[i]), &want, metric, largest);
             }
-        }
-        let expected = if normed { self.start() as f32 } else { 1.0 };
-        assert!(got.daffine[3].iter().all(|&x| x == expected), "dk_bias");
-        if !normed {
-            assert!(got.daffine.iter().flatten().all(|&x| x == 1.0), "no gradient of what is not there");
         }
     }
 }
@@ -333,13 +347,13 @@ fn mean_pooling_and_its_gradient() {
                 x[..used * pitch].chunks_exact(pitch).flat_map(|row| wide(&row[..width])).collect();
             let mut want = vec![0.0; dout.len()];
             oracle::mean_forward(&mut want, &dense, &host, skip, width);
-            alike("out", &wide(&out.download().unwrap()), &want, 3e-6, 4e-3);
+            alike("out", &wide(&out.download().unwrap()), &want, 8e-6, 4e-3);
             let mut want = vec![0.0; dense.len()];
             oracle::mean_backward(&mut want, &wide(&dout), &host, skip, width);
             want.resize(sizes.tokens * width, 0.0);
             let dx = dx.download().unwrap();
             let got: Vec<f64> = dx.chunks_exact(pitch).flat_map(|row| wide(&row[..width])).collect();
-            alike("dx", &got, &want, 3e-6, 4e-3);
+            alike("dx", &got, &want, 8e-6, 4e-3);
             assert!(dx.chunks_exact(pitch).all(|row| row[width..].iter().all(|&x| x == bf16::MAX)));
         }
     }
@@ -356,10 +370,10 @@ fn a_bad_cu_seqlens_is_reported() {
         let workspace = device.alloc::<u8>(pool.workspace_bytes()).unwrap();
         let cases = [
             ([0, 8, 8, 40], 0),
-            ([0, 30, 20, 40], 1),
-            ([0, 8, 16, 41], 1),
             ([-5, 8, 16, 40], 1),
-            ([0, 1, i32::MAX, 40], 1),
+            ([0, 30, 20, 40], 2),
+            ([0, 1, i32::MAX, 40], 2),
+            ([0, 8, 16, 41], 3),
         ];
         for (host, expected) in cases {
             let stream = device.stream().unwrap();
@@ -381,7 +395,8 @@ fn a_bad_cu_seqlens_is_reported() {
             assert_eq!(error.download().unwrap(), [expected], "{host:?}");
             let checked =
                 pool.forward(&device, &stream, &out, Rows::dense(&x, width), &cu_seqlens, &host, &workspace);
-            assert_eq!(checked.is_err(), expected == 1, "{host:?}");
+            assert_eq!(checked.is_err(), expected != 0, "{host:?}");
+            assert_eq!(fault(expected).is_err(), expected != 0);
         }
     }
 }

@@ -36,7 +36,14 @@ impl Clocks {
         };
         let readings = Arc::new(Mutex::new(Vec::new()));
         let program = Command::new("nvidia-smi")
-            .args([&format!("--query-gpu={FIELDS}"), "--format=csv,noheader,nounits", "-lms", "100", "-i", gpu])
+            .args([
+                &format!("--query-gpu={FIELDS}"),
+                "--format=csv,noheader,nounits",
+                "-lms",
+                "100",
+                "-i",
+                gpu,
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

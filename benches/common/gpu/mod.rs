@@ -282,13 +282,16 @@ pub fn family(criterion: &mut Criterion, name: &str, cases: impl FnOnce(&Gpu, &m
         }
     };
     let outcome = Table::begin(&table::folder(), name).map_err(Error::failure).and_then(|table| {
-        println!("{} (mma {:.0} TFLOP/s, copy {:.0} GB/s measured): {}", gpu.device.info().name,
-            gpu.peaks.operations / 1e12, gpu.peaks.bytes / 1e9, table.path().display());
-        cases(&gpu, &mut |case| {
-            match gpu.measure(criterion, name, case)? {
-                Some(line) => table.add(&line).map_err(Error::failure),
-                None => Ok(()),
-            }
+        println!(
+            "{} (mma {:.0} TFLOP/s, copy {:.0} GB/s measured): {}",
+            gpu.device.info().name,
+            gpu.peaks.operations / 1e12,
+            gpu.peaks.bytes / 1e9,
+            table.path().display()
+        );
+        cases(&gpu, &mut |case| match gpu.measure(criterion, name, case)? {
+            Some(line) => table.add(&line).map_err(Error::failure),
+            None => Ok(()),
         })
     });
     if let Err(error) = outcome {

@@ -35,10 +35,20 @@ impl Fault {
         Self {
             kernel: kernel.to_owned(),
             place: (record.in_thread != 0).then_some((block, record.thread)),
-            site: file.map(|file| (file.to_string_lossy().into_owned(), record.site.line)),
-            what: what.to_string_lossy().into_owned(),
+            site: file.map(|file| (without_detours(&file.to_string_lossy()), record.site.line)),
+            what: without_detours(&what.to_string_lossy()),
         }
     }
+}
+
+/// `kernels/gemm/../common/tile.cuh`, as an include makes it, is `kernels/common/tile.cuh`.
+fn without_detours(text: &str) -> String {
+    let mut text = text.to_owned();
+    while let Some(at) = text.find("/../") {
+        let folder = text[..at].rfind(['/', ' ', '(']).map_or(0, |before| before + 1);
+        text.replace_range(folder..at + "/../".len(), "");
+    }
+    text
 }
 
 impl fmt::Display for Fault {

@@ -110,8 +110,8 @@ unsafe extern "C" {
     pub fn trencadis_emulator_block_end(block: *mut Block);
     pub fn trencadis_emulator_warp(block: *mut Block, warp: u32) -> *mut WarpState;
     pub fn trencadis_emulator_thread(block: *mut Block, thread: u32) -> *mut Thread;
-    /// Ends the current thread; called on its coroutine.
-    pub fn trencadis_emulator_exit();
+    /// Runs a kernel on the current thread to its end; called on its coroutine.
+    pub fn trencadis_emulator_enter(run: unsafe extern "C" fn(*const c_void), params: *const c_void);
     pub fn trencadis_emulator_deadlock(
         launch: *mut Launch,
         blocks: *const *mut Block,

@@ -1,4 +1,67 @@
 //! The emulator: runs the kernels of `kernels/` on the host, so that they are tested where there is no GPU.
+//!
+//! The very `.cu` files that nvcc compiles are compiled by the C++ compiler too, over the headers of
+//! `kernels/emulator` instead of PTX and with the same names. A launch runs to its end on the thread that
+//! calls it; launches on several threads do not disturb one another.
+//!
+//! # The model
+//!
+//! Every CUDA thread is a coroutine with a stack of its own. It runs until it meets a *collective* and then
+//! gives way to the next; the last lane of a warp to come to a shuffle, vote, `ldmatrix` or `mma` does the
+//! work for all 32. A barrier is met by whole warps. Which block, warp and lane goes first follows
+//! [`EmulatorOptions::seed`]; at most [`EmulatorOptions::resident_blocks`] blocks are under way at a time. A
+//! thread that loads the same address again by `load_coherent` is taken to be spinning and lets the others
+//! run first.
+//!
+//! `cp.async` happens at its issue, at the wait that completes it, or somewhere in between: see
+//! [`CopyPolicy`]. Until then its destination may be neither read nor written. Shared memory, new
+//! allocations and destinations of copies under way begin as NaN.
+//!
+//! # What is reported
+//!
+//! A [`Fault`] ends the launch:
+//!
+//! * *bounds and alignment* of every access to shared and global memory, use of freed memory, null pointers;
+//! * *reads of shared memory that nobody wrote* in this block;
+//! * *races on shared memory*: each warp has a clock that barriers join to those of the other warps, so that
+//!   two accesses that no barrier orders are found in whichever order they ran. Lanes of one warp are
+//!   ordered by `warp_sync` and barriers alone: shuffles, votes, `ldmatrix` and `mma` meet, but promise
+//!   nothing about memory. They may write the same value to the same place. `ldmatrix` reads for the whole warp: what a lane stored before needs a
+//!   `warp_sync` even if that lane names the row;
+//! * *asynchronous copies* read or overwritten before their wait, read by other threads before a barrier,
+//!   or whose source changed under way;
+//! * *divergence*: lanes of a warp at different collectives (by kind and by source line), lanes that ended
+//!   while others wait, barriers with different numbers of threads;
+//! * *deadlock*: when nothing can go on, who waits where, and which flags are polled in vain;
+//! * *blocks in each other's way*: different values written to the same global memory, or a plain load of
+//!   what another block wrote, unless an atomic or a coherent load told the block of it.
+//!
+//! Results that depend on policy or order are found by comparing launches of different options.
+//!
+//! # What is not emulated
+//!
+//! * Weak memory ordering: memory is sequentially consistent here, a missing fence goes unseen.
+//! * Time, caches and bank conflicts, registers and their spills.
+//! * Rounding of the tensor cores: a product of 16 k is summed in order in f32 and then added. Approximate
+//!   functions are rounded correctly.
+//! * A thread that spins without a collective or `load_coherent` hangs the launch.
+//! * Shared memory is followed by two bytes: elements of one byte do not compile.
+//! * What only Hopper has (mbarrier, TMA, wgmma, clusters) has no wrapper yet; it takes a place beside the
+//!   operations of `kernels/emulator/operations.h`, a collective of a warp group being a meeting of four
+//!   warps.
+//!
+//! # Reading a fault
+//!
+//! ```text
+//! kernel gemm_nt_bf16, block (0, 2, 0), thread 37, kernels/common/tile.cuh:112: race: writes byte 512 of
+//! shared memory, which lanes of warp 0 read with no barrier in between
+//! ```
+//!
+//! names the access that noticed it, by block, thread (its warp is the number divided by 32) and source
+//! line. Bytes of shared memory count from `shared_base()`. The line is where the wrapper is called: in a
+//! helper, not where the helper is.
+//!
+//! Set `races` to false in [`EmulatorOptions`] to see what a race does to the result.
 
 mod fault;
 mod kernels;
@@ -37,10 +100,11 @@ pub struct EmulatorOptions {
     pub shared_per_block: u32,
     /// Compute capability that the device reports.
     pub capability: (u32, u32),
-    /// Whether races on shared memory are looked for.
+    /// Whether races on shared memory are looked for. Reads of what nobody wrote and of copies under way are
+    /// reported either way.
     pub races: bool,
-    /// Whether blocks that write different values to the same global memory, or read there what another one
-    /// wrote other than by `load_coherent`, are reported.
+    /// Whether blocks of a launch that get in each other's way in global memory are reported: that write
+    /// different values to the same place, or load what another wrote without having been told of it.
     pub global_races: bool,
 }
 
@@ -107,7 +171,7 @@ impl Emulator {
         let Some(kernel) = kernels::find(name) else {
             return refused("there is no such kernel in the emulator's build".into());
         };
-        if threads != kernel.threads || threads % 32 != 0 || threads == 0 || threads > 1024 {
+        if threads != kernel.threads || !threads.is_multiple_of(32) || threads == 0 || threads > 1024 {
             return refused(format!(
                 "launched with {threads} threads a block, but made for {} (a multiple of 32, at most 1024)",
                 kernel.threads

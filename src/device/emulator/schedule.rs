@@ -15,7 +15,7 @@ const STACK_BYTES: usize = 128 << 10;
 /// Stacks that a host thread keeps for its next launch.
 const KEPT_STACKS: usize = 4096;
 /// Turns in which only spinning threads ran and nothing changed, after which nothing will.
-const IDLE_TURNS: u32 = 64;
+const IDLE_TURNS: u32 = 4096;
 /// The same where other threads ran, but nothing that a spin could see changed.
 const QUIET_TURNS: u32 = 100_000;
 
@@ -104,8 +104,7 @@ fn start(
         // SAFETY: thread and parameters outlive the coroutine; `run` is a kernel that takes them.
         unsafe {
             (*thread).yielder = std::ptr::from_ref(yielder).cast();
-            run(params);
-            machine::trencadis_emulator_exit();
+            machine::trencadis_emulator_enter(run, params);
         }
     }))
 }

@@ -21,8 +21,6 @@ pub struct Attention {
     pub tokens: usize,
     /// Image slots N.
     pub slots: usize,
-    /// A promise that no image has more rows; `tokens` promises nothing.
-    pub longest: usize,
 }
 
 /// Statistics of the rows of q and k, which the backward pass takes; each `[T, heads]`.
@@ -116,16 +114,9 @@ impl Attention {
     pub fn forward(&self, stream: &Stream, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<()> {
         self.plan(stream.device().info())?;
         let params = self.params(plan, operands)?;
+        let longest = operands.schedule.longest();
         // SAFETY: every operand was found to be as large as the kernels take it to be.
-        unsafe {
-            raw::forward(
-                stream.device().kernels(),
-                stream.raw(),
-                plan,
-                &params,
-                self.longest.min(self.tokens),
-            )
-        }
+        unsafe { raw::forward(stream.device().kernels(), stream.raw(), plan, &params, longest) }
     }
 
     /// Whether a plan for `width` columns with `limits` and a schedule belong to this attention.

@@ -13,6 +13,7 @@ pub struct Schedule {
     limits: Limits,
     tokens: usize,
     slots: usize,
+    longest: usize,
 }
 
 impl Schedule {
@@ -33,22 +34,37 @@ impl Schedule {
             limits,
             tokens,
             slots,
+            longest: tokens,
         })
+    }
+
+    /// The same with a promise that no image has more than `longest` rows: where such an image is short,
+    /// launches for long ones are left out. A batch that breaks it is refused like a bad `cu_seqlens`.
+    pub fn with_longest(self, longest: usize) -> Self {
+        Self { longest: longest.min(self.tokens), ..self }
     }
 
     /// Queues the making of the lists. `host` is the host's copy of `cu_seqlens`, where there is one: it is
     /// checked here, and what only the device sees is told by [`check`](Self::check).
     ///
     /// # Errors
-    /// A length other than slots + 1; a copy that does not begin at 0, decreases, or ends beyond the token
-    /// rows.
+    /// A length other than slots + 1; a copy that does not begin at 0, decreases, ends beyond the token rows,
+    /// or has an image longer than promised.
     pub fn launch(&self, stream: &Stream, cu_seqlens: &Buffer<i32>, host: Option<&[i32]>) -> Result<()> {
         let address = check_len("cu_seqlens", cu_seqlens, &[self.slots + 1])?;
         if let Some(host) = host {
             check_cu_seqlens(host, self.slots, self.tokens)?;
+            let lengths = host.windows(2).map(|pair| pair[1] - pair[0]);
+            if let Some((image, length)) = lengths.enumerate().find(|&(_, n)| n as usize > self.longest) {
+                return Err(Error::usage(format!(
+                    "image {image} of cu_seqlens has {length} rows, but the schedule was promised at most {}; \
+                     make one for longer images",
+                    self.longest
+                )));
+            }
         }
         let (words, error) = (self.words.ptr(), self.error.ptr());
-        let params = self.limits.params(address, words, error, self.slots, self.tokens);
+        let params = self.limits.params(address, words, error, self.slots, self.tokens, self.longest);
         // SAFETY: the lists have the room that the limits ask for, cu_seqlens was checked.
         unsafe { raw::schedule(stream.device().kernels(), stream.raw(), &params) }
     }
@@ -70,6 +86,11 @@ impl Schedule {
     /// Token rows and image slots of its batches.
     pub fn sizes(&self) -> (usize, usize) {
         (self.tokens, self.slots)
+    }
+
+    /// Most rows of an image.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// The lists.

@@ -31,6 +31,10 @@ pub struct ScheduleParams {
     pub quarter_limit: i32,
     /// [`Limits::tile_rows`].
     pub tile_rows: i32,
+    /// Most rows of an image.
+    pub longest: i32,
+    /// Fills the struct.
+    pub unused: i32,
 }
 
 /// QK-norm of all heads, as in `kernels/attention/common.cuh`.
@@ -128,8 +132,8 @@ pub unsafe fn schedule(kernels: &Kernels, stream: RawStream, params: &SchedulePa
 }
 
 /// Queues the forward pass: one launch for short images and the rows that belong to none, one for long
-/// images. `longest` is a promise that no image is longer; it saves the second launch where such an image
-/// is short.
+/// images. `longest` is what the schedule was made with; it saves the second launch where such an image is
+/// short.
 ///
 /// # Errors
 /// The device refuses a launch.
@@ -168,7 +172,8 @@ pub fn fault(word: i32) -> Result<()> {
         0 => return Ok(()),
         1 => "does not begin at 0",
         2 => "decreases",
-        _ => "ends beyond the token rows of the batch",
+        3 => "ends beyond the token rows of the batch",
+        _ => "has a longer image than was promised",
     };
     Err(Error::usage(format!(
         "cu_seqlens on the device {what}, so attention took the batch as empty; give the start of every image, \
@@ -185,6 +190,7 @@ impl Limits {
         error: Ptr<i32>,
         slots: usize,
         tokens: usize,
+        longest: usize,
     ) -> ScheduleParams {
         ScheduleParams {
             cu_seqlens,
@@ -196,6 +202,8 @@ impl Limits {
             half_limit: self.half as i32,
             quarter_limit: self.quarter as i32,
             tile_rows: self.tile_rows as i32,
+            longest: longest as i32,
+            unused: 0,
         }
     }
 }

@@ -36,7 +36,7 @@ impl BiasGrad<'_> {
     ///
     /// # Errors
     /// The first thing that is not as the fields say.
-    pub fn check(&self, workspace: &Vector<'_, f32>) -> Result<()> {
+    pub fn check(&self, workspace: &Vector<'_, u8>) -> Result<()> {
         for (name, extent) in [("m", self.m), ("n", self.n)] {
             if extent == 0 || i32::try_from(extent).is_err() {
                 return refuse(format_args!("{name} is {extent}; it must be from 1 to {}", i32::MAX));
@@ -63,20 +63,20 @@ impl BiasGrad<'_> {
         &self,
         kernels: &Kernels,
         stream: RawStream,
-        workspace: &Vector<'_, f32>,
+        workspace: &Vector<'_, u8>,
     ) -> Result<()> {
         self.check(workspace)?;
         let params = BiasGradParams {
             dy: self.dy.ptr(),
             live: self.live.ptr(),
-            partial: workspace.ptr(),
+            partial: workspace.ptr().cast(),
             ld: self.dy.stride() as i64,
             m: self.m as i32,
             n: self.n as i32,
             rows: raw::BIAS_GRAD_ROWS as i32,
         };
         let sums = SumRowsParams {
-            rows: workspace.ptr(),
+            rows: workspace.ptr().cast(),
             out: self.out.ptr(),
             accumulate: self.accumulate.ptr(),
             count: self.m.div_ceil(raw::BIAS_GRAD_ROWS) as i32,
@@ -94,7 +94,7 @@ impl BiasGrad<'_> {
     ///
     /// # Errors
     /// As for [`check`](Self::check); or the device refuses a launch.
-    pub fn launch(&self, stream: &Stream, workspace: &Vector<'_, f32>) -> Result<()> {
+    pub fn launch(&self, stream: &Stream, workspace: &Vector<'_, u8>) -> Result<()> {
         // SAFETY: `stream` lives, and the kernels are those of its device.
         unsafe { self.launch_on(stream.device().kernels(), stream.raw(), workspace) }
     }

@@ -147,7 +147,7 @@ impl Gemm<'_> {
         &self,
         epilogue: &Epilogue<'_>,
         plan: &Plan,
-        workspace: &Vector<'_, f32>,
+        workspace: &Vector<'_, u8>,
         device: &DeviceInfo,
     ) -> Result<()> {
         let Shape { layout, m, n, k } = self.shape;
@@ -248,11 +248,11 @@ impl Gemm<'_> {
         stream: RawStream,
         epilogue: &Epilogue<'_>,
         plan: &Plan,
-        workspace: &Vector<'_, f32>,
+        workspace: &Vector<'_, u8>,
     ) -> Result<()> {
         self.check(epilogue, plan, workspace, kernels.info())?;
         let shape = self.shape;
-        let params = self.params(epilogue, plan, workspace.ptr());
+        let params = self.params(epilogue, plan, workspace.ptr().cast());
         let which = (shape.layout, epilogue.kind());
         // SAFETY: every matrix, vector and the workspace lie in memory of sufficient length, as `check` has
         // found; whoever made them answers for that memory, the caller for the stream.
@@ -260,7 +260,7 @@ impl Gemm<'_> {
         match epilogue {
             Epilogue::GeluGrad(e) if !e.bias_grad.is_none() => {
                 let params = SumRowsParams {
-                    rows: workspace.ptr(),
+                    rows: workspace.ptr().cast(),
                     out: e.bias_grad.ptr(),
                     accumulate: e.accumulate.ptr(),
                     count: shape.m.div_ceil(plan.tile.m as usize) as i32,
@@ -271,7 +271,7 @@ impl Gemm<'_> {
             }
             Epilogue::Sum(e) if plan.splits > 1 => {
                 let params = SumSlicesParams {
-                    slices: workspace.ptr(),
+                    slices: workspace.ptr().cast(),
                     out: e.out.ptr(),
                     accumulate: e.accumulate.ptr(),
                     ld_out: e.out.stride() as i64,
@@ -295,7 +295,7 @@ impl Gemm<'_> {
         stream: &Stream,
         epilogue: &Epilogue<'_>,
         plan: &Plan,
-        workspace: &Vector<'_, f32>,
+        workspace: &Vector<'_, u8>,
     ) -> Result<()> {
         // SAFETY: `stream` lives, and the kernels are those of its device.
         unsafe { self.launch_on(stream.device().kernels(), stream.raw(), epilogue, plan, workspace) }

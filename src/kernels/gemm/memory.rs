@@ -71,16 +71,6 @@ impl<'a, T> Vector<'a, T> {
         if self.is_none() { Ok(()) } else { self.check_aligned(name, len, WIDE) }
     }
 
-    pub(super) fn check_workspace(&self, bytes: usize) -> Result<()> {
-        let given = self.len.saturating_mul(size_of::<T>());
-        if self.is_none() || given < bytes {
-            return Err(Error::usage(format!(
-                "gemm: the workspace has {given} bytes and must have {bytes}; ask workspace_bytes before"
-            )));
-        }
-        self.check_aligned("the workspace", 0, WIDE)
-    }
-
     fn check_aligned(&self, name: &str, len: usize, alignment: usize) -> Result<()> {
         if self.is_none() {
             return Err(Error::usage(format!("gemm: {name} is null; give it an address in device memory")));
@@ -98,6 +88,18 @@ impl<'a, T> Vector<'a, T> {
             )));
         }
         Ok(())
+    }
+}
+
+impl Vector<'_, u8> {
+    pub(super) fn check_workspace(&self, bytes: usize) -> Result<()> {
+        if self.is_none() || self.len < bytes {
+            return Err(Error::usage(format!(
+                "gemm: the workspace has {} bytes and must have {bytes}; ask workspace_bytes before",
+                self.len
+            )));
+        }
+        self.check_aligned("the workspace", bytes, WIDE)
     }
 }
 

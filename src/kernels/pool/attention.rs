@@ -2,22 +2,19 @@
 
 use half::bf16;
 
+use super::instances::{FINISH_THREADS, THREADS, VARIANTS, attention_name};
 use super::{PackedSizes, grid};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
+use crate::kernels::gemm::raw::{SumRowsParams, sum_rows};
 
 /// Most queries: their state lies in shared memory.
 pub const MAX_QUERIES: usize = 8;
 /// Widest head: a warp holds a row, eight elements a lane.
 pub const MAX_HEAD_DIM: usize = 256;
 
-const THREADS: u32 = 256;
-const FINISH_THREADS: u32 = 512;
-/// Columns that a block of the reduction sums.
-const SUM_COLUMNS: usize = 32;
-/// The three sums of sixteen warps over 256 columns, or one of 16 by 32.
-const FINISH_SHARED_BYTES: u32 = 3 * 16 * 256 * 4;
-const SUM_SHARED_BYTES: u32 = FINISH_THREADS * 4;
+/// Three sums over 256 columns of each warp.
+const FINISH_SHARED_BYTES: u32 = 3 * 256 * 4 * FINISH_THREADS / 32;
 
 /// Constants of the kernels, mirror of `PoolAttentionShape`.
 #[repr(C)]
@@ -81,7 +78,7 @@ pub struct AttentionForwardParams {
     pub query: AttentionQuery,
     /// `[images + 1]`.
     pub cu_seqlens: Ptr<i32>,
-    /// Set to 1 where `cu_seqlens` is bad; may be null.
+    /// Set where `cu_seqlens` is no list of images, see [`fault`](super::fault); may be null.
     pub error: Ptr<i32>,
     /// A multiple of 8.
     pub k_stride: i64,
@@ -131,7 +128,7 @@ pub struct AttentionBackwardParams {
     pub accumulate: Ptr<i32>,
     /// `[images + 1]`.
     pub cu_seqlens: Ptr<i32>,
-    /// Set to 1 where `cu_seqlens` is bad; may be null.
+    /// Set where `cu_seqlens` is no list of images, see [`fault`](super::fault); may be null.
     pub error: Ptr<i32>,
     /// A multiple of 8.
     pub dk_stride: i64,
@@ -171,13 +168,10 @@ impl AttentionShape {
         (self.backward_partial_len() + self.query_len()) * size_of::<f32>()
     }
 
-    /// Name ending of the kernel and lanes that hold a row.
-    fn variant(&self) -> (&'static str, u32) {
-        match self.head_dim {
-            ..=64 => ("64", 8),
-            ..=128 => ("128", 16),
-            _ => ("256", 32),
-        }
+    /// Widest head of the kernel, and lanes that hold a row.
+    fn variant(&self) -> (usize, u32) {
+        let fits = VARIANTS.iter().find(|(widest, _)| self.head_dim as usize <= *widest);
+        fits.copied().unwrap_or(VARIANTS[VARIANTS.len() - 1])
     }
 
     fn forward_shared_bytes(&self) -> u32 {
@@ -210,7 +204,7 @@ pub unsafe fn launch_attention_forward(
     let blocks = shape.sizes().pieces() * shape.heads as usize;
     let main = Launch::new(grid(blocks)?, THREADS, shape.forward_shared_bytes());
     let combine = Launch::new(grid(shape.images as usize)?, THREADS, 0);
-    let name = format!("pool_attention_forward_bf16_{}", shape.variant().0);
+    let name = attention_name("forward", shape.variant().0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernels.
     unsafe {
         kernels.launch(&name, main, stream, params)?;
@@ -234,14 +228,19 @@ pub unsafe fn launch_attention_backward(
     // One piece more: the rows that belong to no image.
     let blocks = (shape.sizes().pieces() + 1) * shape.heads as usize;
     let main = Launch::new(grid(blocks)?, THREADS, shape.backward_shared_bytes());
-    let sum = grid(shape.query_len().div_ceil(SUM_COLUMNS))?;
-    let sum = Launch::new(sum, FINISH_THREADS, SUM_SHARED_BYTES);
+    let sums = SumRowsParams {
+        rows: params.partial,
+        out: params.sums,
+        accumulate: Ptr::null(),
+        count: (shape.sizes().pieces() + 1) as i32,
+        cols: shape.query_len() as i32,
+    };
     let finish = Launch::new([1, 1, 1], FINISH_THREADS, FINISH_SHARED_BYTES);
-    let name = format!("pool_attention_backward_bf16_{}", shape.variant().0);
+    let name = attention_name("backward", shape.variant().0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernels.
     unsafe {
         kernels.launch(&name, main, stream, params)?;
-        kernels.launch("pool_attention_sum_f32", sum, stream, params)?;
+        sum_rows(kernels, stream, &sums)?;
         kernels.launch("pool_attention_finish_f32", finish, stream, params)
     }
 }

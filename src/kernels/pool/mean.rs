@@ -2,12 +2,12 @@
 
 use half::bf16;
 
+use super::instances::THREADS;
 use super::{PackedSizes, grid};
 use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_workspace};
 
-const THREADS: u32 = 256;
 /// Columns of a block.
 const COLUMNS: usize = 64;
 /// The sums of 32 row groups; a float more a row keeps them in different banks.
@@ -25,7 +25,7 @@ pub struct MeanForwardParams {
     pub x: Ptr<bf16>,
     /// `[images + 1]`.
     pub cu_seqlens: Ptr<i32>,
-    /// Set to 1 where `cu_seqlens` is bad; may be null.
+    /// Set where `cu_seqlens` is no list of images, see [`fault`](super::fault); may be null.
     pub error: Ptr<i32>,
     /// A multiple of 8.
     pub x_stride: i64,
@@ -49,7 +49,7 @@ pub struct MeanBackwardParams {
     pub dout: Ptr<bf16>,
     /// `[images + 1]`.
     pub cu_seqlens: Ptr<i32>,
-    /// Set to 1 where `cu_seqlens` is bad; may be null.
+    /// Set where `cu_seqlens` is no list of images, see [`fault`](super::fault); may be null.
     pub error: Ptr<i32>,
     /// A multiple of 8.
     pub dx_stride: i64,

@@ -15,6 +15,8 @@ pub use attention::{
 pub use checked::{AttentionBackward, AttentionForward, AttentionPool, Query};
 pub use mean::{MeanBackwardParams, MeanForwardParams, MeanPool, launch_mean_backward, launch_mean_forward};
 
+pub use super::registry::pool as instances;
+
 use crate::error::{Error, Result};
 
 /// Pooled tokens of a piece.
@@ -47,6 +49,23 @@ impl PackedSizes {
             self.tokens, self.images, self.skip
         )))
     }
+}
+
+/// What the error word says that the kernels set, once it has been copied to the host.
+///
+/// # Errors
+/// `cu_seqlens` was no list of images: what was computed from it means nothing.
+pub fn fault(word: i32) -> Result<()> {
+    let what = match word {
+        0 => return Ok(()),
+        1 => "does not begin at 0",
+        2 => "decreases",
+        _ => "ends beyond the token rows of the batch",
+    };
+    Err(Error::usage(format!(
+        "cu_seqlens on the device {what}, so pooling has no right result; give the start of every image, \
+         ascending from 0, and the end of the last one"
+    )))
 }
 
 /// Blocks of a grid along x.

@@ -4,8 +4,9 @@ use half::bf16;
 
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
+pub use crate::kernels::registry::measure as instances;
+use instances::THREADS;
 
-const THREADS: u32 = 256;
 /// Elements that a block copies: four times 16 bytes a thread.
 const COPY_ELEMENTS: usize = 4 * THREADS as usize * 8;
 /// Elements of [`MmaParams::values`].

@@ -4,8 +4,7 @@ use trencadis::cpu::gemm::{self, Mat, MatMut};
 use trencadis::cpu::{elementwise, real::Real};
 use trencadis::recipe::GeluKind;
 
-mod support;
-use support::numbers::{close, random};
+use crate::support::numbers::{close, random};
 
 /// a[m, k] · b[k, n], plain loops.
 fn naive(

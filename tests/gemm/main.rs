@@ -1,0 +1,9 @@
+//! Linear layers: the CPU device, and the GEMM kernels against it.
+
+mod cpu;
+mod errors;
+mod gradients;
+mod product;
+mod store;
+#[path = "../support/mod.rs"]
+mod support;
