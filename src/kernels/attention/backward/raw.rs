@@ -130,7 +130,7 @@ pub unsafe fn backward(
     // SAFETY: the caller answers for addresses and stream.
     unsafe {
         kernels.launch(BACKWARD_PREPARE, prepare, stream, params)?;
-        kernels.launch(&plan.instance.backward(), main, stream, params)?;
+        kernels.launch(&plan.instance.name(), main, stream, params)?;
     }
     if params.partial.is_null() {
         return Ok(());
