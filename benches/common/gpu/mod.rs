@@ -44,6 +44,9 @@ pub struct Gpu {
     clocks: Clocks,
 }
 
+/// Queues one run on a set of operands.
+pub type Queue<'a> = dyn Fn(&Stream, usize) -> Result<()> + 'a;
+
 /// One kernel, or chain of kernels, and shape.
 pub struct Case<'a> {
     /// Name of the kernel or of what it computes.
@@ -57,7 +60,7 @@ pub struct Case<'a> {
     /// Sets of operands.
     pub sets: usize,
     /// Queues one run on a set.
-    pub launch: Box<dyn Fn(&Stream, usize) -> Result<()> + 'a>,
+    pub launch: &'a Queue<'a>,
 }
 
 /// A case that is ready to be timed: so many launches at a time, on a GPU as one graph.
@@ -222,7 +225,14 @@ impl Gpu {
     }
 
     fn line(&self, case: &Case<'_>, seconds: f64, samples: usize) -> String {
-        let row = Row { seconds, samples, clocks: self.clocks.medians() };
+        let mut clocks = self.clocks.medians();
+        if clocks.driver.is_empty()
+            && let Some(driver) = &self.device.info().driver
+        {
+            let (major, minor) = driver.cuda;
+            clocks.driver = driver.release.clone().unwrap_or_else(|| format!("for CUDA {major}.{minor}"));
+        }
+        let row = Row { seconds, samples, clocks };
         table::line(case, &row, &self.peaks, &self.device.info().name)
     }
 
