@@ -31,7 +31,9 @@ struct AttentionBackward {
     int32_t slots;
     int32_t heads;
     int32_t head_dim;
-    int32_t tile_rows; // of the long schedule
+    int32_t short_rows; // that fit shared memory
+    int32_t tile_rows;  // of the long schedule
+    int32_t unused;
     float scale;
 };
 

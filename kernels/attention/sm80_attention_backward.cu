@@ -24,33 +24,50 @@
 namespace attention_backward {
 
 // One head of one image, or a tile of its keys or queries, from row `first` of the image on: owned by a group
-// of `warps` warps. Each warp keeps it in shared memory and reads of it what it needs, when it needs it:
-// registers are full of gradients.
+// of `warps` warps, in the shared memory from `shared` on. Each warp keeps it in shared memory and reads of it
+// what it needs, when it needs it: registers are full of gradients.
 struct alignas(16) Item {
     Head head;
     int first;
     int warps;
     uint32_t shared;
-    int unused[2];
+    int number;
+    int unused;
 };
 
-// The items of the warps begin at byte 128 of shared memory.
+// Items of the warps: the first bytes of shared memory.
+constexpr int HEADER_BYTES = WARPS * sizeof(Item);
+
 DEVICE Shared<Item> item_of_warp()
 {
-    return Shared<Item>(ptx::shared_base() + 128 + ptx::unknown(threadIdx.x) / 32 * sizeof(Item));
+    return Shared<Item>(ptx::shared_base() + ptx::unknown(threadIdx.x) / 32 * sizeof(Item));
 }
 
+// Collective.
 DEVICE void hand_out(const Item& item)
 {
+    ptx::warp_sync();
     if (threadIdx.x % 32 == 0) item_of_warp().store(0, item);
     ptx::warp_sync();
 }
 
 // Bytes of shared memory that a group needs beside the rows of both sides: lse and delta of a query, its
 // places in two steps of ds^T.
-constexpr int HEADER_BYTES = 128 + WARPS * sizeof(Item); // of a block: the number of its item, the items
 constexpr int QUERY_BYTES = 8;
 constexpr int KEY_BYTES = 2 * 2 * STEP;
+
+// Bytes of a row of both sides of a short image.
+template <int D>
+DEVICE constexpr int short_row_bytes()
+{
+    return 4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES;
+}
+
+// Most rows of one of `groups` groups that share the room of `rows` rows.
+DEVICE constexpr int rows_of_group(int rows, int groups)
+{
+    return rows / groups / STEP * STEP;
+}
 
 // Shared memory of a group: both sides; lse and delta of the queries, made negative, lse times log2(e); ds^T of
 // two steps in turn.
@@ -328,35 +345,37 @@ DEVICE void gradients(const AttentionBackward& p)
         const int64_t values = int64_t(p.heads) * AFFINE * p.head_dim;
         for (int64_t i = threadIdx.x; i < values; i += blockDim.x) partial.store(blockIdx.x * values + i, 0.0f);
     }
-    // The number of the item waits in shared memory, not in a register.
-    const Shared<int> number(ptx::shared_base());
-    if (threadIdx.x == 0) number.store(0, int(blockIdx.x) - int(gridDim.x));
+    hand_out(Item{{}, 0, 0, 0, int(blockIdx.x) - int(gridDim.x), 0});
     for (;;) {
-        // All threads have left the item before: shared memory and `partial` are free.
-        ptx::barrier();
-        if (threadIdx.x == 0) number.store(0, number.load(0) + gridDim.x);
-        ptx::barrier();
-        const int i = number.load(0);
+        const Item before = item_of_warp().load(0);
+        const int number = before.number + gridDim.x;
         const int long_items = schedule.long_items();
-        if (i >= 2 * long_items + schedule.short_items()) return;
-        const uint32_t shared = ptx::shared_base() + HEADER_BYTES;
-        if (i < 2 * long_items) {
-            const LongItem at = schedule.long_item(i % long_items);
-            hand_out(Item{head_of(p, at.image, at.head), at.tile * p.tile_rows, WARPS, shared, {}});
-            if (i < long_items)
-                Run<D, M, G, false, false>{p}.run();
-            else
-                Run<D, M, G, true, false>{p}.run();
+        if (number >= 2 * long_items + schedule.short_items()) return;
+        Item item{{}, 0, WARPS, ptx::shared_base() + HEADER_BYTES, number, 0};
+        if (number < 2 * long_items) {
+            const LongItem at = schedule.long_item(number % long_items);
+            item.head = head_of(p, at.image, at.head);
+            item.first = at.tile * p.tile_rows;
         } else {
-            const ShortItem at = schedule.short_item(i - 2 * long_items);
-            const int warps = WARPS / at.heads;
-            const int group = Group(warps).index();
-            const Head head = head_of(p, at.image, at.head + group);
-            if (head.head >= p.heads) continue;
-            const int bytes = round_up(head.length, STEP) * (4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES);
-            hand_out(Item{head, 0, warps, shared + group * bytes, {}});
-            Run<D, M, G, false, true>{p}.run();
+            const ShortItem at = schedule.short_item(number - 2 * long_items);
+            item.warps = WARPS / at.heads;
+            const int group = Group(item.warps).index();
+            item.head = head_of(p, at.image, at.head + group);
+            item.shared += group * rows_of_group(p.short_rows, at.heads) * short_row_bytes<D>();
         }
+        // The item before has left shared memory and `partial`. As long as groups stay what they are, each
+        // goes its own way: one loads while another multiplies. Head h is always that of group h % groups.
+        if (item.warps == before.warps)
+            Group(item.warps).barrier();
+        else
+            ptx::barrier();
+        hand_out(item);
+        if (number < long_items)
+            Run<D, M, G, false, false>{p}.run();
+        else if (number < 2 * long_items)
+            Run<D, M, G, true, false>{p}.run();
+        else if (item.head.head < p.heads)
+            Run<D, M, G, false, true>{p}.run();
     }
 }
 

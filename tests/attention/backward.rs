@@ -162,7 +162,7 @@ fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
         let got = run(case, device, way, &answer, &dout(case));
         for ((got, want), of) in got.rows.iter().zip(&rows).zip(["dq", "dk", "dv"]) {
             let got: Vec<f64> = got.iter().map(|x| x.to_f64()).collect();
-            alike(&format!("{of} of {name}"), &got, want, 5e-5, 2e-2);
+            alike(&format!("{of} of {name}"), &got, want, 2e-5, 1e-2);
         }
         for (i, of) in ["dq_gain", "dq_bias", "dk_gain", "dk_bias"].into_iter().enumerate() {
             if case.config.norm == QkNormKind::None {
@@ -177,7 +177,7 @@ fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
                 let worst = sums.iter().fold(0f64, |max, x| max.max(x.abs())) / scale;
                 assert!(worst < 0.1, "{of} of {name}: {worst}");
             } else {
-                alike(&format!("{of} of {name}"), &sums, &affine[i], 1e-4, 3e-2);
+                alike(&format!("{of} of {name}"), &sums, &affine[i], 5e-5, 2e-2);
             }
         }
         all.push(got);
@@ -287,31 +287,35 @@ fn neighbours_do_not_matter() {
     }
 }
 
-/// Orders of threads and times of copies, as the emulators have them, and grids of any size.
+/// Long and short images at once, on grids of two sizes.
+#[test]
+fn the_same_bits_on_any_grid() {
+    let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[70, 20, 7], 1);
+    for device in devices() {
+        let answer = forward(&case, &device);
+        let mixed = Way { short: Some(32), ..SHORT };
+        let [few, many] = [1, 7]
+            .map(|blocks| run(&case, &device, Way { blocks: Some(blocks), ..mixed }, &answer, &dout(&case)));
+        // Gradients of gains are summed over blocks first.
+        assert!(few.rows == many.rows, "{:?}", device.info());
+    }
+}
+
+/// Orders of threads, warps and blocks, and times of copies.
+#[cfg(feature = "emulator")]
 #[test]
 fn the_same_bits_in_any_order() {
+    use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
+
     let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[70, 20, 7], 1);
-    let mut answers = Vec::new();
-    for way in [SHORT, LONG] {
-        let mut first: Option<(_, Gradients)> = None;
-        for device in devices() {
-            let answer = match answers.first() {
-                Some(answer) => answer,
-                None => {
-                    answers.push(forward(&case, &device));
-                    &answers[0]
-                }
-            };
-            for blocks in [7, 1] {
-                let got = run(&case, &device, Way { blocks: Some(blocks), ..way }, answer, &dout(&case));
-                let first = first.get_or_insert_with(|| (device.info().driver.clone(), got.clone()));
-                // A GPU's exponential is not the emulator's to the bit.
-                if first.0 == device.info().driver {
-                    assert!(first.1.rows == got.rows, "rows differ on {blocks} blocks");
-                    // Sums over rows are sums over blocks first.
-                    assert!(blocks == 1 || first.1.affine == got.affine, "gains differ");
-                }
-            }
+    let way = Way { short: Some(32), ..SHORT };
+    let mut first = None;
+    for (i, policy) in [CopyPolicy::AtIssue, CopyPolicy::AtWait, CopyPolicy::Random].into_iter().enumerate() {
+        let device = Device::emulator(EmulatorOptions { policy, seed: 40 + i as u64, ..Default::default() });
+        let (answer, _) = first.get_or_insert_with(|| (forward(&case, &device), None));
+        let got = run(&case, &device, way, answer, &dout(&case));
+        if let Some((_, first)) = &mut first {
+            assert!(*first.get_or_insert_with(|| got.clone()) == got, "{policy:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ const STEP: usize = 32;
 /// Such steps that are in shared memory at a time where an image is long.
 const STAGES: usize = 3;
 /// What a block keeps in front of its tiles.
-const HEADER: usize = 128 + BACKWARD_WARPS * 32;
+const HEADER: usize = BACKWARD_WARPS * 32;
 /// lse and delta of a query.
 const QUERY: usize = 2 * size_of::<f32>();
 /// Places of a key in two steps of dS.
@@ -23,6 +23,8 @@ pub struct BackwardPlan {
     pub instance: BackwardInstance,
     /// Which images are short; the items of long ones are tiles of keys, and of queries.
     pub limits: Limits,
+    /// Rows of short images that fit a block together, a multiple of 32: those of two or four heads share them.
+    pub short_rows: usize,
     /// Bytes of shared memory of a block.
     pub shared: u32,
     /// Blocks that the device runs at a time: what the grid is made for.
@@ -58,6 +60,7 @@ impl BackwardPlan {
         Some(Self {
             instance,
             limits,
+            short_rows: capacity,
             shared: u32::try_from(HEADER + short_bytes.max(long_bytes)).ok()?,
             blocks: device.multiprocessors,
         })
