@@ -405,7 +405,9 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             slots: call.slots as i32,
             heads: call.heads as i32,
             head_dim: call.head_dim as i32,
+            short_rows: plan.short_rows as i32,
             tile_rows: plan.limits.tile_rows as i32,
+            unused: 0,
             scale: call.scale as f32,
         };
         let affine = AffineGrad {
