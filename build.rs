@@ -25,11 +25,15 @@ fn main() {
         println!("cargo::rerun-if-changed=src/kernels/{instances}");
     }
     let sources = registry::sources();
-    if let Err(message) = nvcc::build(&sources) {
+    report(nvcc::build(&sources));
+    #[cfg(feature = "emulator")]
+    report(emulator::build(&sources));
+}
+
+fn report(result: Result<(), String>) {
+    if let Err(message) = result {
         for line in message.lines().filter(|line| !line.trim().is_empty()) {
             println!("cargo::error={line}");
         }
     }
-    #[cfg(feature = "emulator")]
-    emulator::build(&sources);
 }

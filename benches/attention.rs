@@ -1,4 +1,4 @@
-//! Packed attention of the CPU device over NaViT's mix of image sizes, and over one long image.
+//! Packed attention: of the CPU device over NaViT's mix of image sizes and over one long image, and on a GPU.
 //! Throughput counts the matrix products: 4 S² Dh forward and 10 S² Dh backward (scores, dP, dV, dQ,
 //! dK) per image and head.
 
@@ -59,5 +59,9 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, attention);
+fn attention_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "attention", common::attention::cases);
+}
+
+criterion_group!(benches, attention, attention_gpu);
 criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! Linear layers and GELU of the CPU device over the shapes of ViT-Ti, -S and -B.
+//! Linear layers and GELU: of the CPU device over the shapes of ViT-Ti, -S and -B, on a GPU to ViT-22B.
 
 use std::hint::black_box;
 
@@ -65,5 +65,9 @@ fn elementwise(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, linear, elementwise);
+fn gemm_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "gemm", common::gemm::cases);
+}
+
+criterion_group!(benches, linear, elementwise, gemm_gpu);
 criterion_main!(benches);

@@ -121,33 +121,36 @@ fn is_fresh(object: &Path, dependencies: &Path) -> bool {
 }
 
 /// Writes `text` unless the file says so already, so that its time tells when it changed.
-fn write_if_changed(path: &Path, text: &str) {
+fn write_if_changed(path: &Path, text: &str) -> Result<(), String> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
-        return;
+        return Ok(());
     }
-    fs::write(path, text).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+    fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 /// Compiles all sources and links them into the crate.
-pub fn build(sources: &[Source]) {
+///
+/// # Errors
+/// What the compiler says, or why there is none.
+pub fn build(sources: &[Source]) -> Result<(), String> {
     println!("cargo::rerun-if-changed=tests/kernels");
     println!("cargo::rerun-if-env-changed=TRENCADIS_COVERAGE");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let folder = out.join("emulator");
-    fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("cannot make {}: {e}", folder.display()));
+    fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
 
     let mut sources: Vec<Source> = sources.to_vec();
     sources.push(planted());
     sources.retain(|source| !source.kernels.is_empty());
-    write_if_changed(&out.join("emulator.rs"), &tables(&sources));
+    write_if_changed(&out.join("emulator.rs"), &tables(&sources))?;
     let mut units: Vec<(PathBuf, PathBuf)> = RUNTIME
         .iter()
         .map(|name| (root.join("kernels/emulator").join(name), folder.join(name).with_extension("o")))
         .collect();
     for source in &sources {
         let unit = folder.join(source.stem()).with_extension("cpp");
-        write_if_changed(&unit, &translation_unit(source));
+        write_if_changed(&unit, &translation_unit(source))?;
         units.push((unit.clone(), unit.with_extension("o")));
     }
 
@@ -167,9 +170,11 @@ pub fn build(sources: &[Source]) {
         .flag("-ffp-contract=off")
         .flag("-Wno-unused-parameter");
     if coverage {
-        compiler.flag("--coverage");
+        // Counters come after early inlining, which would take whole functions out of the count.
+        compiler.flag("--coverage").flag("-fno-early-inlining");
     }
-    let tool = compiler.get_compiler();
+    let no_compiler = |e| format!("the emulator needs a C++17 compiler (CXX names it): {e}");
+    let tool = compiler.try_get_compiler().map_err(no_compiler)?;
     let signature = format!("{:?}", tool.to_command());
     let stamp = folder.join("command");
     let same_command = fs::read_to_string(&stamp).is_ok_and(|old| old == signature);
@@ -177,40 +182,52 @@ pub fn build(sources: &[Source]) {
         .iter()
         .filter(|(_, object)| !same_command || !is_fresh(object, &object.with_extension("d")))
         .collect();
+    if !same_command {
+        // Written again when all objects are of this command.
+        let _ = fs::remove_file(&stamp);
+    }
 
     let queue = Mutex::new(stale);
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-    thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().ok().and_then(|mut queue| queue.pop());
-                    let Some((source, object)) = next else { break };
-                    compile(tool.to_command(), source, object);
-                }
-            });
+    let work = || -> Result<(), String> {
+        while let Some((source, object)) = queue.lock().ok().and_then(|mut queue| queue.pop()) {
+            compile(tool.to_command(), source, object)?;
         }
-    });
-    write_if_changed(&stamp, &signature);
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        let died = |_| Err("a thread of the emulator build died".to_owned());
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(died))
+    })?;
+    write_if_changed(&stamp, &signature)?;
 
     let mut archive = cc::Build::new();
     archive.cpp(true);
     for (_, object) in &units {
         archive.object(object);
     }
-    archive.compile("trencadis_emulator");
+    let failed = |e| format!("the emulator's objects cannot be put together: {e}");
+    archive.try_compile("trencadis_emulator").map_err(failed)?;
     if coverage {
         println!("cargo::rustc-link-lib=gcov");
     }
+    Ok(())
 }
 
-fn compile(mut command: Command, source: &Path, object: &Path) {
+fn compile(mut command: Command, source: &Path, object: &Path) -> Result<(), String> {
     let dependencies = object.with_extension("d");
     command.arg("-MMD").arg("-MF").arg(dependencies).arg("-c").arg(source).arg("-o").arg(object);
-    let output = command.output().unwrap_or_else(|e| panic!("cannot run the C++ compiler: {e}"));
+    let program = command.get_program().to_owned();
+    let output = command.output().map_err(|e| {
+        format!("the emulator needs a C++17 compiler, but {} cannot be run: {e}", program.display())
+    })?;
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the emulator build of {} failed:\n{text}", source.display());
+    if !output.status.success() {
+        return Err(format!("{} does not compile for the emulator:\n{text}", source.display()));
+    }
     for line in text.lines() {
         println!("cargo::warning={line}");
     }
+    Ok(())
 }

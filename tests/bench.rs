@@ -5,9 +5,13 @@
 mod common;
 mod support;
 
-use common::gpu::{Gpu, clocks, table};
+use common::gpu::{Case, Gpu, clocks, table};
 use common::shapes::{Images, Shape, parse};
+use criterion::Criterion;
 use support::devices::devices;
+use trencadis::device::Stream;
+use trencadis::kernels::gemm::Layout;
+use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
@@ -46,25 +50,80 @@ fn readings_of_the_clocks() {
 
 #[test]
 fn every_family_gives_lines_of_the_table() {
-    let columns = table::HEADER.split(',').count();
     for device in devices().into_iter().take(1) {
         let gpu = Gpu::on(device).unwrap();
         assert!(gpu.peaks.operations > 0.0 && gpu.peaks.bytes > 0.0);
         let mut lines = Vec::new();
+        let mut sink = |case: &Case<'_>| gpu.once(case).map(|line| lines.push(line));
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
-        let mut sink = |case: &common::gpu::Case<'_>| gpu.once(case).map(|line| lines.push(line));
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
-        let kernels: Vec<&str> = lines.iter().filter_map(|line| line.split(',').next()).collect();
-        assert_eq!(
-            kernels,
-            ["pool_attention_forward", "pool_attention_backward", "pool_mean_forward", "pool_mean_backward"]
-        );
+        common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
+        for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+            for &fused in common::gemm::all_fused(layout) {
+                let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
+                common::gemm::shape_case(&gpu, shape, fused, &mut sink).unwrap();
+            }
+        }
+        let columns = table::HEADER.split(',').count();
+        let mut kernels = Vec::new();
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            assert_eq!(cells[1], "2x64_9+30");
+            let gemm = cells[0].starts_with("gemm");
+            assert_eq!(cells[1], if gemm { "40x24x16" } else { "2x64_9+30" });
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
-            assert!(cells[5].parse::<f64>().unwrap() > 0.0 && cells[3].is_empty(), "{line}");
+            // Either operations or bytes are what counts.
+            let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
+            assert_eq!(
+                (operations.is_ok(), bytes.is_ok()),
+                if cells[0].starts_with("pool") { (false, true) } else { (true, false) }
+            );
+            kernels.push(cells[0]);
         }
+        let expected = [
+            "pool_attention_forward",
+            "pool_attention_backward",
+            "pool_mean_forward",
+            "pool_mean_backward",
+            "attention_forward_rms",
+            "attention_backward_rms",
+            "attention_forward_plain",
+            "attention_backward_plain",
+            "gemm_nt_plain",
+            "gemm_nt_bias",
+            "gemm_nt_gelu_erf",
+            "gemm_nt_gelu_tanh",
+            "gemm_nt_residual",
+            "gemm_nn_plain",
+            "gemm_nn_gelu_erf_grad",
+            "gemm_nn_gelu_tanh_grad",
+            "gemm_tn_sum",
+        ];
+        assert_eq!(kernels, expected);
+    }
+}
+
+/// Criterion's own loop, and the file beside its report.
+#[test]
+fn criterion_takes_the_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = table::Table::begin(folder.path(), "copy").unwrap();
+    for device in devices().into_iter().take(1) {
+        let gpu = Gpu::on(device).unwrap();
+        let (x, out) = (gpu.random(2, 64).unwrap(), gpu.room::<half::bf16>(2, 64).unwrap());
+        let launch = |stream: &Stream, set: usize| {
+            let params = CopyParams { out: out.ptr(set), x: x.ptr(set), size: 64 };
+            // SAFETY: both parts hold 64 elements.
+            unsafe { launch_copy(gpu.device.kernels(), stream.raw(), &params) }
+        };
+        let (kernel, shape) = ("copy, \"64\"".into(), "64".into());
+        let case = Case { kernel, shape, operations: 0.0, bytes: 256.0, sets: 2, launch: &launch };
+        let mut criterion = Criterion::default().output_directory(folder.path()).without_plots();
+        let line = gpu.measure(&mut criterion, "copy", &case).unwrap();
+        assert!(line.starts_with("\"copy, \"\"64\"\"\",64,"), "{line}");
+        table.add(&line).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("copy.csv")).unwrap();
+        assert_eq!(text, format!("{}\n{line}\n", table::HEADER));
+        assert!(folder.path().join("gpu_copy").is_dir());
     }
 }

@@ -12,6 +12,11 @@ count as tokens, not padding. One step warms up.
 This crate's numbers come from a command that prints one JSON line for each network:
 {"model": "navit-ti16", "tokens_per_s": 1234.5, "peak_rss_mib": 678.9}. `--ours` names the command; the
 words {shape}, {steps} and {tokens} in it are replaced.
+
+    python tools/compare_torch.py --gpu [--write benches/results/gpu-torch.md]
+
+compares kernels instead, on a GPU: products with cuBLAS, packed attention with the best of cuDNN, torch's varlen
+attention and FlashAttention 3 (pip install fa3-fwd). See compare_torch_gpu.py.
 """
 
 import argparse
@@ -185,8 +190,16 @@ def main():
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--ours", default=OURS, help="command that prints this crate's JSON lines; empty for none")
     parser.add_argument("--write", type=Path, help="Markdown file for the table")
+    parser.add_argument("--gpu", action="store_true", help="compare kernels on a GPU")
+    parser.add_argument("--library", type=Path, help="with --gpu: the built torch_bridge library, instead of building it")
+    parser.add_argument("--dry-run", action="store_true", help="with --gpu: check the library without GPU and PyTorch")
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.gpu:
+        import compare_torch_gpu
+
+        compare_torch_gpu.main(options)
+        return
     if options.child:
         child(options.child, options.shape, options.steps, options.tokens)
         return

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod attention;
+pub mod gemm;
 pub mod gpu;
 pub mod pool;
 pub mod shapes;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 // Switches to the scheduler; returns when this thread is to go on. Defined in src/device/emulator.

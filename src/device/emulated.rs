@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::backend::{self, own};
 use super::emulator::{Emulator, EmulatorOptions};
 use super::{DeviceInfo, Launch, RawStream};
 use crate::{Error, Result};
@@ -24,37 +25,101 @@ pub(super) fn describe(options: &EmulatorOptions) -> DeviceInfo {
     }
 }
 
-/// Memory of the emulator, which is memory of the host.
-pub(super) struct Memory(pub Arc<Emulator>);
+/// The emulator; its memory is memory of the host.
+#[derive(Clone)]
+pub(super) struct Host(pub Arc<Emulator>);
 
-impl Memory {
-    /// Writes zeros.
-    ///
-    /// # Safety
-    /// The range is an allocation that nobody else uses at this moment; so below.
-    pub(super) unsafe fn zero(&self, address: u64, bytes: usize) {
-        // SAFETY: as the caller promises.
+impl backend::Backend for Host {
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        Ok(self.0.alloc(bytes))
+    }
+
+    unsafe fn free(&self, address: u64) {
+        self.0.free(address);
+    }
+
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller promises that the range is allocated, here and below; launches have run when
+        // they return, so nothing else uses it.
         unsafe { (address as *mut u8).write_bytes(0, bytes) };
+        Ok(())
     }
 
-    /// # Safety
-    /// As for [`zero`](Self::zero).
-    pub(super) unsafe fn copy_in(&self, address: u64, host: &[u8]) {
-        // SAFETY: as the caller promises; an allocation never overlaps a slice.
+    unsafe fn upload(&self, address: u64, host: &[u8]) -> Result<()> {
+        // SAFETY: as above; an allocation never overlaps a slice.
         unsafe { (address as *mut u8).copy_from_nonoverlapping(host.as_ptr(), host.len()) };
+        Ok(())
     }
 
-    /// # Safety
-    /// As for [`zero`](Self::zero).
-    pub(super) unsafe fn copy_out(&self, host: &mut [u8], address: u64) {
+    unsafe fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
         // SAFETY: as above.
         unsafe { (address as *const u8).copy_to_nonoverlapping(host.as_mut_ptr(), host.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy_in(&self, _: RawStream, address: u64, host: &[u8]) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.upload(address, host) }
+    }
+
+    unsafe fn copy_out(&self, _: RawStream, host: &mut [u8], address: u64) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.download(host, address) }
+    }
+
+    fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
+        Ok(Box::new(Words { words: vec![0; bytes.div_ceil(16)], bytes }))
+    }
+
+    fn stream(&self) -> Result<Box<dyn backend::Stream>> {
+        Ok(Box::new(Stream { host: self.clone(), queue: Box::default() }))
     }
 }
 
-/// A stream. Its address is the raw handle, so it lies on the heap.
-pub(super) struct Stream {
-    emulator: Arc<Emulator>,
+impl backend::Loaded for Host {
+    unsafe fn launch(
+        &self,
+        name: &str,
+        launch: Launch,
+        stream: RawStream,
+        params: *const c_void,
+        bytes: usize,
+    ) -> Result<()> {
+        // SAFETY: the caller promises `bytes` bytes.
+        let params = unsafe { std::slice::from_raw_parts(params.cast::<u8>(), bytes) };
+        let recorded = Recorded { name: name.into(), launch, params: params.into() };
+        // SAFETY: the caller promises a live stream of this device, or null.
+        let queue = unsafe { stream.0.cast::<Queue>().as_ref() };
+        match queue.map(Queue::capture).as_deref_mut() {
+            Some(Some(captured)) => {
+                captured.push(recorded);
+                Ok(())
+            }
+            _ => recorded.run(&self.0),
+        }
+    }
+}
+
+/// Host memory, aligned for every element.
+struct Words {
+    words: Vec<u128>,
+    /// How many count.
+    bytes: usize,
+}
+
+impl backend::HostMemory for Words {
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
+    }
+}
+
+/// A stream. The address of its queue is the raw handle, so that lies on the heap.
+struct Stream {
+    host: Host,
     queue: Box<Queue>,
 }
 
@@ -89,74 +154,59 @@ impl Recorded {
     }
 }
 
-/// Runs a kernel, or adds it to the capture of its stream.
-///
-/// # Safety
-/// As for `Kernels::launch`.
-pub(super) unsafe fn launch<P: Copy>(
-    emulator: &Emulator,
-    name: &str,
-    launch: Launch,
-    stream: RawStream,
-    params: &P,
-) -> Result<()> {
-    let mut bytes = vec![0; size_of::<P>()];
-    // SAFETY: both are as long as `P`. What lies in its padding, if it has any, is read by nobody.
-    unsafe {
-        std::ptr::from_ref(params).cast::<u8>().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len());
-    }
-    let recorded = Recorded { name: name.into(), launch, params: bytes };
-    // SAFETY: the caller promises a live stream of this device, or null.
-    let queue = unsafe { stream.0.cast::<Queue>().as_ref() };
-    if let Some(queue) = queue
-        && let Some(captured) = queue.capture().as_mut()
-    {
-        captured.push(recorded);
-        return Ok(());
-    }
-    recorded.run(emulator)
-}
-
-impl Stream {
-    pub(super) fn new(emulator: &Arc<Emulator>) -> Self {
-        Self { emulator: emulator.clone(), queue: Box::default() }
+impl backend::Stream for Stream {
+    fn raw(&self) -> RawStream {
+        RawStream(std::ptr::from_ref::<Queue>(&self.queue).cast_mut().cast())
     }
 
-    pub(super) fn raw(&self) -> RawStream {
-        RawStream(std::ptr::from_ref::<Queue>(&self.queue).cast_mut().cast::<c_void>())
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
     }
 
-    pub(super) fn is_capturing(&self) -> bool {
-        self.queue.capture().is_some()
+    fn record(&self) -> Result<Box<dyn backend::Event>> {
+        Ok(Box::new(Event(Instant::now())))
     }
 
-    pub(super) fn begin_capture(&self) {
+    fn wait(&self, event: &dyn backend::Event) -> Result<()> {
+        own::<Event>(event).map(drop)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
         *self.queue.capture() = Some(Vec::new());
+        Ok(())
     }
 
-    pub(super) fn end_capture(&self) -> Graph {
-        Graph(self.queue.capture().take().unwrap_or_default())
+    fn is_capturing(&self) -> Result<bool> {
+        Ok(self.queue.capture().is_some())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn backend::Graph>> {
+        let recorded = self.queue.capture().take().unwrap_or_default();
+        Ok(Box::new(Graph { host: self.host.clone(), recorded }))
     }
 }
 
 /// The launches of a capture.
-pub(super) struct Graph(Vec<Recorded>);
+struct Graph {
+    host: Host,
+    recorded: Vec<Recorded>,
+}
 
-impl Graph {
-    pub(super) fn launch(&self, stream: &Stream) -> Result<()> {
-        self.0.iter().try_for_each(|recorded| recorded.run(&stream.emulator))
+impl backend::Graph for Graph {
+    fn launch(&self, _: RawStream) -> Result<()> {
+        self.recorded.iter().try_for_each(|recorded| recorded.run(&self.host.0))
     }
 }
 
 /// When everything before it had run.
-pub(super) struct Event(Instant);
+struct Event(Instant);
 
-impl Event {
-    pub(super) fn now() -> Self {
-        Self(Instant::now())
+impl backend::Event for Event {
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
     }
 
-    pub(super) fn elapsed_ms(&self, end: &Self) -> f32 {
-        end.0.saturating_duration_since(self.0).as_secs_f32() * 1000.0
+    fn elapsed_ms(&self, end: &dyn backend::Event) -> Result<f32> {
+        Ok(own::<Event>(end)?.0.saturating_duration_since(self.0).as_secs_f32() * 1000.0)
     }
 }

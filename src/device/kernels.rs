@@ -1,12 +1,7 @@
 //! The loaded kernels of a device, launched by name.
 
-use std::sync::Arc;
-
+use super::backend::Loaded;
 use super::cuda;
-#[cfg(feature = "emulator")]
-use super::emulated;
-#[cfg(feature = "emulator")]
-use super::emulator::Emulator;
 use super::handle::RawStream;
 use super::info::DeviceInfo;
 use super::launch::Launch;
@@ -15,18 +10,12 @@ use crate::{Error, Result};
 /// Every kernel of the registry, for one device. Code is loaded when a kernel of its file is first
 /// launched.
 pub struct Kernels {
-    loaded: Loaded,
-    info: Arc<DeviceInfo>,
-}
-
-pub(super) enum Loaded {
-    Cuda(cuda::Modules),
-    #[cfg(feature = "emulator")]
-    Emulator(Arc<Emulator>),
+    loaded: Box<dyn Loaded>,
+    info: DeviceInfo,
 }
 
 impl Kernels {
-    pub(super) fn new(loaded: Loaded, info: Arc<DeviceInfo>) -> Self {
+    pub(super) fn new(loaded: Box<dyn Loaded>, info: DeviceInfo) -> Self {
         Self { loaded, info }
     }
 
@@ -36,8 +25,7 @@ impl Kernels {
     /// # Errors
     /// No current context, or any reason for which [`Device::cuda`](super::Device::cuda) fails.
     pub fn for_current_context() -> Result<Self> {
-        let (modules, info) = cuda::for_current_context()?;
-        Ok(Self::new(Loaded::Cuda(modules), Arc::new(info)))
+        cuda::for_current_context()
     }
 
     /// Queues a kernel on `stream`. `params` are its constant arguments, the mirror of the C++ struct.
@@ -71,13 +59,9 @@ impl Kernels {
                 launch.cluster, launch.grid
             )));
         }
-        match &self.loaded {
-            // SAFETY: the caller answers for addresses and stream.
-            Loaded::Cuda(modules) => unsafe { modules.launch(name, launch, stream, params) },
-            #[cfg(feature = "emulator")]
-            // SAFETY: as above.
-            Loaded::Emulator(emulator) => unsafe { emulated::launch(emulator, name, launch, stream, params) },
-        }
+        let bytes = size_of::<P>();
+        // SAFETY: the caller answers for addresses and stream.
+        unsafe { self.loaded.launch(name, launch, stream, std::ptr::from_ref(params).cast(), bytes) }
     }
 
     /// The device they are loaded for.

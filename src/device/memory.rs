@@ -4,9 +4,8 @@ use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
-use super::handle::Ptr;
-use super::stream::{Event, Stream};
-use super::{Backend, Device};
+use super::backend::{HostMemory, elsewhere};
+use super::{Device, Event, Ptr, Stream};
 use crate::{Error, Result};
 
 /// Elements in device memory. Memory is freed when the buffer is dropped, after everything that the
@@ -25,18 +24,8 @@ impl Device {
     /// # Errors
     /// The device has no room.
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
-            Error::usage(format!("{len} elements of {} bytes do not fit any memory", size_of::<T>()))
-        })?;
-        let address = if bytes == 0 {
-            0
-        } else {
-            match self.backend() {
-                Backend::Cuda(memory) => memory.alloc(bytes)?,
-                #[cfg(feature = "emulator")]
-                Backend::Emulator(memory) => memory.0.alloc(bytes),
-            }
-        };
+        let bytes = bytes::<T>(len)?;
+        let address = if bytes == 0 { 0 } else { self.backend().alloc(bytes)? };
         Ok(Buffer { device: self.clone(), address, len, element: PhantomData })
     }
 
@@ -47,12 +36,8 @@ impl Device {
     pub fn zeros<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let buffer = self.alloc(len)?;
         if buffer.bytes() > 0 {
-            match self.backend() {
-                Backend::Cuda(memory) => memory.zero(buffer.address, buffer.bytes())?,
-                #[cfg(feature = "emulator")]
-                // SAFETY: the buffer was just made, and nobody has its address.
-                Backend::Emulator(memory) => unsafe { memory.zero(buffer.address, buffer.bytes()) },
-            }
+            // SAFETY: the whole of a buffer that nobody has yet.
+            unsafe { self.backend().zero(buffer.address, buffer.bytes())? };
         }
         Ok(buffer)
     }
@@ -64,14 +49,8 @@ impl Device {
     pub fn upload<T: Pod>(&self, host: &[T]) -> Result<Buffer<T>> {
         let buffer = self.alloc(host.len())?;
         if buffer.bytes() > 0 {
-            match self.backend() {
-                Backend::Cuda(memory) => memory.upload(buffer.address, bytemuck::cast_slice(host))?,
-                #[cfg(feature = "emulator")]
-                // SAFETY: the buffer was just made, and nobody has its address.
-                Backend::Emulator(memory) => unsafe {
-                    memory.copy_in(buffer.address, bytemuck::cast_slice(host));
-                },
-            }
+            // SAFETY: as above, and of the length of `host`.
+            unsafe { self.backend().upload(buffer.address, bytemuck::cast_slice(host))? };
         }
         Ok(buffer)
     }
@@ -81,16 +60,15 @@ impl Device {
     /// # Errors
     /// The host has no room that can be pinned.
     pub fn pinned<T: Pod>(&self, len: usize) -> Result<Pinned<T>> {
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
-            Error::usage(format!("{len} elements of {} bytes do not fit any memory", size_of::<T>()))
-        })?;
-        let memory = match self.backend() {
-            Backend::Cuda(memory) => HostMemory::Cuda(memory.pinned(bytes)?),
-            #[cfg(feature = "emulator")]
-            Backend::Emulator(_) => HostMemory::Emulator(vec![0; bytes.div_ceil(16)], bytes),
-        };
+        let memory = self.backend().pinned(bytes::<T>(len)?)?;
         Ok(Pinned { memory, len, last: None, element: PhantomData })
     }
+}
+
+fn bytes<T>(len: usize) -> Result<usize> {
+    len.checked_mul(size_of::<T>()).filter(|bytes| isize::try_from(*bytes).is_ok()).ok_or_else(|| {
+        Error::usage(format!("{len} elements of {} bytes do not fit any memory", size_of::<T>()))
+    })
 }
 
 impl<T: Pod> Buffer<T> {
@@ -125,16 +103,8 @@ impl<T: Pod> Buffer<T> {
     pub fn download(&self) -> Result<Vec<T>> {
         let mut host = vec![T::zeroed(); self.len];
         if self.bytes() > 0 {
-            match self.device.backend() {
-                Backend::Cuda(memory) => {
-                    memory.download(bytemuck::cast_slice_mut(&mut host), self.address)?
-                }
-                #[cfg(feature = "emulator")]
-                // SAFETY: the range is this buffer's, and launches have run when they return.
-                Backend::Emulator(memory) => unsafe {
-                    memory.copy_out(bytemuck::cast_slice_mut(&mut host), self.address);
-                },
-            }
+            // SAFETY: the whole of this buffer.
+            unsafe { self.device.backend().download(bytemuck::cast_slice_mut(&mut host), self.address)? };
         }
         Ok(host)
     }
@@ -142,24 +112,14 @@ impl<T: Pod> Buffer<T> {
     /// Replaces the contents by `host`, in the order of `stream`. `host` may be changed once this returns.
     ///
     /// # Errors
-    /// Another length, a stream that is being captured, a failed device.
+    /// Another length, a stream that is being captured or is of another device, a failed device.
     pub fn write(&self, stream: &Stream, host: &[T]) -> Result<()> {
         self.check(stream, host.len(), "written")?;
         if self.bytes() == 0 {
             return Ok(());
         }
-        match self.device.backend() {
-            Backend::Cuda(memory) => {
-                // SAFETY: the range is this buffer's; the driver copies pageable memory before it returns.
-                unsafe { memory.copy_in(stream.raw(), self.address, bytemuck::cast_slice(host)) }
-            }
-            #[cfg(feature = "emulator")]
-            Backend::Emulator(memory) => {
-                // SAFETY: the range is this buffer's, and launches have run when they return.
-                unsafe { memory.copy_in(self.address, bytemuck::cast_slice(host)) };
-                Ok(())
-            }
-        }
+        // SAFETY: the whole of this buffer; memory that is not pinned is copied before this returns.
+        unsafe { self.device.backend().copy_in(stream.raw(), self.address, bytemuck::cast_slice(host)) }
     }
 
     /// Replaces the contents by those of `host`, in the order of `stream` and without waiting.
@@ -171,18 +131,8 @@ impl<T: Pod> Buffer<T> {
         if self.bytes() == 0 {
             return Ok(());
         }
-        match self.device.backend() {
-            Backend::Cuda(memory) => {
-                let source: &[u8] = bytemuck::cast_slice(host.slice());
-                // SAFETY: `host` is neither changed nor freed before the event recorded below.
-                unsafe { memory.copy_in(stream.raw(), self.address, source)? }
-            }
-            #[cfg(feature = "emulator")]
-            // SAFETY: the range is this buffer's, and launches have run when they return.
-            Backend::Emulator(memory) => unsafe {
-                memory.copy_in(self.address, bytemuck::cast_slice(host.slice()));
-            },
-        }
+        // SAFETY: the whole of this buffer; `Pinned` leaves its memory alone until the event below.
+        unsafe { self.device.backend().copy_in(stream.raw(), self.address, host.memory.bytes())? };
         host.last = Some(stream.record()?);
         Ok(())
     }
@@ -196,18 +146,8 @@ impl<T: Pod> Buffer<T> {
         if self.bytes() == 0 {
             return Ok(());
         }
-        match self.device.backend() {
-            Backend::Cuda(memory) => {
-                let target = bytemuck::cast_slice_mut(host.slice_mut());
-                // SAFETY: `host` is neither looked at nor freed before the event recorded below.
-                unsafe { memory.copy_out(stream.raw(), target, self.address)? }
-            }
-            #[cfg(feature = "emulator")]
-            // SAFETY: the range is this buffer's, and launches have run when they return.
-            Backend::Emulator(memory) => unsafe {
-                memory.copy_out(bytemuck::cast_slice_mut(host.slice_mut()), self.address);
-            },
-        }
+        // SAFETY: as above.
+        unsafe { self.device.backend().copy_out(stream.raw(), host.memory.bytes_mut(), self.address)? };
         host.last = Some(stream.record()?);
         Ok(())
     }
@@ -219,38 +159,29 @@ impl<T: Pod> Buffer<T> {
                 self.len
             )));
         }
+        if !self.device.is(stream.device()) {
+            return Err(elsewhere());
+        }
         stream.refuse_capture("a copy between host and device")
     }
 }
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if self.address == 0 {
-            return;
-        }
-        match self.device.backend() {
-            // SAFETY: allocated by the same memory, and nobody else frees it.
-            Backend::Cuda(memory) => unsafe { memory.free(self.address) },
-            #[cfg(feature = "emulator")]
-            Backend::Emulator(memory) => memory.0.free(self.address),
+        if self.address != 0 {
+            // SAFETY: allocated by this device, and the only owner goes.
+            unsafe { self.device.backend().free(self.address) };
         }
     }
 }
 
 /// Host memory that the device reaches by itself, so that a copy runs beside everything else.
 pub struct Pinned<T: Pod> {
-    memory: HostMemory,
+    memory: Box<dyn HostMemory>,
     len: usize,
     /// The last copy from or to it.
     last: Option<Event>,
     element: PhantomData<T>,
-}
-
-enum HostMemory {
-    Cuda(super::cuda::PinnedBytes),
-    /// Words that are aligned for every element, and how many bytes of them count.
-    #[cfg(feature = "emulator")]
-    Emulator(Vec<u128>, usize),
 }
 
 impl<T: Pod> Pinned<T> {
@@ -270,7 +201,7 @@ impl<T: Pod> Pinned<T> {
     /// The device has failed.
     pub fn read(&mut self) -> Result<&[T]> {
         self.settle()?;
-        Ok(self.slice())
+        Ok(bytemuck::cast_slice(self.memory.bytes()))
     }
 
     /// The contents to be changed, once the last copy has run.
@@ -279,34 +210,16 @@ impl<T: Pod> Pinned<T> {
     /// The device has failed.
     pub fn edit(&mut self) -> Result<&mut [T]> {
         self.settle()?;
-        Ok(self.slice_mut())
+        Ok(bytemuck::cast_slice_mut(self.memory.bytes_mut()))
     }
 
     fn settle(&mut self) -> Result<()> {
-        match self.last.take() {
-            Some(event) => event.synchronize(),
-            None => Ok(()),
+        match &self.last {
+            Some(event) => event.synchronize()?,
+            None => return Ok(()),
         }
-    }
-
-    fn slice(&self) -> &[T] {
-        match &self.memory {
-            HostMemory::Cuda(bytes) => bytemuck::cast_slice(bytes.as_slice()),
-            #[cfg(feature = "emulator")]
-            HostMemory::Emulator(words, bytes) => {
-                bytemuck::cast_slice(&bytemuck::cast_slice::<u128, u8>(words)[..*bytes])
-            }
-        }
-    }
-
-    fn slice_mut(&mut self) -> &mut [T] {
-        match &mut self.memory {
-            HostMemory::Cuda(bytes) => bytemuck::cast_slice_mut(bytes.as_mut_slice()),
-            #[cfg(feature = "emulator")]
-            HostMemory::Emulator(words, bytes) => {
-                bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<u128, u8>(words)[..*bytes])
-            }
-        }
+        self.last = None;
+        Ok(())
     }
 }
 

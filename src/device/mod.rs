@@ -10,6 +10,7 @@
 pub mod emulator;
 pub mod fatbins;
 
+mod backend;
 mod choice;
 mod cuda;
 #[cfg(feature = "emulator")]
@@ -34,21 +35,16 @@ pub use report::report;
 pub use stream::{Event, Graph, Stream};
 
 use crate::Result;
+use backend::Backend;
 
 /// A device with its memory and its kernels; clones are the same device.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
 struct Inner {
-    // Dropped in this order: modules are unloaded while the memory still holds the context.
+    // Dropped in this order: kernels are unloaded while the memory still holds the context.
     kernels: Kernels,
-    backend: Backend,
-}
-
-enum Backend {
-    Cuda(cuda::Memory),
-    #[cfg(feature = "emulator")]
-    Emulator(emulated::Memory),
+    backend: Box<dyn Backend>,
 }
 
 impl Device {
@@ -58,18 +54,22 @@ impl Device {
     /// One sentence that says what is missing: no driver, one that is too old, no such GPU, a GPU older
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
-        let (modules, memory, info) = cuda::open(ordinal)?;
-        let kernels = Kernels::new(kernels::Loaded::Cuda(modules), Arc::new(info));
-        Ok(Self(Arc::new(Inner { kernels, backend: Backend::Cuda(memory) })))
+        let (kernels, backend) = cuda::open(ordinal)?;
+        Ok(Self(Arc::new(Inner { kernels, backend })))
     }
 
     /// A device that runs the kernels on the host, on the thread that launches them.
     #[cfg(feature = "emulator")]
     pub fn emulator(options: emulator::EmulatorOptions) -> Self {
         let info = emulated::describe(&options);
-        let emulator = Arc::new(emulator::Emulator::new(options));
-        let kernels = Kernels::new(kernels::Loaded::Emulator(emulator.clone()), Arc::new(info));
-        Self(Arc::new(Inner { kernels, backend: Backend::Emulator(emulated::Memory(emulator)) }))
+        let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
+        let kernels = Kernels::new(Box::new(host.clone()), info);
+        Self(Arc::new(Inner { kernels, backend: Box::new(host) }))
+    }
+
+    /// Whether `other` is this very device, with the same memory and streams.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// What the device is.
@@ -82,7 +82,7 @@ impl Device {
         &self.0.kernels
     }
 
-    fn backend(&self) -> &Backend {
-        &self.0.backend
+    fn backend(&self) -> &dyn Backend {
+        self.0.backend.as_ref()
     }
 }

@@ -42,6 +42,31 @@ fn models_and_their_graphs() {
 }
 
 #[test]
+fn devices_and_kernels() {
+    let place = Place::new();
+    place.run("inspect device").succeeds().says(&["GPU ", "kernels  ", "models run on     cpu, "]);
+    let list = place.run("kernels").succeeds().says(&["kernels/", " threads"]).out;
+    assert!(list.lines().count() > 3, "{list}");
+
+    let done = place.run("kernels --export made/here");
+    if done.code == Some(0) {
+        done.says(&["made/here", "sm_"]);
+        let mut command = place.command("inspect device");
+        command.env("TRENCADIS_KERNELS", "made/here");
+        Done::of(command).succeeds().says(&["fatbins (", "of made/here, by nvcc "]);
+        place.write("blocked", "");
+        place.run("kernels --export blocked").refuses(&["blocked: is a file", "choose a folder"]);
+    } else {
+        done.refuses(&["this build has no kernels", "tools/install-cuda", "TRENCADIS_KERNELS"]);
+        assert!(!exists(place.path("made")), "nothing is made");
+    }
+    place.write("broken/manifest.json", "{}");
+    let mut command = place.command("inspect device");
+    command.env("TRENCADIS_KERNELS", "broken");
+    Done::of(command).succeeds().says(&["kernels           none: broken/manifest.json: is no manifest"]);
+}
+
+#[test]
 fn every_recipe_is_listed_printed_and_planned() {
     let place = Place::new();
     let list = place.run("recipes").succeeds().out;
@@ -62,9 +87,19 @@ fn every_recipe_is_listed_printed_and_planned() {
 #[test]
 fn every_command_helps() {
     let place = Place::new();
-    for command in
-        ["", "train", "eval", "predict", "inspect", "inspect data", "inspect model", "recipes", "forward"]
-    {
+    for command in [
+        "",
+        "train",
+        "eval",
+        "predict",
+        "inspect",
+        "inspect data",
+        "inspect model",
+        "inspect device",
+        "recipes",
+        "kernels",
+        "forward",
+    ] {
         let done = place.run(&format!("{command} --help")).succeeds();
         assert!(done.out.contains("Usage: trencadis") && done.err.is_empty(), "{command}: {}", done.out);
     }

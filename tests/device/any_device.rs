@@ -1,6 +1,6 @@
 //! What holds on every device: the emulator, and a GPU where there is one.
 
-use trencadis::device::Device;
+use trencadis::device::{Buffer, Device, Launch, Ptr, Stream};
 
 use crate::support::devices::devices;
 
@@ -93,8 +93,25 @@ pub fn capture_refuses(device: &Device) {
 }
 
 #[test]
+fn devices_do_not_mix() {
+    let all = devices();
+    for (i, device) in all.iter().enumerate() {
+        let other = &all[(i + 1) % all.len()];
+        if all.len() < 2 {
+            return;
+        }
+        let buffer = device.zeros::<u8>(3).unwrap();
+        let (stream, foreign) = (device.stream().unwrap(), other.stream().unwrap());
+        stream.begin_capture().unwrap();
+        let graph = stream.end_capture().unwrap();
+        for error in [buffer.write(&foreign, &[1; 3]).unwrap_err(), graph.launch(&foreign).unwrap_err()] {
+            assert!(error.to_string().contains("of another device"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn a_launch_is_checked_before_it_runs() {
-    use trencadis::device::Launch;
     for device in devices() {
         let stream = device.stream().unwrap();
         for (name, grid, part) in
@@ -105,6 +122,67 @@ fn a_launch_is_checked_before_it_runs() {
                 unsafe { device.kernels().launch(name, Launch::new(grid, 32, 0), stream.raw(), &0u64) };
             let error = outcome.unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
+        }
+    }
+}
+
+/// Parameters of `measure_copy_bf16`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Copy {
+    out: Ptr<u16>,
+    x: Ptr<u16>,
+    size: i64,
+}
+
+/// Queues `to = from` on `stream`.
+fn copy(stream: &Stream, from: &Buffer<u16>, to: &Buffer<u16>) {
+    let params = Copy { out: to.ptr(), x: from.ptr(), size: from.len() as i64 };
+    let blocks = from.len().div_ceil(4 * 256 * 8) as u32;
+    // SAFETY: both buffers have `size` elements and outlive the stream's work.
+    let outcome = unsafe {
+        let launch = Launch::new([blocks, 1, 1], 256, 0);
+        stream.device().kernels().launch("measure_copy_bf16", launch, stream.raw(), &params)
+    };
+    outcome.unwrap();
+}
+
+fn ramp(len: usize, seed: u16) -> Vec<u16> {
+    (0..len).map(|i| (i as u16).wrapping_mul(31).wrapping_add(seed)).collect()
+}
+
+#[test]
+fn a_kernel_runs_in_the_order_of_its_stream() {
+    for device in devices() {
+        let (one, two) = (device.stream().unwrap(), device.stream().unwrap());
+        let [a, b, c] = [0; 3].map(|_| device.alloc::<u16>(20_000).unwrap());
+        a.write(&one, &ramp(20_000, 1)).unwrap();
+        copy(&one, &a, &b);
+        two.wait(&one.record().unwrap()).unwrap();
+        copy(&two, &b, &c);
+        let mut pinned = device.pinned::<u16>(20_000).unwrap();
+        c.read_pinned(&two, &mut pinned).unwrap();
+        assert_eq!(pinned.read().unwrap(), ramp(20_000, 1));
+        assert_eq!(b.download().unwrap(), ramp(20_000, 1));
+    }
+}
+
+#[test]
+fn a_graph_replays_its_launches_on_what_memory_holds_by_then() {
+    for device in devices() {
+        let stream = device.stream().unwrap();
+        let [a, b, c] = [0; 3].map(|_| device.zeros::<u16>(9_000).unwrap());
+        a.write(&stream, &ramp(9_000, 1)).unwrap();
+        stream.begin_capture().unwrap();
+        copy(&stream, &a, &b);
+        copy(&stream, &b, &c);
+        let graph = stream.end_capture().unwrap();
+        assert_eq!(c.download().unwrap(), [0; 9_000], "a capture runs nothing");
+        for seed in [1, 2, 3] {
+            a.write(&stream, &ramp(9_000, seed)).unwrap();
+            graph.launch(&stream).unwrap();
+            stream.synchronize().unwrap();
+            assert_eq!(c.download().unwrap(), ramp(9_000, seed));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The context in which everything on a GPU happens.
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::AtomicUsize;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUdevice};
@@ -10,10 +11,12 @@ use crate::{Error, Result};
 
 /// A context: the primary one of a GPU, which is shared with every engine in the process, or one that
 /// somebody else owns.
-pub(in crate::device) struct Context {
+pub(super) struct Context {
     raw: CUcontext,
     /// The GPU whose primary context was retained here.
     retained: Option<CUdevice>,
+    /// Captures that are under way on its streams. Freeing waits for the device, which no capture survives.
+    pub(super) captures: AtomicUsize,
 }
 
 // SAFETY: the driver's contexts may be used from any thread.
@@ -26,7 +29,7 @@ impl Context {
         // SAFETY: released once, in `drop`.
         let raw = unsafe { result::primary_ctx::retain(device) };
         let raw = raw.map_err(failed("no context can be made on the GPU"))?;
-        Ok(Self { raw, retained: Some(device) })
+        Ok(Self { raw, retained: Some(device), captures: AtomicUsize::new(0) })
     }
 
     /// The context that is current on this thread, and its GPU.
@@ -39,7 +42,7 @@ impl Context {
         // SAFETY: writes the number of the GPU.
         let outcome = unsafe { sys::cuCtxGetDevice(&raw mut device) }.result();
         outcome.map_err(failed("the GPU of the current CUDA context cannot be found"))?;
-        Ok((Self { raw, retained: None }, device))
+        Ok((Self { raw, retained: None, captures: AtomicUsize::new(0) }, device))
     }
 
     /// Makes the context current on this thread, where it is not. It stays so.

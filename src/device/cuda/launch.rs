@@ -12,24 +12,24 @@ use cudarc::driver::sys::{
 
 use super::driver::failed;
 use super::modules::{Function, Modules};
+use crate::device::backend::Loaded;
 use crate::device::{Launch, RawStream};
 use crate::{Error, Result};
 
 /// Dynamic shared memory that a kernel may have without asking.
 const WITHOUT_ASKING: u32 = 48 * 1024;
 
-impl Modules {
-    /// # Safety
-    /// As for `Kernels::launch`.
-    pub(in crate::device) unsafe fn launch<P: Copy>(
+impl Loaded for Modules {
+    unsafe fn launch(
         &self,
         name: &str,
         launch: Launch,
         stream: RawStream,
-        params: &P,
+        params: *const c_void,
+        bytes: usize,
     ) -> Result<()> {
         let function = self.function(name)?;
-        check(name, function, launch, size_of::<P>())?;
+        check(name, function, launch, bytes)?;
         self.context.bind()?;
         if launch.shared_bytes > WITHOUT_ASKING && !function.opted_in.load(Ordering::Relaxed) {
             let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -62,7 +62,7 @@ impl Modules {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let mut arguments = [params.cast_mut()];
         // SAFETY: the driver copies `params` (of the size that the kernel has) before it returns; the
         // caller answers for what is in it and for the stream.
         unsafe {

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
@@ -10,19 +10,18 @@ use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUs
 
 use super::context::Context;
 use super::driver::{attribute, failed};
-use crate::Result;
-use crate::device::RawStream;
+use super::stream::Stream;
+use crate::device::{RawStream, backend};
+use crate::{Error, Result};
 
 /// The allocator of a GPU. It has a stream of its own and waits for it after each step, so that memory
 /// may be used on every stream from the moment it is there.
-pub(in crate::device) struct Memory {
+pub(super) struct Memory {
     context: Arc<Context>,
     stream: CUstream,
     /// Whether the driver keeps freed memory for the next allocation.
     pooled: bool,
-    /// Captures that are under way. Freeing waits for the device, which no capture survives.
-    captures: AtomicUsize,
-    /// What is to be freed after them.
+    /// What is to be freed after the captures under way.
     later: Mutex<Vec<u64>>,
 }
 
@@ -48,40 +47,11 @@ impl Memory {
         }
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { context, stream, pooled, captures: AtomicUsize::new(0), later: Mutex::new(Vec::new()) })
-    }
-
-    pub(in crate::device) fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    pub(in crate::device) fn alloc(&self, bytes: usize) -> Result<u64> {
-        self.context.bind()?;
-        self.free_later();
-        let what = || format!("{:.1} MiB of GPU memory cannot be had", bytes as f64 / f64::from(1 << 20));
-        // SAFETY: `bytes` is not 0; the stream is alive.
-        unsafe {
-            if self.pooled {
-                let address = result::malloc_async(self.stream, bytes).map_err(failed(what()))?;
-                self.settle()?;
-                Ok(address)
-            } else {
-                result::malloc_sync(bytes).map_err(failed(what()))
-            }
-        }
-    }
-
-    /// Frees memory after everything that is queued on the device, or after the captures under way.
-    ///
-    /// # Safety
-    /// `address` comes from [`alloc`](Self::alloc) and is not used again.
-    pub(in crate::device) unsafe fn free(&self, address: u64) {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner).push(address);
-        self.free_later();
+        Ok(Self { context, stream, pooled, later: Mutex::new(Vec::new()) })
     }
 
     fn free_later(&self) {
-        if self.captures.load(Ordering::SeqCst) > 0 {
+        if self.context.captures.load(Ordering::SeqCst) > 0 {
             return;
         }
         let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,94 +74,90 @@ impl Memory {
         });
     }
 
-    pub(in crate::device) fn capture_begins(&self) {
-        self.captures.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub(in crate::device) fn capture_ends(&self) {
-        self.captures.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    pub(in crate::device) fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        self.context.bind()?;
-        // SAFETY: the range is an allocation of this memory.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }
-            .map_err(failed("GPU memory cannot be cleared"))?;
-        self.settle()
-    }
-
-    pub(in crate::device) fn upload(&self, address: u64, host: &[u8]) -> Result<()> {
-        self.context.bind()?;
-        // SAFETY: the range is an allocation of this memory, and `host` lives until `settle` returns.
-        unsafe { result::memcpy_htod_async(address, host, self.stream) }
-            .map_err(failed("data cannot be copied to the GPU"))?;
-        self.settle()
-    }
-
-    /// Copies to `host` what lies at `address` once the device has run everything.
-    pub(in crate::device) fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
-        self.context.bind()?;
-        result::ctx::synchronize().map_err(failed("the GPU has failed"))?;
-        // SAFETY: the range is an allocation of this memory, and `host` lives until `settle` returns.
-        unsafe { result::memcpy_dtoh_async(host, address, self.stream) }
-            .map_err(failed("data cannot be copied from the GPU"))?;
-        self.settle()
-    }
-
-    /// Queues a copy to the GPU.
-    ///
-    /// # Safety
-    /// The range at `address` is allocated; a pinned `host` is left alone until the copy has run.
-    pub(in crate::device) unsafe fn copy_in(
-        &self,
-        stream: RawStream,
-        address: u64,
-        host: &[u8],
-    ) -> Result<()> {
-        self.context.bind()?;
-        // SAFETY: as the caller promises.
-        unsafe { result::memcpy_htod_async(address, host, stream.0.cast()) }
-            .map_err(failed("data cannot be copied to the GPU"))
-    }
-
-    /// Queues a copy from the GPU.
-    ///
-    /// # Safety
-    /// The range at `address` is allocated; `host` is pinned and left alone until the copy has run.
-    pub(in crate::device) unsafe fn copy_out(
-        &self,
-        stream: RawStream,
-        host: &mut [u8],
-        address: u64,
-    ) -> Result<()> {
-        self.context.bind()?;
-        // SAFETY: as the caller promises.
-        unsafe { result::memcpy_dtoh_async(host, address, stream.0.cast()) }
-            .map_err(failed("data cannot be copied from the GPU"))
-    }
-
-    pub(in crate::device) fn pinned(&self, bytes: usize) -> Result<PinnedBytes> {
-        self.context.bind()?;
-        // Some element, so that the address is a real one; not write-combined, which the host reads slowly.
-        // SAFETY: freed once, in `drop`.
-        let memory = unsafe { result::malloc_host(bytes.max(1), 0) };
-        let memory = memory.map_err(failed(format_args!("{bytes} bytes of pinned memory cannot be had")))?;
-        let start = NonNull::new(memory.cast::<u8>())
-            .ok_or_else(|| crate::Error::failure(format!("{bytes} bytes of pinned memory cannot be had")))?;
-        // SAFETY: `bytes` bytes were just allocated there.
-        unsafe { start.as_ptr().write_bytes(0, bytes) };
-        Ok(PinnedBytes { start, len: bytes, context: self.context.clone() })
-    }
-
     fn settle(&self) -> Result<()> {
         // SAFETY: the stream is alive.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the GPU has failed"))
     }
 }
 
+impl backend::Backend for Memory {
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.context.bind()?;
+        self.free_later();
+        let what = || format!("{:.1} MiB of GPU memory cannot be had", bytes as f64 / f64::from(1 << 20));
+        // SAFETY: `bytes` is not 0; the stream is alive.
+        unsafe {
+            if self.pooled {
+                let address = result::malloc_async(self.stream, bytes).map_err(failed(what()))?;
+                self.settle()?;
+                Ok(address)
+            } else {
+                result::malloc_sync(bytes).map_err(failed(what()))
+            }
+        }
+    }
+
+    unsafe fn free(&self, address: u64) {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        self.free_later();
+    }
+
+    unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises, here and below.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }
+            .map_err(failed("GPU memory cannot be cleared"))?;
+        self.settle()
+    }
+
+    unsafe fn upload(&self, address: u64, host: &[u8]) -> Result<()> {
+        // SAFETY: as the caller promises, and `host` lives until `settle` returns.
+        unsafe { self.copy_in(RawStream(self.stream.cast()), address, host)? };
+        self.settle()
+    }
+
+    unsafe fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
+        self.context.bind()?;
+        result::ctx::synchronize().map_err(failed("the GPU has failed"))?;
+        // SAFETY: as the caller promises, and `host` lives until `settle` returns.
+        unsafe { self.copy_out(RawStream(self.stream.cast()), host, address)? };
+        self.settle()
+    }
+
+    unsafe fn copy_in(&self, stream: RawStream, address: u64, host: &[u8]) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_htod_async(address, host, stream.0.cast()) }
+            .map_err(failed("data cannot be copied to the GPU"))
+    }
+
+    unsafe fn copy_out(&self, stream: RawStream, host: &mut [u8], address: u64) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtoh_async(host, address, stream.0.cast()) }
+            .map_err(failed("data cannot be copied from the GPU"))
+    }
+
+    fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
+        self.context.bind()?;
+        let what = || format!("{bytes} bytes of pinned memory cannot be had");
+        // Some bytes at least, so that the address is a real one; not write-combined, which the host reads
+        // slowly.
+        // SAFETY: freed once, in `drop`.
+        let memory = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed(what()))?;
+        let start = NonNull::new(memory.cast::<u8>()).ok_or_else(|| Error::failure(what()))?;
+        // SAFETY: `bytes` bytes were just allocated there.
+        unsafe { start.as_ptr().write_bytes(0, bytes) };
+        Ok(Box::new(PinnedBytes { start, len: bytes, context: self.context.clone() }))
+    }
+
+    fn stream(&self) -> Result<Box<dyn backend::Stream>> {
+        Ok(Box::new(Stream::new(&self.context)?))
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.captures.store(0, Ordering::SeqCst);
         self.free_later();
         self.context.within(|| {
             // SAFETY: made in `new`, and nobody else has it.
@@ -201,7 +167,7 @@ impl Drop for Memory {
 }
 
 /// Host memory that the GPU can reach.
-pub(in crate::device) struct PinnedBytes {
+struct PinnedBytes {
     start: NonNull<u8>,
     len: usize,
     context: Arc<Context>,
@@ -212,13 +178,13 @@ unsafe impl Send for PinnedBytes {}
 // SAFETY: as above.
 unsafe impl Sync for PinnedBytes {}
 
-impl PinnedBytes {
-    pub(in crate::device) fn as_slice(&self) -> &[u8] {
+impl backend::HostMemory for PinnedBytes {
+    fn bytes(&self) -> &[u8] {
         // SAFETY: `len` initialised bytes that this value owns.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
-    pub(in crate::device) fn as_mut_slice(&mut self) -> &mut [u8] {
+    fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }

@@ -10,16 +10,16 @@ mod stream;
 use std::sync::Arc;
 
 use context::Context;
-pub(super) use memory::{Memory, PinnedBytes};
-pub(super) use modules::Modules;
-pub(super) use stream::{Event, Graph, Stream};
+use memory::Memory;
+use modules::Modules;
 
+use super::backend::Backend;
 use super::fatbins::Fatbins;
-use super::info::DeviceInfo;
+use super::{DeviceInfo, Kernels};
 use crate::{Error, Result};
 
 /// Opens GPU number `ordinal` with its kernels.
-pub(super) fn open(ordinal: usize) -> Result<(Modules, Memory, DeviceInfo)> {
+pub(super) fn open(ordinal: usize) -> Result<(Kernels, Box<dyn Backend>)> {
     let version = driver::start()?;
     let device = driver::device(ordinal)?;
     let info = driver::describe(device, version)?;
@@ -28,7 +28,8 @@ pub(super) fn open(ordinal: usize) -> Result<(Modules, Memory, DeviceInfo)> {
     code_for(&info, &fatbins)?;
     let context = Arc::new(Context::primary(device)?);
     let memory = Memory::new(context.clone(), device)?;
-    Ok((Modules::new(context, fatbins, info.shared_per_block), memory, info))
+    let modules = Modules::new(context, fatbins, info.shared_per_block);
+    Ok((Kernels::new(Box::new(modules), info), Box::new(memory)))
 }
 
 /// What every GPU is that the driver shows, whether or not there are kernels for it.
@@ -38,14 +39,15 @@ pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
 }
 
 /// Kernels for the context that is current on this thread.
-pub(super) fn for_current_context() -> Result<(Modules, DeviceInfo)> {
+pub(super) fn for_current_context() -> Result<Kernels> {
     let version = driver::start()?;
     let (context, device) = Context::current()?;
     let info = driver::describe(device, version)?;
     new_enough(&info)?;
     let fatbins = Fatbins::find()?;
     code_for(&info, &fatbins)?;
-    Ok((Modules::new(Arc::new(context), fatbins, info.shared_per_block), info))
+    let modules = Modules::new(Arc::new(context), fatbins, info.shared_per_block);
+    Ok(Kernels::new(Box::new(modules), info))
 }
 
 /// Refuses GPUs that no build has kernels for.

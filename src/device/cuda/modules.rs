@@ -15,7 +15,7 @@ use crate::kernels::registry;
 use crate::{Error, Result};
 
 /// The kernels of a set of fatbins, in one context.
-pub(in crate::device) struct Modules {
+pub(super) struct Modules {
     pub(super) context: Arc<Context>,
     fatbins: Fatbins,
     /// Shared memory that a block can opt into.

@@ -1,6 +1,7 @@
 //! Streams, events and graphs of a GPU.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{
@@ -11,19 +12,20 @@ use cudarc::driver::sys::{
 use super::context::Context;
 use super::driver::failed;
 use crate::device::RawStream;
+use crate::device::backend::{self, own};
 use crate::{Error, Result};
 
-pub(in crate::device) struct Stream {
+pub(super) struct Stream {
     raw: CUstream,
     context: Arc<Context>,
 }
 
-pub(in crate::device) struct Event {
+struct Event {
     raw: CUevent,
     context: Arc<Context>,
 }
 
-pub(in crate::device) struct Graph {
+struct Graph {
     graph: CUgraph,
     executable: CUgraphExec,
     context: Arc<Context>,
@@ -42,24 +44,26 @@ unsafe impl Sync for Event {}
 unsafe impl Send for Graph {}
 
 impl Stream {
-    pub(in crate::device) fn new(context: &Arc<Context>) -> Result<Self> {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self> {
         context.bind()?;
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking);
         let raw = raw.map_err(failed("no stream can be made on the GPU"))?;
         Ok(Self { raw, context: context.clone() })
     }
+}
 
-    pub(in crate::device) fn raw(&self) -> RawStream {
+impl backend::Stream for Stream {
+    fn raw(&self) -> RawStream {
         RawStream(self.raw.cast())
     }
 
-    pub(in crate::device) fn synchronize(&self) -> Result<()> {
+    fn synchronize(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the stream is alive, here and below.
         unsafe { result::stream::synchronize(self.raw) }.map_err(failed("the GPU has failed"))
     }
 
-    pub(in crate::device) fn record(&self) -> Result<Event> {
+    fn record(&self) -> Result<Box<dyn backend::Event>> {
         self.context.bind()?;
         let raw = result::event::create(CUevent_flags::CU_EVENT_DEFAULT);
         let event = Event {
@@ -69,10 +73,11 @@ impl Stream {
         // SAFETY: event and stream are alive.
         unsafe { result::event::record(event.raw, self.raw) }
             .map_err(failed("an event cannot be recorded"))?;
-        Ok(event)
+        Ok(Box::new(event))
     }
 
-    pub(in crate::device) fn wait(&self, event: &Event) -> Result<()> {
+    fn wait(&self, event: &dyn backend::Event) -> Result<()> {
+        let event = own::<Event>(event)?;
         self.context.bind()?;
         let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: event and stream are alive; the driver keeps what it needs of a destroyed event.
@@ -80,15 +85,18 @@ impl Stream {
             .map_err(failed("a stream cannot wait for an event"))
     }
 
-    pub(in crate::device) fn begin_capture(&self) -> Result<()> {
+    fn begin_capture(&self) -> Result<()> {
         self.context.bind()?;
         // Relaxed, because the first launch of a kernel loads its code, which the other modes forbid.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive.
-        unsafe { result::stream::begin_capture(self.raw, mode) }.map_err(failed("a graph cannot be captured"))
+        unsafe { result::stream::begin_capture(self.raw, mode) }
+            .map_err(failed("a graph cannot be captured"))?;
+        self.context.captures.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
-    pub(in crate::device) fn is_capturing(&self) -> Result<bool> {
+    fn is_capturing(&self) -> Result<bool> {
         self.context.bind()?;
         // SAFETY: the stream is alive.
         let status = unsafe { result::stream::is_capturing(self.raw) };
@@ -96,10 +104,11 @@ impl Stream {
         Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    pub(in crate::device) fn end_capture(&self) -> Result<Graph> {
+    fn end_capture(&self) -> Result<Box<dyn backend::Graph>> {
         self.context.bind()?;
         // SAFETY: the stream is alive and captured.
         let graph = unsafe { result::stream::end_capture(self.raw) };
+        self.context.captures.fetch_sub(1, Ordering::SeqCst);
         let graph = graph.map_err(failed("the capture of a graph has failed"))?;
         if graph.is_null() {
             return Err(Error::failure(
@@ -109,7 +118,7 @@ impl Stream {
         // SAFETY: the graph was just made, and is destroyed once: here, or when `Graph` is dropped.
         unsafe {
             match result::graph::instantiate(graph, CUgraphInstantiate_flags(0)) {
-                Ok(executable) => Ok(Graph { graph, executable, context: self.context.clone() }),
+                Ok(executable) => Ok(Box::new(Graph { graph, executable, context: self.context.clone() })),
                 Err(error) => {
                     let _ = result::graph::destroy(graph);
                     Err(failed("a captured graph cannot be made ready")(error))
@@ -119,14 +128,15 @@ impl Stream {
     }
 }
 
-impl Event {
-    pub(in crate::device) fn synchronize(&self) -> Result<()> {
+impl backend::Event for Event {
+    fn synchronize(&self) -> Result<()> {
         self.context.bind()?;
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(self.raw) }.map_err(failed("the GPU has failed"))
     }
 
-    pub(in crate::device) fn elapsed_ms(&self, end: &Self) -> Result<f32> {
+    fn elapsed_ms(&self, end: &dyn backend::Event) -> Result<f32> {
+        let end = own::<Event>(end)?;
         self.synchronize()?;
         end.synchronize()?;
         // SAFETY: both events are alive.
@@ -134,17 +144,21 @@ impl Event {
     }
 }
 
-impl Graph {
-    pub(in crate::device) fn launch(&self, stream: &Stream) -> Result<()> {
+impl backend::Graph for Graph {
+    fn launch(&self, stream: RawStream) -> Result<()> {
         self.context.bind()?;
         // SAFETY: graph and stream are alive; the launches in it were promised to be valid.
-        unsafe { result::graph::launch(self.executable, stream.raw) }
+        unsafe { result::graph::launch(self.executable, stream.0.cast()) }
             .map_err(failed("a graph cannot be launched"))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        // Memory is not freed while a capture is under way, so an abandoned one is ended.
+        if let Ok(true) = backend::Stream::is_capturing(self) {
+            drop(backend::Stream::end_capture(self));
+        }
         // SAFETY: made in `new`; the driver lets queued work finish.
         self.context.within(|| unsafe {
             let _ = result::stream::destroy(self.raw);

@@ -5,7 +5,7 @@ use half::bf16;
 use crate::Result;
 use crate::device::{Kernels, RawStream, Stream};
 
-use super::checked::refuse;
+use super::checked::check_extent;
 use super::memory::{Matrix, Vector};
 use super::raw::{self, BiasGradParams, SumRowsParams};
 
@@ -37,14 +37,8 @@ impl BiasGrad<'_> {
     /// # Errors
     /// The first thing that is not as the fields say.
     pub fn check(&self, workspace: &Vector<'_, u8>) -> Result<()> {
-        for (name, extent) in [("m", self.m), ("n", self.n)] {
-            if extent == 0 || i32::try_from(extent).is_err() {
-                return refuse(format_args!("{name} is {extent}; it must be from 1 to {}", i32::MAX));
-            }
-        }
-        if self.n % 8 != 0 {
-            return refuse(format_args!("n is {}; it must be a multiple of 8, so pad the matrix", self.n));
-        }
+        check_extent("m", self.m, false)?;
+        check_extent("n", self.n, true)?;
         self.dy.check("dy", [self.m, self.n])?;
         self.live.check_optional("live", 1)?;
         self.out.check("out", self.n)?;

@@ -120,8 +120,22 @@ impl Epilogue<'_> {
     }
 }
 
-pub(super) fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
+fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
     Err(Error::usage(format!("gemm: {what}")))
+}
+
+/// Largest extent: the kernels count in i32, up to the end of the last tile.
+const MAX_EXTENT: usize = i32::MAX as usize - 511;
+
+/// Verifies an extent, which has to be a multiple of 8 where memory is read 16 bytes at a time along it.
+pub(super) fn check_extent(name: &str, extent: usize, contiguous: bool) -> Result<()> {
+    if extent == 0 || extent > MAX_EXTENT {
+        return refuse(format_args!("{name} is {extent}; it must be from 1 to {MAX_EXTENT}"));
+    }
+    if contiguous && !extent.is_multiple_of(8) {
+        return refuse(format_args!("{name} is {extent}; it must be a multiple of 8, so pad the matrix"));
+    }
+    Ok(())
 }
 
 impl Gemm<'_> {
@@ -151,18 +165,9 @@ impl Gemm<'_> {
         device: &DeviceInfo,
     ) -> Result<()> {
         let Shape { layout, m, n, k } = self.shape;
-        for (name, extent, eight) in
-            [("m", m, layout == Layout::Tn), ("n", n, true), ("k", k, layout != Layout::Tn)]
-        {
-            if extent == 0 || i32::try_from(extent).is_err() {
-                return refuse(format_args!("{name} is {extent}; it must be from 1 to {}", i32::MAX));
-            }
-            if eight && extent % 8 != 0 {
-                return refuse(format_args!(
-                    "{name} is {extent}; with layout {layout:?} it must be a multiple of 8, so pad the matrix"
-                ));
-            }
-        }
+        check_extent("m", m, layout == Layout::Tn)?;
+        check_extent("n", n, true)?;
+        check_extent("k", k, layout != Layout::Tn)?;
         let (a, b) = match layout {
             Layout::Nt => ([m, k], [n, k]),
             Layout::Nn => ([m, k], [k, n]),
@@ -326,7 +331,7 @@ impl Gemm<'_> {
             k: k as i32,
             gelu: 0,
             stages: plan.stages as i32,
-            group: plan.group as i32,
+            group: plan.group.min((n as u32).div_ceil(plan.tile.n)) as i32,
         };
         let code = |kind| match kind {
             GeluKind::Erf => 1,

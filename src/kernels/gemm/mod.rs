@@ -11,6 +11,31 @@
 //! | `dh = (dy w) · gelu'(h)`, `db` | [`Layout::Nn`] | [`GeluGrad`] |
 //! | `dw += dyᵀ x` | [`Layout::Tn`] | [`Sum`] |
 //! | `db += Σ dy` | | [`BiasGrad`] |
+//!
+//! ```no_run
+//! use half::bf16;
+//! use trencadis::device::Device;
+//! use trencadis::kernels::gemm::{Epilogue, Gemm, Layout, Matrix, Shape, Store, Vector};
+//!
+//! let device = Device::cuda(0)?;
+//! let stream = device.stream()?;
+//! let [m, n, k] = [4096, 3072, 768];
+//! let (x, w) = (device.zeros::<bf16>(m * k)?, device.zeros::<bf16>(n * k)?);
+//! let (y, bias) = (device.alloc::<bf16>(m * n)?, device.zeros::<f32>(n)?);
+//! let gemm = Gemm {
+//!     shape: Shape { layout: Layout::Nt, m, n, k },
+//!     a: Matrix::of(&x, 0, k),
+//!     b: Matrix::of(&w, 0, k),
+//!     live: Vector::none(),
+//!     dependent: false,
+//! };
+//! let mut store = Store::plain(Matrix::of(&y, 0, n));
+//! store.bias = Vector::from(&bias);
+//! let epilogue = Epilogue::Store(store);
+//! let plan = gemm.plan(&epilogue, device.info())?;
+//! gemm.launch(&stream, &epilogue, &plan, &Vector::none())?; // No workspace: nothing is reduced.
+//! # Ok::<(), trencadis::Error>(())
+//! ```
 
 pub mod raw;
 
