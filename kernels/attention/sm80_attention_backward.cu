@@ -278,8 +278,8 @@ struct Run {
             return;
         }
         if (active)
-            finish_rows<D, true>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source, norm_of(q),
-                                 sums);
+            finish_rows<D, true>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source,
+                                 norm_of(q), sums);
         // Through what is no longer read: ds^T, or the streamed side.
         const uint32_t scratch = WHOLE ? memory().ds : memory().stream.first.base;
         if (p.partial) sums.add_to(p, head().head, q ? Q_GAIN : K_GAIN, scratch, group);
@@ -404,9 +404,9 @@ DEVICE void prepare(const AttentionBackward& p)
             for (int head = 0; head < p.heads; head += 32 / LANES) {
                 const Head one{image.start, image.length, head + lane / LANES};
                 const bool exists = one.head < p.heads;
-                const float delta = row_delta<D>(rows_of(p, p.out, p.out_stride, one, 0),
-                                                 rows_of(p, p.dout, p.dout_stride, one, 0), row, exists, p.head_dim,
-                                                 lane);
+                const Rows out = rows_of(p, p.out, p.out_stride, one, 0);
+                const Rows dout = rows_of(p, p.dout, p.dout_stride, one, 0);
+                const float delta = row_delta<D>(out, dout, row, exists, p.head_dim, lane);
                 if (exists && lane % LANES == 0)
                     Global<float>(p.delta).store(int64_t(image.start + row) * p.heads + one.head, delta);
             }
