@@ -115,6 +115,7 @@ struct GemmOut {
         uint32_t chunk = lane % Lanes::LANES;
         int column = place.column + int(chunk) * 8;
         bool inside = column < p.n;
+        GeluCurve curve = gelu_curve(p.gelu);
 
         float bias[8], gamma[8], sums[8];
         if constexpr (GRADIENT) {
@@ -149,14 +150,14 @@ struct GemmOut {
                 if (!inside || row >= p.m) continue;
                 bool live = row < place.live;
                 if constexpr (GRADIENT) {
-                    slope(p, v, side[i]);
+                    slope(curve, v, side[i]);
                     UNROLL
                     for (int j = 0; j < 8; j++) {
                         v[j] = live ? v[j] : 0.0f;
                         sums[j] += v[j];
                     }
                 } else {
-                    forward(p, v, side[i], bias, gamma, row, column, live);
+                    forward(p, curve, v, side[i], bias, gamma, row, column, live);
                 }
                 Vec16 packed = gemm_pack(v);
                 Global<bf16>(p.out).store_16(row * p.ldc + column, packed);
@@ -168,18 +169,15 @@ struct GemmOut {
         }
     }
 
-    static DEVICE void forward(const GemmParams& p, float (&v)[8], const Vec16& side, const float (&bias)[8],
-                               const float (&gamma)[8], int row, int column, bool live)
+    static DEVICE void forward(const GemmParams& p, const GeluCurve& curve, float (&v)[8], const Vec16& side,
+                               const float (&bias)[8], const float (&gamma)[8], int row, int column, bool live)
     {
         UNROLL
         for (int j = 0; j < 8; j++) v[j] = live ? v[j] + bias[j] : 0.0f;
         if (p.pre != nullptr) Global<bf16>(p.pre).store_16(row * p.ld_pre + column, gemm_pack(v));
-        if (p.gelu == GELU_ERF) {
+        if (p.gelu != GELU_NONE) {
             UNROLL
-            for (int j = 0; j < 8; j++) v[j] = gelu_erf(v[j]);
-        } else if (p.gelu == GELU_TANH) {
-            UNROLL
-            for (int j = 0; j < 8; j++) v[j] = gelu_tanh(v[j]);
+            for (int j = 0; j < 8; j++) v[j] = gelu(curve, v[j]);
         }
         float keep = p.keep != nullptr && live ? Global<const float>(p.keep).load(row) : 1.0f;
         UNROLL
@@ -189,20 +187,12 @@ struct GemmOut {
         }
     }
 
-    static DEVICE void slope(const GemmParams& p, float (&v)[8], const Vec16& pre)
+    static DEVICE void slope(const GeluCurve& curve, float (&v)[8], const Vec16& pre)
     {
-        float x[8];
         UNROLL
         for (int j = 0; j < 4; j++) {
-            x[2 * j] = low(pre.word[j]);
-            x[2 * j + 1] = high(pre.word[j]);
-        }
-        if (p.gelu == GELU_ERF) {
-            UNROLL
-            for (int j = 0; j < 8; j++) v[j] *= gelu_erf_slope(x[j]);
-        } else {
-            UNROLL
-            for (int j = 0; j < 8; j++) v[j] *= gelu_tanh_slope(x[j]);
+            v[2 * j] *= gelu_slope(curve, low(pre.word[j]));
+            v[2 * j + 1] *= gelu_slope(curve, high(pre.word[j]));
         }
     }
 

@@ -25,8 +25,7 @@ impl Kernels {
     /// # Errors
     /// No current context, or any reason for which [`Device::cuda`](super::Device::cuda) fails.
     pub fn for_current_context() -> Result<Self> {
-        let (loaded, info) = cuda::for_current_context()?;
-        Ok(Self::new(loaded, info))
+        cuda::for_current_context()
     }
 
     /// Queues a kernel on `stream`. `params` are its constant arguments, the mirror of the C++ struct.

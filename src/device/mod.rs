@@ -54,8 +54,8 @@ impl Device {
     /// One sentence that says what is missing: no driver, one that is too old, no such GPU, a GPU older
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
-        let (loaded, backend, info) = cuda::open(ordinal)?;
-        Ok(Self(Arc::new(Inner { kernels: Kernels::new(loaded, info), backend })))
+        let (kernels, backend) = cuda::open(ordinal)?;
+        Ok(Self(Arc::new(Inner { kernels, backend })))
     }
 
     /// A device that runs the kernels on the host, on the thread that launches them.

@@ -153,13 +153,19 @@ pub fn optional<T: bytemuck::Pod>(buffer: &Option<Buffer<T>>) -> Vector<'_, T> {
     buffer.as_ref().map_or(Vector::none(), Vector::from)
 }
 
-/// Values in bf16 against f64: half a unit in the last place, and what sums in f32 add.
+/// Values against f64: `unit` of each, and what sums in f32 add.
 #[track_caller]
 pub fn alike(name: &str, got: &[f64], want: &[f64], unit: f64) {
+    alike_beside(name, got, want, unit, 2e-5);
+}
+
+/// The same with `margin` beside the unit.
+#[track_caller]
+pub fn alike_beside(name: &str, got: &[f64], want: &[f64], unit: f64, margin: f64) {
     assert_eq!(got.len(), want.len(), "{name}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let error = (got - want).abs();
-        assert!(error <= unit * want.abs() + 2e-5, "{name}: element {i} is {got} instead of {want}");
+        assert!(error <= unit * want.abs() + margin, "{name}: element {i} is {got} instead of {want}");
     }
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let norms = dot(got, got) + dot(want, want);

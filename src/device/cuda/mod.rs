@@ -13,13 +13,13 @@ use context::Context;
 use memory::Memory;
 use modules::Modules;
 
-use super::backend::{Backend, Loaded};
+use super::backend::Backend;
 use super::fatbins::Fatbins;
-use super::info::DeviceInfo;
+use super::{DeviceInfo, Kernels};
 use crate::{Error, Result};
 
 /// Opens GPU number `ordinal` with its kernels.
-pub(super) fn open(ordinal: usize) -> Result<(Box<dyn Loaded>, Box<dyn Backend>, DeviceInfo)> {
+pub(super) fn open(ordinal: usize) -> Result<(Kernels, Box<dyn Backend>)> {
     let version = driver::start()?;
     let device = driver::device(ordinal)?;
     let info = driver::describe(device, version)?;
@@ -29,7 +29,7 @@ pub(super) fn open(ordinal: usize) -> Result<(Box<dyn Loaded>, Box<dyn Backend>,
     let context = Arc::new(Context::primary(device)?);
     let memory = Memory::new(context.clone(), device)?;
     let modules = Modules::new(context, fatbins, info.shared_per_block);
-    Ok((Box::new(modules), Box::new(memory), info))
+    Ok((Kernels::new(Box::new(modules), info), Box::new(memory)))
 }
 
 /// What every GPU is that the driver shows, whether or not there are kernels for it.
@@ -39,7 +39,7 @@ pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
 }
 
 /// Kernels for the context that is current on this thread.
-pub(super) fn for_current_context() -> Result<(Box<dyn Loaded>, DeviceInfo)> {
+pub(super) fn for_current_context() -> Result<Kernels> {
     let version = driver::start()?;
     let (context, device) = Context::current()?;
     let info = driver::describe(device, version)?;
@@ -47,7 +47,7 @@ pub(super) fn for_current_context() -> Result<(Box<dyn Loaded>, DeviceInfo)> {
     let fatbins = Fatbins::find()?;
     code_for(&info, &fatbins)?;
     let modules = Modules::new(Arc::new(context), fatbins, info.shared_per_block);
-    Ok((Box::new(modules), info))
+    Ok(Kernels::new(Box::new(modules), info))
 }
 
 /// Refuses GPUs that no build has kernels for.
