@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use report::{Fatbin, Report};
 use trencadis::kernels::registry::{Kernel, Source, Tier, sources};
 
-/// Seconds of nvcc for all sources, one after another: ten minutes on two cores.
+/// Seconds of the processor for all sources: ten minutes on two cores.
 const BUILD_SECONDS: f64 = 1200.0;
 
 /// Bytes of all fatbins together. The release binary stays under 40 MB, of which 10 are not kernels.
