@@ -11,7 +11,16 @@ struct alignas(8) RowStats {
     float rstd;
 };
 
-namespace norm {
+namespace norms {
+
+// x, packed as it is: what was unpacked of it before is unpacked anew and does not stay in registers meanwhile.
+DEVICE Vec16 still_packed(const Vec16& x)
+{
+    Vec16 same;
+    UNROLL
+    for (int i = 0; i < 4; i++) same.word[i] = uint32_t(ptx::unknown(int(x.word[i])));
+    return same;
+}
 
 // Sums N values over the lanes of a warp in N + 4 - log2 N shuffles rather than 5 N: while there are several, each
 // step folds half of them onto the lanes that keep the others. Value i ends up in the lanes from 32 i / N.
@@ -62,4 +71,4 @@ DEVICE void sum_over_row(float (&x)[N], Shared<float> sums, uint32_t id)
     }
 }
 
-} // namespace norm
+} // namespace norms

@@ -1,6 +1,6 @@
 // LayerNorm and RMSNorm of rows in bf16, alone or after the residual connection before them:
 //   x_out = x + keep scale branch                  (where there is a branch; else x_out = x and is not written)
-//   y = (x_out - mean) rstd gain + bias            rstd = 1 / sqrt(mean((x_out - mean)^2) + eps), RMSNorm: mean = 0
+//   y = (x_out - mean) rstd gain + bias            rstd = 1 / sqrt(mean((x_out - mean)^2) + eps); RMSNorm: mean 0
 // x_out is rounded to bf16 before it is normalised, so that the fused kernel gives the bits of two kernels.
 // Memory-bound: a row lies in the registers of one warp (norm.cuh), or of a block where it is wide, and is read
 // once. The variance is summed over x - mean in a second pass over registers: sum x^2 - n mean^2 would cancel.
@@ -28,7 +28,7 @@ struct NormForward {
     float eps;
 };
 
-namespace norm {
+namespace norms {
 
 constexpr int forward_warps = 8;
 
@@ -78,7 +78,6 @@ DEVICE void forward(const NormForward& p)
             load_8(scale, p.scale, column, 1.0f);
             UNROLL
             for (int r = 0; r < ROWS; r++) {
-                // A dead row adds 0 times a scale that may be negative: still 0, and never stored.
                 packed[r][c] = add_branch(packed[r][c], added[r][c], scale, keep[r]);
                 if (first + r >= p.tokens) continue;
                 Vec16 stored = first + r < live ? packed[r][c] : zero_vector();
@@ -153,4 +152,4 @@ DEVICE void forward(const NormForward& p)
     }
 }
 
-} // namespace norm
+} // namespace norms

@@ -5,9 +5,9 @@
 //   dbranch = keep scale dx                      dscale = sum over rows of keep dx branch
 // where x is what was normalised (x_out of the fused forward pass), dresidual its gradient from everything else
 // that reads it, and dx its whole gradient, rounded to bf16 before dbranch and dscale are made of it.
-// Memory-bound: GROUPS rows' groups of WARPS warps in a block (norm.cuh), each with ROWS rows under way; a thread
-// keeps its columns from row to row, so that sums over rows lie in registers. Every block of a persistent grid
-// leaves one row of partial sums, which norm_sums adds up in order.
+// Memory-bound: a block has GROUPS groups of WARPS warps (norm.cuh), each with ROWS rows under way; a thread keeps
+// its columns from row to row, so that sums over rows lie in registers. Every block of a persistent grid leaves one
+// row of partial sums, which norm_sums_f32 adds up in order.
 #include "norm.cuh"
 #include "../common/reduce.cuh"
 
@@ -46,7 +46,7 @@ struct NormSums {
     int width;
 };
 
-namespace norm {
+namespace norms {
 
 // Adds up the groups of a block in order and writes the block's row of partial sums. Shared memory: GROUPS rows
 // from `staging`. Collective for the block.
@@ -134,11 +134,11 @@ DEVICE void backward(const NormBackward& p)
 
         // Sums of g and of g n, row by row; columns beyond the width hold 0.
         float sums[2 * ROWS] = {};
-        float gain[CHUNKS][8];
         UNROLL
         for (int c = 0; c < CHUNKS; c++) {
             int column = 8 * (c * lanes + thread);
-            load_8(gain[c], column < p.width ? p.gain : nullptr, column, 1.0f);
+            float gain[8];
+            load_8(gain, column < p.width ? p.gain : nullptr, column, 1.0f);
             UNROLL
             for (int r = 0; r < ROWS; r++) {
                 float grad[8], row[8];
@@ -147,7 +147,7 @@ DEVICE void backward(const NormBackward& p)
                 UNROLL
                 for (int i = 0; i < 8; i++) {
                     float normalised = (row[i] - row_stats[r].mean) * row_stats[r].rstd;
-                    float g = grad[i] * gain[c][i];
+                    float g = grad[i] * gain[i];
                     dgain[c][i] = ptx::fused_multiply_add(grad[i], normalised, dgain[c][i]);
                     dbias[c][i] += grad[i];
                     sums[2 * r] += g;
@@ -164,31 +164,40 @@ DEVICE void backward(const NormBackward& p)
         for (int c = 0; c < CHUNKS; c++) {
             int column = 8 * (c * lanes + thread);
             if (column >= p.width) continue;
+            // The gain is read again, from the L1 cache: kept over the barrier it would cost eight registers.
+            float gain[8];
+            load_8(gain, p.gain, column, 1.0f);
+            Vec16 whole[ROWS];
+            UNROLL
+            for (int r = 0; r < ROWS; r++) {
+                int row_index = first + r;
+                float mean_g = p.layer_norm != 0 ? sums[2 * r] * scale_of_mean : 0.0f;
+                float mean_gn = sums[2 * r + 1] * scale_of_mean;
+                float grad[8], row[8], sum[8];
+                unpack_8(grad, still_packed(packed_dy[r][c]));
+                unpack_8(row, still_packed(packed_x[r][c]));
+                unpack_8(sum, added[r][c]);
+                UNROLL
+                for (int i = 0; i < 8; i++) {
+                    float normalised = (row[i] - row_stats[r].mean) * row_stats[r].rstd;
+                    float centred = grad[i] * gain[i] - mean_g - normalised * mean_gn;
+                    sum[i] = ptx::fused_multiply_add(row_stats[r].rstd, centred, sum[i]);
+                }
+                // A dead row has a statistic of 0, so its gradient is 0.
+                whole[r] = pack_8(sum);
+                if (row_index >= p.tokens) continue;
+                dx.store_16(row_index * p.dx_stride + column, row_index < live ? whole[r] : zero_vector());
+            }
+            if (p.dbranch == nullptr) continue;
             float scale[8];
             load_8(scale, p.scale, column, 1.0f);
             UNROLL
             for (int r = 0; r < ROWS; r++) {
                 int row_index = first + r;
+                Vec16 of_branch = branch_gradient(dscale[c], whole[r], factor[r][c], scale, keep[r]);
                 if (row_index >= p.tokens) continue;
-                bool is_live = row_index < live;
-                float mean_g = p.layer_norm != 0 ? sums[2 * r] * scale_of_mean : 0.0f;
-                float mean_gn = sums[2 * r + 1] * scale_of_mean;
-                float grad[8], row[8], sum[8];
-                unpack_8(grad, packed_dy[r][c]);
-                unpack_8(row, packed_x[r][c]);
-                unpack_8(sum, added[r][c]);
-                UNROLL
-                for (int i = 0; i < 8; i++) {
-                    float normalised = (row[i] - row_stats[r].mean) * row_stats[r].rstd;
-                    float centred = grad[i] * gain[c][i] - mean_g - normalised * mean_gn;
-                    sum[i] = ptx::fused_multiply_add(row_stats[r].rstd, centred, sum[i]);
-                }
-                Vec16 whole = pack_8(sum);
-                dx.store_16(row_index * p.dx_stride + column, is_live ? whole : zero_vector());
-                if (p.dbranch == nullptr) continue;
-                // A dead row has keep 0 and a gradient of 0: nothing is added to dscale.
-                Vec16 of_branch = branch_gradient(dscale[c], whole, factor[r][c], scale, keep[r]);
-                dbranch.store_16(row_index * p.dbranch_stride + column, is_live ? of_branch : zero_vector());
+                Vec16 stored = row_index < live ? of_branch : zero_vector();
+                dbranch.store_16(row_index * p.dbranch_stride + column, stored);
             }
         }
     }
@@ -210,4 +219,4 @@ DEVICE void sums(const NormSums& p)
     sum_rows<WARPS>(SumRowsParams{partial, out, p.accumulate, p.count, p.width});
 }
 
-} // namespace norm
+} // namespace norms

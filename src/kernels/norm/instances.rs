@@ -57,17 +57,17 @@ pub const FORWARD: [Forward; 10] = [
     forward(4, 1, 8, 4),
 ];
 
-/// Kernels of the backward pass, narrow rows first. Registers hold three sums for every column of a thread, so
-/// wide rows take more warps before a thread takes two vectors.
+/// Kernels of the backward pass, narrow rows first. About 128 registers of each thread hold rows under way and three
+/// sums for every column, so 512 threads fill a multiprocessor: one block, and so one row of partial sums, each.
 pub const BACKWARD: [Backward; 11] = [
-    backward(1, 8, 1, 2, 2),
-    backward(2, 4, 1, 2, 2),
-    backward(3, 2, 1, 2, 3),
-    backward(4, 2, 1, 2, 2),
-    backward(5, 1, 1, 2, 4),
-    backward(6, 1, 1, 2, 3),
-    backward(7, 1, 1, 2, 2),
-    backward(8, 1, 1, 2, 2),
+    backward(1, 16, 1, 2, 1),
+    backward(2, 8, 1, 2, 1),
+    backward(3, 5, 1, 2, 1),
+    backward(4, 4, 1, 2, 1),
+    backward(5, 3, 1, 2, 1),
+    backward(6, 2, 1, 2, 1),
+    backward(7, 2, 1, 2, 1),
+    backward(8, 2, 1, 2, 1),
     backward(16, 1, 1, 2, 1),
     backward(12, 1, 2, 1, 1),
     backward(16, 1, 2, 1, 1),
@@ -134,14 +134,14 @@ pub fn sources() -> Vec<Source> {
         tensor_cores: false,
     };
     let forward = FORWARD.map(|k| {
-        let body = format!("norm::forward<{}, {}, {}>", k.chunks, k.rows, k.warps);
+        let body = format!("norms::forward<{}, {}, {}>", k.chunks, k.rows, k.warps);
         kernel(k.name(), body, "NormForward", FORWARD_THREADS, k.min_blocks)
     });
     let mut backward = Vec::from(BACKWARD.map(|k| {
-        let body = format!("norm::backward<{}, {}, {}, {}>", k.warps, k.groups, k.chunks, k.rows);
+        let body = format!("norms::backward<{}, {}, {}, {}>", k.warps, k.groups, k.chunks, k.rows);
         kernel(k.name(), body, "NormBackward", k.threads(), k.min_blocks)
     }));
-    let sums = format!("norm::sums<{SUMS_WARPS}>");
+    let sums = format!("norms::sums<{SUMS_WARPS}>");
     backward.push(kernel("norm_sums_f32".into(), sums, "NormSums", 32 * SUMS_WARPS, 2));
     let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
     vec![source("norm/sm80_norm.cu", forward.to_vec()), source("norm/sm80_norm_backward.cu", backward)]

@@ -50,11 +50,15 @@ mod tests {
         assert_eq!((forward_variant(6144).warps, backward_variant(6144).warps), (8, 12));
     }
 
-    /// Named barriers are 1 to 15, and no kernel asks for more shared memory than any GPU gives unasked.
+    /// Named barriers, which a warp by itself does without, are 1 to 15, and no kernel asks for more shared memory than any GPU gives unasked.
     #[test]
     fn blocks_are_within_the_limits_of_a_gpu() {
         for variant in BACKWARD {
-            assert!(variant.groups <= 15 && variant.shared_bytes() <= 48 << 10 && variant.threads() <= 1024);
+            assert!(
+                (variant.groups <= 15 || variant.warps == 1)
+                    && variant.shared_bytes() <= 48 << 10
+                    && variant.threads() <= 1024
+            );
             assert!((2 * variant.rows).is_power_of_two());
         }
         for variant in FORWARD {
@@ -66,9 +70,9 @@ mod tests {
     #[test]
     fn partial_rows_follow_rows_and_multiprocessors() {
         assert_eq!(partial_rows(0, 192, 132), 1);
-        assert_eq!(partial_rows(16, 192, 132), 1);
-        assert_eq!(partial_rows(17, 192, 132), 2);
-        assert_eq!(partial_rows(32_768, 768, 132), 396);
-        assert_eq!(partial_rows(32_768, 768, 0), 3);
+        assert_eq!(partial_rows(32, 192, 132), 1);
+        assert_eq!(partial_rows(33, 192, 132), 2);
+        assert_eq!(partial_rows(32_768, 768, 132), 132);
+        assert_eq!(partial_rows(32_768, 768, 0), 1);
     }
 }
