@@ -8,7 +8,7 @@ use trencadis::kernels::norm::{
 };
 use trencadis::{Error, Result};
 
-use super::gpu::{Case, Gpu, Sink};
+use super::gpu::{Case, Gpu, Queue, Sink};
 use super::shapes::{Shape, own};
 
 /// Rows of a batch.
@@ -125,14 +125,14 @@ pub fn shape_cases(gpu: &Gpu, rows: usize, width: usize, sink: &mut Sink<'_>) ->
             launch_sums(kernels, stream.raw(), &sums)
         }
     };
-    let mut put = |kernel: &str, times: usize, launch: &dyn Fn(&Stream, usize) -> Result<()>| {
+    let mut put = |kernel: &str, times: usize, launch: &Queue<'_>| {
         let case = Case {
             kernel: kernel.into(),
             shape: name.clone(),
             operations: 0.0,
             bytes: (times * bytes) as f64,
             sets,
-            launch: Box::new(launch),
+            launch,
         };
         sink(&case)
     };

@@ -9,7 +9,7 @@ use trencadis::kernels::residual::{
     launch_backward, launch_forward, launch_keep,
 };
 
-use super::gpu::{Case, Gpu, Sink};
+use super::gpu::{Case, Gpu, Queue, Sink};
 use super::norm::shapes;
 use super::shapes::Images;
 
@@ -91,14 +91,14 @@ pub fn shape_cases(gpu: &Gpu, rows: usize, width: usize, sink: &mut Sink<'_>) ->
             sum_rows(kernels, stream.raw(), &sums)
         }
     };
-    let mut put = |kernel: &str, launch: &dyn Fn(&Stream, usize) -> Result<()>| {
+    let mut put = |kernel: &str, launch: &Queue<'_>| {
         let case = Case {
             kernel: kernel.into(),
             shape: name.clone(),
             operations: 0.0,
             bytes: (3 * bytes) as f64,
             sets,
-            launch: Box::new(launch),
+            launch,
         };
         sink(&case)
     };
@@ -141,6 +141,6 @@ pub fn keep_case(gpu: &Gpu, images: &Images, branches: usize, sink: &mut Sink<'_
         operations: 0.0,
         bytes: bytes as f64,
         sets,
-        launch: Box::new(launch),
+        launch: &launch,
     })
 }
