@@ -37,11 +37,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_width_has_the_narrowest_kernel_that_holds_it() {
+    fn every_width_has_a_kernel_that_it_fills_by_half() {
         for width in (8..=MAX_WIDTH).step_by(8) {
             let (forward, backward) = (forward_variant(width), backward_variant(width));
             assert!(forward.widest() >= width && backward.widest() >= width, "{width}");
-            assert!(forward.widest() < width + 2048 && backward.widest() < width + 2048, "{width}");
+            let wasteful = 2 * width.max(256);
+            assert!(forward.widest() < wasteful && backward.widest() < wasteful, "{width}");
         }
         for (width, chunks) in [(192, 1), (384, 2), (768, 3), (1024, 4), (1152, 5), (1408, 6), (1664, 7)] {
             assert_eq!((forward_variant(width).chunks, forward_variant(width).warps), (chunks, 1));
