@@ -58,7 +58,7 @@ pub struct BackwardParams {
     pub dx: Ptr<bf16>,
     /// Gradient of the branch, rows, all written; null: no branch.
     pub dbranch: Ptr<bf16>,
-    /// Partial sums `[`[`partial_rows`]`, width]`, written; null: not wanted.
+    /// Partial sums, [`partial_rows`] rows of `width`, written; null: not wanted.
     pub dgain: Ptr<f32>,
     /// Likewise.
     pub dbias: Ptr<f32>,

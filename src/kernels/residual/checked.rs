@@ -35,8 +35,7 @@ pub struct Branch<'a> {
     pub rows: Rows<'a, bf16>,
     /// LayerScale, `[D]`; none is 1.
     pub scale: Option<&'a Buffer<f32>>,
-    /// Stochastic depth: `[T]`, and one row or more of `T` where the buffer holds several branches, of which
-    /// this is the number of the branch. None is 1.
+    /// Stochastic depth: `[branches, T]`, and which of its branches this is. None is 1.
     pub keep: Option<(&'a Buffer<f32>, usize)>,
 }
 

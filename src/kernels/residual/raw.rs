@@ -48,7 +48,7 @@ pub struct ForwardParams {
 pub struct BackwardParams {
     /// Rows, [`dbranch_stride`](Self::dbranch_stride) elements apart, all written; may be `dout`.
     pub dbranch: Ptr<bf16>,
-    /// Partial sums `[tokens /` [`rows`](Self::rows) rounded up`, width]`, written; null: not wanted.
+    /// Partial sums, a row of `width` for each slice, written; null: not wanted.
     pub dscale: Ptr<f32>,
     /// Gradient of `out`, rows.
     pub dout: Ptr<bf16>,
