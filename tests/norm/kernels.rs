@@ -10,8 +10,8 @@ use trencadis::kernels::residual::{Branch, BranchGrad, Packed, Residual};
 use trencadis::recipe::NormKind;
 
 use crate::support::devices::devices;
-use crate::support::numbers::random;
-use crate::support::rounded::{FOREIGN, alike, dense, rows, starts, untouched, wide};
+use crate::support::numbers::{alike, random};
+use crate::support::rounded::{FOREIGN, dense, rows, starts, untouched, wide};
 
 /// Which operands there are.
 #[derive(Clone, Copy)]

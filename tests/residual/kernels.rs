@@ -12,8 +12,8 @@ use trencadis::kernels::residual::{
 use trencadis::rng::Stream;
 
 use crate::support::devices::devices;
-use crate::support::numbers::random;
-use crate::support::rounded::{FOREIGN, alike, dense, rows, starts, untouched, wide};
+use crate::support::numbers::{alike, random};
+use crate::support::rounded::{FOREIGN, dense, rows, starts, untouched, wide};
 
 /// Whether there is a scale, whether a keep, whether gradients are added to.
 fn check(
