@@ -15,18 +15,25 @@ use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
-    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\n";
+    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nrows 100 72";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
         Shape::Gemm { m: 128, n: 192, k: 64 },
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
+        Shape::Rows { rows: 100, width: 72 },
     ];
     assert_eq!(parse(text), Ok(expected));
-    for line in
-        ["gemm 128 192", "gemm 0 8 8", "attention 2 64 x", "pool 2 64 0", "conv 1 2 3", "gemm 8 8 8 8"]
-    {
+    for line in [
+        "gemm 128 192",
+        "gemm 0 8 8",
+        "attention 2 64 x",
+        "pool 2 64 0",
+        "conv 1 2 3",
+        "rows 8 12",
+        "gemm 8 8 8 8",
+    ] {
         let message = parse(line).unwrap_err();
         assert!(message.contains(&format!("\"{line}\" is no shape")), "{message}");
     }
@@ -58,6 +65,9 @@ fn every_family_gives_lines_of_the_table() {
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
         common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
+        common::norm::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
+        common::residual::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
+        common::residual::keep_case(&gpu, &images, 3, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -69,14 +79,20 @@ fn every_family_gives_lines_of_the_table() {
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            let gemm = cells[0].starts_with("gemm");
-            assert_eq!(cells[1], if gemm { "40x24x16" } else { "2x64_9+30" });
+            let is = |families: &[&str]| families.iter().any(|family| cells[0].starts_with(family));
+            let expected = match cells[0] {
+                "drop_path_keep" => "3x9+30",
+                _ if is(&["gemm"]) => "40x24x16",
+                _ if is(&["norm", "residual"]) => "40x72",
+                _ => "2x64_9+30",
+            };
+            assert_eq!(cells[1], expected);
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
             assert_eq!(
                 (operations.is_ok(), bytes.is_ok()),
-                if cells[0].starts_with("pool") { (false, true) } else { (true, false) }
+                if is(&["gemm", "attention"]) { (true, false) } else { (false, true) }
             );
             kernels.push(cells[0]);
         }
@@ -89,6 +105,13 @@ fn every_family_gives_lines_of_the_table() {
             "attention_backward_rms",
             "attention_forward_plain",
             "attention_backward_plain",
+            "norm_forward",
+            "norm_forward_residual",
+            "norm_backward",
+            "norm_backward_residual",
+            "residual_forward",
+            "residual_backward",
+            "drop_path_keep",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

@@ -3,8 +3,10 @@
 pub mod attention;
 pub mod gemm;
 pub mod measure;
+pub mod norm;
 mod operand;
 pub mod pool;
 pub mod registry;
+pub mod residual;
 
 pub use operand::Rows;

@@ -10,8 +10,12 @@ pub mod attention;
 pub mod gemm;
 #[path = "measure/instances.rs"]
 pub mod measure;
+#[path = "norm/instances.rs"]
+pub mod norm;
 #[path = "pool/instances.rs"]
 pub mod pool;
+#[path = "residual/instances.rs"]
+pub mod residual;
 
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,5 +70,13 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [gemm::sources(), attention::sources(), pool::sources(), measure::sources()].concat()
+    [
+        gemm::sources(),
+        attention::sources(),
+        pool::sources(),
+        norm::sources(),
+        residual::sources(),
+        measure::sources(),
+    ]
+    .concat()
 }
