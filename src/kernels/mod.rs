@@ -2,8 +2,10 @@
 
 pub mod attention;
 pub mod gemm;
+pub mod loss;
 pub mod measure;
 mod operand;
+pub mod optim;
 pub mod pool;
 pub mod registry;
 

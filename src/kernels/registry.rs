@@ -8,8 +8,12 @@
 pub mod attention;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
+#[path = "loss/instances.rs"]
+pub mod loss;
 #[path = "measure/instances.rs"]
 pub mod measure;
+#[path = "optim/instances.rs"]
+pub mod optim;
 #[path = "pool/instances.rs"]
 pub mod pool;
 
@@ -66,5 +70,13 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [gemm::sources(), attention::sources(), pool::sources(), measure::sources()].concat()
+    [
+        gemm::sources(),
+        attention::sources(),
+        pool::sources(),
+        loss::sources(),
+        optim::sources(),
+        measure::sources(),
+    ]
+    .concat()
 }
