@@ -72,6 +72,17 @@ DEVICE void unpack(float (&z)[8], const Vec16 (&packed)[2])
     for (int i = 0; i < 8; i++) z[i] = bits_to_float(packed[i / 4].word[i % 4]);
 }
 
+// Keeps the compiler from holding a row as f32 from one pass to the next: twice the registers for bf16.
+template <int chunks, int words>
+DEVICE void forget(Vec16 (&packed)[chunks][words])
+{
+    UNROLL
+    for (int i = 0; i < chunks * words * 4; i++) {
+        uint32_t& word = packed[i / (4 * words)][i / 4 % words].word[i % 4];
+        word = uint32_t(ptx::unknown(int(word)));
+    }
+}
+
 // ln(1 + x) for 0 <= x <= 1: x times a polynomial for ln(1 + x) / x, interpolated at Chebyshev's nodes; relative
 // error 2e-7, where a logarithm of the rounded 1 + x would lose what x contributes.
 DEVICE float log_1p(float x)
@@ -293,6 +304,7 @@ DEVICE void cross_entropy(const LossParams& p)
                 if (column_of(c) + i < p.classes && z[i] > all[Softmax::max]) all[Softmax::max] = z[i];
             }
         }
+        forget(packed);
         UNROLL
         for (int c = 0; c < chunks; c++) {
             if (column_of(c) >= p.classes) continue;
@@ -310,6 +322,7 @@ DEVICE void cross_entropy(const LossParams& p)
             }
         }
         join_block<Softmax, threads>(all, scratch);
+        forget(packed);
     }
     float ratio = all[Softmax::targets] / all[Softmax::sum];
 
