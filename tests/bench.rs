@@ -12,18 +12,28 @@ use trencadis::kernels::gemm::Layout;
 
 #[test]
 fn own_shapes_are_read() {
-    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\n";
+    let text =
+        "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nloss 256 1000; optim 768 12";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
         Shape::Gemm { m: 128, n: 192, k: 64 },
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
+        Shape::Loss { images: 256, classes: 1000 },
+        Shape::Optim { width: 768, depth: 12 },
     ];
     assert_eq!(parse(text), Ok(expected));
-    for line in
-        ["gemm 128 192", "gemm 0 8 8", "attention 2 64 x", "pool 2 64 0", "conv 1 2 3", "gemm 8 8 8 8"]
-    {
+    for line in [
+        "gemm 128 192",
+        "gemm 0 8 8",
+        "attention 2 64 x",
+        "pool 2 64 0",
+        "loss 4",
+        "optim 0 12",
+        "conv 1 2 3",
+        "gemm 8 8 8 8",
+    ] {
         let message = parse(line).unwrap_err();
         assert!(message.contains(&format!("\"{line}\" is no shape")), "{message}");
     }
@@ -55,6 +65,8 @@ fn every_family_gives_lines_of_the_table() {
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
         common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
+        common::loss::shape_cases(&gpu, 3, 10, &mut sink).unwrap();
+        common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -66,14 +78,20 @@ fn every_family_gives_lines_of_the_table() {
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            let gemm = cells[0].starts_with("gemm");
-            assert_eq!(cells[1], if gemm { "40x24x16" } else { "2x64_9+30" });
+            let family = cells[0].split('_').next().unwrap();
+            let shape = match family {
+                "gemm" => "40x24x16",
+                "loss" => "3x10",
+                "optim" => "8x2",
+                _ => "2x64_9+30",
+            };
+            assert_eq!(cells[1], shape);
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
             assert_eq!(
                 (operations.is_ok(), bytes.is_ok()),
-                if cells[0].starts_with("pool") { (false, true) } else { (true, false) }
+                if ["gemm", "attention"].contains(&family) { (true, false) } else { (false, true) }
             );
             kernels.push(cells[0]);
         }
@@ -84,6 +102,16 @@ fn every_family_gives_lines_of_the_table() {
             "pool_mean_backward",
             "attention_forward_rms",
             "attention_forward_plain",
+            "loss_softmax_classes",
+            "loss_softmax_soft",
+            "loss_sigmoid_classes",
+            "loss_sigmoid_soft",
+            "optim_norm",
+            "optim_adamw",
+            "optim_adamw_average",
+            "optim_lamb",
+            "optim_zero",
+            "optim_cast",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

@@ -5,6 +5,8 @@
 pub mod attention;
 pub mod gemm;
 pub mod gpu;
+pub mod loss;
+pub mod optim;
 pub mod pool;
 pub mod shapes;
 

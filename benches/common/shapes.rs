@@ -8,6 +8,8 @@
 //! | `gemm M N K` | products with an M×N result over K, in all layouts and with all epilogues |
 //! | `attention HEADS DIM LENGTHS` | images of so many tokens, such as `64*196,577`: 64 of 196 and one of 577 |
 //! | `pool HEADS DIM LENGTHS` | the same for pooling |
+//! | `loss IMAGES CLASSES` | losses over so many logits |
+//! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
 
 use std::path::Path;
 
@@ -29,6 +31,8 @@ pub enum Shape {
     Gemm { m: usize, n: usize, k: usize },
     Attention { heads: usize, head_dim: usize, images: Images },
     Pool { heads: usize, head_dim: usize, images: Images },
+    Loss { images: usize, classes: usize },
+    Optim { width: usize, depth: usize },
 }
 
 impl Images {
@@ -105,12 +109,14 @@ fn shape(line: &str) -> Result<Shape, String> {
         (["pool", _, _, images], Some(heads), Some(head_dim)) => {
             Images::parse(images).map(|images| Shape::Pool { heads, head_dim, images })
         }
+        (["loss", _, _], Some(images), Some(classes)) => Some(Shape::Loss { images, classes }),
+        (["optim", _, _], Some(width), Some(depth)) => Some(Shape::Optim { width, depth }),
         _ => None,
     };
     parsed.ok_or_else(|| {
         format!(
-            "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS or pool HEADS DIM \
-             LENGTHS, with LENGTHS such as 64*196,577"
+            "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
+             LENGTHS, loss IMAGES CLASSES or optim WIDTH DEPTH, with LENGTHS such as 64*196,577"
         )
     })
 }

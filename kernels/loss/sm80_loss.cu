@@ -5,10 +5,11 @@
 // The loss is multiplied by the image's weight, the gradient by weight and scale. An image of weight 0 gives
 // zeros, whatever its logits and targets are.
 //
-// A block owns a row and holds it in registers, so that memory is read once: thread i has columns 8 i to 8 i + 7,
-// then those 8 threads further on. For softmax each thread finds maximum and sums of what it has, and the shares
-// are joined as (maximum, sums relative to it), which needs one meeting of the block. Logits are taken relative
-// to the largest everywhere, so that no large numbers are subtracted.
+// A block owns a row and goes over it in tiles that it holds in registers: thread i has columns 8 i to 8 i + 7 of a
+// tile, then those 8 threads further on. For softmax a first pass finds maximum and sums, which threads and tiles
+// join as (maximum, sums relative to it); the second pass makes the gradient, from the last tile to the first, so
+// that a row of one tile is read once and the others are read again from the L2 cache. Logits are taken relative to
+// the largest everywhere, so that no large numbers are subtracted.
 #include "../common/view.cuh"
 
 struct LossParams {
@@ -70,17 +71,6 @@ DEVICE void unpack(float (&z)[8], const Vec16 (&packed)[2])
 {
     UNROLL
     for (int i = 0; i < 8; i++) z[i] = bits_to_float(packed[i / 4].word[i % 4]);
-}
-
-// Keeps the compiler from holding a row as f32 from one pass to the next: twice the registers for bf16.
-template <int chunks, int words>
-DEVICE void forget(Vec16 (&packed)[chunks][words])
-{
-    UNROLL
-    for (int i = 0; i < chunks * words * 4; i++) {
-        uint32_t& word = packed[i / (4 * words)][i / 4 % words].word[i % 4];
-        word = uint32_t(ptx::unknown(int(word)));
-    }
 }
 
 // ln(1 + x) for 0 <= x <= 1: x times a polynomial for ln(1 + x) / x, interpolated at Chebyshev's nodes; relative
@@ -229,6 +219,87 @@ DEVICE void join_block(float (&x)[Share::words], Shared<float> scratch)
     for (int i = 0; i < Share::words; i++) x[i] = ptx::shuffle(x[i], 0);
 }
 
+// A tile of a row, as it lies in memory.
+template <class T, int threads, int chunks>
+struct Tile {
+    static constexpr int columns = 8 * threads * chunks;
+    static constexpr int words = sizeof(T) / 2;
+
+    Vec16 packed[chunks][words];
+    int column; // first one of this thread
+
+    // All loads are under way before one is waited for.
+    DEVICE void load(Global<const T> logits, int64_t row, int tile, int classes)
+    {
+        column = tile * columns + 8 * int(threadIdx.x);
+        UNROLL
+        for (int c = 0; c < chunks; c++) {
+            UNROLL
+            for (int i = 0; i < words; i++) {
+                packed[c][i] = Vec16{};
+                if (at(c) < classes) packed[c][i] = logits.load_16(row + at(c) + i * 8 / words);
+            }
+        }
+    }
+
+    DEVICE int at(int chunk) const
+    {
+        return column + 8 * threads * chunk;
+    }
+};
+
+// Shares of a tile, joined to those of the tiles before.
+template <class T, int threads, int chunks>
+DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunks>& tile, const Target& target)
+{
+    float max = all[Softmax::max];
+    UNROLL
+    for (int c = 0; c < chunks; c++) {
+        float z[8];
+        unpack(z, tile.packed[c]);
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            if (tile.at(c) + i < target.classes && z[i] > max) max = z[i];
+        }
+    }
+    Softmax::shift(all, max);
+    UNROLL
+    for (int c = 0; c < chunks; c++) {
+        if (tile.at(c) >= target.classes) continue;
+        float z[8];
+        float t[8];
+        unpack(z, tile.packed[c]);
+        load_targets(t, target, tile.at(c));
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            if (tile.at(c) + i >= target.classes) continue;
+            float relative = z[i] - max;
+            all[Softmax::sum] += ptx::exp2(relative * log2_e);
+            all[Softmax::targets] += t[i];
+            all[Softmax::dot] += t[i] * relative;
+        }
+    }
+}
+
+// The column of the largest soft target. Collective.
+template <int threads>
+DEVICE int largest_target(const Target& target, Shared<float> scratch)
+{
+    float largest[Largest::words];
+    Largest::neutral(largest);
+    for (int column = 8 * int(threadIdx.x); column < target.classes; column += 8 * threads) {
+        float t[8];
+        load_targets(t, target, column);
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            float candidate[Largest::words] = {t[i], float(column + i)};
+            if (column + i < target.classes) Largest::join(largest, candidate);
+        }
+    }
+    join_block<Largest, threads>(largest, scratch);
+    return int(largest[Largest::column]);
+}
+
 // Block = image. Shared memory: 32 shares of each kind, 8 x 32 floats.
 template <Kind kind, class T, int threads, int chunks>
 DEVICE void cross_entropy(const LossParams& p)
@@ -238,22 +309,15 @@ DEVICE void cross_entropy(const LossParams& p)
     Global<const T> logits(static_cast<const T*>(p.logits));
     Global<bf16> dlogits(p.dlogits);
     int64_t row = image * p.logits_stride;
-    auto column_of = [](int chunk) { return 8 * (chunk * threads + int(threadIdx.x)); };
-    // All of the row is under way before anything is waited for.
-    Vec16 packed[chunks][sizeof(T) / 2];
-    UNROLL
-    for (int c = 0; c < chunks; c++) {
-        UNROLL
-        for (int i = 0; i < int(sizeof(T) / 2); i++) {
-            packed[c][i] = Vec16{};
-            if (column_of(c) < p.classes) packed[c][i] = logits.load_16(row + column_of(c) + i * 16 / int(sizeof(T)));
-        }
-    }
+    int64_t out = image * p.dlogits_stride;
+    Tile<T, threads, chunks> tile;
+    int last_tile = (p.classes - 1) / tile.columns;
+    int loaded = kind == softmax ? 0 : last_tile;
+    tile.load(logits, row, loaded, p.classes);
     float weight = Global<const float>(p.weights).load(image);
     if (weight == 0.0f) {
-        UNROLL
-        for (int c = 0; c < chunks; c++) {
-            if (column_of(c) < p.classes) dlogits.store_16(image * p.dlogits_stride + column_of(c), Vec16{});
+        for (int column = 8 * int(threadIdx.x); column < p.classes; column += 8 * threads) {
+            dlogits.store_16(out + column, Vec16{});
         }
         if (threadIdx.x == 0) Global<float>(p.loss).store(image, 0.0f);
         if (threadIdx.x == 0 && p.rank != nullptr) Global<int>(p.rank).store(image, -1);
@@ -272,22 +336,7 @@ DEVICE void cross_entropy(const LossParams& p)
             target.floor = not_a_number();
         }
     } else if (p.rank != nullptr) {
-        float largest[Largest::words];
-        Largest::neutral(largest);
-        UNROLL
-        for (int c = 0; c < chunks; c++) {
-            float t[8];
-            if (column_of(c) >= p.classes) continue;
-            load_targets(t, target, column_of(c));
-            UNROLL
-            for (int i = 0; i < 8; i++) {
-                if (column_of(c) + i >= p.classes) continue;
-                float candidate[Largest::words] = {t[i], float(column_of(c) + i)};
-                Largest::join(largest, candidate);
-            }
-        }
-        join_block<Largest, threads>(largest, Shared<float>(scratch.address + 4 * 32 * Softmax::words));
-        target.label = int(largest[Largest::column]);
+        target.label = largest_target<threads>(target, Shared<float>(scratch.address + 4 * 32 * Softmax::words));
     }
     bool ranked = p.rank != nullptr && target.label >= 0;
     float own = ranked ? widen(logits.load(row + target.label)) : not_a_number();
@@ -295,70 +344,52 @@ DEVICE void cross_entropy(const LossParams& p)
     float all[Softmax::words];
     Softmax::neutral(all);
     if (kind == softmax) {
-        UNROLL
-        for (int c = 0; c < chunks; c++) {
-            float z[8];
-            unpack(z, packed[c]);
-            UNROLL
-            for (int i = 0; i < 8; i++) {
-                if (column_of(c) + i < p.classes && z[i] > all[Softmax::max]) all[Softmax::max] = z[i];
-            }
-        }
-        forget(packed);
-        UNROLL
-        for (int c = 0; c < chunks; c++) {
-            if (column_of(c) >= p.classes) continue;
-            float z[8];
-            float t[8];
-            unpack(z, packed[c]);
-            load_targets(t, target, column_of(c));
-            UNROLL
-            for (int i = 0; i < 8; i++) {
-                if (column_of(c) + i >= p.classes) continue;
-                float relative = z[i] - all[Softmax::max];
-                all[Softmax::sum] += ptx::exp2(relative * log2_e);
-                all[Softmax::targets] += t[i];
-                all[Softmax::dot] += t[i] * relative;
-            }
+        for (int i = 0; i <= last_tile; i++) {
+            if (i != loaded) tile.load(logits, row, i, p.classes);
+            join_tile(all, tile, target);
+            loaded = i;
         }
         join_block<Softmax, threads>(all, scratch);
-        forget(packed);
     }
     float ratio = all[Softmax::targets] / all[Softmax::sum];
 
     float sums[Sums::words];
     Sums::neutral(sums);
-    UNROLL
-    for (int c = 0; c < chunks; c++) {
-        if (column_of(c) >= p.classes) continue;
-        float z[8];
-        float t[8];
-        unpack(z, packed[c]);
-        load_targets(t, target, column_of(c));
+    for (int tile_index = last_tile; tile_index >= 0; tile_index--) {
+        if (tile_index != loaded) tile.load(logits, row, tile_index, p.classes);
+        loaded = tile_index;
         UNROLL
-        for (int i = 0; i < 8; i++) {
-            int column = column_of(c) + i;
-            if (column >= p.classes) {
-                t[i] = 0.0f;
-                continue;
+        for (int c = 0; c < chunks; c++) {
+            if (tile.at(c) >= p.classes) continue;
+            float z[8];
+            float t[8];
+            unpack(z, tile.packed[c]);
+            load_targets(t, target, tile.at(c));
+            UNROLL
+            for (int i = 0; i < 8; i++) {
+                int column = tile.at(c) + i;
+                if (column >= p.classes) {
+                    t[i] = 0.0f;
+                    continue;
+                }
+                // Written as "not smaller", so that a comparison with NaN counts against the image.
+                bool ahead = column != target.label && !(z[i] < own) && !(z[i] == own && column > target.label);
+                sums[Sums::ahead] += ahead ? 1.0f : 0.0f;
+                float probability;
+                if (kind == softmax) {
+                    probability = ptx::exp2((z[i] - all[Softmax::max]) * log2_e) * ratio;
+                } else {
+                    float small = ptx::exp2((z[i] < 0.0f ? z[i] : -z[i]) * log2_e);
+                    probability = (z[i] < 0.0f ? small : 1.0f) * ptx::reciprocal(1.0f + small);
+                    sums[Sums::loss] += (z[i] > 0.0f ? z[i] : 0.0f) - z[i] * t[i] + log_1p(small);
+                }
+                t[i] = (probability - t[i]) * factor;
             }
-            // Written as "not smaller", so that a comparison with NaN counts against the image.
-            bool ahead = column != target.label && !(z[i] < own) && !(z[i] == own && column > target.label);
-            sums[Sums::ahead] += ahead ? 1.0f : 0.0f;
-            float probability;
-            if (kind == softmax) {
-                probability = ptx::exp2((z[i] - all[Softmax::max]) * log2_e) * ratio;
-            } else {
-                float small = ptx::exp2((z[i] < 0.0f ? z[i] : -z[i]) * log2_e);
-                probability = (z[i] < 0.0f ? small : 1.0f) * ptx::reciprocal(1.0f + small);
-                sums[Sums::loss] += (z[i] > 0.0f ? z[i] : 0.0f) - z[i] * t[i] + log_1p(small);
-            }
-            t[i] = (probability - t[i]) * factor;
+            Vec16 gradient;
+            UNROLL
+            for (int i = 0; i < 4; i++) gradient.word[i] = pack_bf16(t[2 * i], t[2 * i + 1]);
+            dlogits.store_16(out + tile.at(c), gradient);
         }
-        Vec16 gradient;
-        UNROLL
-        for (int i = 0; i < 4; i++) gradient.word[i] = pack_bf16(t[2 * i], t[2 * i + 1]);
-        dlogits.store_16(image * p.dlogits_stride + column_of(c), gradient);
     }
     if (kind == sigmoid || p.rank != nullptr) {
         uint32_t offset = 4 * 32 * (Softmax::words + Largest::words);

@@ -3,13 +3,14 @@
 use super::{Kernel, Source, Tier};
 
 /// Most classes of a kernel, its threads, the 8 columns that a thread holds so many times, and the blocks of a
-/// multiprocessor.
-pub const VARIANTS: [(usize, u32, u32, u32); 3] =
-    [(1024, 128, 1, 8), (4096, 256, 2, 4), (32_768, 1024, 4, 1)];
+/// multiprocessor. The first is for rows of one tile; the second goes over any row, tile by tile, up to what the
+/// kernels count exactly in f32.
+pub const VARIANTS: [(usize, u32, u32, u32); 2] = [(1024, 128, 1, 8), (1 << 24, 512, 2, 2)];
 
 /// The kernel of a loss (`softmax` or `sigmoid`) of logits of a type (`bf16` or `f32`).
 pub fn name(loss: &str, dtype: &str, widest: usize) -> String {
-    format!("loss_{loss}_{dtype}_{widest}")
+    let rows = if widest == VARIANTS[0].0 { "short" } else { "long" };
+    format!("loss_{loss}_{dtype}_{rows}")
 }
 
 /// The sources of this family.
