@@ -5,21 +5,25 @@
 mod common;
 mod support;
 
-use common::gpu::{Gpu, clocks, table};
+use common::gpu::{Case, Gpu, clocks, table};
 use common::shapes::{Images, Shape, parse};
+use criterion::Criterion;
 use support::devices::devices;
+use trencadis::device::Stream;
 use trencadis::kernels::gemm::Layout;
+use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
-    let text =
-        "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nloss 256 1000; optim 768 12";
+    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nrows 100 72\nloss 256 1000; \
+                optim 768 12";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
         Shape::Gemm { m: 128, n: 192, k: 64 },
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
+        Shape::Rows { rows: 100, width: 72 },
         Shape::Loss { images: 256, classes: 1000 },
         Shape::Optim { width: 768, depth: 12 },
     ];
@@ -29,6 +33,7 @@ fn own_shapes_are_read() {
         "gemm 0 8 8",
         "attention 2 64 x",
         "pool 2 64 0",
+        "rows 8 12",
         "loss 4",
         "optim 0 12",
         "conv 1 2 3",
@@ -61,10 +66,13 @@ fn every_family_gives_lines_of_the_table() {
         let gpu = Gpu::on(device).unwrap();
         assert!(gpu.peaks.operations > 0.0 && gpu.peaks.bytes > 0.0);
         let mut lines = Vec::new();
-        let mut sink = |case: &common::gpu::Case<'_>| gpu.once(case).map(|line| lines.push(line));
+        let mut sink = |case: &Case<'_>| gpu.once(case).map(|line| lines.push(line));
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
         common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
+        common::norm::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
+        common::residual::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
+        common::residual::keep_case(&gpu, &images, 3, &mut sink).unwrap();
         common::loss::shape_cases(&gpu, 3, 10, &mut sink).unwrap();
         common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
@@ -78,20 +86,22 @@ fn every_family_gives_lines_of_the_table() {
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            let family = cells[0].split('_').next().unwrap();
-            let shape = match family {
-                "gemm" => "40x24x16",
-                "loss" => "3x10",
-                "optim" => "8x2",
+            let is = |families: &[&str]| families.iter().any(|family| cells[0].starts_with(family));
+            let expected = match cells[0] {
+                "drop_path_keep" => "3x9+30",
+                _ if is(&["loss"]) => "3x10",
+                _ if is(&["optim"]) => "8x2",
+                _ if is(&["gemm"]) => "40x24x16",
+                _ if is(&["norm", "residual"]) => "40x72",
                 _ => "2x64_9+30",
             };
-            assert_eq!(cells[1], shape);
+            assert_eq!(cells[1], expected);
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
             assert_eq!(
                 (operations.is_ok(), bytes.is_ok()),
-                if ["gemm", "attention"].contains(&family) { (true, false) } else { (false, true) }
+                if is(&["gemm", "attention"]) { (true, false) } else { (false, true) }
             );
             kernels.push(cells[0]);
         }
@@ -101,7 +111,16 @@ fn every_family_gives_lines_of_the_table() {
             "pool_mean_forward",
             "pool_mean_backward",
             "attention_forward_rms",
+            "attention_backward_rms",
             "attention_forward_plain",
+            "attention_backward_plain",
+            "norm_forward",
+            "norm_forward_residual",
+            "norm_backward",
+            "norm_backward_residual",
+            "residual_forward",
+            "residual_backward",
+            "drop_path_keep",
             "loss_softmax_classes",
             "loss_softmax_soft",
             "loss_sigmoid_classes",
@@ -123,5 +142,30 @@ fn every_family_gives_lines_of_the_table() {
             "gemm_tn_sum",
         ];
         assert_eq!(kernels, expected);
+    }
+}
+
+/// Criterion's own loop, and the file beside its report.
+#[test]
+fn criterion_takes_the_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = table::Table::begin(folder.path(), "copy").unwrap();
+    for device in devices().into_iter().take(1) {
+        let gpu = Gpu::on(device).unwrap();
+        let (x, out) = (gpu.random(2, 64).unwrap(), gpu.room::<half::bf16>(2, 64).unwrap());
+        let launch = |stream: &Stream, set: usize| {
+            let params = CopyParams { out: out.ptr(set), x: x.ptr(set), size: 64 };
+            // SAFETY: both parts hold 64 elements.
+            unsafe { launch_copy(gpu.device.kernels(), stream.raw(), &params) }
+        };
+        let (kernel, shape) = ("copy, \"64\"".into(), "64".into());
+        let case = Case { kernel, shape, operations: 0.0, bytes: 256.0, sets: 2, launch: &launch };
+        let mut criterion = Criterion::default().output_directory(folder.path()).without_plots();
+        let line = gpu.measure(&mut criterion, "copy", &case).unwrap();
+        assert!(line.starts_with("\"copy, \"\"64\"\"\",64,"), "{line}");
+        table.add(&line).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("copy.csv")).unwrap();
+        assert_eq!(text, format!("{}\n{line}\n", table::HEADER));
+        assert!(folder.path().join("gpu_copy").is_dir());
     }
 }

@@ -94,7 +94,8 @@ class Library:
 
     def error(self):
         text = ctypes.create_string_buffer(1000)
-        return text.raw[: self.dll.trencadis_error(text, len(text))].decode(errors="replace")
+        length = self.dll.trencadis_error(text, len(text))
+        return text.raw[:length].decode(errors="replace")
 
     def open(self):
         self.kernels = self.dll.trencadis_open()

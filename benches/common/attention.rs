@@ -3,11 +3,11 @@
 use half::bf16;
 use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::Stream;
-use trencadis::kernels::attention::{Attention, Forward, Schedule, Statistics};
+use trencadis::kernels::attention::{Attention, Backward, Forward, Schedule};
 use trencadis::recipe::QkNormKind;
 use trencadis::{Error, Result};
 
-use super::gpu::{Case, Gpu, Sink};
+use super::gpu::{Case, Gpu, Queue, Sink};
 use super::shapes::{Images, Shape, own};
 
 /// Tokens of a batch.
@@ -70,40 +70,81 @@ fn norm_cases(
     let config = AttentionConfig { heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: true };
     let longest = images.lengths.iter().copied().max().unwrap_or(0);
     let attention = Attention { config, tokens, slots };
-    let plan = attention.plan(gpu.device.info())?;
-    let sets = gpu.sets(2 * 4 * tokens * width);
-    let qkv = gpu.random(sets, 3 * tokens * width)?;
+    let (plan, backward_plan) =
+        (attention.plan(gpu.device.info())?, attention.backward_plan(gpu.device.info())?);
+    let sets = gpu.sets(2 * 8 * tokens * width);
+    let (qkv, dout) = (gpu.random(sets, 3 * tokens * width)?, gpu.random(sets, tokens * width)?);
     let out = gpu.room::<bf16>(sets, tokens * width)?;
+    let dqkv = gpu.room::<bf16>(sets, 3 * tokens * width)?;
     let gain = gpu.device.upload(&vec![1.0f32; width])?;
-    let of_rows = || gpu.device.zeros::<f32>(tokens * heads);
-    let (lse, q_mean, q_rstd, k_mean, k_rstd) = (of_rows()?, of_rows()?, of_rows()?, of_rows()?, of_rows()?);
+    let (dq_gain, dk_gain) = (gpu.device.zeros::<f32>(width)?, gpu.device.zeros::<f32>(width)?);
+    let lse = (0..sets).map(|_| gpu.device.zeros::<f32>(tokens * heads)).collect::<Result<Vec<_>>>()?;
+    let bytes = attention.backward_workspace_bytes(&backward_plan, true);
+    let workspace = gpu.device.alloc::<u8>(bytes)?;
     let host = images.cu_seqlens();
     let cu_seqlens = gpu.device.upload(&host)?;
-    let schedule = Schedule::new(&gpu.device, plan.limits, tokens, slots)?.with_longest(longest);
     let stream = gpu.device.stream()?;
-    schedule.launch(&stream, &cu_seqlens, Some(&host))?;
-    stream.synchronize()?;
-    let normed = norm != QkNormKind::None;
-    let statistics = Statistics { q_mean: &q_mean, q_rstd: &q_rstd, k_mean: &k_mean, k_rstd: &k_rstd };
-    let forward = |set: usize| Forward {
-        q: qkv.rows(set, 0, 3 * width),
-        k: qkv.rows(set, width, 3 * width),
-        v: qkv.rows(set, 2 * width, 3 * width),
-        affine: [Some(&gain), None, Some(&gain), None],
-        cu_seqlens: &cu_seqlens,
-        schedule: &schedule,
-        out: out.rows(set, 0, width),
-        lse: &lse,
-        statistics: normed.then_some(statistics),
+    let lists = |limits| {
+        let schedule = Schedule::new(&gpu.device, limits, tokens, slots)?.with_longest(longest);
+        schedule.launch(&stream, &cu_seqlens, Some(&host))?;
+        Ok(schedule)
     };
-    let launch = |stream: &Stream, set: usize| attention.forward(stream, &plan, &forward(set));
-    let suffix = if normed { "rms" } else { "plain" };
-    sink(&Case {
-        kernel: format!("attention_forward_{suffix}"),
-        shape: format!("{heads}x{head_dim}_{}", images.name),
-        operations: 4.0 * images.squares() * width as f64,
-        bytes: 0.0,
-        sets,
-        launch: Box::new(launch),
-    })
+    let (schedule, backward_schedule): (Schedule, Schedule) =
+        (lists(plan.limits)?, lists(backward_plan.limits)?);
+    stream.synchronize()?;
+    let affine = [Some(&gain), None, Some(&gain), None];
+    let [q, k, v] = [0, 1, 2].map(|i| move |set: usize| (set, i * width, 3 * width));
+    let rows = |(set, offset, stride)| qkv.rows(set, offset, stride);
+    let grads = |(set, offset, stride)| dqkv.rows(set, offset, stride);
+    let forward = |stream: &Stream, set: usize| {
+        let operands = Forward {
+            q: rows(q(set)),
+            k: rows(k(set)),
+            v: rows(v(set)),
+            affine,
+            cu_seqlens: &cu_seqlens,
+            schedule: &schedule,
+            out: out.rows(set, 0, width),
+            lse: &lse[set],
+            statistics: None,
+        };
+        attention.forward(stream, &plan, &operands)
+    };
+    let backward = |stream: &Stream, set: usize| {
+        let operands = Backward {
+            q: rows(q(set)),
+            k: rows(k(set)),
+            v: rows(v(set)),
+            out: out.rows(set, 0, width),
+            lse: &lse[set],
+            dout: dout.rows(set, 0, width),
+            affine,
+            cu_seqlens: &cu_seqlens,
+            schedule: &backward_schedule,
+            dq: grads(q(set)),
+            dk: grads(k(set)),
+            dv: grads(v(set)),
+            daffine: [Some(&dq_gain), None, Some(&dk_gain), None],
+            accumulate: None,
+            workspace: &workspace,
+        };
+        attention.backward(stream, &backward_plan, &operands)
+    };
+    let suffix = if norm == QkNormKind::None { "plain" } else { "rms" };
+    let products = images.squares() * width as f64;
+    let mut put = |pass: &str, operations: f64, launch: &Queue<'_>| {
+        sink(&Case {
+            kernel: format!("attention_{pass}_{suffix}"),
+            shape: format!("{heads}x{head_dim}_{}", images.name),
+            operations,
+            bytes: 0.0,
+            sets,
+            launch,
+        })
+    };
+    // Backward reads what forward has written to every set, whichever of them is measured.
+    (0..sets).try_for_each(|set| forward(&stream, set))?;
+    stream.synchronize()?;
+    put("forward", 4.0 * products, &forward)?;
+    put("backward", 10.0 * products, &backward)
 }

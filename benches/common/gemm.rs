@@ -184,6 +184,6 @@ pub fn shape_case(gpu: &Gpu, shape: Shape, fused: Fused, sink: &mut Sink<'_>) ->
         operations: 2.0 * m as f64 * n as f64 * k as f64,
         bytes: 0.0,
         sets,
-        launch: Box::new(launch),
+        launch: &launch,
     })
 }

@@ -69,7 +69,7 @@ pub fn shape_cases(gpu: &Gpu, images: usize, classes: usize, sink: &mut Sink<'_>
                 operations: 0.0,
                 bytes: (bytes + if is_soft { 4 * images * classes } else { 0 }) as f64,
                 sets,
-                launch: Box::new(launch),
+                launch: &launch,
             })?;
         }
     }

@@ -6,8 +6,10 @@ pub mod attention;
 pub mod gemm;
 pub mod gpu;
 pub mod loss;
+pub mod norm;
 pub mod optim;
 pub mod pool;
+pub mod residual;
 pub mod shapes;
 
 /// Tokens of a batch.

@@ -8,7 +8,7 @@ use trencadis::kernels::optim::{
 };
 use trencadis::{Error, Result};
 
-use super::gpu::{Case, Gpu, Sink};
+use super::gpu::{Case, Gpu, Queue, Sink};
 use super::random;
 use super::shapes::{Shape, own};
 
@@ -116,14 +116,14 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         // SAFETY: as above.
         unsafe { launch_cast(kernels, stream.raw(), &params) }
     };
-    let mut put = |kernel: &str, bytes: usize, launch: &dyn Fn(&Stream, usize) -> Result<()>| {
+    let mut put = |kernel: &str, bytes: usize, launch: &Queue<'_>| {
         let case = Case {
             kernel: kernel.into(),
             shape: format!("{width}x{depth}"),
             operations: 0.0,
             bytes: (bytes * len) as f64,
             sets,
-            launch: Box::new(launch),
+            launch,
         };
         sink(&case)
     };

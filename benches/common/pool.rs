@@ -11,7 +11,7 @@ use trencadis::kernels::pool::{
 use trencadis::recipe::QkNormKind;
 use trencadis::{Error, Result};
 
-use super::gpu::{Case, Gpu, Sink};
+use super::gpu::{Case, Gpu, Queue, Sink};
 use super::shapes::{Images, Shape, own};
 
 /// Tokens of a batch.
@@ -170,18 +170,21 @@ pub fn shape_cases(
         // SAFETY: as above.
         unsafe { launch_mean_backward(kernels, stream.raw(), &params) }
     };
-    let mut put = |kernel: &str, times: usize, launch: &dyn Fn(&Stream, usize) -> Result<()>| {
+    let mut put = |kernel: &str, times: usize, launch: &Queue<'_>| {
         let case = Case {
             kernel: kernel.into(),
             shape: name.clone(),
             operations: 0.0,
             bytes: (times * rows) as f64,
             sets,
-            launch: Box::new(launch),
+            launch,
         };
         sink(&case)
     };
-    // Backward reads what forward has written.
+    // Backward reads what forward has written, whichever of them is measured.
+    let stream = gpu.device.stream()?;
+    forward(&stream, 0)?;
+    stream.synchronize()?;
     put("pool_attention_forward", 2, &forward)?;
     put("pool_attention_backward", 4, &backward)?;
     put("pool_mean_forward", 1, &mean_forward)?;

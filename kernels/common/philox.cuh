@@ -25,7 +25,7 @@ DEVICE Philox philox(Philox counter, uint32_t key_low, uint32_t key_high)
     return counter;
 }
 
-// Purposes of streams that the device draws from, of src/rng.rs; branch l of stochastic depth has purpose_drop_path + l.
+// Purposes of src/rng.rs that the device draws for; residual branch l has purpose_drop_path + l.
 constexpr uint32_t purpose_drop_path = 0x1000;
 
 // Block `index` of a stream, numbers 4 index to 4 index + 3 of it.

@@ -5,11 +5,11 @@
 // The loss is multiplied by the image's weight, the gradient by weight and scale. An image of weight 0 gives
 // zeros, whatever its logits and targets are.
 //
-// A block owns a row and goes over it in tiles that it holds in registers: thread i has columns 8 i to 8 i + 7 of a
-// tile, then those 8 threads further on. For softmax a first pass finds maximum and sums, which threads and tiles
-// join as (maximum, sums relative to it); the second pass makes the gradient, from the last tile to the first, so
-// that a row of one tile is read once and the others are read again from the L2 cache. Logits are taken relative to
-// the largest everywhere, so that no large numbers are subtracted.
+// A block owns a row and goes over it in tiles that it holds in registers: thread i has columns 8 i to 8 i + 7 of
+// a tile, then those 8 threads further on. For softmax a first pass finds maximum and sums, which threads and
+// tiles join as (maximum, sums relative to it); the second pass makes the gradient, from the last tile to the
+// first, so that a row of one tile is read once and the others are read again from the L2 cache. Logits are taken
+// relative to the largest everywhere, so that no large numbers are subtracted.
 #include "../common/view.cuh"
 
 struct LossParams {

@@ -33,7 +33,8 @@ DEVICE void sum_squares(const OptimNorm& p)
     ptx::dependency_wait();
     int64_t stride = int64_t(gridDim.x) * threads * 8;
     double sum[1] = {0.0};
-    for (int64_t base = (int64_t(blockIdx.x) * threads + threadIdx.x) * 8; base < p.size; base += unroll * stride) {
+    int64_t first = (int64_t(blockIdx.x) * threads + threadIdx.x) * 8;
+    for (int64_t base = first; base < p.size; base += unroll * stride) {
         float x[unroll][8];
         UNROLL
         for (int u = 0; u < unroll; u++) {

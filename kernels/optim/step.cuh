@@ -133,7 +133,8 @@ DEVICE uint32_t round_randomly(float x, uint32_t bits)
 
 // Stores eight elements as bf16. Each eight have their own 128 random bits, so that the result depends on seed,
 // step and place alone.
-DEVICE void store_rounded(bf16* out, int64_t at, const float (&x)[8], bool stochastic, uint64_t seed, uint64_t step)
+DEVICE void store_rounded(bf16* out, int64_t at, const float (&x)[8], bool stochastic, uint64_t seed,
+                          uint64_t step)
 {
     Vec16 packed;
     if (stochastic) {

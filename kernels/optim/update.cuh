@@ -1,5 +1,5 @@
-// AdamW and LAMB (You et al., "Large batch optimization for deep learning", ICLR 2020) over the chunks of an arena.
-// Both begin with Adam's moments, with the factors of the step:
+// AdamW and LAMB (You et al., "Large batch optimization for deep learning", ICLR 2020) over the chunks of an
+// arena. Both begin with Adam's moments, with the factors of the step:
 //   g = grad_scale g,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // Every operation is that of src/cpu/optim.rs, in the same order and with the same fused multiplications, so that
 // the same factors give the same bits.

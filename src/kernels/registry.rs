@@ -12,10 +12,14 @@ pub mod gemm;
 pub mod loss;
 #[path = "measure/instances.rs"]
 pub mod measure;
+#[path = "norm/instances.rs"]
+pub mod norm;
 #[path = "optim/instances.rs"]
 pub mod optim;
 #[path = "pool/instances.rs"]
 pub mod pool;
+#[path = "residual/instances.rs"]
+pub mod residual;
 
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub fn sources() -> Vec<Source> {
         pool::sources(),
         loss::sources(),
         optim::sources(),
+        norm::sources(),
+        residual::sources(),
         measure::sources(),
     ]
     .concat()
