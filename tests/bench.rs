@@ -15,7 +15,8 @@ use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
-    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nrows 100 72";
+    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nrows 100 72\nloss 256 1000; \
+                optim 768 12";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
@@ -23,6 +24,8 @@ fn own_shapes_are_read() {
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
         Shape::Rows { rows: 100, width: 72 },
+        Shape::Loss { images: 256, classes: 1000 },
+        Shape::Optim { width: 768, depth: 12 },
     ];
     assert_eq!(parse(text), Ok(expected));
     for line in [
@@ -30,8 +33,10 @@ fn own_shapes_are_read() {
         "gemm 0 8 8",
         "attention 2 64 x",
         "pool 2 64 0",
-        "conv 1 2 3",
         "rows 8 12",
+        "loss 4",
+        "optim 0 12",
+        "conv 1 2 3",
         "gemm 8 8 8 8",
     ] {
         let message = parse(line).unwrap_err();
@@ -68,6 +73,8 @@ fn every_family_gives_lines_of_the_table() {
         common::norm::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
         common::residual::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
         common::residual::keep_case(&gpu, &images, 3, &mut sink).unwrap();
+        common::loss::shape_cases(&gpu, 3, 10, &mut sink).unwrap();
+        common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -82,6 +89,8 @@ fn every_family_gives_lines_of_the_table() {
             let is = |families: &[&str]| families.iter().any(|family| cells[0].starts_with(family));
             let expected = match cells[0] {
                 "drop_path_keep" => "3x9+30",
+                _ if is(&["loss"]) => "3x10",
+                _ if is(&["optim"]) => "8x2",
                 _ if is(&["gemm"]) => "40x24x16",
                 _ if is(&["norm", "residual"]) => "40x72",
                 _ => "2x64_9+30",
@@ -112,6 +121,16 @@ fn every_family_gives_lines_of_the_table() {
             "residual_forward",
             "residual_backward",
             "drop_path_keep",
+            "loss_softmax_classes",
+            "loss_softmax_soft",
+            "loss_sigmoid_classes",
+            "loss_sigmoid_soft",
+            "optim_norm",
+            "optim_adamw",
+            "optim_adamw_average",
+            "optim_lamb",
+            "optim_zero",
+            "optim_cast",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

@@ -5,7 +5,9 @@
 pub mod attention;
 pub mod gemm;
 pub mod gpu;
+pub mod loss;
 pub mod norm;
+pub mod optim;
 pub mod pool;
 pub mod residual;
 pub mod shapes;

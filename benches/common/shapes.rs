@@ -9,6 +9,8 @@
 //! | `attention HEADS DIM LENGTHS` | images of so many tokens, such as `64*196,577`: 64 of 196 and one of 577 |
 //! | `pool HEADS DIM LENGTHS` | the same for pooling |
 //! | `rows ROWS WIDTH` | norms and residual connections of so many rows |
+//! | `loss IMAGES CLASSES` | losses over so many logits |
+//! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
 
 use std::path::Path;
 
@@ -31,6 +33,8 @@ pub enum Shape {
     Attention { heads: usize, head_dim: usize, images: Images },
     Pool { heads: usize, head_dim: usize, images: Images },
     Rows { rows: usize, width: usize },
+    Loss { images: usize, classes: usize },
+    Optim { width: usize, depth: usize },
 }
 
 impl Images {
@@ -110,12 +114,15 @@ fn shape(line: &str) -> Result<Shape, String> {
         (&["rows", _, _], Some(rows), Some(width)) => {
             width.is_multiple_of(8).then_some(Shape::Rows { rows, width })
         }
+        (["loss", _, _], Some(images), Some(classes)) => Some(Shape::Loss { images, classes }),
+        (["optim", _, _], Some(width), Some(depth)) => Some(Shape::Optim { width, depth }),
         _ => None,
     };
     parsed.ok_or_else(|| {
         format!(
             "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
-             LENGTHS, with LENGTHS such as 64*196,577, or rows ROWS WIDTH, with a width that is a multiple of 8"
+             LENGTHS, with LENGTHS such as 64*196,577, rows ROWS WIDTH, with a width that is a multiple of 8, \
+             loss IMAGES CLASSES or optim WIDTH DEPTH"
         )
     })
 }

@@ -2,9 +2,11 @@
 
 pub mod attention;
 pub mod gemm;
+pub mod loss;
 pub mod measure;
 pub mod norm;
 mod operand;
+pub mod optim;
 pub mod pool;
 pub mod registry;
 pub mod residual;

@@ -8,10 +8,14 @@
 pub mod attention;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
+#[path = "loss/instances.rs"]
+pub mod loss;
 #[path = "measure/instances.rs"]
 pub mod measure;
 #[path = "norm/instances.rs"]
 pub mod norm;
+#[path = "optim/instances.rs"]
+pub mod optim;
 #[path = "pool/instances.rs"]
 pub mod pool;
 #[path = "residual/instances.rs"]
@@ -74,6 +78,8 @@ pub fn sources() -> Vec<Source> {
         gemm::sources(),
         attention::sources(),
         pool::sources(),
+        loss::sources(),
+        optim::sources(),
         norm::sources(),
         residual::sources(),
         measure::sources(),
