@@ -6,12 +6,18 @@
 
 #[path = "attention/instances.rs"]
 pub mod attention;
+#[path = "elementwise/instances.rs"]
+pub mod elementwise;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
 #[path = "measure/instances.rs"]
 pub mod measure;
+#[path = "patch/instances.rs"]
+pub mod patch;
 #[path = "pool/instances.rs"]
 pub mod pool;
+#[path = "position/instances.rs"]
+pub mod position;
 
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,5 +72,14 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [gemm::sources(), attention::sources(), pool::sources(), measure::sources()].concat()
+    [
+        gemm::sources(),
+        attention::sources(),
+        pool::sources(),
+        patch::sources(),
+        position::sources(),
+        elementwise::sources(),
+        measure::sources(),
+    ]
+    .concat()
 }
