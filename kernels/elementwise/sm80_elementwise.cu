@@ -43,8 +43,8 @@ DEVICE void add(const ElementwiseAdd& p)
     UNROLL
     for (int u = 0; u < unroll; u++) {
         int64_t i = first + u * threads * 8;
-        left[u] = i < live ? a.load_16(i) : zeros_16();
-        if (!ROW) right[u] = i < live ? b.load_16(i) : zeros_16();
+        left[u] = i < live ? a.load_16(i) : zero_vector();
+        if (!ROW) right[u] = i < live ? b.load_16(i) : zero_vector();
     }
     UNROLL
     for (int u = 0; u < unroll; u++) {
@@ -52,12 +52,12 @@ DEVICE void add(const ElementwiseAdd& p)
         if (i >= size) return;
         float x[8];
         float y[8] = {};
-        unpack_bf16(x, left[u]);
-        if (!ROW) unpack_bf16(y, right[u]);
-        if (ROW && i < live) load_8(y, Global<const float>(p.row), i % p.width);
+        unpack_8(x, left[u]);
+        if (!ROW) unpack_8(y, right[u]);
+        if (ROW && i < live) load_8(y, p.row, int(i % p.width), 0.0f);
         UNROLL
         for (int j = 0; j < 8; j++) x[j] += y[j];
-        Global<bf16>(p.out).store_16(i, pack_bf16(x));
+        Global<bf16>(p.out).store_16(i, pack_8(x));
     }
 }
 
@@ -67,10 +67,10 @@ DEVICE void accumulate(const ElementwiseAccumulate& p)
     int64_t i = (int64_t(blockIdx.x) * threads + threadIdx.x) * 8;
     if (i >= p.size) return;
     float x[8];
-    unpack_bf16(x, Global<const bf16>(p.x).load_16(i));
+    unpack_8(x, Global<const bf16>(p.x).load_16(i));
     if (accumulates(p.accumulate)) {
         float sum[8];
-        load_8(sum, Global<const float>(p.out), i);
+        load_8(sum, p.out + i, 0, 0.0f);
         UNROLL
         for (int j = 0; j < 8; j++) x[j] += sum[j];
     }

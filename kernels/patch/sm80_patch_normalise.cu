@@ -63,7 +63,7 @@ DEVICE void load_values(float (&x)[8], const void* patches, int64_t at, int left
     if (BYTES == 16) {
         UNROLL
         for (int half = 0; half < 2; half++) {
-            Vec16 packed = 4 * half < left ? values.load_16(at + 4 * half) : zeros_16();
+            Vec16 packed = 4 * half < left ? values.load_16(at + 4 * half) : zero_vector();
             UNROLL
             for (int i = 0; i < 4; i++) x[4 * half + i] = bits_to_float(packed.word[i]);
         }
@@ -125,7 +125,7 @@ DEVICE void normalise(const PatchNormalise& p)
     UNROLL
     for (int u = 0; u < unroll; u++) {
         int row = first + u * rows_at_once;
-        if (row < p.tokens) out.store_16(row * p.out_stride + column, pack_bf16(x[u]));
+        if (row < p.tokens) out.store_16(row * p.out_stride + column, pack_8(x[u]));
     }
 }
 

@@ -46,8 +46,8 @@ DEVICE void prefix_write(const PatchPrefix& p)
     int row = prefix_row(p, number / p.prefix, number % p.prefix);
     if (row < 0) return;
     float token[8];
-    load_8(token, Global<const float>(p.tokens), int64_t(number % p.prefix) * p.width + column);
-    Global<bf16>(p.x).store_16(row * p.x_stride + column, pack_bf16(token));
+    load_8(token, p.tokens + int64_t(number % p.prefix) * p.width, column, 0.0f);
+    Global<bf16>(p.x).store_16(row * p.x_stride + column, pack_8(token));
 }
 
 // Block = (64 columns, row r of the prefix, 128 images).
@@ -67,16 +67,16 @@ DEVICE void prefix_grad(const PatchPrefix& p)
         int image = int(blockIdx.z) * prefix_images + u * prefix_groups + group;
         int row = image < p.images && column < p.width ? prefix_row(p, image, r) : -1;
         at[u] = row < 0 ? -1 : row * p.x_stride + column;
-        packed[u] = row < 0 ? zeros_16() : x.load_16(at[u]);
+        packed[u] = row < 0 ? zero_vector() : x.load_16(at[u]);
     }
     float sum[8] = {};
     UNROLL
     for (int u = 0; u < prefix_unroll; u++) {
         float row[8];
-        unpack_bf16(row, packed[u]);
+        unpack_8(row, packed[u]);
         UNROLL
         for (int i = 0; i < 8; i++) sum[i] += row[i];
-        if (at[u] >= 0) x.store_16(at[u], zeros_16());
+        if (at[u] >= 0) x.store_16(at[u], zero_vector());
     }
     if (p.partial == nullptr) return;
     // A column more keeps the groups of a warp in different banks.

@@ -38,7 +38,7 @@ DEVICE void add_axis(float (&e)[8], const float* table, int width, int column, c
     for (int i = 0; i < max(span.count, 1); i++) {
         PositionTap tap = tap_at(bank, span, i);
         float row[8];
-        load_8(row, Global<const float>(table), int64_t(tap.row) * width + column);
+        load_8(row, table + int64_t(tap.row) * width, column, 0.0f);
         UNROLL
         for (int j = 0; j < 8; j++) e[j] = ptx::fused_multiply_add(tap.weight, row[j], e[j]);
     }
@@ -54,7 +54,7 @@ DEVICE void add_joint(float (&e)[8], const PositionForward& p, int column, const
             PositionTap tap = tap_at(places.bank[1], spans.axis[1], j);
             int64_t index = int64_t(row.row) * (places.flat ? 1 : places.columns) + tap.row;
             float x[8];
-            load_8(x, Global<const float>(p.table[0]), index * p.width + column);
+            load_8(x, p.table[0] + index * p.width, column, 0.0f);
             UNROLL
             for (int c = 0; c < 8; c++) e[c] = ptx::fused_multiply_add(row.weight * tap.weight, x[c], e[c]);
         }
@@ -97,7 +97,7 @@ DEVICE void add_fourier(float (&e)[8], const PositionForward& p, int column, flo
     UNROLL
     for (int part = 0; part < 2; part++) {
         float map[8];
-        load_8(map, Global<const float>(p.table[0]), first + 8 * part);
+        load_8(map, p.table[0], first + 8 * part, 0.0f);
         UNROLL
         for (int j = 0; j < 4; j++) {
             float phase = ptx::fused_multiply_add(map[2 * j], y, map[2 * j + 1] * x);
@@ -144,7 +144,7 @@ DEVICE void forward(const PositionForward& p)
         for (int u = 0; u < unroll; u++) {
             int token = first + base + u * groups;
             bool read = p.x != nullptr && token < live;
-            packed[u] = read ? x.load_16(token * p.x_stride + column) : zeros_16();
+            packed[u] = read ? x.load_16(token * p.x_stride + column) : zero_vector();
         }
         UNROLL
         for (int u = 0; u < unroll; u++) {
@@ -154,13 +154,13 @@ DEVICE void forward(const PositionForward& p)
             Spans spans = {{{int(word.word[0]), int(word.word[1])}, {int(word.word[2]), int(word.word[3])}}};
             if (!spans.empty()) {
                 float e[8];
-                unpack_bf16(e, packed[u]);
+                unpack_8(e, packed[u]);
                 if (MODE == fourier) {
                     add_fourier(e, p, column, bits_to_float(word.word[0]), bits_to_float(word.word[2]));
                 } else {
                     add_tables<MODE>(e, p, column, spans);
                 }
-                packed[u] = pack_bf16(e);
+                packed[u] = pack_8(e);
             }
             out.store_16(token * p.out_stride + column, packed[u]);
         }

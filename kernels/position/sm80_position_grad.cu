@@ -105,7 +105,7 @@ DEVICE void grad(const PositionGrad& p)
     int pitch = joint && !places.flat ? places.columns : 1;
 
     Shared<float> sums(ptx::shared_base());
-    for (int r = 0; r < rows; r++) sums.store_16(r * grad_columns + 4 * lane, zeros_16());
+    for (int r = 0; r < rows; r++) sums.store_16(r * grad_columns + 4 * lane, zero_vector());
 
     int live = live_rows(places.cu_seqlens + places.images, places.tokens);
     int begin = int(blockIdx.y) * p.slice;
@@ -202,7 +202,7 @@ DEVICE void fourier_grad(const PositionFourierGrad& p)
     int j = int(blockIdx.x) * grad_columns + 4 * int(lane);
     bool active = j < half;
     float map[8] = {};
-    if (active) load_8(map, Global<const float>(p.map), 2 * j);
+    if (active) load_8(map, p.map, 2 * j, 0.0f);
     float sum[8] = {};
 
     int live = live_rows(places.cu_seqlens + places.images, places.tokens);

@@ -3,6 +3,7 @@
 
 pub mod devices;
 pub mod numbers;
+pub mod rounded;
 pub mod synthetic;
 
 use std::collections::HashMap;

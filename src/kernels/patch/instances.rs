@@ -24,12 +24,8 @@ pub fn sources() -> Vec<Source> {
         let body = format!("patch::normalise<{pixels}, {bytes}>");
         kernel(normalise_name(pixels, bytes), body, "PatchNormalise", 4)
     });
-    let prefix = ["write", "grad"].map(|op| {
-        kernel(format!("patch_prefix_{op}_bf16"), format!("patch::prefix_{op}"), "PatchPrefix", 4)
-    });
+    let prefix = ["write", "grad"]
+        .map(|op| kernel(format!("patch_prefix_{op}_bf16"), format!("patch::prefix_{op}"), "PatchPrefix", 4));
     let source = |file, kernels: &[Kernel]| Source { file, tier: Tier::Sm80, kernels: kernels.to_vec() };
-    vec![
-        source("patch/sm80_patch_normalise.cu", &normalise),
-        source("patch/sm80_patch_prefix.cu", &prefix),
-    ]
+    vec![source("patch/sm80_patch_normalise.cu", &normalise), source("patch/sm80_patch_prefix.cu", &prefix)]
 }

@@ -121,7 +121,9 @@ impl Normalise {
                 check_len("factors", factors, &[channels, 2])?,
                 true,
             ),
-            Pixels::F32(values) => (check_len("patches", values, &[tokens, width])?.cast(), Ptr::null(), false),
+            Pixels::F32(values) => {
+                (check_len("patches", values, &[tokens, width])?.cast(), Ptr::null(), false)
+            }
         };
         let params = NormaliseParams {
             // Every element to the end of a row is written.

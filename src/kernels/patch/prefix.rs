@@ -176,7 +176,12 @@ pub unsafe fn launch_prefix_grad(
     };
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernels.
     unsafe {
-        kernels.launch("patch_prefix_grad_bf16", Launch::new(blocks, THREADS, SHARED_BYTES), stream, params)?;
+        kernels.launch(
+            "patch_prefix_grad_bf16",
+            Launch::new(blocks, THREADS, SHARED_BYTES),
+            stream,
+            params,
+        )?;
         if dtokens.is_null() { Ok(()) } else { sum_rows(kernels, stream, &sums) }
     }
 }

@@ -5,7 +5,7 @@ use half::bf16;
 use super::heuristics::{FOURIER_BLOCKS, Slices, TABLE_BLOCKS, slices};
 use super::instances::Mode;
 use super::raw::{
-    BankParams, FourierGradParams, ForwardParams, GradParams, PlacesParams, Tap, fourier_grad_blocks,
+    BankParams, ForwardParams, FourierGradParams, GradParams, PlacesParams, Tap, fourier_grad_blocks,
     grad_blocks, launch_forward, launch_fourier_grad, launch_grad,
 };
 use crate::data::positions::FilterBank;
@@ -54,7 +54,8 @@ impl Banks {
 
     fn params(&self) -> [BankParams; 2] {
         let null = BankParams { start: Ptr::null(), taps: Ptr::null() };
-        let axis = |(start, taps): &(Buffer<u32>, Buffer<Tap>)| BankParams { start: start.ptr(), taps: taps.ptr() };
+        let axis =
+            |(start, taps): &(Buffer<u32>, Buffer<Tap>)| BankParams { start: start.ptr(), taps: taps.ptr() };
         self.axes.as_ref().map_or([null; 2], |axes| axes.each_ref().map(axis))
     }
 }
@@ -144,7 +145,11 @@ impl Position {
         if mode != Mode::Fourier {
             check_extents("position table", &[config.rows, config.columns, config.rows * config.columns])?;
         }
-        check_width("position embedding", width, if matches!(mode, Mode::Stack | Mode::Fourier) { 16 } else { 8 })?;
+        check_width(
+            "position embedding",
+            width,
+            if matches!(mode, Mode::Stack | Mode::Fourier) { 16 } else { 8 },
+        )?;
         Ok(Self { config: config.clone(), mode, tokens, images, width })
     }
 
