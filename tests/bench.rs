@@ -12,13 +12,14 @@ use trencadis::kernels::gemm::Layout;
 
 #[test]
 fn own_shapes_are_read() {
-    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\n";
+    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\nembedding 64 7\n\n";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
         Shape::Gemm { m: 128, n: 192, k: 64 },
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
+        Shape::Embedding { width: 64, images: images("7", vec![7]) },
     ];
     assert_eq!(parse(text), Ok(expected));
     for line in
@@ -55,6 +56,10 @@ fn every_family_gives_lines_of_the_table() {
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
         common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
+        common::patch::normalise_cases(&gpu, 14, &images, &mut sink).unwrap();
+        common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::position::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::elementwise::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -73,7 +78,11 @@ fn every_family_gives_lines_of_the_table() {
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
             assert_eq!(
                 (operations.is_ok(), bytes.is_ok()),
-                if cells[0].starts_with("pool") { (false, true) } else { (true, false) }
+                if cells[0].starts_with("gemm") || cells[0].starts_with("attention") {
+                    (true, false)
+                } else {
+                    (false, true)
+                }
             );
             kernels.push(cells[0]);
         }
@@ -82,10 +91,27 @@ fn every_family_gives_lines_of_the_table() {
             "pool_attention_backward",
             "pool_mean_forward",
             "pool_mean_backward",
+            "pool_gather_forward",
+            "pool_gather_backward",
             "attention_forward_rms",
             "attention_backward_rms",
             "attention_forward_plain",
             "attention_backward_plain",
+            "patch_normalise_u8",
+            "patch_normalise_f32",
+            "patch_prefix_write",
+            "patch_prefix_grad",
+            "position_sum_forward",
+            "position_sum_backward",
+            "position_sum_fractional_forward",
+            "position_sum_fractional_backward",
+            "position_joint_fractional_forward",
+            "position_joint_fractional_backward",
+            "position_fourier_forward",
+            "position_fourier_backward",
+            "elementwise_add",
+            "elementwise_add_row",
+            "elementwise_accumulate",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

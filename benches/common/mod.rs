@@ -3,9 +3,12 @@
 #![allow(dead_code)]
 
 pub mod attention;
+pub mod elementwise;
 pub mod gemm;
 pub mod gpu;
+pub mod patch;
 pub mod pool;
+pub mod position;
 pub mod shapes;
 
 /// Tokens of a batch.

@@ -8,6 +8,7 @@
 //! | `gemm M N K` | products with an M×N result over K, in all layouts and with all epilogues |
 //! | `attention HEADS DIM LENGTHS` | images of so many tokens, such as `64*196,577`: 64 of 196 and one of 577 |
 //! | `pool HEADS DIM LENGTHS` | the same for pooling |
+//! | `embedding WIDTH LENGTHS` | the same for patches, positions and sums of rows of that width |
 
 use std::path::Path;
 
@@ -29,6 +30,7 @@ pub enum Shape {
     Gemm { m: usize, n: usize, k: usize },
     Attention { heads: usize, head_dim: usize, images: Images },
     Pool { heads: usize, head_dim: usize, images: Images },
+    Embedding { width: usize, images: Images },
 }
 
 impl Images {
@@ -105,12 +107,15 @@ fn shape(line: &str) -> Result<Shape, String> {
         (["pool", _, _, images], Some(heads), Some(head_dim)) => {
             Images::parse(images).map(|images| Shape::Pool { heads, head_dim, images })
         }
+        (["embedding", _, images], Some(width), _) if width % 16 == 0 => {
+            Images::parse(images).map(|images| Shape::Embedding { width, images })
+        }
         _ => None,
     };
     parsed.ok_or_else(|| {
         format!(
-            "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS or pool HEADS DIM \
-             LENGTHS, with LENGTHS such as 64*196,577"
+            "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
+             LENGTHS or embedding WIDTH LENGTHS (a multiple of 16), with LENGTHS such as 64*196,577"
         )
     })
 }

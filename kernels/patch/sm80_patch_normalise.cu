@@ -31,27 +31,26 @@ constexpr int rows_at_once = threads / lanes;
 constexpr int unroll = 4;
 constexpr int block_rows = rows_at_once * unroll;
 
-// Eight patch elements from element `at`, of which those from `left` on are zeros.
+// Eight pixels from element `at`, of which those from `left` on are zeros, as they lie in memory.
 template <int BYTES>
-DEVICE void load_pixels(float (&x)[8], const void* patches, int64_t at, int left)
+DEVICE void load_pixels(uint32_t (&x)[2], const void* patches, int64_t at, int left)
 {
     if (BYTES == 8) {
         // Whole eights: the width is a multiple.
         uint64_t word = Global<const uint64_t>(static_cast<const uint64_t*>(patches)).load(at / 8);
-        UNROLL
-        for (int i = 0; i < 8; i++) x[i] = float(uint32_t(word >> (8 * i)) & 0xff);
+        x[0] = uint32_t(word);
+        x[1] = uint32_t(word >> 32);
     } else if (BYTES == 4) {
         Global<const uint32_t> words(static_cast<const uint32_t*>(patches));
         UNROLL
-        for (int half = 0; half < 2; half++) {
-            uint32_t word = 4 * half < left ? words.load(at / 4 + half) : 0;
-            UNROLL
-            for (int i = 0; i < 4; i++) x[4 * half + i] = float((word >> (8 * i)) & 0xff);
-        }
+        for (int half = 0; half < 2; half++) x[half] = 4 * half < left ? words.load(at / 4 + half) : 0;
     } else {
         Global<const uint8_t> bytes(static_cast<const uint8_t*>(patches));
         UNROLL
-        for (int i = 0; i < 8; i++) x[i] = i < left ? float(bytes.load(at + i)) : 0.0f;
+        for (int i = 0; i < 8; i++) {
+            uint32_t byte = i < left ? bytes.load(at + i) : 0;
+            x[i / 4] |= byte << (8 * (i % 4));
+        }
     }
 }
 
@@ -86,46 +85,58 @@ DEVICE void normalise(const PatchNormalise& p)
     int left = p.width - column;
     Global<const uint32_t> positions(reinterpret_cast<const uint32_t*>(p.positions));
 
-    float x[unroll][8];
+    Vec16 result[unroll];
+    bool holds[unroll];
     UNROLL
     for (int u = 0; u < unroll; u++) {
         int row = first + u * rows_at_once;
-        bool holds = left > 0 && row < live && positions.load(row) != prefix_position;
-        int64_t at = int64_t(row) * p.width + column;
-        if (U8) {
-            // A pixel below 0 says that the row is zero.
-            x[u][0] = -1.0f;
-            if (holds) load_pixels<BYTES>(x[u], p.patches, at, left);
-        } else {
-            UNROLL
-            for (int i = 0; i < 8; i++) x[u][i] = 0.0f;
-            if (holds) load_values<BYTES>(x[u], p.patches, at, left);
-        }
+        holds[u] = left > 0 && row < live && positions.load(row) != prefix_position;
     }
-
     if (U8) {
-        Global<const float> factors(p.factors);
+        uint32_t pixels[unroll][2];
+        UNROLL
+        for (int u = 0; u < unroll; u++) {
+            pixels[u][0] = 0;
+            pixels[u][1] = 0;
+            int64_t at = int64_t(first + u * rows_at_once) * p.width + column;
+            if (holds[u]) load_pixels<BYTES>(pixels[u], p.patches, at, left);
+        }
+        // A zero factor and summand where there is no patch any more.
         float a[8];
         float b[8];
         UNROLL
         for (int i = 0; i < 8; i++) {
+            Global<const float> factors(p.factors);
             int channel = (column + i) / p.plane;
             a[i] = i < left ? factors.load(2 * channel) : 0.0f;
             b[i] = i < left ? factors.load(2 * channel + 1) : 0.0f;
         }
         UNROLL
         for (int u = 0; u < unroll; u++) {
-            bool holds = x[u][0] >= 0.0f;
+            float x[8];
             UNROLL
-            for (int i = 0; i < 8; i++) x[u][i] = holds ? ptx::fused_multiply_add(x[u][i], a[i], b[i]) : 0.0f;
+            for (int i = 0; i < 8; i++) {
+                float pixel = float((pixels[u][i / 4] >> (8 * (i % 4))) & 0xff);
+                x[i] = ptx::fused_multiply_add(pixel, a[i], b[i]);
+            }
+            result[u] = holds[u] ? pack_8(x) : zero_vector();
         }
+    } else {
+        float x[unroll][8] = {};
+        UNROLL
+        for (int u = 0; u < unroll; u++) {
+            int64_t at = int64_t(first + u * rows_at_once) * p.width + column;
+            if (holds[u]) load_values<BYTES>(x[u], p.patches, at, left);
+        }
+        UNROLL
+        for (int u = 0; u < unroll; u++) result[u] = pack_8(x[u]);
     }
 
     Global<bf16> out(p.out);
     UNROLL
     for (int u = 0; u < unroll; u++) {
         int row = first + u * rows_at_once;
-        if (row < p.tokens) out.store_16(row * p.out_stride + column, pack_8(x[u]));
+        if (row < p.tokens) out.store_16(row * p.out_stride + column, result[u]);
     }
 }
 

@@ -35,6 +35,7 @@ constexpr int unroll = 4;
 DEVICE void add_axis(float (&e)[8], const float* table, int width, int column, const PositionBank& bank,
                      const Span& span)
 {
+    ROLLED
     for (int i = 0; i < max(span.count, 1); i++) {
         PositionTap tap = tap_at(bank, span, i);
         float row[8];
@@ -48,8 +49,10 @@ DEVICE void add_axis(float (&e)[8], const float* table, int width, int column, c
 DEVICE void add_joint(float (&e)[8], const PositionForward& p, int column, const Spans& spans)
 {
     const PositionPlaces& places = p.places;
+    ROLLED
     for (int i = 0; i < max(spans.axis[0].count, 1); i++) {
         PositionTap row = tap_at(places.bank[0], spans.axis[0], i);
+        ROLLED
         for (int j = 0; j < max(spans.axis[1].count, 1); j++) {
             PositionTap tap = tap_at(places.bank[1], spans.axis[1], j);
             int64_t index = int64_t(row.row) * (places.flat ? 1 : places.columns) + tap.row;
@@ -146,23 +149,27 @@ DEVICE void forward(const PositionForward& p)
             bool read = p.x != nullptr && token < live;
             packed[u] = read ? x.load_16(token * p.x_stride + column) : zero_vector();
         }
-        UNROLL
+        // One row after the other, those that wait moving up.
+        ROLLED
         for (int u = 0; u < unroll; u++) {
             int token = first + base + u * groups;
             if (token >= places.tokens) return;
+            Vec16 row = packed[0];
+            UNROLL
+            for (int i = 1; i < unroll; i++) packed[i - 1] = packed[i];
             Vec16 word = shared.load_16(4 * (base + u * groups));
             Spans spans = {{{int(word.word[0]), int(word.word[1])}, {int(word.word[2]), int(word.word[3])}}};
             if (!spans.empty()) {
                 float e[8];
-                unpack_8(e, packed[u]);
+                unpack_8(e, row);
                 if (MODE == fourier) {
                     add_fourier(e, p, column, bits_to_float(word.word[0]), bits_to_float(word.word[2]));
                 } else {
                     add_tables<MODE>(e, p, column, spans);
                 }
-                packed[u] = pack_8(e);
+                row = pack_8(e);
             }
-            out.store_16(token * p.out_stride + column, packed[u]);
+            out.store_16(token * p.out_stride + column, row);
         }
     }
 }

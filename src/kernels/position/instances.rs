@@ -60,7 +60,7 @@ pub fn sources() -> Vec<Source> {
     };
     let forward = MODES.map(|mode| {
         let body = format!("position::forward<position::{}>", mode.name());
-        kernel(forward_name(mode), body, "PositionForward", THREADS, 3)
+        kernel(forward_name(mode), body, "PositionForward", THREADS, 4)
     });
     let grads = [false, true].map(|product| {
         let body = format!("position::grad<{product}>");
