@@ -71,19 +71,21 @@ fn every_family_gives_lines_of_the_table() {
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            let gemm = cells[0].starts_with("gemm");
-            assert_eq!(cells[1], if gemm { "40x24x16" } else { "2x64_9+30" });
+            let family = cells[0].split('_').next().unwrap();
+            let shape = match (family, cells[0]) {
+                ("gemm", _) => "40x24x16",
+                ("patch", "patch_prefix_write" | "patch_prefix_grad") => "5x64_9+30",
+                ("patch", _) => "3x14x14_9+30",
+                ("position", _) => "64_9+30",
+                ("elementwise", _) => "39x64",
+                _ => "2x64_9+30",
+            };
+            assert_eq!(cells[1], shape, "{line}");
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
-            assert_eq!(
-                (operations.is_ok(), bytes.is_ok()),
-                if cells[0].starts_with("gemm") || cells[0].starts_with("attention") {
-                    (true, false)
-                } else {
-                    (false, true)
-                }
-            );
+            let computes = family == "gemm" || family == "attention";
+            assert_eq!((operations.is_ok(), bytes.is_ok()), (computes, !computes), "{line}");
             kernels.push(cells[0]);
         }
         let expected = [

@@ -74,8 +74,8 @@ pub struct Add {
 }
 
 impl Add {
-    /// Queues `out[rows, width] = a + b`; rows from `live[at]` on become zeros. `out` is another buffer than `a`, or
-    /// none: then the sum takes the place of `a`.
+    /// Queues `out[rows, width] = a + b`; rows from `live[at]` on become zeros. `out` is another buffer than `a`,
+    /// or none: then the sum takes the place of `a`.
     ///
     /// # Errors
     /// Sizes that do not fit together, an entry of `live` that is not there, a launch that the device refuses.
