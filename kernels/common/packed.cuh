@@ -28,3 +28,15 @@ DEVICE int image_of(const int* cu_seqlens, int images, int token)
     }
     return low;
 }
+
+// The same for a thread that asks of tokens in ascending order: `image` is that of the one before, or below 0 at
+// the first, and becomes that of this one.
+DEVICE void advance_image(const int* cu_seqlens, int images, int token, int& image)
+{
+    if (image < 0) {
+        image = image_of(cu_seqlens, images, token);
+    } else {
+        Global<const int> starts(cu_seqlens);
+        while (image + 1 < images && starts.load(image + 1) <= token) image++;
+    }
+}

@@ -70,8 +70,8 @@ DEVICE Span span_of(const PositionBank& bank, int coordinate, int table, int len
     return span;
 }
 
-// Both axes of token row `token`; `live` rows hold tokens. FLAT and joint tables number their rows by both.
-DEVICE Spans spans_of(const PositionPlaces& p, int token, int live)
+// Both axes of token row `token`; `live` rows hold tokens. `image` as for advance_image.
+DEVICE Spans spans_of(const PositionPlaces& p, int token, int live, int& image)
 {
     Spans spans;
     spans.axis[0] = {0, token < live ? place_prefix : place_dead};
@@ -82,7 +82,7 @@ DEVICE Spans spans_of(const PositionPlaces& p, int token, int live)
     int at[2] = {int(pair & 0xffff), int(pair >> 16)};
     int grid[2] = {1, 1};
     if (p.flat || p.bank[0].start != nullptr) {
-        int image = image_of(p.cu_seqlens, p.images, token);
+        advance_image(p.cu_seqlens, p.images, token, image);
         uint32_t sides = Global<const uint32_t>(reinterpret_cast<const uint32_t*>(p.grids)).load(image);
         grid[0] = int(sides & 0xffff);
         grid[1] = int(sides >> 16);
@@ -106,7 +106,7 @@ DEVICE PositionTap tap_at(const PositionBank& bank, const Span& span, int i)
 
 // Coordinates of a token for Fourier features: indices, or indices over the image's sides. False for rows of no
 // patch.
-DEVICE bool point_of(const PositionPlaces& p, int token, int live, int fractional, float& y, float& x)
+DEVICE bool point_of(const PositionPlaces& p, int token, int live, int fractional, int& image, float& y, float& x)
 {
     y = 0.0f;
     x = 0.0f;
@@ -116,7 +116,7 @@ DEVICE bool point_of(const PositionPlaces& p, int token, int live, int fractiona
     y = float(pair & 0xffff);
     x = float(pair >> 16);
     if (!fractional) return true;
-    int image = image_of(p.cu_seqlens, p.images, token);
+    advance_image(p.cu_seqlens, p.images, token, image);
     uint32_t sides = Global<const uint32_t>(reinterpret_cast<const uint32_t*>(p.grids)).load(image);
     int rows = int(sides & 0xffff);
     int columns = int(sides >> 16);

@@ -121,15 +121,16 @@ DEVICE void forward(const PositionForward& p)
     Shared<uint32_t> shared(ptx::shared_base());
     {
         int token = first + int(threadIdx.x);
+        int image = -1;
         Vec16 word;
         if (MODE == fourier) {
             float y;
             float x;
-            bool there = point_of(places, token, live, p.fractional, y, x);
+            bool there = point_of(places, token, live, p.fractional, image, y, x);
             int count = there ? 0 : token < live ? place_prefix : place_dead;
             word = Vec16{{float_to_bits(y), uint32_t(count), float_to_bits(x), 0}};
         } else {
-            Spans spans = spans_of(places, token, live);
+            Spans spans = spans_of(places, token, live, image);
             word = Vec16{{uint32_t(spans.axis[0].first), uint32_t(spans.axis[0].count),
                           uint32_t(spans.axis[1].first), uint32_t(spans.axis[1].count)}};
         }

@@ -8,8 +8,8 @@
 // Slices [slice, table row, column] are added by sum_f32_slices.
 // Other ways were weighed. Lists of tokens by table row, sorted on the device, read dout as often and need memory
 // for every tap there may be: with resampled joint tables some hundreds of a token. A table of the usual 64 rows
-// is one tile here, so dout is read once an axis; the slices are a fraction of that (88 slices of [64, 768] f32
-// against 65,536 rows of bf16: 17 of 101 MB). Tables of more rows are cut into tiles, each of which looks at all
+// is one tile here, so dout is read once an axis; the slices are a fraction of that (128 slices of [64, 768] f32
+// against 65,536 rows of bf16: 25 of 101 MB). Tables of more rows are cut into tiles, each of which looks at all
 // tokens but reads only its own.
 //
 // Fourier: dB[j] += 2 pi sum over tokens of (cos dout[j] - sin dout[j + width / 2]) p. A warp owns 128 rows of the
@@ -74,6 +74,11 @@ DEVICE Span from_lane(const Span& span, uint32_t lane)
     return {int(ptx::shuffle(uint32_t(span.first), lane)), int(ptx::shuffle(uint32_t(span.count), lane))};
 }
 
+DEVICE PositionTap from_lane(const PositionTap& tap, uint32_t lane)
+{
+    return {ptx::shuffle(tap.row, lane), ptx::shuffle(tap.weight, lane)};
+}
+
 // Table rows that are read, from the first to the last.
 DEVICE int first_row(const PositionBank& bank, const Span& span)
 {
@@ -110,13 +115,18 @@ DEVICE void grad(const PositionGrad& p)
     int live = live_rows(places.cu_seqlens + places.images, places.tokens);
     int begin = int(blockIdx.y) * p.slice;
     int end = min(begin + p.slice, live);
+    int image = -1;
     for (int base = begin; base < end; base += 32) {
-        Spans spans = spans_of(places, base + int(lane), end);
+        Spans spans = spans_of(places, base + int(lane), end, image);
         Span own = own_axis == 0 ? spans.axis[0] : spans.axis[1];
         Span other = own_axis == 0 ? spans.axis[1] : spans.axis[0];
+        // The first two taps wait in the lane: absolute coordinates have one, linear filters no more than two.
+        PositionTap near[2] = {{0, 0.0f}, {0, 0.0f}};
         bool reads = false;
         if (!spans.empty()) {
-            int from = first_row(own_bank, own) * pitch;
+            near[0] = tap_at(own_bank, own, 0);
+            if (own.count > 1) near[1] = tap_at(own_bank, own, 1);
+            int from = int(near[0].row) * pitch;
             int to = last_row(own_bank, own) * pitch;
             if (joint) {
                 from += first_row(other_bank, other);
@@ -141,6 +151,8 @@ DEVICE void grad(const PositionGrad& p)
                 if (token[u] == 32) continue; // In all lanes alike.
                 Span from_own = from_lane(own, token[u]);
                 Span from_other = from_lane(other, token[u]);
+                PositionTap first = from_lane(near[0], token[u]);
+                PositionTap second = from_lane(near[1], token[u]);
                 if (!active) continue;
                 float dout[4];
                 unpack_quad(dout, quad[u]);
@@ -160,14 +172,14 @@ DEVICE void grad(const PositionGrad& p)
                 }
                 int inner = joint ? max(from_other.count, 1) : 1;
                 for (int i = 0; i < max(from_own.count, 1); i++) {
-                    PositionTap tap = tap_at(own_bank, from_own, i);
+                    PositionTap tap = i == 0 ? first : i == 1 ? second : tap_at(own_bank, from_own, i);
                     for (int j = 0; j < inner; j++) {
                         int r = int(tap.row) * pitch - tile;
                         float weight = tap.weight;
                         if (joint) {
-                            PositionTap second = tap_at(other_bank, from_other, j);
-                            r += int(second.row);
-                            weight *= second.weight;
+                            PositionTap across = tap_at(other_bank, from_other, j);
+                            r += int(across.row);
+                            weight *= across.weight;
                         }
                         if (r < 0 || r >= rows) continue;
                         uint32_t at = uint32_t(r) * grad_columns + 4 * lane;
@@ -208,10 +220,12 @@ DEVICE void fourier_grad(const PositionFourierGrad& p)
     int live = live_rows(places.cu_seqlens + places.images, places.tokens);
     int begin = int(blockIdx.y) * p.slice;
     int end = min(begin + p.slice, live);
+    int image = -1;
     for (int base = begin; base < end; base += 32) {
         float y;
         float x;
-        uint32_t left = ptx::ballot(point_of(places, base + int(lane), end, p.fractional, y, x));
+        bool reads = point_of(places, base + int(lane), end, p.fractional, image, y, x);
+        uint32_t left = ptx::ballot(reads);
         while (left != 0) {
             uint32_t token[unroll];
             Quad sines[unroll];
