@@ -271,6 +271,51 @@ fn the_same_bits_every_time() {
     }
 }
 
+/// In place, and without anything to add to.
+#[test]
+fn the_sum_may_take_the_place_of_the_tokens() {
+    let config = config(PositionCombination::Product, PositionCoordinate::Absolute, PositionResample::Linear);
+    let all = case(config, 64);
+    let (sizes, live, pitch) = (all.sizes(), all.live(), 64 + FOREIGN);
+    for device in devices() {
+        let want = all.run(&device, false).out;
+        let stream = device.stream().unwrap();
+        let positions: Vec<u16> = all.positions.iter().flatten().copied().collect();
+        let grids: Vec<u16> = all.grids.iter().flatten().copied().collect();
+        let places = Places {
+            positions: &device.upload(&positions).unwrap(),
+            grids: &device.upload(&grids).unwrap(),
+            cu_seqlens: &device.upload(&all.cu_seqlens).unwrap(),
+            cu_seqlens_host: &all.cu_seqlens,
+            banks: &Banks::new(&device, &all.config, 1).unwrap(),
+        };
+        let tables = all.tables.iter().map(|t| device.upload(t).unwrap()).collect::<Vec<_>>();
+        let tables = [tables.first(), tables.get(1)];
+        let x = device.upload(&all.x).unwrap();
+        let alone = device.upload(&vec![bf16::MAX; all.x.len()]).unwrap();
+        let [x_rows, out] = [&x, &alone].map(|buffer| Rows { buffer, offset: 0, stride: pitch });
+        for forward in [
+            Forward { places, tables, x: Some(x_rows), out: x_rows },
+            Forward { places, tables, x: None, out },
+        ] {
+            sizes.forward(&device, &stream, &forward).unwrap();
+        }
+        let missing = Forward { places, tables: [tables[0], None], x: None, out };
+        let message = sizes.forward(&device, &stream, &missing).unwrap_err().to_string();
+        assert!(message.contains("expected 2 table(s)"), "{message}");
+        stream.synchronize().unwrap();
+        assert_eq!(dense(&x.download().unwrap(), live, 64), dense(&want, live, 64));
+        let got = alone.download().unwrap();
+        untouched("alone", &got, live, 64);
+        let taps = all.taps();
+        let tables: Vec<Vec<f64>> = all.tables.iter().map(|t| wide(t)).collect();
+        let mut want = vec![0.0; live * 64];
+        let (tables, taps) = ([&tables[0][..], &tables[1]], [&taps[0], &taps[1]]);
+        oracle::table_forward(&mut want, &tables, &taps, Combine::Product, 64);
+        alike("alone", &dense(&got, live, 64), &want, 8e-6, 4e-3);
+    }
+}
+
 #[test]
 fn bad_recipes_are_told() {
     use PositionCombination::{Flat, Stack, Sum};
