@@ -19,7 +19,7 @@ const RUNTIME: [&str; 4] = ["machine.cpp", "shared.cpp", "global.cpp", "collecti
 
 /// Kernels of the emulator's own tests, many of them wrong on purpose: name, body, threads of a block.
 #[rustfmt::skip]
-const PLANTED: [(&str, &str, u32); 38] = [
+const PLANTED: [(&str, &str, u32); 35] = [
     ("planted_matmul", "matmul<false>", 32),
     ("planted_matmul_wrong_fragment", "matmul<true>", 32),
     ("planted_mma_forms", "mma_forms", 32),
@@ -55,9 +55,6 @@ const PLANTED: [(&str, &str, u32); 38] = [
     ("planted_own_place_race", "own_place<true>", 32),
     ("planted_read_neighbour", "read_neighbour<false>", 32),
     ("planted_read_neighbour_race", "read_neighbour<true>", 32),
-    ("planted_meetings", "meetings", 32),
-    ("planted_products", "products", 32),
-    ("planted_fragments", "fragments", 32),
 ];
 
 fn planted() -> Source {

@@ -11,7 +11,7 @@ use half::bf16;
 use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::{Kernels, Ptr, RawStream};
 use trencadis::kernels::attention::backward::raw::{AffineGrad, BackwardParams, backward};
-use trencadis::kernels::attention::raw::{self as attention, ForwardParams, QkNorm, QkStatistics};
+use trencadis::kernels::attention::raw::{self, ForwardParams, QkNorm, QkStatistics};
 use trencadis::kernels::attention::{Attention, BackwardPlan, ForwardPlan};
 use trencadis::kernels::gemm::{Epilogue, GeluGrad, Gemm, Layout, Matrix, Plan, Shape, Store, Sum, Vector};
 use trencadis::recipe::{GeluKind, QkNormKind};
@@ -250,8 +250,8 @@ impl AttentionCall {
             eps: self.eps,
             gain_per_head: true,
         };
-        let (tokens, slots, longest) = (count(self.tokens), count(self.slots), count(self.longest));
-        let attention = Attention { config, tokens, slots, longest };
+        let (tokens, slots) = (count(self.tokens), count(self.slots));
+        let attention = Attention { config, tokens, slots };
         let info = kernels.info();
         Ok((attention, attention.plan(info)?, attention.backward_plan(info)?))
     }
@@ -310,9 +310,11 @@ pub unsafe extern "C" fn trencadis_attention_schedule(
         for (limits, words) in lists {
             let cu_seqlens = Ptr::from_raw(call.cu_seqlens);
             let (words, fault) = (Ptr::from_raw(words), Ptr::from_raw(call.fault));
-            let params = limits.params(cu_seqlens, words, fault, attention.slots, attention.tokens);
+            let Attention { slots, tokens, .. } = attention;
+            let longest = usize::try_from(call.longest).unwrap_or(usize::MAX).min(tokens);
+            let params = limits.params(cu_seqlens, words, fault, slots, tokens, longest);
             // SAFETY: as the caller promises.
-            unsafe { attention::schedule(kernels, RawStream(stream), &params)? };
+            unsafe { raw::schedule(kernels, RawStream(stream), &params)? };
         }
         Ok(0)
     }))
@@ -331,6 +333,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
     // SAFETY: as the caller promises.
     let (kernels, call) = unsafe { (&*kernels, &*call) };
     code(call.plans(kernels).and_then(|(attention, plan, _)| {
+        let longest = usize::try_from(call.longest).unwrap_or(usize::MAX).min(attention.tokens);
         let none = Ptr::null(); // The backward pass makes the statistics again.
         let params = ForwardParams {
             q: Ptr::from_raw(call.q),
@@ -354,8 +357,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             unused: 0,
         };
         // SAFETY: as the caller promises.
-        unsafe { attention::forward(kernels, RawStream(stream), &plan, &params, attention.longest) }
-            .map(|()| 0)
+        unsafe { raw::forward(kernels, RawStream(stream), &plan, &params, longest) }.map(|()| 0)
     }))
 }
 
@@ -403,7 +405,9 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             slots: call.slots as i32,
             heads: call.heads as i32,
             head_dim: call.head_dim as i32,
+            short_rows: plan.short_rows as i32,
             tile_rows: plan.limits.tile_rows as i32,
+            unused: 0,
             scale: call.scale as f32,
         };
         let affine = AffineGrad {

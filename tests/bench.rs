@@ -5,10 +5,13 @@
 mod common;
 mod support;
 
-use common::gpu::{Gpu, clocks, table};
+use common::gpu::{Case, Gpu, clocks, table};
 use common::shapes::{Images, Shape, parse};
+use criterion::Criterion;
 use support::devices::devices;
+use trencadis::device::Stream;
 use trencadis::kernels::gemm::Layout;
+use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
@@ -52,7 +55,7 @@ fn every_family_gives_lines_of_the_table() {
         let gpu = Gpu::on(device).unwrap();
         assert!(gpu.peaks.operations > 0.0 && gpu.peaks.bytes > 0.0);
         let mut lines = Vec::new();
-        let mut sink = |case: &common::gpu::Case<'_>| gpu.once(case).map(|line| lines.push(line));
+        let mut sink = |case: &Case<'_>| gpu.once(case).map(|line| lines.push(line));
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
         common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
@@ -125,5 +128,30 @@ fn every_family_gives_lines_of_the_table() {
             "gemm_tn_sum",
         ];
         assert_eq!(kernels, expected);
+    }
+}
+
+/// Criterion's own loop, and the file beside its report.
+#[test]
+fn criterion_takes_the_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = table::Table::begin(folder.path(), "copy").unwrap();
+    for device in devices().into_iter().take(1) {
+        let gpu = Gpu::on(device).unwrap();
+        let (x, out) = (gpu.random(2, 64).unwrap(), gpu.room::<half::bf16>(2, 64).unwrap());
+        let launch = |stream: &Stream, set: usize| {
+            let params = CopyParams { out: out.ptr(set), x: x.ptr(set), size: 64 };
+            // SAFETY: both parts hold 64 elements.
+            unsafe { launch_copy(gpu.device.kernels(), stream.raw(), &params) }
+        };
+        let (kernel, shape) = ("copy, \"64\"".into(), "64".into());
+        let case = Case { kernel, shape, operations: 0.0, bytes: 256.0, sets: 2, launch: &launch };
+        let mut criterion = Criterion::default().output_directory(folder.path()).without_plots();
+        let line = gpu.measure(&mut criterion, "copy", &case).unwrap();
+        assert!(line.starts_with("\"copy, \"\"64\"\"\",64,"), "{line}");
+        table.add(&line).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("copy.csv")).unwrap();
+        assert_eq!(text, format!("{}\n{line}\n", table::HEADER));
+        assert!(folder.path().join("gpu_copy").is_dir());
     }
 }

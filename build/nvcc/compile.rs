@@ -103,7 +103,28 @@ fn borrow(job: &Job, out: &Path) -> bool {
         })
 }
 
-/// The file beside a fatbin that tells how many seconds nvcc took.
+/// `program`, whose seconds of the processor go to the file `times` where there is a POSIX shell: those of the clock
+/// tell how busy the machine was.
+fn timed(program: &Path, times: &Path) -> Command {
+    if cfg!(not(unix)) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", r#""$@"; status=$?; times >"$0"; exit $status"#]).arg(times).arg(program);
+    command
+}
+
+/// Sum of the second line of what the shell's `times` says, such as `1m2.50s 0m0.25s`: user and system time of
+/// what it has run.
+fn processor_seconds(text: &str) -> Option<f64> {
+    let seconds = |word: &str| {
+        let (minutes, seconds) = word.strip_suffix('s')?.split_once('m')?;
+        Some(60.0 * minutes.parse::<f64>().ok()? + seconds.parse::<f64>().ok()?)
+    };
+    text.lines().nth(1)?.split_whitespace().map(seconds).sum()
+}
+
+/// The file beside a fatbin that tells how many seconds of the processor nvcc took.
 pub fn seconds(fatbin: &Path) -> PathBuf {
     fatbin.with_extension("seconds")
 }
@@ -146,8 +167,8 @@ fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job:
         let file = job.file;
         format!("kernels/{file} does not compile for the GPU (TRENCADIS_NO_CUDA=1 builds without):\n{what}")
     };
-    let start = Instant::now();
-    let done = Command::new(&nvcc.path)
+    let (start, times) = (Instant::now(), job.fatbin.with_extension("times"));
+    let done = timed(&nvcc.path, &times)
         .args(options)
         .args(["--threads", &threads.to_string(), "-I"])
         .arg(kernels)
@@ -163,8 +184,21 @@ fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job:
     for line in said.lines().filter(|line| !line.trim().is_empty()) {
         println!("cargo::warning={}: {line}", job.stem);
     }
-    let took = format!("{:.1}\n", start.elapsed().as_secs_f64());
-    fs::write(seconds(&job.fatbin), took)
+    let of_the_processor = fs::read_to_string(&times).ok().and_then(|text| processor_seconds(&text));
+    let took = of_the_processor.unwrap_or_else(|| start.elapsed().as_secs_f64());
+    fs::write(seconds(&job.fatbin), format!("{took:.1}\n"))
         .and_then(|()| finish(job))
         .map_err(|cause| failed(cause.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::processor_seconds;
+
+    #[test]
+    fn what_the_shell_says_of_times() {
+        assert_eq!(processor_seconds("0m0.00s 0m0.00s\n1m2.50s 0m0.250000s\n"), Some(62.75));
+        assert_eq!(processor_seconds("0m0.00s 0m0.00s\n"), None);
+        assert_eq!(processor_seconds("0m0.00s 0m0.00s\nsoon 0m1s\n"), None);
+    }
 }

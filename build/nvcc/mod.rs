@@ -54,8 +54,8 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
     write(&out, Some(&nvcc.version), &names, &fatbins, &hash)
 }
 
-/// The compiler, and of every fatbin its file, its architectures and how many seconds the compiler took, in this
-/// build or the one that it is from; nothing in a build without kernels.
+/// The compiler, and of every fatbin its file, its architectures and how many seconds of the processor that
+/// took, in this build or the one that it is from; nothing in a build without kernels.
 fn report(
     out: &Path,
     nvcc: Option<&find::Nvcc>,

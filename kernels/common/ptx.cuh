@@ -38,11 +38,14 @@ DEVICE int unknown(int x)
     return x;
 }
 
+// The same for an address in global memory, which the compiler still knows to be one: it reads what lies there
+// with the instructions for global memory, not with the generic ones.
 template <class T>
 DEVICE T* unknown(T* x)
 {
-    asm volatile("" : "+l"(x));
-    return x;
+    size_t address = __cvta_generic_to_global(x);
+    asm volatile("" : "+l"(address));
+    return static_cast<T*>(__cvta_global_to_generic(address));
 }
 
 // Barrier of the whole block. Collective.

@@ -12,7 +12,8 @@ pub struct Launch {
     /// Blocks of a cluster along x, which divides `grid[0]`; 1 is no cluster.
     pub cluster: u32,
     /// Programmatic dependent launch: the kernel may start before the one before it on the stream has
-    /// ended, and waits for its results itself.
+    /// ended, and waits for its results itself. Ignored where its code cannot wait, which is code made for
+    /// GPUs before compute capability 9.0.
     pub dependent: bool,
 }
 

@@ -67,7 +67,7 @@ fn forward(case: &Case, device: &Device) -> Answer {
     answer
 }
 
-fn run(case: &Case, device: &Device, way: Way, answer: &Answer) -> Gradients {
+fn run(case: &Case, device: &Device, way: Way, answer: &Answer, dout: &[bf16]) -> Gradients {
     let attention = case.attention();
     let plan = plan(case, device, way);
     let (width, slots) = (case.width(), case.cu_seqlens.len() - 1);
@@ -76,7 +76,7 @@ fn run(case: &Case, device: &Device, way: Way, answer: &Answer) -> Gradients {
     let mark = vec![bf16::from_bits(MARK); case.tokens * (3 * width + FOREIGN)];
     let dqkv = device.upload(&mark).unwrap();
     let out = device.upload(&answer.out).unwrap();
-    let dout = device.upload(&dout(case)).unwrap();
+    let dout = device.upload(dout).unwrap();
     let lse = device.upload(&answer.lse).unwrap();
     let affine = case.affine.each_ref().map(|x| x.as_ref().map(|x| device.upload(x).unwrap()));
     let heads = if case.config.gain_per_head { case.config.heads } else { 1 };
@@ -159,10 +159,10 @@ fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
     let mut all = Vec::new();
     for &way in ways {
         let name = format!("{:?} {:?} short {:?}", case.config, case.cu_seqlens, way.short);
-        let got = run(case, device, way, &answer);
+        let got = run(case, device, way, &answer, &dout(case));
         for ((got, want), of) in got.rows.iter().zip(&rows).zip(["dq", "dk", "dv"]) {
             let got: Vec<f64> = got.iter().map(|x| x.to_f64()).collect();
-            alike(&format!("{of} of {name}"), &got, want, 5e-5, 2e-2);
+            alike(&format!("{of} of {name}"), &got, want, 2e-5, 2e-2);
         }
         for (i, of) in ["dq_gain", "dq_bias", "dk_gain", "dk_bias"].into_iter().enumerate() {
             if case.config.norm == QkNormKind::None {
@@ -177,7 +177,7 @@ fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
                 let worst = sums.iter().fold(0f64, |max, x| max.max(x.abs())) / scale;
                 assert!(worst < 0.1, "{of} of {name}: {worst}");
             } else {
-                alike(&format!("{of} of {name}"), &sums, &affine[i], 1e-4, 3e-2);
+                alike(&format!("{of} of {name}"), &sums, &affine[i], 5e-5, 2e-2);
             }
         }
         all.push(got);
@@ -193,5 +193,184 @@ fn every_head_dim() {
             let case = Case::new(config(KINDS[i % 4], 2, dim), &[16, 0, 65, 7, 1], 3);
             check(&case, &device, &[SHORT, LONG]);
         }
+    }
+}
+
+#[test]
+fn norms_and_gains() {
+    let way = Way { accumulate: true, ..SHORT };
+    for device in devices() {
+        for kind in KINDS {
+            for per_head in [false, true] {
+                let mut config = config(kind, 3, 72);
+                config.gain_per_head = per_head;
+                config.scale = 0.2;
+                config.eps = 1e-2;
+                let mut case = Case::new(config, &[33, 5], 2);
+                check(&case, &device, &[way]);
+                for missing in [[0, 1], [2, 3]] {
+                    for i in missing {
+                        case.affine[i] = None;
+                    }
+                    check(&case, &device, &[if missing[0] == 0 { way } else { LONG }]);
+                }
+            }
+        }
+    }
+}
+
+/// Every way a length can meet warps, steps and schedules, in one batch that fills its budget.
+#[test]
+fn ragged_batch() {
+    for device in devices() {
+        let case = Case::new(config(QkNormKind::Rms, 1, 64), &[64, 577, 0, 1, 257, 16, 196, 130, 0], 0);
+        check(&case, &device, &[SHORT]);
+        let case = Case::new(config(QkNormKind::LayerNorm, 1, 88), &[7, 65, 256, 0, 129], 0);
+        check(&case, &device, &[SHORT, Way { short: Some(64), ..SHORT }]);
+    }
+}
+
+/// Two and four heads of an image share a block, and the last ones may not exist.
+#[test]
+fn very_short_images() {
+    for device in devices() {
+        for (heads, dim) in [(5, 64), (3, 96)] {
+            let case =
+                Case::new(config(QkNormKind::LayerNormBias, heads, dim), &[1, 31, 0, 16, 17, 32, 33, 64], 0);
+            check(&case, &device, &[SHORT]);
+        }
+    }
+}
+
+#[test]
+fn one_image_and_none() {
+    for device in devices() {
+        check(&Case::new(config(QkNormKind::None, 2, 64), &[49], 0), &device, &[SHORT]);
+        check(&Case::new(config(QkNormKind::Rms, 2, 64), &[0, 0, 0], 9), &device, &[SHORT, LONG]);
+        check(&Case::new(config(QkNormKind::Rms, 2, 64), &[], 9), &device, &[LONG]);
+    }
+}
+
+/// The largest image the design asks for, where there is hardware for it.
+#[test]
+fn one_token_beside_a_very_long_image() {
+    for device in devices().into_iter().filter(|device| device.info().driver.is_some()) {
+        let case = Case::new(config(QkNormKind::Rms, 2, 64), &[1, 16_384], 0);
+        check(&case, &device, &[Way { blocks: None, ..SHORT }]);
+    }
+}
+
+/// An image alone, and the same image behind others: the same bits.
+#[test]
+fn neighbours_do_not_matter() {
+    for device in devices() {
+        for way in [SHORT, LONG] {
+            let length = 50;
+            let together = Case::new(config(QkNormKind::Rms, 2, 80), &[70, length, 0, 45], 2);
+            let mut alone = Case::new(together.config, &[length], 0);
+            let row = together.qkv.len() / together.tokens;
+            alone.qkv = together.qkv[70 * row..(70 + length) * row].to_vec();
+            let forward = forward(&together, &device);
+            let rows = |width: usize| 70 * width..(70 + length) * width;
+            let answer = Answer {
+                out: forward.out[rows(160)].to_vec(),
+                lse: forward.lse[rows(2)].to_vec(),
+                ..forward.clone()
+            };
+            let dout = dout(&together);
+            let alone = run(&alone, &device, way, &answer, &dout[rows(160)]);
+            let together = run(&together, &device, way, &forward, &dout);
+            for (alone, together) in alone.rows.iter().zip(&together.rows) {
+                assert!(alone[..] == together[rows(160)]);
+            }
+        }
+    }
+}
+
+/// Long and short images at once, on grids of two sizes.
+#[test]
+fn the_same_bits_on_any_grid() {
+    let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[70, 20, 7], 1);
+    for device in devices() {
+        let answer = forward(&case, &device);
+        let mixed = Way { short: Some(32), ..SHORT };
+        let [few, many] = [1, 7]
+            .map(|blocks| run(&case, &device, Way { blocks: Some(blocks), ..mixed }, &answer, &dout(&case)));
+        // Gradients of gains are summed over blocks first.
+        assert!(few.rows == many.rows, "{:?}", device.info());
+    }
+}
+
+/// Orders of threads, warps and blocks, and times of copies.
+#[cfg(feature = "emulator")]
+#[test]
+fn the_same_bits_in_any_order() {
+    use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
+
+    let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[70, 20, 7], 1);
+    let way = Way { short: Some(32), ..SHORT };
+    let mut first = None;
+    for (i, policy) in [CopyPolicy::AtIssue, CopyPolicy::AtWait, CopyPolicy::Random].into_iter().enumerate() {
+        let device = Device::emulator(EmulatorOptions { policy, seed: 40 + i as u64, ..Default::default() });
+        let (answer, _) = first.get_or_insert_with(|| (forward(&case, &device), None));
+        let got = run(&case, &device, way, answer, &dout(&case));
+        if let Some((_, first)) = &mut first {
+            assert!(*first.get_or_insert_with(|| got.clone()) == got, "{policy:?}");
+        }
+    }
+}
+
+#[test]
+fn impossible_gradients_are_refused() {
+    for device in devices() {
+        let case = Case::new(config(QkNormKind::Rms, 2, 64), &[4], 0);
+        let says = |change: &dyn Fn(&mut Case)| {
+            let mut case = case.clone();
+            change(&mut case);
+            case.attention().backward_plan(device.info()).unwrap_err().to_string()
+        };
+        assert!(says(&|case| case.config.head_dim = 136).contains("head dim of 136"));
+        assert!(says(&|case| case.config.scale = -1.0).contains("scale of -1"));
+
+        let attention = case.attention();
+        let plan = attention.backward_plan(device.info()).unwrap();
+        let stream = device.stream().unwrap();
+        let rows = device.zeros::<bf16>(4 * 128).unwrap();
+        let row = Rows::dense(&rows, 128);
+        let lse = device.zeros(8).unwrap();
+        let cu_seqlens = device.upload(&[0, 4]).unwrap();
+        let right = Schedule::new(&device, plan.limits, 4, 1).unwrap();
+        let wrong =
+            Schedule::new(&device, case.attention().plan(device.info()).unwrap().limits, 4, 1).unwrap();
+        let (small, large) = (device.alloc::<u8>(8).unwrap(), device.alloc::<u8>(1 << 16).unwrap());
+        let gain = device.zeros::<f32>(63).unwrap();
+        let operands = Backward {
+            q: row,
+            k: row,
+            v: row,
+            out: row,
+            lse: &lse,
+            dout: row,
+            affine: [None; 4],
+            cu_seqlens: &cu_seqlens,
+            schedule: &right,
+            dq: row,
+            dk: row,
+            dv: row,
+            daffine: [None; 4],
+            accumulate: None,
+            workspace: &large,
+        };
+        let says = |operands| attention.backward(&stream, &plan, &operands).unwrap_err().to_string();
+        assert!(
+            says(Backward { schedule: &wrong, ..operands }).contains("the limits of this attention's plan")
+        );
+        assert!(says(Backward { workspace: &small, ..operands }).contains("the workspace has 8 bytes"));
+        assert!(
+            says(Backward { daffine: [Some(&gain); 4], ..operands })
+                .contains("the gradient of the gain of q")
+        );
+        let odd = Rows { offset: 4, ..row };
+        assert!(says(Backward { dv: odd, ..operands }).contains("dv: offset 4"));
     }
 }

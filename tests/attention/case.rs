@@ -225,21 +225,12 @@ impl Case {
     }
 }
 
-/// `1 − 2⟨x,y⟩/(⟨x,x⟩+⟨y,y⟩)` and the largest difference, against their limits; zeros behind.
+/// As [`numbers::alike`](crate::support::numbers::alike); zeros behind.
 #[track_caller]
 pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
     let (got, tail) = got.split_at(want.len());
     assert!(tail.iter().all(|&x| x == 0.0), "{name}: rows of no image are not zeros");
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let norms = dot(got, got) + dot(want, want);
-    let distance = if norms == 0.0 { 0.0 } else { 1.0 - 2.0 * dot(got, want) / norms };
-    let scale = want.iter().fold(1e-30f64, |max, x| max.max(x.abs()));
-    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale;
-    assert!(
-        distance <= metric && worst <= largest,
-        "{name}: distance {distance:.2e} (limit {metric:.0e}), largest difference {worst:.2e} of the largest \
-         value (limit {largest:.0e})"
-    );
+    crate::support::numbers::alike(name, got, want, metric, largest);
 }
 
 /// |got − want| ≤ tolerance · max(1, |want|); zeros behind.

@@ -10,15 +10,17 @@ mod allowed;
 mod dump;
 mod report;
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 
 use allowed::Exception;
 use dump::{Dump, Instructions, Resources};
+use rayon::prelude::*;
 use report::{Fatbin, Report};
 use trencadis::kernels::registry::{Kernel, Source, Tier, sources};
 
-/// Seconds of nvcc for all sources, one after another: ten minutes on two cores.
+/// Seconds of the processor for all sources: ten minutes on two cores.
 const BUILD_SECONDS: f64 = 1200.0;
 
 /// Bytes of all fatbins together. The release binary stays under 40 MB, of which 10 are not kernels.
@@ -180,6 +182,8 @@ fn compiled_kernels_keep_their_limits() {
     };
     let narrowed = std::env::var_os("CUDA_COMPUTE_CAP").is_some();
     let mut findings = Findings::new(allowed::parse(include_str!("allowed.txt")).unwrap());
+    let read = |fatbin: &Fatbin| (fatbin.stem.clone(), Dump::read(&cuobjdump, &fatbin.file).unwrap());
+    let dumps: HashMap<String, Dump> = report.fatbins.par_iter().map(read).collect();
     for source in sources() {
         let Some(fatbin) = report.fatbins.iter().find(|f| f.stem == source.stem()) else {
             findings.faults.push(format!("{}: the build compiled no fatbin of it", source.file));
@@ -191,7 +195,7 @@ fn compiled_kernels_keep_their_limits() {
             }
         }
         let bytes = std::fs::metadata(&fatbin.file).unwrap().len();
-        findings.source(&source, fatbin, bytes, &Dump::read(&cuobjdump, &fatbin.file).unwrap());
+        findings.source(&source, fatbin, bytes, &dumps[&fatbin.stem]);
     }
     findings.finish();
     let table = findings.table.join("\n") + "\n";

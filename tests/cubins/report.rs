@@ -9,7 +9,7 @@ pub struct Fatbin {
     pub file: PathBuf,
     /// What it holds: machine code such as `sm_90`, PTX such as `compute_80`.
     pub targets: Vec<String>,
-    /// Seconds of nvcc when it was compiled, which may have been in an earlier build.
+    /// Seconds of the processor when it was compiled, which may have been in an earlier build.
     pub seconds: f64,
 }
 

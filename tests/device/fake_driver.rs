@@ -182,6 +182,18 @@ fn launches_carry_their_attributes() {
     fake.runs("a_missing_symbol", &[("FAKE_CUDA_MISSING", &name)]);
 }
 
+/// What was compiled for compute_80 does not wait for the kernel before it, even on a newer GPU.
+#[test]
+fn kernels_that_cannot_wait_are_not_started_early() {
+    if a_kernel().is_none() {
+        return;
+    }
+    for (made_for, early) in [("80", 0), ("90", 2), ("100", 2)] {
+        let log = Fake::new().runs("launches", &[("FAKE_CUDA_PTX", made_for)]);
+        assert_eq!(log.iter().filter(|line| line.contains("dependent 1")).count(), early, "{log:#?}");
+    }
+}
+
 /// Some kernel of the registry, and its threads.
 fn a_kernel() -> Option<(String, u32)> {
     let kernel = registry::sources().into_iter().next()?.kernels.into_iter().next()?;

@@ -1,6 +1,7 @@
 // A CUDA driver without a GPU, for the tests of the device layer: memory is host memory, everything runs
 // at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one line a
-// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES and FAKE_CUDA_CAPABILITY choose what it is.
+// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES and FAKE_CUDA_CAPABILITY choose what it is,
+// FAKE_CUDA_PTX the architecture that kernels were made for.
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stddef.h>
@@ -365,8 +366,8 @@ Result cuModuleGetFunction(void** function, void* module, const char* name)
 
 Result cuFuncGetAttribute(int* value, int attribute, void* function)
 {
-    *value = 0;
-    return function && attribute == 1 ? SUCCESS : INVALID;
+    *value = attribute == 5 ? setting("FAKE_CUDA_PTX", 90) : 0;
+    return function && (attribute == 1 || attribute == 5) ? SUCCESS : INVALID;
 }
 
 Result cuFuncSetAttribute(void* function, int attribute, int value)

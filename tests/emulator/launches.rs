@@ -1,9 +1,7 @@
-//! Launches that do not fit, launches side by side, and what a launch costs.
+//! Launches that do not fit, and launches side by side.
 
 use std::thread;
-use std::time::Instant;
 
-use half::bf16;
 use trencadis::device::emulator::{Emulator, EmulatorOptions};
 
 use crate::{Case, Params, ramp};
@@ -48,40 +46,4 @@ fn launches_run_side_by_side_and_after_faults() {
             });
         }
     });
-}
-
-/// Prints what the parts of a kernel cost: `cargo test --features emulator --test emulator cost -- --nocapture`.
-#[test]
-fn cost() {
-    let time_with = |case: &Case, options: EmulatorOptions| {
-        let run = || case.run::<u32>(options.clone()).unwrap_or_else(|fault| panic!("{fault}"));
-        let once = || {
-            let start = Instant::now();
-            run();
-            start.elapsed().as_secs_f64() * 1e6
-        };
-        // Other work on the machine only ever adds.
-        (0..5).map(|_| once()).fold(f64::INFINITY, f64::min)
-    };
-    let time = |case: &Case| time_with(case, EmulatorOptions::default());
-    for (kernel, shared, what) in [
-        ("planted_meetings", 0, "a meeting of a warp"),
-        ("planted_products", 0, "mma_tiles<2, 8>"),
-        ("planted_fragments", 512, "ldmatrix_x4"),
-    ] {
-        let case = |n| Case::new(kernel, 32, 1).shared(shared).n(n);
-        let each = (time(&case(5000)) - time(&case(0))) / 5000.0;
-        println!("{what}: {each:.2} us");
-    }
-    let operand = vec![bf16::ONE; 64 * 64];
-    let matmul =
-        Case::new("planted_matmul", 32, 64 * 64).shared(4 * 64 * 64).a(&operand).b(&operand).blocks(64);
-    for races in [true, false] {
-        let options = EmulatorOptions { races, global_races: races, ..EmulatorOptions::default() };
-        let each = time_with(&matmul, options) / 64.0;
-        println!(
-            "a matmul of 64 x 64 x 64, races {}: {each:.1} us",
-            if races { "looked for" } else { "ignored" }
-        );
-    }
 }

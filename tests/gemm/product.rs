@@ -6,7 +6,7 @@ use trencadis::cpu::gemm::{Mat, MatMut, gemm};
 use trencadis::device::{Buffer, Device};
 use trencadis::kernels::gemm::{Epilogue, Gemm, Layout, Matrix, Plan, Shape, TILES, Tile, Vector};
 
-use crate::support::numbers::random;
+use crate::support::numbers::{distance, random};
 
 /// What lies where nobody should write.
 pub const UNTOUCHED: f32 = 77.0;
@@ -167,10 +167,8 @@ pub fn alike_beside(name: &str, got: &[f64], want: &[f64], unit: f64, margin: f6
         let error = (got - want).abs();
         assert!(error <= unit * want.abs() + margin, "{name}: element {i} is {got} instead of {want}");
     }
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let norms = dot(got, got) + dot(want, want);
-    let distance = if norms == 0.0 { 0.0 } else { 1.0 - 2.0 * dot(got, want) / norms };
-    assert!(distance <= unit * unit, "{name}: distance {distance:e}");
+    let apart = distance(got, want);
+    assert!(apart <= unit * unit, "{name}: distance {apart:e}");
 }
 
 /// Half a unit in the last place of bf16, with a margin for f32.

@@ -476,30 +476,4 @@ DEVICE void read_neighbour(const Params& p)
     }
 }
 
-// ---- Cost ----
-
-// n meetings of a warp, and nothing else.
-DEVICE void meetings(const Params& p)
-{
-    for (int i = 0; i < p.n; i++) ptx::warp_sync();
-}
-
-// n products of 32 x 64 x 16.
-DEVICE void products(const Params& p)
-{
-    float d[2][8][4] = {};
-    uint32_t a[2][4] = {}, b[8][2] = {};
-    for (int i = 0; i < p.n; i++) ptx::mma_tiles(d, a, b);
-    if (d[0][0][0] != 0.0f) floats(p.c).store(0, 1.0f);
-}
-
-// n fragments read from shared memory.
-DEVICE void fragments(const Params& p)
-{
-    uint32_t base = ptx::shared_base(), lane = ptx::lane_id(), r[4];
-    Shared<float>(base + 16 * lane).store_16(0, Vec16{{0, 0, 0, 0}});
-    ptx::warp_sync();
-    for (int i = 0; i < p.n; i++) ptx::ldmatrix_x4(r, base + 16 * lane);
-}
-
 } // namespace planted

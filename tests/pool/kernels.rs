@@ -13,7 +13,7 @@ use trencadis::kernels::pool::{
 use trencadis::recipe::QkNormKind;
 
 use crate::support::devices::devices;
-use crate::support::numbers::random;
+use crate::support::numbers::{alike, random};
 
 /// Images of these tokens, two empty slots among them and one behind them.
 const LENGTHS: [usize; 7] = [64, 0, 7, 1100, 1, 300, 0];
@@ -40,22 +40,6 @@ fn starts(lengths: &[usize]) -> Vec<i32> {
         cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + *length as i32);
     }
     cu_seqlens
-}
-
-/// `1 − 2⟨x,y⟩/(⟨x,x⟩+⟨y,y⟩)` and the largest difference, against their limits.
-#[track_caller]
-fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
-    assert_eq!(got.len(), want.len(), "{name}");
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let norms = dot(got, got) + dot(want, want);
-    let distance = if norms == 0.0 { 0.0 } else { 1.0 - 2.0 * dot(got, want) / norms };
-    let scale = want.iter().fold(1e-30f64, |max, x| max.max(x.abs()));
-    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale;
-    assert!(
-        distance <= metric && worst <= largest,
-        "{name}: distance {distance:.2e} (limit {metric:.0e}), largest difference {worst:.2e} of the largest \
-         value (limit {largest:.0e})"
-    );
 }
 
 #[derive(Clone)]

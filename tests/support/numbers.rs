@@ -1,4 +1,4 @@
-//! Random inputs and comparison, shared by the tests of the CPU ops.
+//! Random inputs and comparisons, shared by the tests of the operations.
 
 use trencadis::cpu::real::Real;
 
@@ -22,4 +22,26 @@ pub fn close<R: Real>(got: &[R], want: &[f64], tolerance: f64) {
         let error = (got.f64() - want).abs();
         assert!(error <= tolerance * want.abs().max(1.0), "element {i}: {got:?} instead of {want}");
     }
+}
+
+/// How far apart two vectors are, `1 − 2⟨x,y⟩/(⟨x,x⟩+⟨y,y⟩)`: 0 where they are equal.
+pub fn distance(x: &[f64], y: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let norms = dot(x, x) + dot(y, y);
+    if norms == 0.0 { 0.0 } else { 1.0 - 2.0 * dot(x, y) / norms }
+}
+
+/// Fails where the [`distance`] is above `metric`, or the largest difference above `largest` times the largest
+/// value.
+#[track_caller]
+pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
+    assert_eq!(got.len(), want.len(), "{name}");
+    let apart = distance(got, want);
+    let scale = want.iter().fold(1e-30f64, |max, x| max.max(x.abs()));
+    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale;
+    assert!(
+        apart <= metric && worst <= largest,
+        "{name}: distance {apart:.2e} (limit {metric:.0e}), largest difference {worst:.2e} of the largest \
+         value (limit {largest:.0e})"
+    );
 }

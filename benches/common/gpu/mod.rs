@@ -245,8 +245,9 @@ impl Gpu {
 
     /// Measures a case with criterion. The line for the table, where criterion has taken all samples: it
     /// takes none of a case that is filtered out, and one where benchmarks are only tried.
-    fn measure(&self, criterion: &mut Criterion, family: &str, case: &Case<'_>) -> Result<Option<String>> {
-        let (samples, failure) = (RefCell::new(Vec::new()), RefCell::new(None));
+    /// A launch that fails ends the program.
+    pub fn measure(&self, criterion: &mut Criterion, family: &str, case: &Case<'_>) -> Option<String> {
+        let samples = RefCell::new(Vec::new());
         let prepared = OnceCell::new();
         self.clocks.restart();
         let mut group = criterion.benchmark_group(format!("gpu_{family}"));
@@ -258,30 +259,21 @@ impl Gpu {
         });
         group.bench_function(BenchmarkId::new(&case.kernel, &case.shape), |bencher| {
             bencher.iter_custom(|runs| {
-                // Criterion cannot be told of an error; a second each lets it end soon.
-                if failure.borrow().is_some() {
-                    return Duration::from_secs(runs);
-                }
                 let measured = self.prepared(case, &prepared).and_then(|p| self.time(case, p, runs));
-                let seconds = measured.unwrap_or_else(|error| {
-                    *failure.borrow_mut() = Some(error);
-                    runs as f64
-                });
+                // Criterion cannot be told of an error.
+                let seconds = measured.unwrap_or_else(|error| fail(family, &error));
                 samples.borrow_mut().push(seconds / runs as f64);
                 Duration::from_secs_f64(seconds)
             });
         });
         group.finish();
-        if let Some(error) = failure.into_inner() {
-            return Err(error);
-        }
         let samples = samples.into_inner();
         if samples.len() < SAMPLES {
-            return Ok(None);
+            return None;
         }
         let mut last = samples[samples.len() - SAMPLES..].to_vec();
         last.sort_by(f64::total_cmp);
-        Ok(Some(self.line(case, (last[SAMPLES / 2] + last[(SAMPLES - 1) / 2]) / 2.0, SAMPLES)))
+        Some(self.line(case, (last[SAMPLES / 2] + last[(SAMPLES - 1) / 2]) / 2.0, SAMPLES))
     }
 }
 
@@ -305,13 +297,17 @@ pub fn family(criterion: &mut Criterion, name: &str, cases: impl FnOnce(&Gpu, &m
             gpu.peaks.bytes / 1e9,
             table.path().display()
         );
-        cases(&gpu, &mut |case| match gpu.measure(criterion, name, case)? {
+        cases(&gpu, &mut |case| match gpu.measure(criterion, name, case) {
             Some(line) => table.add(&line).map_err(Error::failure),
             None => Ok(()),
         })
     });
     if let Err(error) = outcome {
-        eprintln!("gpu_{name}: {error}");
-        std::process::exit(error.exit_code());
+        fail(name, &error);
     }
+}
+
+fn fail(family: &str, error: &Error) -> ! {
+    eprintln!("gpu_{family}: {error}");
+    std::process::exit(error.exit_code())
 }

@@ -44,7 +44,7 @@ impl Loaded for Modules {
         }
 
         let mut attributes = [cluster(launch.cluster), DEPENDENT];
-        let attributes = match (launch.cluster > 1, launch.dependent) {
+        let attributes = match (launch.cluster > 1, launch.dependent && function.waits) {
             (true, true) => &mut attributes[..],
             (true, false) => &mut attributes[..1],
             (false, true) => &mut attributes[1..],

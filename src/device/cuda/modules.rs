@@ -41,7 +41,13 @@ pub(super) struct Function {
     pub(super) shared_limit: u32,
     /// Whether the driver has been told that it takes more than the 48 KiB that every kernel may.
     pub(super) opted_in: AtomicBool,
+    /// Whether it waits for the launch before it: code made for less than compute capability 9.0, be it
+    /// translated from PTX for a newer GPU, has no instruction for that.
+    pub(super) waits: bool,
 }
+
+/// Compute capability, as the driver counts, since which a kernel can wait for another.
+const WAITS_SINCE: i32 = 90;
 
 struct Module(CUmodule);
 
@@ -99,12 +105,16 @@ impl Modules {
             let fixed =
                 result::function::get_function_attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
                     .map_err(failed(cannot("does not tell its shared memory")))?;
+            let made_for =
+                result::function::get_function_attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)
+                    .map_err(failed(cannot("does not tell what it was made for")))?;
             Ok(Function {
                 raw,
                 threads: entry.threads,
                 params_bytes,
                 shared_limit: self.shared_limit.saturating_sub(fixed.max(0) as u32),
                 opted_in: AtomicBool::new(false),
+                waits: made_for >= WAITS_SINCE,
             })
         }
     }

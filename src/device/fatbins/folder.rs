@@ -20,6 +20,12 @@ impl Fatbins {
     /// # Errors
     /// The folder cannot be made or written.
     pub fn export(&self, folder: &Path) -> Result<()> {
+        if folder.exists() && !folder.is_dir() {
+            return Err(Error::file(
+                folder,
+                "is a file; choose a folder to export to, which need not be there yet",
+            ));
+        }
         fs::create_dir_all(folder).map_err(|cause| Error::io(folder, cause))?;
         for fatbin in &self.fatbins {
             write_atomic(&file(folder, &fatbin.stem), |w| w.write_all(&fatbin.bytes))?;

@@ -43,23 +43,72 @@ pub struct Instance {
     pub rows: usize,
     /// Keys of a step.
     pub keys: usize,
-    /// Rows whose gradients a warp of the backward kernel holds: 16 or 32.
-    pub backward_rows: usize,
-    /// Rows of the other side that it takes at a time: 16 or 32.
-    pub backward_step: usize,
 }
 
 /// The widths, ascending. Rows and keys are as many as results, scores and queries leave registers for.
 pub const INSTANCES: [Instance; 8] = [
-    Instance { width: 64, rows: 32, keys: 64, backward_rows: 32, backward_step: 32 },
-    Instance { width: 72, rows: 32, keys: 32, backward_rows: 32, backward_step: 16 },
-    Instance { width: 80, rows: 32, keys: 32, backward_rows: 32, backward_step: 16 },
-    Instance { width: 88, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
-    Instance { width: 96, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
-    Instance { width: 104, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
-    Instance { width: 112, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
-    Instance { width: 128, rows: 16, keys: 64, backward_rows: 16, backward_step: 32 },
+    Instance { width: 64, rows: 32, keys: 64 },
+    Instance { width: 72, rows: 32, keys: 32 },
+    Instance { width: 80, rows: 32, keys: 32 },
+    Instance { width: 88, rows: 16, keys: 64 },
+    Instance { width: 96, rows: 16, keys: 64 },
+    Instance { width: 104, rows: 16, keys: 64 },
+    Instance { width: 112, rows: 16, keys: 64 },
+    Instance { width: 128, rows: 16, keys: 64 },
 ];
+
+/// One width of the backward kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackwardInstance {
+    /// As [`Instance::width`].
+    pub width: usize,
+    /// Rows whose gradients a warp holds: 16 or 32.
+    pub rows: usize,
+    /// Rows of the other side that it takes at a time: 16 or 32.
+    pub step: usize,
+}
+
+/// The same widths. Rows and steps are as many as gradients and scores leave registers for.
+pub const BACKWARD_INSTANCES: [BackwardInstance; 8] = [
+    BackwardInstance { width: 64, rows: 32, step: 32 },
+    BackwardInstance { width: 72, rows: 32, step: 16 },
+    BackwardInstance { width: 80, rows: 32, step: 16 },
+    BackwardInstance { width: 88, rows: 32, step: 16 },
+    BackwardInstance { width: 96, rows: 16, step: 32 },
+    BackwardInstance { width: 104, rows: 16, step: 32 },
+    BackwardInstance { width: 112, rows: 16, step: 32 },
+    BackwardInstance { width: 128, rows: 16, step: 32 },
+];
+
+impl BackwardInstance {
+    /// The one that serves a head dim: a multiple of 8 to 128.
+    pub fn of(head_dim: usize) -> Option<Self> {
+        let width = Instance::of(head_dim)?.width;
+        BACKWARD_INSTANCES.into_iter().find(|instance| instance.width == width)
+    }
+
+    /// Name of the kernel.
+    pub fn name(&self) -> String {
+        format!("attention_backward_bf16_{}", self.width)
+    }
+
+    fn kernel(&self) -> Kernel {
+        let Self { width, rows, step } = self;
+        let body = format!("gradients<{width}, {}, {}>", rows / 16, step / 16);
+        backward(self.name(), &body, "AttentionBackward", 1)
+    }
+}
+
+fn backward(name: String, body: &str, params: &'static str, min_blocks: u32) -> Kernel {
+    Kernel {
+        name,
+        body: format!("attention_backward::{body}"),
+        params,
+        threads: BACKWARD_THREADS,
+        min_blocks,
+        tensor_cores: min_blocks == 1,
+    }
+}
 
 impl Instance {
     /// The one that serves a head dim: a multiple of 8 to 128.
@@ -73,11 +122,6 @@ impl Instance {
     /// Name of the forward kernel.
     pub fn forward(&self, schedule: Schedule) -> String {
         format!("attention_forward_bf16_{}_{}", schedule.name(), self.width)
-    }
-
-    /// Name of the backward kernel.
-    pub fn backward(&self) -> String {
-        format!("attention_backward_bf16_{}", self.width)
     }
 }
 
@@ -116,35 +160,15 @@ pub fn sources() -> Vec<Source> {
         min_blocks: 1,
         tensor_cores: false,
     };
+    let small = |name: &str, body, params| backward(name.into(), body, params, BACKWARD_SMALL_BLOCKS);
+    let gradients = BACKWARD_INSTANCES.iter().map(BackwardInstance::kernel).chain([
+        small(BACKWARD_PREPARE, "prepare", "AttentionBackward"),
+        small(BACKWARD_SUM, "sum", "AttentionBackwardSum"),
+    ]);
     let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
     vec![
         source("attention/sm80_attention_schedule.cu", vec![schedule]),
         source("attention/sm80_attention_forward.cu", forward.collect()),
-        source("attention/sm80_attention_backward.cu", backward()),
+        source("attention/sm80_attention_backward.cu", gradients.collect()),
     ]
-}
-
-fn backward() -> Vec<Kernel> {
-    let kernel = |name: String, body: String, params, min_blocks, tensor_cores| Kernel {
-        name,
-        body: format!("attention_backward::{body}"),
-        params,
-        threads: BACKWARD_THREADS,
-        min_blocks,
-        tensor_cores,
-    };
-    let mut kernels: Vec<_> = INSTANCES
-        .iter()
-        .map(|instance| {
-            let Instance { width, backward_rows, backward_step, .. } = instance;
-            let body = format!("gradients<{width}, {}, {}>", backward_rows / 16, backward_step / 16);
-            kernel(instance.backward(), body, "AttentionBackward", 1, true)
-        })
-        .collect();
-    let small = |name: &str, body: &str, params| {
-        kernel(name.into(), body.into(), params, BACKWARD_SMALL_BLOCKS, false)
-    };
-    kernels.push(small(BACKWARD_PREPARE, "prepare", "AttentionBackward"));
-    kernels.push(small(BACKWARD_SUM, "sum", "AttentionBackwardSum"));
-    kernels
 }

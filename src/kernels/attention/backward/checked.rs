@@ -131,7 +131,9 @@ impl Attention {
             slots: slots as i32,
             heads: config.heads as i32,
             head_dim: config.head_dim as i32,
+            short_rows: plan.short_rows as i32,
             tile_rows: plan.limits.tile_rows as i32,
+            unused: 0,
             scale: config.scale as f32,
         })
     }

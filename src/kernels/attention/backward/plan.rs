@@ -2,7 +2,7 @@
 //! device and sizes.
 
 use super::super::heuristics::Limits;
-use super::super::instances::{BACKWARD_WARPS, Instance};
+use super::super::instances::{BACKWARD_WARPS, BackwardInstance};
 use crate::device::DeviceInfo;
 
 /// Rows of the streamed side that are taken between two barriers; rows of a group are multiples of it.
@@ -10,7 +10,7 @@ const STEP: usize = 32;
 /// Such steps that are in shared memory at a time where an image is long.
 const STAGES: usize = 3;
 /// What a block keeps in front of its tiles.
-const HEADER: usize = 128;
+const HEADER: usize = BACKWARD_WARPS * 32;
 /// lse and delta of a query.
 const QUERY: usize = 2 * size_of::<f32>();
 /// Places of a key in two steps of dS.
@@ -20,9 +20,11 @@ const KEY: usize = 2 * STEP * 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackwardPlan {
     /// The kernel.
-    pub instance: Instance,
+    pub instance: BackwardInstance,
     /// Which images are short; the items of long ones are tiles of keys, and of queries.
     pub limits: Limits,
+    /// Rows of short images that fit a block together, a multiple of 32: those of two or four heads share them.
+    pub short_rows: usize,
     /// Bytes of shared memory of a block.
     pub shared: u32,
     /// Blocks that the device runs at a time: what the grid is made for.
@@ -32,16 +34,16 @@ pub struct BackwardPlan {
 impl BackwardPlan {
     /// The plan for a head dim; none where no kernel serves it, or a block's shared memory is too small.
     pub fn new(head_dim: usize, device: &DeviceInfo) -> Option<Self> {
-        Self::with_short_limit(Instance::of(head_dim)?, usize::MAX, device)
+        Self::with_short_limit(BackwardInstance::of(head_dim)?, usize::MAX, device)
     }
 
     /// The same with a longest short image of at most `short` rows, for measuring and testing.
     ///
     /// A short image has q, k, v and dout in shared memory, and a warp for every
-    /// [`backward_rows`](Instance::backward_rows) keys of a head. A quarter of the block shares a quarter of
+    /// [`rows`](BackwardInstance::rows) keys of a head. A quarter of the block shares a quarter of
     /// its shared memory.
-    pub fn with_short_limit(instance: Instance, short: usize, device: &DeviceInfo) -> Option<Self> {
-        let rows = instance.backward_rows;
+    pub fn with_short_limit(instance: BackwardInstance, short: usize, device: &DeviceInfo) -> Option<Self> {
+        let rows = instance.rows;
         let most = BACKWARD_WARPS * rows;
         let available = (device.shared_per_block as usize).checked_sub(HEADER)?;
         let fitting = |bytes: usize, of_row: usize| bytes / of_row / STEP * STEP;
@@ -58,6 +60,7 @@ impl BackwardPlan {
         Some(Self {
             instance,
             limits,
+            short_rows: capacity,
             shared: u32::try_from(HEADER + short_bytes.max(long_bytes)).ok()?,
             blocks: device.multiprocessors,
         })
@@ -89,13 +92,13 @@ impl BackwardPlan {
 }
 
 /// Bytes of a row of q and one of dout, or of k and v.
-fn pair(instance: Instance) -> usize {
+fn pair(instance: BackwardInstance) -> usize {
     2 * instance.width * 2
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::instances::INSTANCES;
+    use super::super::super::instances::BACKWARD_INSTANCES;
     use super::*;
 
     fn device(shared_per_block: u32) -> DeviceInfo {
@@ -116,13 +119,13 @@ mod tests {
     fn limits_of_real_devices() {
         // Widths 64, 72, 80, 88, 96, 104, 112, 128: short images, and rows of a tile of a long one.
         let cases = [
-            (99, [128, 128, 128, 96, 96, 96, 96, 64], [256, 224, 192, 128, 128, 128, 128, 96]),
-            (163, [256, 224, 192, 128, 128, 128, 128, 128], [256, 256, 256, 128, 128, 128, 128, 128]),
-            (227, [256, 256, 256, 128, 128, 128, 128, 128], [256, 256, 256, 128, 128, 128, 128, 128]),
+            (99, [128, 128, 128, 96, 96, 96, 96, 64], [256, 224, 192, 160, 128, 128, 96, 96]),
+            (163, [256, 224, 192, 192, 128, 128, 128, 128], [256, 256, 256, 256, 128, 128, 128, 128]),
+            (227, [256, 256, 256, 256, 128, 128, 128, 128], [256, 256, 256, 256, 128, 128, 128, 128]),
         ];
         for (shared, short, tile_rows) in cases {
             let device = device(shared);
-            for (i, instance) in INSTANCES.iter().enumerate() {
+            for (i, instance) in BACKWARD_INSTANCES.iter().enumerate() {
                 let plan = BackwardPlan::new(instance.width, &device).unwrap();
                 assert_eq!((plan.limits.short, plan.limits.tile_rows), (short[i], tile_rows[i]), "{plan:?}");
                 assert!(plan.shared <= device.shared_per_block, "{plan:?}");
@@ -134,12 +137,12 @@ mod tests {
     #[test]
     fn heads_that_share_a_block_fit() {
         for shared in [99, 163, 227] {
-            for instance in INSTANCES {
+            for instance in BACKWARD_INSTANCES {
                 let plan = BackwardPlan::new(instance.width, &device(shared)).unwrap();
                 let row = 2 * pair(instance) + QUERY + KEY;
                 let limits = plan.limits;
                 for (rows, groups) in [(limits.short, 1), (limits.half, 2), (limits.quarter, 4)] {
-                    assert!(rows <= BACKWARD_WARPS / groups * instance.backward_rows, "{plan:?}");
+                    assert!(rows <= BACKWARD_WARPS / groups * instance.rows, "{plan:?}");
                     assert!(HEADER + groups * rows * row <= plan.shared as usize, "{plan:?}");
                 }
             }

@@ -69,8 +69,12 @@ pub struct BackwardParams {
     pub heads: i32,
     /// Columns of a head.
     pub head_dim: i32,
+    /// [`BackwardPlan::short_rows`].
+    pub short_rows: i32,
     /// [`tile_rows`](super::super::Limits::tile_rows) of the plan's limits.
     pub tile_rows: i32,
+    /// Fills the struct.
+    pub unused: i32,
     /// Factor on the scores, above 0.
     pub scale: f32,
 }
@@ -130,7 +134,7 @@ pub unsafe fn backward(
     // SAFETY: the caller answers for addresses and stream.
     unsafe {
         kernels.launch(BACKWARD_PREPARE, prepare, stream, params)?;
-        kernels.launch(&plan.instance.backward(), main, stream, params)?;
+        kernels.launch(&plan.instance.name(), main, stream, params)?;
     }
     if params.partial.is_null() {
         return Ok(());
