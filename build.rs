@@ -22,10 +22,13 @@ fn main() {
     println!("cargo::rerun-if-changed=src/kernels/registry.rs");
     for instances in [
         "attention/instances.rs",
+        "elementwise/instances.rs",
         "gemm/tiles.rs",
         "measure/instances.rs",
         "norm/instances.rs",
+        "patch/instances.rs",
         "pool/instances.rs",
+        "position/instances.rs",
         "residual/instances.rs",
     ] {
         println!("cargo::rerun-if-changed=src/kernels/{instances}");

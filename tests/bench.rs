@@ -15,14 +15,15 @@ use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
-    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\nrows 100 72\nloss 256 1000; \
-                optim 768 12";
+    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\nembedding 64 7\n\nrows 100 72\n\
+                loss 256 1000; optim 768 12";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
         Shape::Gemm { m: 128, n: 192, k: 64 },
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
+        Shape::Embedding { width: 64, images: images("7", vec![7]) },
         Shape::Rows { rows: 100, width: 72 },
         Shape::Loss { images: 256, classes: 1000 },
         Shape::Optim { width: 768, depth: 12 },
@@ -75,6 +76,10 @@ fn every_family_gives_lines_of_the_table() {
         common::residual::keep_case(&gpu, &images, 3, &mut sink).unwrap();
         common::loss::shape_cases(&gpu, 3, 10, &mut sink).unwrap();
         common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
+        common::patch::normalise_cases(&gpu, 14, &images, &mut sink).unwrap();
+        common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::position::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::elementwise::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -86,23 +91,25 @@ fn every_family_gives_lines_of_the_table() {
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            let is = |families: &[&str]| families.iter().any(|family| cells[0].starts_with(family));
-            let expected = match cells[0] {
-                "drop_path_keep" => "3x9+30",
-                _ if is(&["loss"]) => "3x10",
-                _ if is(&["optim"]) => "8x2",
-                _ if is(&["gemm"]) => "40x24x16",
-                _ if is(&["norm", "residual"]) => "40x72",
+            let family = cells[0].split('_').next().unwrap();
+            let shape = match (family, cells[0]) {
+                (_, "drop_path_keep") => "3x9+30",
+                (_, "patch_prefix_write" | "patch_prefix_grad") => "5x64_9+30",
+                ("gemm", _) => "40x24x16",
+                ("loss", _) => "3x10",
+                ("optim", _) => "8x2",
+                ("norm" | "residual", _) => "40x72",
+                ("patch", _) => "3x14x14_9+30",
+                ("position", _) => "64_9+30",
+                ("elementwise", _) => "39x64",
                 _ => "2x64_9+30",
             };
-            assert_eq!(cells[1], expected);
+            assert_eq!(cells[1], shape, "{line}");
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
-            assert_eq!(
-                (operations.is_ok(), bytes.is_ok()),
-                if is(&["gemm", "attention"]) { (true, false) } else { (false, true) }
-            );
+            let computes = family == "gemm" || family == "attention";
+            assert_eq!((operations.is_ok(), bytes.is_ok()), (computes, !computes), "{line}");
             kernels.push(cells[0]);
         }
         let expected = [
@@ -110,6 +117,8 @@ fn every_family_gives_lines_of_the_table() {
             "pool_attention_backward",
             "pool_mean_forward",
             "pool_mean_backward",
+            "pool_gather_forward",
+            "pool_gather_backward",
             "attention_forward_rms",
             "attention_backward_rms",
             "attention_forward_plain",
@@ -131,6 +140,21 @@ fn every_family_gives_lines_of_the_table() {
             "optim_lamb",
             "optim_zero",
             "optim_cast",
+            "patch_normalise_u8",
+            "patch_normalise_f32",
+            "patch_prefix_write",
+            "patch_prefix_grad",
+            "position_sum_forward",
+            "position_sum_backward",
+            "position_sum_fractional_forward",
+            "position_sum_fractional_backward",
+            "position_joint_fractional_forward",
+            "position_joint_fractional_backward",
+            "position_fourier_forward",
+            "position_fourier_backward",
+            "elementwise_add",
+            "elementwise_add_row",
+            "elementwise_accumulate",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

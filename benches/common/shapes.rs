@@ -11,6 +11,7 @@
 //! | `rows ROWS WIDTH` | norms and residual connections of so many rows |
 //! | `loss IMAGES CLASSES` | losses over so many logits |
 //! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
+//! | `embedding WIDTH LENGTHS` | the same for patches, positions and sums of rows of that width |
 
 use std::path::Path;
 
@@ -35,6 +36,7 @@ pub enum Shape {
     Rows { rows: usize, width: usize },
     Loss { images: usize, classes: usize },
     Optim { width: usize, depth: usize },
+    Embedding { width: usize, images: Images },
 }
 
 impl Images {
@@ -116,13 +118,16 @@ fn shape(line: &str) -> Result<Shape, String> {
         }
         (["loss", _, _], Some(images), Some(classes)) => Some(Shape::Loss { images, classes }),
         (["optim", _, _], Some(width), Some(depth)) => Some(Shape::Optim { width, depth }),
+        (["embedding", _, images], Some(width), _) if width % 16 == 0 => {
+            Images::parse(images).map(|images| Shape::Embedding { width, images })
+        }
         _ => None,
     };
     parsed.ok_or_else(|| {
         format!(
             "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
-             LENGTHS, with LENGTHS such as 64*196,577, rows ROWS WIDTH, with a width that is a multiple of 8, \
-             loss IMAGES CLASSES or optim WIDTH DEPTH"
+             LENGTHS or embedding WIDTH LENGTHS (a multiple of 16), with LENGTHS such as 64*196,577, rows ROWS \
+             WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES or optim WIDTH DEPTH"
         )
     })
 }

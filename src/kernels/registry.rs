@@ -6,6 +6,8 @@
 
 #[path = "attention/instances.rs"]
 pub mod attention;
+#[path = "elementwise/instances.rs"]
+pub mod elementwise;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
 #[path = "loss/instances.rs"]
@@ -16,8 +18,12 @@ pub mod measure;
 pub mod norm;
 #[path = "optim/instances.rs"]
 pub mod optim;
+#[path = "patch/instances.rs"]
+pub mod patch;
 #[path = "pool/instances.rs"]
 pub mod pool;
+#[path = "position/instances.rs"]
+pub mod position;
 #[path = "residual/instances.rs"]
 pub mod residual;
 
@@ -82,6 +88,9 @@ pub fn sources() -> Vec<Source> {
         optim::sources(),
         norm::sources(),
         residual::sources(),
+        patch::sources(),
+        position::sources(),
+        elementwise::sources(),
         measure::sources(),
     ]
     .concat()
