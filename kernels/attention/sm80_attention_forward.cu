@@ -52,6 +52,27 @@ DEVICE float infinity()
     return bits_to_float(0x7f800000);
 }
 
+// The part of this thread in a block whose warps `heads` heads share in groups: 1, 2 or 4.
+struct Share {
+    int warps; // of a group
+    int warp;  // in its group
+    int group;
+    int thread; // in its group
+
+    DEVICE explicit Share(int heads)
+        : warps(heads == 1 ? WARPS : heads == 2 ? WARPS / 2 : WARPS / 4), warp(ptx::warp_id()),
+          group(heads == 1 ? 0 : heads == 2 ? warp / (WARPS / 2) : warp / (WARPS / 4)),
+          thread(threadIdx.x & (32 * warps - 1))
+    {
+        warp &= warps - 1;
+    }
+
+    DEVICE int threads() const
+    {
+        return 32 * warps;
+    }
+};
+
 // The rows of one image that belong to one head.
 struct Head {
     int64_t start;
@@ -269,7 +290,7 @@ struct Queries {
         const float offset = -top * factor;
         const float shrink = ptx::exp2(ptx::fused_multiply_add(highest[m][half], factor, offset));
         highest[m][half] = top;
-        float total = sum[m][half] * shrink;
+        float total = sum[m][half];
         UNROLL
         for (int g = 0; g < GROUPS; g++) {
             if (PARTIAL && 16 * g >= keys) continue;
@@ -277,7 +298,8 @@ struct Queries {
             for (int i = 0; i < 4; i++) {
                 float& x = s[g][m][i / 2][half * 2 + i % 2];
                 x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset));
-                total += x;
+                // Said, not left to the compiler: it could do it for whole steps of keys and not for parts of them.
+                total = g == 0 && i == 0 ? ptx::fused_multiply_add(total, shrink, x) : total + x;
             }
         }
         sum[m][half] = total;
@@ -337,20 +359,19 @@ DEVICE void short_images(const AttentionForward& p)
     const int items = schedule.short_items();
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
         const ShortItem item = schedule.short_item(i);
-        const int warps = WARPS / item.heads;
-        const int threads = 32 * warps;
-        const int group = ptx::warp_id() / warps;
-        const int warp = ptx::warp_id() % warps;
-        const int thread = threadIdx.x % threads;
-        const Head head = head_of(p, item.image, item.head + group);
+        // As many as there are heads: a power of two, the same in all lanes.
+        const Share share(ptx::shuffle(uint32_t(item.heads), 0));
+        const int warps = share.warps;
+        const int warp = share.warp;
+        const Head head = head_of(p, item.image, item.head + share.group);
         const int rows = round_up(head.length, 16);
-        const Tile<D> k(ptx::shared_base() + 2 * group * rows * Tile<D>::ROW_BYTES);
+        const Tile<D> k(ptx::shared_base() + 2 * share.group * rows * Tile<D>::ROW_BYTES);
         const Tile<D> v(k.base + rows * Tile<D>::ROW_BYTES);
         // The keys and values of the item before have been read.
         ptx::barrier();
         if (head.head >= p.heads) continue;
 
-        const OwnRows<D> own(thread, threads);
+        const OwnRows<D> own(share.thread, share.threads());
         own.copy(k, rows_of(p.k, p.k_stride, p, head, 0), p.k_stride, rows, head.length, p.head_dim);
         ptx::cp_async_commit();
         own.copy(v, rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim);
@@ -363,7 +384,7 @@ DEVICE void short_images(const AttentionForward& p)
             normalise_keys<ROWS_AT_A_TIME>(p, k, own, affine, head, 0, head.length, true);
         }
         ptx::cp_async_wait<0>();
-        ptx::barrier(1 + group, threads);
+        ptx::barrier(1 + share.group, share.threads());
 
         for (int row = warp * 16 * M; row < head.length; row += warps * 16 * M) {
             queries.begin(p, head, row);
