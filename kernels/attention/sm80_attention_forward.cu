@@ -341,6 +341,21 @@ struct Queries {
     }
 };
 
+// Brings the rows of q, k and v of a head towards the threads of a group that will want them: 64 bytes a thread at
+// a time.
+template <int D>
+DEVICE void prefetch(const AttentionForward& p, Head head, int thread, int threads)
+{
+    constexpr int LANES = D <= 64 ? 2 : 4;
+    const int column = thread % LANES * 32;
+    if (column >= p.head_dim) return;
+    for (int row = thread / LANES; row < head.length; row += threads / LANES) {
+        ptx::prefetch_l2(Global<const bf16>(rows_of(p.k, p.k_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const bf16>(rows_of(p.q, p.q_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const bf16>(rows_of(p.v, p.v_stride, p, head, row)).at(column));
+    }
+}
+
 template <int D, int M, int KEYS>
 DEVICE void short_images(const AttentionForward& p)
 {
@@ -378,13 +393,22 @@ DEVICE void short_images(const AttentionForward& p)
         ptx::cp_async_commit();
         Queries<D, M, KEYS> queries;
         queries.load(p, head, warp * 16 * M);
+        // The item after this one is read while the rows of this one are under way, each word before what waits
+        // for it, and its rows come to the cache while this one is worked on. Nothing of it is kept.
+        const bool more = i + int(gridDim.x) < items;
+        const ShortItem next = more ? schedule.short_item(i + gridDim.x) : item;
         if (p.norm.kind != NORM_NONE) {
             const typename OwnRows<D>::Affine affine(key_norm(p, head), own.j, p.head_dim);
             ptx::cp_async_wait<1>();
             normalise_keys<ROWS_AT_A_TIME>(p, k, own, affine, head, 0, head.length, true);
         }
+        const Head later = head_of(p, next.image, next.head + Share(next.heads).group);
         ptx::cp_async_wait<0>();
         ptx::barrier(1 + share.group, share.threads());
+        if (more && later.head < p.heads) {
+            const Share share(next.heads);
+            prefetch<D>(p, later, share.thread, share.threads());
+        }
 
         for (int row = warp * 16 * M; row < head.length; row += warps * 16 * M) {
             queries.begin(p, head, row);
