@@ -204,10 +204,11 @@ struct LaneAffine {
     }
 };
 
-// Applies the norm to a row spread over lanes as in rows_statistics. A column from head_dim on becomes its bias:
-// that is left to the caller.
+// Applies the norm to a row spread over lanes as in rows_statistics. Columns from head_dim on have neither gain
+// nor bias in LaneAffine and stay zero.
 template <int LANES, int N>
-DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, RowStatistics row, int j, int head_dim)
+DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, RowStatistics row, int j,
+                          int head_dim)
 {
     UNROLL
     for (int i = 0; i < N; i++) {

@@ -1,14 +1,14 @@
-// Rows that a thread copies to shared memory and normalises there by itself.
+// Keys and values on their way to shared memory: each thread copies some, and normalises those by itself.
 #pragma once
 
 #include "common.cuh"
 
-// The part of one thread of `threads` (whole warps) in the rows of tiles. Four lanes share a row: fewer shuffles
-// and statistics a column than with eight. Lane j of them has chunks j, j + 4, ... of every (threads / 4)th row;
-// as that is a multiple of 8 rows, the twist of all its rows is one and its places in a row are constant.
+// The part of one thread of `threads` (whole warps) in rows of tiles. Four lanes share a row: fewer shuffles a
+// column than with eight. Lane j of them has chunks j, j + 4, ... of every (threads / 4)th row; as that is a
+// multiple of 8 rows, all its rows have one twist and its places in a row are constant.
 //
-// Shared memory serves 8 lanes, so two rows, at a time. The two are APART rows apart: then their chunks lie 4 groups
-// of banks apart, or in the other half of a row that spans all banks.
+// Shared memory serves 8 lanes, two rows, at a time. These are APART rows apart, so that the four chunks of one
+// lie in the groups of 4 banks that the four of the other leave.
 template <int D>
 struct OwnRows {
     static constexpr int CHUNKS = Tile<D>::CHUNKS;

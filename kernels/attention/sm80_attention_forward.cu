@@ -298,7 +298,7 @@ struct Queries {
             for (int i = 0; i < 4; i++) {
                 float& x = s[g][m][i / 2][half * 2 + i % 2];
                 x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset));
-                // Said, not left to the compiler: it could do it for whole steps of keys and not for parts of them.
+                // Not left to the compiler, which may fuse it for whole steps of keys and not for part of one.
                 total = g == 0 && i == 0 ? ptx::fused_multiply_add(total, shrink, x) : total + x;
             }
         }
@@ -341,8 +341,7 @@ struct Queries {
     }
 };
 
-// Brings the rows of q, k and v of a head towards the threads of a group that will want them: 64 bytes a thread at
-// a time.
+// Brings the rows of q, k and v of a head to the cache, 64 bytes a thread at a time.
 template <int D>
 DEVICE void prefetch(const AttentionForward& p, Head head, int thread, int threads)
 {
