@@ -204,8 +204,8 @@ struct LaneAffine {
     }
 };
 
-// Applies the norm to a row spread over lanes as in rows_statistics. Columns from head_dim on have neither gain
-// nor bias in LaneAffine and stay zero.
+// Applies the norm to a row spread over lanes as in rows_statistics. Columns from head_dim on have a gain of
+// 1 and a bias of 0 in LaneAffine: they stay zero.
 template <int LANES, int N>
 DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, RowStatistics row, int j,
                           int head_dim)

@@ -95,8 +95,8 @@ impl Attention {
     /// Verifies the sizes, and plans for a device.
     ///
     /// # Errors
-    /// A head dim that no kernel serves; no heads; a scale that is not above 0; a norm with
-    /// an epsilon that is not above 0; sizes beyond what the kernels count with; a device whose shared memory is too small.
+    /// A head dim that no kernel serves; no heads; a scale that is not above 0; a norm with an epsilon that is
+    /// not above 0; sizes beyond what the kernels count with; a device whose shared memory is too small.
     pub fn plan(&self, device: &DeviceInfo) -> Result<ForwardPlan> {
         self.check()?;
         let head_dim = self.config.head_dim;
