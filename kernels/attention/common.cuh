@@ -229,7 +229,7 @@ DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, Row
 // it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes
 // their g chunks apart.
 template <int D>
-struct Tile {
+struct HeadRows {
     static constexpr int CHUNKS = D / 8;
     static constexpr int ROW_BYTES = 2 * D;
     // Steps of 16 columns, the last one half where CHUNKS is odd.
@@ -241,7 +241,7 @@ struct Tile {
 
     uint32_t base;
 
-    DEVICE explicit Tile(uint32_t base) : base(base) {}
+    DEVICE explicit HeadRows(uint32_t base) : base(base) {}
 
     DEVICE static uint32_t twist(uint32_t row)
     {

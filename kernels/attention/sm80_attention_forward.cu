@@ -107,7 +107,7 @@ DEVICE HeadNorm key_norm(const AttentionForward& p, Head head)
 
 // Normalises the first `valid` rows of `k`, keys from row `row` of the image on, R at a time.
 template <int R, int D>
-DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, const OwnRows<D>& own,
+DEVICE void normalise_keys(const AttentionForward& p, HeadRows<D> k, const OwnRows<D>& own,
                            const typename OwnRows<D>::Affine& affine, Head head, int row, int valid, bool keep)
 {
     own.template normalise<R>(k, key_norm(p, head), affine, valid, p.head_dim,
@@ -121,8 +121,8 @@ DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, const OwnRows<D
 template <int D, int M, int KEYS>
 struct Queries {
     static constexpr int GROUPS = KEYS / 16;
-    static constexpr int CHUNKS = Tile<D>::CHUNKS;
-    static constexpr int STEPS = Tile<D>::STEPS;
+    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int STEPS = HeadRows<D>::STEPS;
     static constexpr int QUAD_CHUNKS = ceil_div(CHUNKS, 4);
 
     Vec16 raw[2 * M][QUAD_CHUNKS]; // of rows 8 apart
@@ -204,7 +204,7 @@ struct Queries {
 
     // Attends to `keys` keys (KEYS, or fewer where PARTIAL) in the rows from `row` on of the tiles.
     template <bool PARTIAL>
-    DEVICE void attend(Tile<D> k, Tile<D> v, int row, int keys, float factor)
+    DEVICE void attend(HeadRows<D> k, HeadRows<D> v, int row, int keys, float factor)
     {
         const int lane = ptx::lane_id();
         float s[GROUPS][M][2][4];
@@ -268,7 +268,7 @@ struct Queries {
         }
     }
 
-    DEVICE void score(float (&s)[M][2][4], Tile<D> k, int row, int step)
+    DEVICE void score(float (&s)[M][2][4], HeadRows<D> k, int row, int step)
     {
         uint32_t b[2][2];
         k.rows_as_b(b, row, step);
@@ -379,8 +379,8 @@ DEVICE void short_images(const AttentionForward& p)
         const int warp = share.warp;
         const Head head = head_of(p, item.image, item.head + share.group);
         const int rows = round_up(head.length, 16);
-        const Tile<D> k(ptx::shared_base() + 2 * share.group * rows * Tile<D>::ROW_BYTES);
-        const Tile<D> v(k.base + rows * Tile<D>::ROW_BYTES);
+        const HeadRows<D> k(ptx::shared_base() + 2 * share.group * rows * HeadRows<D>::ROW_BYTES);
+        const HeadRows<D> v(k.base + rows * HeadRows<D>::ROW_BYTES);
         // The keys and values of the item before have been read.
         ptx::barrier();
         if (head.head >= p.heads) continue;
@@ -423,7 +423,7 @@ DEVICE void short_images(const AttentionForward& p)
 template <int D, int M, int KEYS>
 DEVICE void long_images(const AttentionForward& p)
 {
-    constexpr int TILE_BYTES = KEYS * Tile<D>::ROW_BYTES;
+    constexpr int TILE_BYTES = KEYS * HeadRows<D>::ROW_BYTES;
     // Rows of keys that a thread normalises at a time: it has KEYS / 32, and queries and results beside them.
     constexpr int LONG_ROWS = OwnRows<D>::N <= 2 ? KEYS / 32 : 1;
     const Schedule schedule{p.schedule, p.slots, p.heads};
@@ -433,9 +433,9 @@ DEVICE void long_images(const AttentionForward& p)
         const LongItem item = schedule.long_item(i);
         const Head head = head_of(p, item.image, item.head);
         const int row = (item.tile * WARPS + int(ptx::warp_id())) * 16 * M;
-        auto k_tile = [](int key) { return Tile<D>(ptx::shared_base() + key / KEYS % 2 * 2 * TILE_BYTES); };
+        auto k_tile = [](int key) { return HeadRows<D>(ptx::shared_base() + key / KEYS % 2 * 2 * TILE_BYTES); };
         auto v_tile = [](int key) {
-            return Tile<D>(ptx::shared_base() + (key / KEYS % 2 * 2 + 1) * TILE_BYTES);
+            return HeadRows<D>(ptx::shared_base() + (key / KEYS % 2 * 2 + 1) * TILE_BYTES);
         };
         auto load = [&](int key) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
