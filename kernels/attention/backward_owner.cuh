@@ -16,8 +16,8 @@ DEVICE uint32_t ds_address(uint32_t base, int key, int chunk)
 // What a warp owns: 16 M rows of keys (and values), or of queries (and dout).
 template <int D, int M, int G, bool QUERIES>
 struct Owner {
-    static constexpr int CHUNKS = Tile<D>::CHUNKS;
-    static constexpr int STEPS = Tile<D>::STEPS;
+    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int STEPS = HeadRows<D>::STEPS;
 
     float first[STEPS][M][2][4];  // dk^ or dq^ before the scale
     float second[STEPS][M][2][4]; // dv; queries have none
@@ -164,9 +164,9 @@ struct Owner {
 // dq^ (before the scale) of the 32 queries from `row` on from ds^T over `keys` keys (a multiple of 32), to the
 // place of their q^ and dout. A warp takes 16 M queries by 16 columns at a time. Collective of the group.
 template <int D, int M>
-DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row, Group group)
+DEVICE void query_gradient(HeadRows<D> k, int keys, uint32_t ds, Pair<D> q, int row, Group group)
 {
-    constexpr int STEPS = Tile<D>::STEPS;
+    constexpr int STEPS = HeadRows<D>::STEPS;
     const int lane = ptx::unknown(ptx::lane_id());
     const Reader<D> keys_of(k, 0, lane);
     for (int unit = group.warp; unit < STEPS * (2 / M); unit += group.warps) {
@@ -194,7 +194,7 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
         UNROLL
         for (int i = 0; i < M * 4; i++) {
             const int m = i / 4, h = i / 2 % 2, e = i % 2 * 2;
-            if (2 * step + h >= Tile<D>::CHUNKS) continue;
+            if (2 * step + h >= HeadRows<D>::CHUNKS) continue;
             const int r = row + 16 * (tile + m) + 4 * e + lane / 4;
             q.store_f32(r, 2 * step + h, lane, sum[0][m][h][e] + sum[1][m][h][e],
                         sum[0][m][h][e + 1] + sum[1][m][h][e + 1]);

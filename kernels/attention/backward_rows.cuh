@@ -92,15 +92,15 @@ struct Group {
 // columns takes the place of its two bf16 rows.
 template <int D>
 struct Pair {
-    Tile<D> first;
-    Tile<D> second;
+    HeadRows<D> first;
+    HeadRows<D> second;
 
-    DEVICE Pair(uint32_t base, int rows) : first(base), second(base + rows * Tile<D>::ROW_BYTES) {}
+    DEVICE Pair(uint32_t base, int rows) : first(base), second(base + rows * HeadRows<D>::ROW_BYTES) {}
 
     // Chunk of 4 f32 columns.
     DEVICE uint32_t f32_address(int row, int chunk) const
     {
-        constexpr int CHUNKS = Tile<D>::CHUNKS;
+        constexpr int CHUNKS = HeadRows<D>::CHUNKS;
         return chunk < CHUNKS ? first.address(row, chunk) : second.address(row, chunk - CHUNKS);
     }
 
@@ -116,14 +116,14 @@ struct Pair {
 // same for operands a and b, transposed or not, so that an address a tile is all that stays in registers.
 template <int D>
 struct Reader {
-    static constexpr int CHUNKS = Tile<D>::CHUNKS;
-    static constexpr int TWISTS = Tile<D>::TWISTS;
+    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int TWISTS = HeadRows<D>::TWISTS;
 
     uint32_t lane;
 
     // From row `row` (a multiple of 8) of the tile on.
-    DEVICE Reader(Tile<D> tile, int row, int lane)
-        : lane(tile.address(lane % 16, lane / 16) + row * Tile<D>::ROW_BYTES)
+    DEVICE Reader(HeadRows<D> tile, int row, int lane)
+        : lane(tile.address(lane % 16, lane / 16) + row * HeadRows<D>::ROW_BYTES)
     {
     }
 
@@ -132,7 +132,8 @@ struct Reader {
     DEVICE uint32_t address(int rows, int step) const
     {
         constexpr int LOW = TWISTS - 1;
-        return (lane ^ ((2 * step & LOW & ~1) * 16)) + (2 * step & ~(LOW & ~1)) * 16 + rows * Tile<D>::ROW_BYTES;
+        const uint32_t chunk = (lane ^ ((2 * step & LOW & ~1) * 16)) + (2 * step & ~(LOW & ~1)) * 16;
+        return chunk + rows * HeadRows<D>::ROW_BYTES;
     }
 
     DEVICE void rows_as_a(uint32_t (&a)[4], int rows, int step) const
@@ -200,10 +201,10 @@ DEVICE bf16* rows_of(const AttentionBackward& p, bf16* x, int64_t stride, Head h
 template <int D>
 DEVICE float row_delta(Rows out, Rows dout, int row, bool exists, int head_dim, int lane)
 {
-    constexpr int LANES = Tile<D>::LANES;
+    constexpr int LANES = HeadRows<D>::LANES;
     float sum = 0.0f;
     UNROLL
-    for (int i = 0; i < Tile<D>::LANE_CHUNKS; i++) {
+    for (int i = 0; i < HeadRows<D>::LANE_CHUNKS; i++) {
         const int column = 8 * (i * LANES + lane % LANES);
         if (!exists || column >= head_dim) continue;
         const Vec16 x = Global<const bf16>(out.p).load_16(row * out.stride + column);
@@ -228,12 +229,12 @@ DEVICE void load_four(float (&x)[4], const float* source, int column, float othe
     for (int c = 0; c < 4; c++) x[c] = bits_to_float(four.word[c]);
 }
 
-// Normalises rows in place as Tile::normalise does, bit for bit, with fewer registers: gradients fill them.
+// Normalises rows in place as OwnRows::normalise does, bit for bit, with fewer registers: gradients fill them.
 template <int D>
-DEVICE void normalise(Tile<D> tile, const HeadNorm& norm, int valid, int head_dim, int thread, int threads)
+DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int head_dim, int thread, int threads)
 {
-    constexpr int LANES = Tile<D>::LANES;
-    constexpr int N = Tile<D>::LANE_CHUNKS;
+    constexpr int LANES = HeadRows<D>::LANES;
+    constexpr int N = HeadRows<D>::LANE_CHUNKS;
     const int j = thread % LANES;
     for (int first = 0; first + thread / 32 * (32 / LANES) < valid; first += threads / LANES) {
         const int row = first + thread / LANES;
@@ -272,24 +273,24 @@ DEVICE void normalise(Tile<D> tile, const HeadNorm& norm, int valid, int head_di
 // Gradients of a gain and a bias, this lane's columns: chunks j, j + LANES, ...
 template <int D>
 struct ColumnSums {
-    float gain[Tile<D>::LANE_CHUNKS][8];
-    float bias[Tile<D>::LANE_CHUNKS][8];
+    float gain[HeadRows<D>::LANE_CHUNKS][8];
+    float bias[HeadRows<D>::LANE_CHUNKS][8];
 
     DEVICE ColumnSums()
     {
         UNROLL
-        for (int i = 0; i < Tile<D>::LANE_CHUNKS * 8; i++) gain[i / 8][i % 8] = bias[i / 8][i % 8] = 0.0f;
+        for (int i = 0; i < HeadRows<D>::LANE_CHUNKS * 8; i++) gain[i / 8][i % 8] = bias[i / 8][i % 8] = 0.0f;
     }
 
     // Adds the sums over the group to its head's rows `affine` and `affine` + 1 of the block's partial sums.
     // `scratch` holds 2 D floats a warp. Collective of the group.
     DEVICE void add_to(const AttentionBackward& p, int head, int affine, uint32_t scratch, Group group)
     {
-        constexpr int LANES = Tile<D>::LANES;
+        constexpr int LANES = HeadRows<D>::LANES;
         const int lane = ptx::unknown(ptx::lane_id());
         const Shared<float> sums(scratch);
         UNROLL
-        for (int i = 0; i < Tile<D>::LANE_CHUNKS; i++) {
+        for (int i = 0; i < HeadRows<D>::LANE_CHUNKS; i++) {
             const int column = 8 * (i * LANES + lane % LANES);
             UNROLL
             for (int c = 0; c < 8; c++) {
@@ -323,8 +324,8 @@ template <int D, bool NORM>
 DEVICE void finish_rows(Pair<D> tile, int row, int rows, int length, float factor, int head_dim, bf16* target,
                         int64_t target_stride, Rows source, const HeadNorm& norm, ColumnSums<D>& sums)
 {
-    constexpr int LANES = Tile<D>::LANES;
-    constexpr int N = Tile<D>::LANE_CHUNKS;
+    constexpr int LANES = HeadRows<D>::LANES;
+    constexpr int N = HeadRows<D>::LANE_CHUNKS;
     const int lane = ptx::unknown(ptx::lane_id());
     const int j = lane % LANES;
     const Global<bf16> memory(target);

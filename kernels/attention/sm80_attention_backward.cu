@@ -60,7 +60,7 @@ constexpr int KEY_BYTES = 2 * 2 * STEP;
 template <int D>
 DEVICE constexpr int short_row_bytes()
 {
-    return 4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES;
+    return 4 * HeadRows<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES;
 }
 
 // Most rows of one of `groups` groups that share the room of `rows` rows.
@@ -80,8 +80,8 @@ struct Memory {
     uint32_t ds;
 
     DEVICE Memory(uint32_t base, int own_rows, int stream_rows, int queries)
-        : own(base, own_rows), stream(base + own_rows * 2 * Tile<D>::ROW_BYTES, stream_rows),
-          lse(base + (own_rows + stream_rows) * 2 * Tile<D>::ROW_BYTES), delta(lse.address + queries * 4),
+        : own(base, own_rows), stream(base + own_rows * 2 * HeadRows<D>::ROW_BYTES, stream_rows),
+          lse(base + (own_rows + stream_rows) * 2 * HeadRows<D>::ROW_BYTES), delta(lse.address + queries * 4),
           ds(delta.address + queries * 4)
     {
     }
@@ -90,7 +90,7 @@ struct Memory {
 // `WHOLE`: all keys are owned and dq^ is made here.
 template <int D, int M, int G, bool QUERIES, bool WHOLE>
 struct Run {
-    static constexpr int ROW_BYTES = Tile<D>::ROW_BYTES;
+    static constexpr int ROW_BYTES = HeadRows<D>::ROW_BYTES;
 
     const AttentionBackward& p;
 
@@ -150,8 +150,8 @@ struct Run {
     DEVICE void load(bool q, Pair<D> to, int row, int from, int rows, int valid) const
     {
         const Group group = this->group();
-        const Tile<D> first(to.first.base + row * ROW_BYTES);
-        const Tile<D> second(to.second.base + row * ROW_BYTES);
+        const HeadRows<D> first(to.first.base + row * ROW_BYTES);
+        const HeadRows<D> second(to.second.base + row * ROW_BYTES);
         const Rows a = q ? rows_of(p, p.q, p.q_stride, head(), from) : rows_of(p, p.k, p.k_stride, head(), from);
         const Rows b = q ? rows_of(p, p.dout, p.dout_stride, head(), from)
                          : rows_of(p, p.v, p.v_stride, head(), from);
@@ -164,11 +164,11 @@ struct Run {
         load(!QUERIES, memory().stream, place(step), step * STEP, STEP, head().length - step * STEP);
     }
 
-    DEVICE void normalise_rows(bool q, Tile<D> tile, int row, int valid) const
+    DEVICE void normalise_rows(bool q, HeadRows<D> tile, int row, int valid) const
     {
         if (p.norm.kind == NORM_NONE) return;
         const Group group = this->group();
-        const Tile<D> rows(tile.base + row * ROW_BYTES);
+        const HeadRows<D> rows(tile.base + row * ROW_BYTES);
         normalise(rows, norm_of(q), valid, p.head_dim, group.thread, group.threads());
     }
 
@@ -195,7 +195,7 @@ struct Run {
     // delta of all queries of a short image.
     DEVICE void make_delta() const
     {
-        constexpr int LANES = Tile<D>::LANES;
+        constexpr int LANES = HeadRows<D>::LANES;
         const Group group = this->group();
         const Rows out = rows_of(p, p.out, p.out_stride, head(), 0);
         const Rows dout = rows_of(p, p.dout, p.dout_stride, head(), 0);
@@ -384,7 +384,7 @@ DEVICE void gradients(const AttentionBackward& p)
 DEVICE void prepare(const AttentionBackward& p)
 {
     constexpr int D = 128; // and any below
-    constexpr int LANES = Tile<D>::LANES;
+    constexpr int LANES = HeadRows<D>::LANES;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
     const int width = p.heads * p.head_dim;

@@ -171,7 +171,8 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.head_dim = 60).contains("multiple of 8"));
         assert!(says(&|case| case.config.scale = 0.0).contains("scale of 0"));
         assert!(says(&|case| case.config.scale = -1.0).contains("scale of -1"));
-        assert!(says(&|case| case.config.eps = -1.0).contains("epsilon"));
+        assert!(says(&|case| case.config.eps = -1.0).contains("epsilon of -1"));
+        assert!(says(&|case| case.config.eps = 0.0).contains("epsilon of 0"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
         assert!(says(&|case| case.tokens = 1 << 40).contains("2^30"));
     }
