@@ -29,7 +29,8 @@ impl Schedule {
             )));
         }
         Ok(Self {
-            words: device.alloc(limits.words(tokens, slots))?,
+            // Lists that were never made are empty.
+            words: device.zeros(limits.words(tokens, slots))?,
             error: device.zeros(1)?,
             limits,
             tokens,
