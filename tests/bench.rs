@@ -24,9 +24,15 @@ fn own_shapes_are_read() {
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
     ];
     assert_eq!(parse(text), Ok(expected));
-    for line in
-        ["gemm 128 192", "gemm 0 8 8", "attention 2 64 x", "pool 2 64 0", "conv 1 2 3", "gemm 8 8 8 8"]
-    {
+    for line in [
+        "gemm 128 192",
+        "gemm 0 8 8",
+        "attention 2 64 x",
+        "pool 2 64 0",
+        "pool 2 64 9999999999*99",
+        "conv 1 2 3",
+        "gemm 8 8 8 8",
+    ] {
         let message = parse(line).unwrap_err();
         assert!(message.contains(&format!("\"{line}\" is no shape")), "{message}");
     }
