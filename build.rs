@@ -20,8 +20,17 @@ fn main() {
     println!("cargo::rerun-if-changed=kernels");
     println!("cargo::rerun-if-changed=src/hash.rs");
     println!("cargo::rerun-if-changed=src/kernels/registry.rs");
-    for instances in ["attention/instances.rs", "gemm/tiles.rs", "measure/instances.rs", "pool/instances.rs"]
-    {
+    for instances in [
+        "attention/instances.rs",
+        "elementwise/instances.rs",
+        "gemm/tiles.rs",
+        "measure/instances.rs",
+        "norm/instances.rs",
+        "patch/instances.rs",
+        "pool/instances.rs",
+        "position/instances.rs",
+        "residual/instances.rs",
+    ] {
         println!("cargo::rerun-if-changed=src/kernels/{instances}");
     }
     let sources = registry::sources();

@@ -1,4 +1,4 @@
-//! Losses of the CPU device: a class an image, ImageNet-1k and ImageNet-21k heads.
+//! Losses on the CPU device and on a GPU: a class an image, ImageNet-1k and ImageNet-21k heads.
 
 use std::hint::black_box;
 
@@ -33,5 +33,9 @@ fn benches(c: &mut Criterion) {
     }
 }
 
-criterion_group!(group, benches);
+fn loss_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "loss", common::loss::cases);
+}
+
+criterion_group!(group, benches, loss_gpu);
 criterion_main!(group);

@@ -1,4 +1,4 @@
-//! LayerNorm and RMSNorm of the CPU device.
+//! LayerNorm and RMSNorm, on the CPU device and on a GPU.
 
 use std::hint::black_box;
 
@@ -40,5 +40,9 @@ fn benches(c: &mut Criterion) {
     }
 }
 
-criterion_group!(group, benches);
+fn norm_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "norm", common::norm::cases);
+}
+
+criterion_group!(group, benches, norm_gpu);
 criterion_main!(group);

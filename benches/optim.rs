@@ -1,4 +1,4 @@
-//! Optimiser of the CPU device over the parameters of ViT-Ti, -S and -B.
+//! Optimiser over the parameters of Vision Transformers, on the CPU device and on a GPU.
 
 use std::hint::black_box;
 
@@ -39,5 +39,9 @@ fn benches(c: &mut Criterion) {
     }
 }
 
-criterion_group!(group, benches);
+fn optim_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "optim", common::optim::cases);
+}
+
+criterion_group!(group, benches, optim_gpu);
 criterion_main!(group);

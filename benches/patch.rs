@@ -1,4 +1,5 @@
-//! Patch normalisation and prefix tokens of the CPU device. Throughput counts the bytes read and written.
+//! Patch normalisation and prefix tokens, on the CPU device and on a GPU. Throughput counts the bytes read and
+//! written.
 
 use std::hint::black_box;
 
@@ -36,5 +37,9 @@ fn patches(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, patches);
+fn patches_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "patch", common::patch::cases);
+}
+
+criterion_group!(benches, patches, patches_gpu);
 criterion_main!(benches);

@@ -84,5 +84,9 @@ fn position(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, position);
+fn position_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "position", common::position::cases);
+}
+
+criterion_group!(benches, position, position_gpu);
 criterion_main!(benches);

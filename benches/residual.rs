@@ -1,4 +1,4 @@
-//! Residual branch with LayerScale and stochastic depth of the CPU device.
+//! Residual branch with LayerScale and stochastic depth, on the CPU device and on a GPU.
 
 use std::hint::black_box;
 
@@ -32,5 +32,9 @@ fn benches(c: &mut Criterion) {
     }
 }
 
-criterion_group!(group, benches);
+fn residual_gpu(c: &mut Criterion) {
+    common::gpu::family(c, "residual", common::residual::cases);
+}
+
+criterion_group!(group, benches, residual_gpu);
 criterion_main!(group);

@@ -46,6 +46,8 @@ pub enum Purpose {
     Init = 4,
     /// The train/validation split.
     Split = 5,
+    /// Stochastic rounding of parameters; the sample is the step, block `i` rounds elements 8i to 8i + 7.
+    Rounding = 6,
     /// Stochastic depth (drop-path); residual branch `l` uses `DropPath as u32 + l`.
     DropPath = 0x1000,
 }

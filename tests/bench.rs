@@ -15,13 +15,18 @@ use trencadis::kernels::measure::{CopyParams, launch_copy};
 
 #[test]
 fn own_shapes_are_read() {
-    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\n\n";
+    let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\nembedding 64 7\n\nrows 100 72\n\
+                loss 256 1000; optim 768 12";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
         Shape::Gemm { m: 128, n: 192, k: 64 },
         Shape::Attention { heads: 2, head_dim: 72, images: images("64*196,577", lengths) },
         Shape::Pool { heads: 3, head_dim: 64, images: images("7", vec![7]) },
+        Shape::Embedding { width: 64, images: images("7", vec![7]) },
+        Shape::Rows { rows: 100, width: 72 },
+        Shape::Loss { images: 256, classes: 1000 },
+        Shape::Optim { width: 768, depth: 12 },
     ];
     assert_eq!(parse(text), Ok(expected));
     for line in [
@@ -30,6 +35,9 @@ fn own_shapes_are_read() {
         "attention 2 64 x",
         "pool 2 64 0",
         "pool 2 64 9999999999*99",
+        "rows 8 12",
+        "loss 4",
+        "optim 0 12",
         "conv 1 2 3",
         "gemm 8 8 8 8",
     ] {
@@ -64,6 +72,15 @@ fn every_family_gives_lines_of_the_table() {
         let images = Images { name: "9+30".into(), lengths: vec![9, 30] };
         common::pool::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
         common::attention::shape_cases(&gpu, 2, 64, &images, &mut sink).unwrap();
+        common::norm::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
+        common::residual::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
+        common::residual::keep_case(&gpu, &images, 3, &mut sink).unwrap();
+        common::loss::shape_cases(&gpu, 3, 10, &mut sink).unwrap();
+        common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
+        common::patch::normalise_cases(&gpu, 14, &images, &mut sink).unwrap();
+        common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::position::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::elementwise::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -75,15 +92,25 @@ fn every_family_gives_lines_of_the_table() {
         for line in &lines {
             let cells: Vec<&str> = line.split(',').collect();
             assert_eq!(cells.len(), columns, "{line}");
-            let gemm = cells[0].starts_with("gemm");
-            assert_eq!(cells[1], if gemm { "40x24x16" } else { "2x64_9+30" });
+            let family = cells[0].split('_').next().unwrap();
+            let shape = match (family, cells[0]) {
+                (_, "drop_path_keep") => "3x9+30",
+                (_, "patch_prefix_write" | "patch_prefix_grad") => "5x64_9+30",
+                ("gemm", _) => "40x24x16",
+                ("loss", _) => "3x10",
+                ("optim", _) => "8x2",
+                ("norm" | "residual", _) => "40x72",
+                ("patch", _) => "3x14x14_9+30",
+                ("position", _) => "64_9+30",
+                ("elementwise", _) => "39x64",
+                _ => "2x64_9+30",
+            };
+            assert_eq!(cells[1], shape, "{line}");
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
-            assert_eq!(
-                (operations.is_ok(), bytes.is_ok()),
-                if cells[0].starts_with("pool") { (false, true) } else { (true, false) }
-            );
+            let computes = family == "gemm" || family == "attention";
+            assert_eq!((operations.is_ok(), bytes.is_ok()), (computes, !computes), "{line}");
             kernels.push(cells[0]);
         }
         let expected = [
@@ -91,10 +118,44 @@ fn every_family_gives_lines_of_the_table() {
             "pool_attention_backward",
             "pool_mean_forward",
             "pool_mean_backward",
+            "pool_gather_forward",
+            "pool_gather_backward",
             "attention_forward_rms",
             "attention_backward_rms",
             "attention_forward_plain",
             "attention_backward_plain",
+            "norm_forward",
+            "norm_forward_residual",
+            "norm_backward",
+            "norm_backward_residual",
+            "residual_forward",
+            "residual_backward",
+            "drop_path_keep",
+            "loss_softmax_classes",
+            "loss_softmax_soft",
+            "loss_sigmoid_classes",
+            "loss_sigmoid_soft",
+            "optim_norm",
+            "optim_adamw",
+            "optim_adamw_average",
+            "optim_lamb",
+            "optim_zero",
+            "optim_cast",
+            "patch_normalise_u8",
+            "patch_normalise_f32",
+            "patch_prefix_write",
+            "patch_prefix_grad",
+            "position_sum_forward",
+            "position_sum_backward",
+            "position_sum_fractional_forward",
+            "position_sum_fractional_backward",
+            "position_joint_fractional_forward",
+            "position_joint_fractional_backward",
+            "position_fourier_forward",
+            "position_fourier_backward",
+            "elementwise_add",
+            "elementwise_add_row",
+            "elementwise_accumulate",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

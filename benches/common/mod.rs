@@ -3,9 +3,16 @@
 #![allow(dead_code)]
 
 pub mod attention;
+pub mod elementwise;
 pub mod gemm;
 pub mod gpu;
+pub mod loss;
+pub mod norm;
+pub mod optim;
+pub mod patch;
 pub mod pool;
+pub mod position;
+pub mod residual;
 pub mod shapes;
 
 /// Tokens of a batch.

@@ -4,9 +4,10 @@ use half::bf16;
 use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::{Ptr, Stream};
 use trencadis::kernels::pool::{
-    AttentionBackwardParams, AttentionForwardParams, AttentionPool, AttentionQuery, MeanBackwardParams,
-    MeanForwardParams, MeanPool, PackedSizes, launch_attention_backward, launch_attention_forward,
-    launch_mean_backward, launch_mean_forward,
+    AttentionBackwardParams, AttentionForwardParams, AttentionPool, AttentionQuery, GatherParams,
+    MeanBackwardParams, MeanForwardParams, MeanPool, PackedSizes, launch_attention_backward,
+    launch_attention_forward, launch_gather_backward, launch_gather_forward, launch_mean_backward,
+    launch_mean_forward,
 };
 use trencadis::recipe::QkNormKind;
 use trencadis::{Error, Result};
@@ -170,12 +171,31 @@ pub fn shape_cases(
         // SAFETY: as above.
         unsafe { launch_mean_backward(kernels, stream.raw(), &params) }
     };
-    let mut put = |kernel: &str, times: usize, launch: &Queue<'_>| {
+    let gather = |out: Ptr<bf16>, x: Ptr<bf16>| GatherParams {
+        out,
+        x,
+        cu_seqlens: cu_seqlens.ptr(),
+        error: Ptr::null(),
+        stride: width as i64,
+        tokens: tokens as i32,
+        images: slots as i32,
+        width: width as i32,
+        offset: 0,
+    };
+    let gather_forward = |stream: &Stream, set: usize| {
+        // SAFETY: as above.
+        unsafe { launch_gather_forward(kernels, stream.raw(), &gather(out.ptr(0), kv.ptr(set))) }
+    };
+    let gather_backward = |stream: &Stream, set: usize| {
+        // SAFETY: as above.
+        unsafe { launch_gather_backward(kernels, stream.raw(), &gather(dkv.ptr(set), dout.ptr(0))) }
+    };
+    let mut put = |kernel: &str, bytes: usize, launch: &Queue<'_>| {
         let case = Case {
             kernel: kernel.into(),
             shape: name.clone(),
             operations: 0.0,
-            bytes: (times * rows) as f64,
+            bytes: bytes as f64,
             sets,
             launch,
         };
@@ -185,8 +205,10 @@ pub fn shape_cases(
     let stream = gpu.device.stream()?;
     forward(&stream, 0)?;
     stream.synchronize()?;
-    put("pool_attention_forward", 2, &forward)?;
-    put("pool_attention_backward", 4, &backward)?;
-    put("pool_mean_forward", 1, &mean_forward)?;
-    put("pool_mean_backward", 1, &mean_backward)
+    put("pool_attention_forward", 2 * rows, &forward)?;
+    put("pool_attention_backward", 4 * rows, &backward)?;
+    put("pool_mean_forward", rows, &mean_forward)?;
+    put("pool_mean_backward", rows, &mean_backward)?;
+    put("pool_gather_forward", 4 * slots * width, &gather_forward)?;
+    put("pool_gather_backward", rows, &gather_backward)
 }

@@ -8,6 +8,10 @@
 //! | `gemm M N K` | products with an M×N result over K, in all layouts and with all epilogues |
 //! | `attention HEADS DIM LENGTHS` | images of so many tokens, such as `64*196,577`: 64 of 196 and one of 577 |
 //! | `pool HEADS DIM LENGTHS` | the same for pooling |
+//! | `rows ROWS WIDTH` | norms and residual connections of so many rows |
+//! | `loss IMAGES CLASSES` | losses over so many logits |
+//! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
+//! | `embedding WIDTH LENGTHS` | the same for patches, positions and sums of rows of that width |
 
 use std::path::Path;
 
@@ -31,6 +35,10 @@ pub enum Shape {
     Gemm { m: usize, n: usize, k: usize },
     Attention { heads: usize, head_dim: usize, images: Images },
     Pool { heads: usize, head_dim: usize, images: Images },
+    Rows { rows: usize, width: usize },
+    Loss { images: usize, classes: usize },
+    Optim { width: usize, depth: usize },
+    Embedding { width: usize, images: Images },
 }
 
 impl Images {
@@ -109,12 +117,21 @@ fn shape(line: &str) -> Result<Shape, String> {
         (["pool", _, _, images], Some(heads), Some(head_dim)) => {
             Images::parse(images).map(|images| Shape::Pool { heads, head_dim, images })
         }
+        (&["rows", _, _], Some(rows), Some(width)) => {
+            width.is_multiple_of(8).then_some(Shape::Rows { rows, width })
+        }
+        (["loss", _, _], Some(images), Some(classes)) => Some(Shape::Loss { images, classes }),
+        (["optim", _, _], Some(width), Some(depth)) => Some(Shape::Optim { width, depth }),
+        (["embedding", _, images], Some(width), _) if width % 16 == 0 => {
+            Images::parse(images).map(|images| Shape::Embedding { width, images })
+        }
         _ => None,
     };
     parsed.ok_or_else(|| {
         format!(
-            "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS or pool HEADS DIM \
-             LENGTHS, with LENGTHS such as 64*196,577"
+            "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
+             LENGTHS or embedding WIDTH LENGTHS (a multiple of 16), with LENGTHS such as 64*196,577, rows ROWS \
+             WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES or optim WIDTH DEPTH"
         )
     })
 }

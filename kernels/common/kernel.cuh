@@ -24,7 +24,10 @@
 #ifdef TRENCADIS_EMULATOR
 #define DEVICE inline
 #define UNROLL
+#define ROLLED
 #else
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+// A loop whose body stands once: copies of it would need more registers.
+#define ROLLED _Pragma("unroll 1")
 #endif

@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov & Hutter 2019), gradient norm, moving average.
+//! AdamW (Loshchilov & Hutter 2019), LAMB (You et al. 2020), gradient norm, moving average.
 
 use super::simd::{for_each, map, sum_by, task_len, vectorised};
 
@@ -51,6 +51,58 @@ pub fn adamw(config: &AdamW, p: &mut [f32], m: &mut [f32], v: &mut [f32], grad: 
                     let update = rate * *m / v.sqrt().mul_add(root2, eps);
                     // One rounding of p: 1 − lr·weight_decay is often 1 in f32.
                     *p -= decay.mul_add(*p, update);
+                }
+            },
+        );
+    });
+}
+
+/// Constants of one LAMB step for one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lamb {
+    /// Those of the update, with weight decay within it.
+    pub adam: AdamW,
+    /// Whether the update is scaled to the norm of the parameter; by custom, where weight decay is not 0.
+    pub adapts: bool,
+}
+
+/// One step in place on the whole of parameter `p`, moments `m` and `v`: with m and v as for [`adamw`],
+/// `u = m / (1 − β1ᵗ) / (√(v / (1 − β2ᵗ)) + ε) + weight_decay·p`, `p −= lr·r·u`, where the trust ratio r is
+/// `‖p‖ / ‖u‖`, and 1 where either is 0 or the parameter does not adapt.
+pub fn lamb(config: &Lamb, p: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32]) {
+    let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = config.adam;
+    let inverse1 = (1.0 / (1.0 - beta1.powf(step as f64))) as f32;
+    let root2 = (1.0 / (1.0 - beta2.powf(step as f64)).sqrt()) as f32;
+    let (grad_scale, eps, decay) = (grad_scale as f32, eps as f32, weight_decay as f32);
+    let (keep1, new1) = (beta1 as f32, (1.0 - beta1) as f32);
+    let (keep2, new2) = (beta2 as f32, (1.0 - beta2) as f32);
+
+    let len = task_len(1);
+    let mut update = vec![0f32; p.len()];
+    let moments = m.chunks_mut(len).zip(v.chunks_mut(len));
+    let tasks = update.chunks_mut(len).zip(moments).zip(p.chunks(len)).zip(grad.chunks(len));
+    for_each(tasks, |(((update, (m, v)), p), grad)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((((u, m), v), &p), &g) in update.iter_mut().zip(m).zip(v).zip(p).zip(grad) {
+                    let g = g * grad_scale;
+                    *m = keep1.mul_add(*m, new1 * g);
+                    *v = keep2.mul_add(*v, new2 * g * g);
+                    *u = decay.mul_add(p, inverse1 * *m / v.sqrt().mul_add(root2, eps));
+                }
+            },
+        );
+    });
+    let (size, change) = (sum_of_squares(p), sum_of_squares(&update));
+    let ratio = if config.adapts && size > 0.0 && change > 0.0 { size.sqrt() / change.sqrt() } else { 1.0 };
+    let rate = (lr * ratio) as f32;
+    for_each(p.chunks_mut(len).zip(update.chunks(len)), |(p, update)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (p, &u) in p.iter_mut().zip(update) {
+                    *p = (-rate).mul_add(u, *p);
                 }
             },
         );

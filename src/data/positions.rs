@@ -175,6 +175,38 @@ pub fn sinusoidal_table(rows: usize, width: usize) -> Vec<f32> {
     table
 }
 
+/// The resampling filters of one axis for every length up to [`longest`](Self::longest): what a device keeps, so
+/// that it finds the taps of any batch. Index `i` of an axis of `L` patches reads `taps[start[s]..start[s + 1]]`,
+/// `s = L·(L − 1)/2 + i`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilterBank {
+    /// `[longest·(longest + 1)/2 + 1]`.
+    pub start: Vec<u32>,
+    /// Table rows and weights.
+    pub taps: Vec<(u32, f32)>,
+    /// The longest axis that has a filter.
+    pub longest: usize,
+}
+
+impl FilterBank {
+    /// The filters of the row axis (`axis` 0) or the column axis (`axis` 1) of a table under fractional
+    /// coordinates; none under absolute ones, which read one table row each.
+    pub fn new(config: &PositionConfig, axis: usize, longest: usize) -> Option<Self> {
+        if config.coordinate == PositionCoordinate::Absolute {
+            return None;
+        }
+        let from = if axis == 0 { config.rows } else { config.columns };
+        let mut bank = Self { start: vec![0], taps: Vec::new(), longest };
+        for length in 1..=longest {
+            let filter = Filter::new(from, length, config.resample);
+            let before = bank.taps.len();
+            bank.start.extend(filter.start[1..].iter().map(|&start| (before + start) as u32));
+            bank.taps.extend(filter.taps);
+        }
+        Some(bank)
+    }
+}
+
 /// Table rows and weights for every index of one axis.
 #[derive(Debug, Default)]
 struct Filter {

@@ -111,9 +111,44 @@ pub(crate) fn check_cu_seqlens(cu_seqlens: &[i32], images: usize, tokens: usize)
     Ok(())
 }
 
+/// Whether all of `extents`, numbers of rows, slots or columns, are at least 1 and at most 2^30.
+pub(crate) fn check_extents(name: &str, extents: &[usize]) -> Result<()> {
+    if extents.iter().all(|n| (1..=1 << 30).contains(n)) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{name}: sizes {extents:?} are not possible, all must be 1 to 2^30")))
+}
+
+/// Whether rows have 1 to 2^20 columns, a multiple of `unit`.
+pub(crate) fn check_width(name: &str, width: usize, unit: usize) -> Result<()> {
+    if width > 0 && width <= 1 << 20 && width.is_multiple_of(unit) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{name}: rows have {width} columns, expected a multiple of {unit} to 2^20")))
+}
+
+/// Blocks of a grid along x.
+pub(crate) fn grid(blocks: usize) -> Result<[u32; 3]> {
+    match i32::try_from(blocks) {
+        Ok(blocks) => Ok([blocks as u32, 1, 1]),
+        Err(_) => Err(Error::usage(format!(
+            "a launch would need {blocks} blocks, more than 2^31 - 1; use a smaller token budget"
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::check_cu_seqlens;
+    use super::{check_cu_seqlens, check_extents, check_width, grid};
+
+    #[test]
+    fn sizes_are_checked() {
+        assert!(check_extents("x", &[1, 1 << 30]).is_ok());
+        assert!(check_extents("x", &[1, 0]).is_err() && check_extents("x", &[(1 << 30) + 1]).is_err());
+        assert!(check_width("x", 24, 8).is_ok());
+        assert!(check_width("x", 0, 8).is_err() && check_width("x", 24, 16).is_err());
+        assert!(grid(1 << 31).is_err());
+    }
 
     #[test]
     fn bad_cu_seqlens_are_told_apart() {

@@ -6,12 +6,26 @@
 
 #[path = "attention/instances.rs"]
 pub mod attention;
+#[path = "elementwise/instances.rs"]
+pub mod elementwise;
 #[path = "gemm/tiles.rs"]
 pub mod gemm;
+#[path = "loss/instances.rs"]
+pub mod loss;
 #[path = "measure/instances.rs"]
 pub mod measure;
+#[path = "norm/instances.rs"]
+pub mod norm;
+#[path = "optim/instances.rs"]
+pub mod optim;
+#[path = "patch/instances.rs"]
+pub mod patch;
 #[path = "pool/instances.rs"]
 pub mod pool;
+#[path = "position/instances.rs"]
+pub mod position;
+#[path = "residual/instances.rs"]
+pub mod residual;
 
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,5 +80,18 @@ impl Kernel {
 
 /// All sources.
 pub fn sources() -> Vec<Source> {
-    [gemm::sources(), attention::sources(), pool::sources(), measure::sources()].concat()
+    [
+        gemm::sources(),
+        attention::sources(),
+        pool::sources(),
+        loss::sources(),
+        optim::sources(),
+        norm::sources(),
+        residual::sources(),
+        patch::sources(),
+        position::sources(),
+        elementwise::sources(),
+        measure::sources(),
+    ]
+    .concat()
 }

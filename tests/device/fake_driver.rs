@@ -2,7 +2,6 @@
 //! driver for, and what it says of drivers and GPUs that will not do.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use tempfile::{TempDir, tempdir};
@@ -10,6 +9,7 @@ use trencadis::device::{Device, Kernels, Launch, RawStream};
 use trencadis::kernels::registry;
 
 use crate::any_device::{capture_refuses, round_trips};
+use crate::support::places;
 
 /// Set in the process that has the fake driver.
 const INSIDE: &str = "TRENCADIS_TEST_FAKE_DRIVER";
@@ -20,7 +20,7 @@ struct Fake(TempDir);
 impl Fake {
     fn new() -> Self {
         let place = tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/device/fake_libcuda.c");
+        let source = places::root().join("tests/device/fake_libcuda.c");
         let done = Command::new("cc")
             .args(["-shared", "-fPIC", "-o"])
             .arg(place.path().join("libcuda.so"))
@@ -44,7 +44,7 @@ impl Fake {
 
     /// What `trencadis inspect device` says.
     fn inspect(&self, settings: &[(&str, &str)]) -> String {
-        let mut command = self.command(env!("CARGO_BIN_EXE_trencadis"));
+        let mut command = self.command(places::program());
         let done = command.args(["inspect", "device"]).envs(settings.iter().copied()).output().unwrap();
         assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).unwrap()

@@ -1,13 +1,14 @@
 //! What the registry promises about itself.
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use trencadis::kernels::registry::sources;
 
+use crate::support::places;
+
 #[test]
 fn names_are_unique_and_files_are_there() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let root = places::root().join("kernels");
     let (mut stems, mut names) = (HashSet::new(), HashSet::new());
     for source in sources() {
         assert!(root.join(source.file).is_file(), "kernels/{} is missing", source.file);

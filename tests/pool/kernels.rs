@@ -8,7 +8,7 @@ use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::pool::{
     AttentionBackward, AttentionForward, AttentionPool, MeanForwardParams, MeanPool, PackedSizes, Query,
-    fault, launch_mean_forward,
+    TokenGather, fault, launch_mean_forward,
 };
 use trencadis::recipe::QkNormKind;
 
@@ -406,5 +406,52 @@ fn unsupported_shapes_are_told() {
         assert!(says(dx(4, 8)).contains("multiples of 8"));
         assert!(says(dx(0, 12)).contains("multiples of 8"));
         assert!(says(dx(0, 0)).contains("overlap"));
+    }
+}
+
+#[test]
+fn token_gather_and_its_gradient() {
+    for device in devices() {
+        for (width, skip) in [(8, 0), (72, 1), (200, 70)] {
+            let used: usize = LENGTHS.iter().sum();
+            let sizes = PackedSizes { tokens: used + 600, images: LENGTHS.len(), skip };
+            let gather = TokenGather { sizes, width };
+            let pitch = width + FOREIGN;
+            let mut x = rounded(random(sizes.tokens * pitch, 5));
+            x[used * pitch..].fill(bf16::NAN);
+            let dout = rounded(random(sizes.images * width, 6));
+            let host = starts(&LENGTHS);
+            let stream = device.stream().unwrap();
+            let cu_seqlens = device.upload(&host).unwrap();
+            let (x_device, dx) =
+                (device.upload(&x).unwrap(), device.upload(&vec![bf16::MAX; x.len()]).unwrap());
+            let out = device.upload(&vec![bf16::NAN; dout.len()]).unwrap();
+            let dout_device = device.upload(&dout).unwrap();
+            let rows = |buffer| Rows { buffer, offset: 0, stride: pitch };
+            gather.forward(&device, &stream, &out, rows(&x_device), &cu_seqlens, &host).unwrap();
+            gather.backward(&device, &stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
+            stream.synchronize().unwrap();
+
+            // The images that have such a token, and its row.
+            let there: Vec<usize> = (0..sizes.images).filter(|&i| LENGTHS[i] > skip).collect();
+            let at: Vec<u32> = there.iter().map(|&i| host[i] as u32 + skip as u32).collect();
+            let dense: Vec<f64> =
+                x[..used * pitch].chunks_exact(pitch).flat_map(|row| wide(&row[..width])).collect();
+            let mut gathered = vec![0.0; there.len() * width];
+            oracle::gather(&mut gathered, &dense, &at, width);
+            let mut want = vec![0.0; sizes.images * width];
+            let mut dgathered = Vec::new();
+            for (&image, row) in there.iter().zip(gathered.chunks_exact(width)) {
+                want[image * width..][..width].copy_from_slice(row);
+                dgathered.extend(wide(&dout[image * width..][..width]));
+            }
+            assert_eq!(wide(&out.download().unwrap()), want);
+            let mut want = vec![0.0; sizes.tokens * width];
+            oracle::gather_grad(&mut want[..used * width], &dgathered, &at, width);
+            let dx = dx.download().unwrap();
+            let got: Vec<f64> = dx.chunks_exact(pitch).flat_map(|row| wide(&row[..width])).collect();
+            assert_eq!(got, want);
+            assert!(dx.chunks_exact(pitch).all(|row| row[width..].iter().all(|&x| x == bf16::MAX)));
+        }
     }
 }

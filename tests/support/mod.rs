@@ -3,6 +3,8 @@
 
 pub mod devices;
 pub mod numbers;
+pub mod places;
+pub mod rounded;
 pub mod synthetic;
 
 use std::collections::HashMap;

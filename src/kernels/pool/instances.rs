@@ -44,10 +44,15 @@ pub fn sources() -> Vec<Source> {
         one("mean_combine", "bf16", "PoolMeanForward", THREADS, 4),
         one("mean_backward", "bf16", "PoolMeanBackward", THREADS, 4),
     ];
+    let gather = vec![
+        one("gather_forward", "bf16", "PoolGather", THREADS, 4),
+        one("gather_backward", "bf16", "PoolGather", THREADS, 4),
+    ];
     let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
     vec![
         source("pool/sm80_pool_attention.cu", forward),
         source("pool/sm80_pool_attention_backward.cu", backward),
         source("pool/sm80_pool_mean.cu", mean),
+        source("pool/sm80_pool_gather.cu", gather),
     ]
 }

@@ -1,4 +1,5 @@
-//! From the tokens of an image to one vector: masked attention pooling and mean pooling of packed rows.
+//! From the tokens of an image to one vector: masked attention pooling, mean pooling and token gather of packed
+//! rows.
 //!
 //! A block owns a piece of an image of at most [`CHUNK`] pooled tokens, so a long image is many blocks'
 //! work, and grids depend on sizes alone: `T / CHUNK + N` pieces serve any batch. See
@@ -6,6 +7,7 @@
 
 mod attention;
 mod checked;
+mod gather;
 mod mean;
 
 pub use attention::{
@@ -13,6 +15,7 @@ pub use attention::{
     MAX_QUERIES, launch_attention_backward, launch_attention_forward,
 };
 pub use checked::{AttentionBackward, AttentionForward, AttentionPool, Query};
+pub use gather::{GatherParams, TokenGather, launch_gather_backward, launch_gather_forward};
 pub use mean::{MeanBackwardParams, MeanForwardParams, MeanPool, launch_mean_backward, launch_mean_forward};
 
 pub use super::registry::pool as instances;

@@ -3,8 +3,7 @@
 use trencadis::cpu::{loss, real::Real};
 use trencadis::data::batch::Targets;
 
-mod support;
-use support::numbers::{close, random};
+use crate::support::numbers::{close, random};
 
 /// Both functions have this shape.
 type Loss<R> = fn(&mut [R], &mut [R], &[R], &Targets, &[f32], usize, f64, f64);

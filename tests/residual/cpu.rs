@@ -2,8 +2,7 @@
 
 use trencadis::cpu::{real::Real, residual};
 
-mod support;
-use support::numbers::{close, random};
+use crate::support::numbers::{close, random};
 
 fn forward_and_backward<R: Real>() {
     let tolerance = if size_of::<R>() == 4 { 1e-5 } else { 1e-12 };

@@ -3,8 +3,7 @@
 use trencadis::cpu::{patch, real::Real};
 use trencadis::data::batch::{PREFIX, Patches};
 
-mod support;
-use support::numbers::{close, random};
+use crate::support::numbers::{close, random};
 
 /// Every third row is a prefix token; the batch has two rows more than the output asks for.
 fn normalise<R: Real>(rows: usize, channels: usize, plane: usize, mean: &[f32], std: &[f32]) {

@@ -3,8 +3,7 @@
 use trencadis::cpu::{norm, real::Real};
 use trencadis::recipe::NormKind;
 
-mod support;
-use support::numbers::{close, random};
+use crate::support::numbers::{close, random};
 
 const EPS: f64 = 1e-6;
 

@@ -1,9 +1,8 @@
-//! AdamW, gradient norm and moving average of the CPU device against plain loops in f64.
+//! AdamW, LAMB, gradient norm and moving average of the CPU device against plain loops in f64.
 
-use trencadis::cpu::optim::{self, AdamW};
+use trencadis::cpu::optim::{self, AdamW, Lamb};
 
-mod support;
-use support::numbers::{close, random};
+use crate::support::numbers::{close, random};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
@@ -48,6 +47,68 @@ fn five_steps_of_adamw() {
             close(&v, &wide_v, 1e-6);
         }
     }
+}
+
+/// Apex's and timm's update, in f64.
+fn lamb_reference(config: &Lamb, p: &mut [f64], m: &mut [f64], v: &mut [f64], grad: &[f32]) {
+    let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = config.adam;
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let mut update = vec![0.0; p.len()];
+    for i in 0..p.len() {
+        let g = f64::from(grad[i]) * grad_scale;
+        m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+        v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+        let denominator = v[i].sqrt() / (1.0 - beta2.powi(step as i32)).sqrt() + eps;
+        update[i] = m[i] / (1.0 - beta1.powi(step as i32)) / denominator + weight_decay * p[i];
+    }
+    let mut trust = 1.0;
+    if config.adapts && norm(p) > 0.0 && norm(&update) > 0.0 {
+        trust = norm(p) / norm(&update);
+    }
+    p.iter_mut().zip(&update).for_each(|(p, u)| *p -= lr * trust * u);
+}
+
+#[test]
+fn five_steps_of_lamb() {
+    for n in [0, 1, 3, 63, 65, 67, 40_000] {
+        for (weight_decay, adapts) in [(0.0, false), (0.02, true), (0.05, false), (0.0, true)] {
+            let (mut p, mut m, mut v): (Vec<f32>, _, _) = (random(n, 1), vec![0f32; n], vec![0f32; n]);
+            let (mut wide_p, mut wide_m, mut wide_v) = (wide(&p), wide(&m), wide(&v));
+            for step in 1..=5 {
+                let adam = AdamW {
+                    lr: 3e-3 * step as f64,
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    eps: 1e-8,
+                    weight_decay,
+                    step,
+                    grad_scale: 0.5,
+                };
+                let grad: Vec<f32> = random(n, 10 + step);
+                optim::lamb(&Lamb { adam, adapts }, &mut p, &mut m, &mut v, &grad);
+                lamb_reference(&Lamb { adam, adapts }, &mut wide_p, &mut wide_m, &mut wide_v, &grad);
+            }
+            close(&p, &wide_p, 2e-6);
+            close(&m, &wide_m, 1e-6);
+            close(&v, &wide_v, 1e-6);
+        }
+    }
+}
+
+/// The size of the step follows the parameter; what is 0 moves as with Adam.
+#[test]
+fn lamb_moves_by_the_norm_of_the_parameter() {
+    let adam =
+        AdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-12, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
+    for (adapts, start, moved) in [(true, 3.0, 0.03), (false, 3.0, 0.01), (true, 0.0, 0.01)] {
+        let (mut p, mut m, mut v) = ([start; 4], [0f32; 4], [0f32; 4]);
+        optim::lamb(&Lamb { adam, adapts }, &mut p, &mut m, &mut v, &[2.0, -2.0, 5.0, 7.0]);
+        close(&p, &[-moved, moved, -moved, -moved].map(|x| f64::from(start) + x), 1e-6);
+    }
+    // Nothing to scale: neither gradient nor decay.
+    let (mut p, mut m, mut v) = ([1f32; 4], [0f32; 4], [0f32; 4]);
+    optim::lamb(&Lamb { adam, adapts: true }, &mut p, &mut m, &mut v, &[0.0; 4]);
+    assert_eq!(p, [1.0; 4]);
 }
 
 /// A parameter without gradient, now or ever, moves by its decay alone.

@@ -1,0 +1,167 @@
+//! Checked launches.
+
+use half::bf16;
+
+use super::arena::{Arena, Tables};
+use super::raw::{
+    CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_cast, launch_lamb, launch_norm,
+    launch_zero, norm_blocks,
+};
+use super::step::{OptimizerState, OptimizerStep};
+use crate::device::{Buffer, Device, Ptr, Stream};
+use crate::error::{Error, Result};
+use crate::kernels::operand::{check_len, check_some, check_workspace};
+
+/// Bytes of workspace of a step of the optimiser on a device.
+pub fn workspace_bytes(arena: &Arena, device: &Device) -> usize {
+    let norm = norm_blocks(device.info().multiprocessors, arena.len()) * size_of::<f64>();
+    norm.max(rates_offset(arena) + arena.tensors().len() * size_of::<f32>())
+}
+
+/// Where LAMB's rates begin in the workspace, after its partial sums.
+fn rates_offset(arena: &Arena) -> usize {
+    arena.chunks().len() * 2 * size_of::<f64>()
+}
+
+/// Operands of a step. All arenas have the layout of [`arena`](Self::arena) and its length.
+#[derive(Clone, Copy)]
+pub struct Operands<'a> {
+    /// The layout.
+    pub arena: &'a Arena,
+    /// Its tables.
+    pub tables: &'a Tables,
+    /// Parameters, changed in place.
+    pub params: &'a Buffer<f32>,
+    /// Gradients. LAMB leaves its update here.
+    pub grads: &'a Buffer<f32>,
+    /// First moments, changed in place.
+    pub m: &'a Buffer<f32>,
+    /// Second moments, changed in place.
+    pub v: &'a Buffer<f32>,
+    /// Parameters in bf16, written.
+    pub weights: Option<&'a Buffer<bf16>>,
+    /// Moving average of the parameters, changed in place.
+    pub average: Option<&'a Buffer<f32>>,
+    /// One: what the host says.
+    pub step: &'a Buffer<OptimizerStep>,
+    /// One: what the kernels keep.
+    pub state: &'a Buffer<OptimizerState>,
+    /// Whether `weights` are rounded randomly, keyed by seed, step and place, rather than to nearest.
+    pub stochastic: bool,
+    /// At least [`workspace_bytes`].
+    pub workspace: &'a Buffer<u8>,
+}
+
+impl Operands<'_> {
+    /// Queues norm and clipping of the gradients, then AdamW. Where the norm is not finite, nothing changes but
+    /// the state's `skipped`, `norm` and `skip`.
+    ///
+    /// # Errors
+    /// Buffers of another size than the arena asks for, a launch that the device refuses.
+    pub fn adamw(&self, stream: &Stream) -> Result<()> {
+        let (norm, update) = (self.norm_params(stream)?, self.update_params(stream)?);
+        let kernels = stream.device().kernels();
+        // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
+        unsafe {
+            launch_norm(kernels, stream.raw(), &norm)?;
+            launch_adamw(kernels, stream.raw(), self.arena.chunks().len(), &update)
+        }
+    }
+
+    /// Queues norm and clipping of the gradients, then LAMB; as [`adamw`](Self::adamw) where the norm is not
+    /// finite.
+    ///
+    /// # Errors
+    /// As for [`adamw`](Self::adamw).
+    pub fn lamb(&self, stream: &Stream) -> Result<()> {
+        let (norm, update) = (self.norm_params(stream)?, self.update_params(stream)?);
+        let (kernels, arena) = (stream.device().kernels(), self.arena);
+        // SAFETY: as above.
+        unsafe {
+            launch_norm(kernels, stream.raw(), &norm)?;
+            launch_lamb(kernels, stream.raw(), arena.chunks().len(), arena.tensors().len(), &update)
+        }
+    }
+
+    fn norm_params(&self, stream: &Stream) -> Result<NormParams> {
+        let Self { arena, workspace, .. } = self;
+        let device = stream.device();
+        Ok(NormParams {
+            grads: check_len("grads", self.grads, &[arena.len()])?,
+            partial: check_workspace(workspace, workspace_bytes(arena, device))?.cast(),
+            step: check_len("step", self.step, &[1])?,
+            state: check_len("state", self.state, &[1])?,
+            size: arena.len() as i64,
+            blocks: norm_blocks(device.info().multiprocessors, arena.len()) as i32,
+            unused: 0,
+        })
+    }
+
+    fn update_params(&self, stream: &Stream) -> Result<UpdateParams> {
+        let Self { arena, tables, .. } = self;
+        let len = &[arena.len()];
+        let workspace = check_workspace(self.workspace, workspace_bytes(arena, stream.device()))?;
+        Ok(UpdateParams {
+            params: check_len("params", self.params, len)?,
+            grads: check_len("grads", self.grads, len)?,
+            m: check_len("m", self.m, len)?,
+            v: check_len("v", self.v, len)?,
+            weights: check_some("weights", self.weights, len)?,
+            average: check_some("average", self.average, len)?,
+            tensors: check_len("tensors", &tables.tensors, &[arena.tensors().len()])?,
+            chunks: check_len("chunks", &tables.chunks, &[arena.chunks().len()])?,
+            step: check_len("step", self.step, &[1])?,
+            state: check_len("state", self.state, &[1])?,
+            partial: workspace.cast(),
+            rates: workspace.offset(rates_offset(arena)).cast(),
+            stochastic: i32::from(self.stochastic),
+            unused: 0,
+        })
+    }
+}
+
+/// Queues zeros over all of `out`, whose length is a multiple of 8.
+///
+/// # Errors
+/// Another length, a launch that the device refuses.
+pub fn zero(stream: &Stream, out: &Buffer<f32>) -> Result<()> {
+    let params = ZeroParams { out: out.ptr(), size: check_eights("out", out.len())? };
+    // SAFETY: a live buffer of that size; the stream orders its later use.
+    unsafe { launch_zero(stream.device().kernels(), stream.raw(), &params) }
+}
+
+/// Queues the copy of `x` in bf16, both of one length, a multiple of 8. With `stochastic` it is the copy that
+/// the last step of an optimiser with this seed and state wrote: so a resumed run has the bits of one that was
+/// never stopped.
+///
+/// # Errors
+/// Other lengths, a launch that the device refuses.
+pub fn cast(
+    stream: &Stream,
+    out: &Buffer<bf16>,
+    x: &Buffer<f32>,
+    stochastic: Option<(&Buffer<OptimizerStep>, &Buffer<OptimizerState>)>,
+) -> Result<()> {
+    let (step, state) = match stochastic {
+        Some((step, state)) => (check_len("step", step, &[1])?, check_len("state", state, &[1])?),
+        None => (Ptr::null(), Ptr::null()),
+    };
+    let params = CastParams {
+        out: check_len("out", out, &[x.len()])?,
+        x: x.ptr(),
+        step,
+        state,
+        size: check_eights("x", x.len())?,
+    };
+    // SAFETY: live buffers of that size; the stream orders their later use.
+    unsafe { launch_cast(stream.device().kernels(), stream.raw(), &params) }
+}
+
+fn check_eights(name: &str, len: usize) -> Result<i64> {
+    match i64::try_from(len) {
+        Ok(size) if size > 0 && size % 8 == 0 => Ok(size),
+        _ => Err(Error::usage(format!(
+            "{name} has {len} elements, expected a multiple of 8 and at least 8; make it as long as the arena"
+        ))),
+    }
+}

@@ -1,0 +1,77 @@
+//! The kernels of elementwise sums against the CPU device in f64, on inputs rounded to bf16.
+
+use half::bf16;
+
+use trencadis::cpu::elementwise as oracle;
+use trencadis::kernels::elementwise::{Add, Addend, accumulate};
+
+use crate::support::devices::devices;
+use crate::support::numbers::random;
+use crate::support::rounded::wide;
+
+const ROWS: usize = 150;
+const LIVE: usize = 141;
+
+fn rounded(len: usize, seed: u64) -> Vec<bf16> {
+    random::<f64>(len, seed).into_iter().map(bf16::from_f64).collect()
+}
+
+fn exact(x: &[bf16]) -> Vec<f64> {
+    x.iter().map(|x| x.to_f64()).collect()
+}
+
+#[test]
+fn sums_of_rows_and_of_a_row() {
+    for device in devices() {
+        for width in [8, 72, 200] {
+            let stream = device.stream().unwrap();
+            let sizes = Add { rows: ROWS, width };
+            let [mut a, mut b] = [1, 2].map(|seed| rounded(ROWS * width, seed));
+            a[LIVE * width..].fill(bf16::NAN);
+            b[LIVE * width..].fill(bf16::NAN);
+            let row: Vec<f32> = random(width, 3);
+            let row_device = device.upload(&row).unwrap();
+            let [a_device, b_device] = [&a, &b].map(|x| device.upload(x).unwrap());
+            let live = device.upload(&[0, LIVE as i32]).unwrap();
+            let out = device.upload(&vec![bf16::NAN; ROWS * width]).unwrap();
+            let (rows, one) = (Addend::Rows(&b_device), Addend::Row(&row_device));
+            sizes.launch(&device, &stream, Some(&out), &a_device, one, Some((&live, 1))).unwrap();
+            sizes.launch(&device, &stream, None, &a_device, rows, Some((&live, 1))).unwrap();
+            let all = device.upload(&rounded(ROWS * width, 4)).unwrap();
+            sizes.launch(&device, &stream, None, &all, Addend::Rows(&all), None).unwrap();
+            stream.synchronize().unwrap();
+
+            let check = |got: Vec<bf16>, add: &dyn Fn(&mut [f64])| {
+                let mut want = exact(&a[..LIVE * width]);
+                add(&mut want);
+                // Sums of two, rounded to f32 and then to bf16.
+                let want: Vec<bf16> = want.iter().map(|&x| bf16::from_f32(x as f32)).collect();
+                assert_eq!(got[..LIVE * width], want);
+                assert!(got[LIVE * width..].iter().all(|x| x.to_bits() == 0), "dead rows");
+            };
+            check(a_device.download().unwrap(), &|y| oracle::add(y, &exact(&b[..LIVE * width])));
+            check(out.download().unwrap(), &|y| oracle::add_row(y, &wide(&row)));
+            let twice: Vec<f64> = exact(&rounded(ROWS * width, 4)).iter().map(|x| 2.0 * x).collect();
+            assert_eq!(exact(&all.download().unwrap()), twice);
+            let missing = sizes.launch(&device, &stream, None, &a_device, rows, Some((&live, 2)));
+            assert!(missing.unwrap_err().to_string().contains("no entry 2"));
+        }
+    }
+}
+
+#[test]
+fn gradients_are_accumulated() {
+    for device in devices() {
+        let stream = device.stream().unwrap();
+        let x = rounded(3 * 72, 5);
+        let x_device = device.upload(&x).unwrap();
+        for (flag, start) in [(Some(1), 1.0), (Some(0), 0.0), (None, 0.0)] {
+            let out = device.upload(&vec![1.0f32; x.len()]).unwrap();
+            let flag = flag.map(|flag| device.upload(&[flag]).unwrap());
+            accumulate(&device, &stream, &out, &x_device, flag.as_ref()).unwrap();
+            stream.synchronize().unwrap();
+            let want: Vec<f32> = x.iter().map(|x| x.to_f32() + start).collect();
+            assert_eq!(out.download().unwrap(), want);
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Sums of whole tensors: the kernels against the CPU device.
+
+mod kernels;
+#[path = "../support/mod.rs"]
+mod support;

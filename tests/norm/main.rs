@@ -1,0 +1,6 @@
+//! LayerNorm and RMSNorm: the CPU device, and the kernels against it.
+
+mod cpu;
+mod kernels;
+#[path = "../support/mod.rs"]
+mod support;
