@@ -34,6 +34,7 @@ fn own_shapes_are_read() {
         "gemm 0 8 8",
         "attention 2 64 x",
         "pool 2 64 0",
+        "pool 2 64 9999999999*99",
         "rows 8 12",
         "loss 4",
         "optim 0 12",

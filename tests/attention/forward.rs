@@ -175,6 +175,7 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.eps = 0.0).contains("epsilon of 0"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
         assert!(says(&|case| case.tokens = 1 << 40).contains("2^30"));
+        assert!(says(&|case| case.tokens = usize::MAX).contains("2^30"));
     }
 }
 
@@ -214,6 +215,9 @@ fn operands_that_do_not_fit_are_refused() {
         assert!(says(Forward { schedule: &other, ..good }).contains("limits of this attention's plan"));
         assert!(says(Forward { schedule: &larger, ..good }).contains("of the same size"));
         assert!(says(Forward { statistics: Some(statistics), ..good }).contains("only made with a QK-norm"));
+        // Lists that were not made yet are empty.
+        attention.forward(&stream, &plan, &good).unwrap();
+        assert!(out.download().unwrap().iter().all(|x| x.to_bits() == 0));
         schedule.launch(&stream, &cu_seqlens, Some(&case.cu_seqlens)).unwrap();
         attention.forward(&stream, &plan, &good).unwrap();
         assert!(says(Forward { cu_seqlens: &device.zeros(3).unwrap(), ..good }).contains("cu_seqlens has 3"));

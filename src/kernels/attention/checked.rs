@@ -81,7 +81,7 @@ impl Attention {
                 "QK-norm has an epsilon of {eps}, expected one above 0, such as 1e-6"
             )));
         }
-        let (most, items) = (1 << 30, (self.tokens + self.slots).saturating_mul(heads));
+        let (most, items) = (1 << 30, self.tokens.saturating_add(self.slots).max(1).saturating_mul(heads));
         if heads == 0 || self.tokens > most || self.slots > most || items > i32::MAX as usize {
             return Err(Error::usage(format!(
                 "attention of {heads} heads over {} token rows in {} image slots: there must be a head, no \

@@ -29,7 +29,8 @@ impl Schedule {
             )));
         }
         Ok(Self {
-            words: device.alloc(limits.words(tokens, slots))?,
+            // Lists that were never made are empty.
+            words: device.zeros(limits.words(tokens, slots))?,
             error: device.zeros(1)?,
             limits,
             tokens,
@@ -72,7 +73,8 @@ impl Schedule {
     /// Waits for the device and tells what it found.
     ///
     /// # Errors
-    /// A `cu_seqlens` was refused on the device since these lists were made: results are zeros since then.
+    /// A `cu_seqlens` was refused on the device at some time since [`new`](Self::new): the results of its batch
+    /// are zeros. It is told from then on, whatever came later.
     /// Whatever else went wrong on the device.
     pub fn check(&self) -> Result<()> {
         raw::fault(self.error.download()?.first().copied().unwrap_or(0))
