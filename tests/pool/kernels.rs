@@ -428,8 +428,8 @@ fn token_gather_and_its_gradient() {
             let out = device.upload(&vec![bf16::NAN; dout.len()]).unwrap();
             let dout_device = device.upload(&dout).unwrap();
             let rows = |buffer| Rows { buffer, offset: 0, stride: pitch };
-            gather.forward(&device, &stream, &out, rows(&x_device), &cu_seqlens, &host).unwrap();
-            gather.backward(&device, &stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
+            gather.forward(&stream, &out, rows(&x_device), &cu_seqlens, &host).unwrap();
+            gather.backward(&stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
             stream.synchronize().unwrap();
 
             // The images that have such a token, and its row.
