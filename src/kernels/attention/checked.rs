@@ -157,7 +157,7 @@ impl Attention {
             v: rows("v", &operands.v)?,
             out: rows("out", &operands.out)?,
             lse: check_len("lse", operands.lse, &of_rows)?,
-            cu_seqlens: check_len("cu_seqlens", operands.cu_seqlens, &[slots + 1])?,
+            cu_seqlens: operands.schedule.starts(operands.cu_seqlens)?,
             schedule: schedule.words(),
             norm: qk_norm(&config, operands.affine)?,
             statistics: qk_statistics(&config, operands.statistics, &of_rows)?,
