@@ -486,31 +486,37 @@ struct AttentionBackwardSum {
 
 namespace attention_backward {
 
-// A warp sums one value, lane l the terms l, l + 32, ...
+// `partial` is a matrix of [blocks, heads, 4, head_dim] where each head has gains of its own, else of
+// [blocks heads, 4, head_dim], and what is wanted are sums of its columns. A block takes 8 of them, a sector of
+// memory to a row: a lane every 4 WARPSth row. Shared memory: WARPS x 8 floats.
 DEVICE void sum(const AttentionBackwardSum& p)
 {
+    constexpr int COLUMNS = 8;
+    constexpr int LANES = 32 / COLUMNS;
     const int lane = ptx::lane_id();
-    const int values = (p.per_head ? p.heads : 1) * p.head_dim;
-    const int value = blockIdx.x * (blockDim.x / 32) + ptx::warp_id();
-    if (value >= values * AFFINE) return;
-    const int affine = value / values;
+    const int of_head = AFFINE * p.head_dim;
+    const int columns = (p.per_head ? p.heads : 1) * of_head;
+    const int rows = p.blocks * (p.per_head ? 1 : p.heads);
+    // head_dim is a multiple of 8: all columns of a block exist, and are of one gradient.
+    const int column = blockIdx.x * COLUMNS + lane % COLUMNS;
+    const Global<const float> partial(p.partial);
+    float total = 0.0f;
+    for (int row = threadIdx.x / COLUMNS; row < rows; row += WARPS * LANES)
+        total += partial.load(int64_t(row) * columns + column);
+    total += ptx::shuffle_xor(total, COLUMNS);
+    total += ptx::shuffle_xor(total, 2 * COLUMNS);
+    const Shared<float> totals(ptx::shared_base());
+    if (lane < COLUMNS) totals.store(threadIdx.x / 32 * COLUMNS + lane, total);
+    ptx::barrier();
+    if (threadIdx.x >= COLUMNS) return;
+    for (int warp = 1; warp < WARPS; warp++) total += totals.load(warp * COLUMNS + lane);
+    const int affine = column % of_head / p.head_dim;
     float* const target = affine == Q_GAIN   ? p.q_gain
                           : affine == Q_BIAS ? p.q_bias
                           : affine == K_GAIN ? p.k_gain
                                              : p.k_bias;
     if (!target) return;
-    const int at = value % values;
-    const int column = at % p.head_dim;
-    const int terms = p.per_head ? p.blocks : p.blocks * p.heads;
-    const Global<const float> partial(p.partial);
-    float total = 0.0f;
-    for (int i = lane; i < terms; i += 32) {
-        // Term i is of block and head i / heads, i % heads, or of block i and this value's head.
-        const int64_t row = p.per_head ? int64_t(i) * p.heads + at / p.head_dim : i;
-        total += partial.load((row * AFFINE + affine) * p.head_dim + column);
-    }
-    total = sum_of_lanes<32>(total);
-    if (lane != 0) return;
+    const int at = column / of_head * p.head_dim + column % p.head_dim;
     const bool accumulate = p.accumulate && Global<const int32_t>(p.accumulate).load(0) != 0;
     const Global<float> result(target);
     result.store(at, accumulate ? result.load(at) + total : total);
