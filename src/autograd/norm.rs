@@ -4,9 +4,12 @@
 //! `dx = rstd·(g − mean(g) − n·mean(g ⊙ n))` (RMSNorm: μ = 0 and no `mean(g)`),
 //! `dγ += Σ dy ⊙ n`, `dβ += Σ dy`.
 
+use super::device::{Element, Launch, Site};
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
+use crate::error::Result;
+use crate::kernels::norm::{Norm as NormKernel, NormBackward, NormForward};
 use crate::recipe::NormKind;
 
 /// Normalises the rows of `x[m, D]`; `gain[D]` and `bias[D]` may be absent.
@@ -48,6 +51,29 @@ impl Op for Norm {
         });
     }
 
+    /// Mean and reciprocal standard deviation.
+    fn element(&self, i: usize) -> Element {
+        if i == 1 { Element::F32 } else { Element::Bf16 }
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, y, stats) = (site.input(0)?, site.output(0)?, site.output_f32(1)?);
+        let (gain, bias) = (site.input_f32(1)?, site.input_f32(2)?);
+        let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
+        let norm = NormKernel { tokens: x.rows, width: site.input_cols(0), kind: self.kind, eps: self.eps };
+        Ok(Box::new(move |step| {
+            let operands = NormForward {
+                x: x.all(),
+                residual: None,
+                gain: gain.as_ref(),
+                bias: bias.as_ref(),
+                y: y.all(),
+                stats: &stats,
+            };
+            norm.forward(step.stream.device(), step.stream, step.rows(&live), &operands)
+        }))
+    }
+
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let Some(dy) = grads[0] else { return vec![None; 3] };
         let x = node.input(0);
@@ -78,5 +104,31 @@ impl Op for NormGrad {
             let (dy, x, stats) = (a.input(0), a.input(1), a.input(2));
             cpu::norm::backward(dx, dgain, dbias, dy, x, stats, a.input_opt(3), width, self.0);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dy, x, dx) = (site.input(0)?, site.input(1)?, site.output(0)?);
+        let (stats, gain) = (site.input_f32(2)?, site.input_f32(3)?);
+        let (dgain, dbias) = (site.output_f32(1)?, site.output_f32(2)?);
+        let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
+        // The epsilon is in the statistics.
+        let norm = NormKernel { tokens: x.rows, width: site.input_cols(1), kind: self.0, eps: 0.0 };
+        site.workspace(norm.backward_workspace_bytes(site.device()));
+        Ok(Box::new(move |step| {
+            let operands = NormBackward {
+                dy: dy.all(),
+                dresidual: None,
+                x: x.all(),
+                stats: &stats,
+                gain: gain.as_ref(),
+                residual: None,
+                dx: dx.all(),
+                dgain: dgain.as_ref(),
+                dbias: dbias.as_ref(),
+                accumulate: Some(step.accumulate),
+            };
+            let packed = step.rows(&live);
+            norm.backward(step.stream.device(), step.stream, packed, &operands, step.workspace)
+        }))
     }
 }
