@@ -190,3 +190,115 @@ fn a_step_agrees_with_the_cpu() {
         }
     }
 }
+
+/// What a batch puts beside an image changes no bit of its logits and of its loss, wherever it lies.
+#[test]
+fn neighbours_change_nothing() {
+    let config = &variants()[0].1;
+    let alone = batch(&GRIDS[2..3], 0, config.patch_dim(), CLASSES, TOKENS, 4);
+    let mut among = batch(&GRIDS, 0, config.patch_dim(), CLASSES, TOKENS, 0);
+    among.sample_ids[2] = alone.sample_ids[0];
+    let (Targets::Classes(to), Targets::Classes(from)) = (&mut among.targets, &alone.targets) else {
+        unreachable!("both have classes")
+    };
+    to[2] = from[0];
+    let recorded = record(config, &among, LossKind::Softmax);
+    let shape = BatchShape { longest: 9, ..BatchShape::of(&among) };
+    for device in devices() {
+        let mut executor = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
+        executor.write_params(&recorded.params).unwrap();
+        let here = on_device(&mut executor, &recorded, &alone);
+        let there = on_device(&mut executor, &recorded, &among);
+        assert_eq!(here.0[0], there.0[2]);
+        assert_eq!(here.1[..CLASSES], there.1[2 * CLASSES..3 * CLASSES]);
+    }
+}
+
+/// Gradients of several batches add up, and a captured graph repeats the step over whatever batch was written.
+#[test]
+fn batches_accumulate_and_replay() {
+    let config = &variants()[0].1;
+    let one = batch(&GRIDS[..3], 0, config.patch_dim(), CLASSES, TOKENS, 3);
+    let two = batch(&GRIDS[2..], 0, config.patch_dim(), CLASSES, TOKENS, 3);
+    let recorded = record(config, &one, LossKind::Softmax);
+    let shape = BatchShape { longest: 9, ..BatchShape::of(&one) };
+    for device in devices() {
+        let mut executor = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
+        executor.write_params(&recorded.params).unwrap();
+        let plain = on_device(&mut executor, &recorded, &one);
+        executor.write_batch(&two, &STEP).unwrap();
+        executor.launch().unwrap();
+        let both = executor.read_grads().unwrap();
+        let second = on_device(&mut executor, &recorded, &two);
+        for (both, (one, two)) in both.iter().zip(plain.2.iter().zip(&second.2)) {
+            let sum: Vec<f64> = one.iter().zip(two).map(|(one, two)| one + two).collect();
+            let both: Vec<f64> = both.iter().map(|&x| f64::from(x)).collect();
+            assert!(distance(&both, &sum) < 1e-9);
+        }
+
+        let stream = executor.stream();
+        stream.begin_capture().unwrap();
+        executor.launch().unwrap();
+        let graph = stream.end_capture().unwrap();
+        executor.write_batch(&one, &STEP).unwrap();
+        executor.zero_grads().unwrap();
+        graph.launch(executor.stream()).unwrap();
+        assert_eq!(executor.value(recorded.logits).unwrap(), narrow(&plain.1));
+        let replayed = executor.read_grads().unwrap();
+        assert!(replayed.iter().zip(&plain.2).all(|(replayed, plain)| *replayed == narrow(plain)));
+    }
+}
+
+fn narrow(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|&x| x as f32).collect()
+}
+
+/// What no kernel takes is said when the memory is laid out, not in the middle of a step.
+#[test]
+fn what_has_no_kernel_is_said_before_the_first_step() {
+    let Some(device) = devices().into_iter().next() else { return };
+    let base = variants()[0].1.clone();
+    let says = |config: &ModelConfig| {
+        let batch = batch(&GRIDS, config.prefix(), config.patch_dim(), CLASSES, TOKENS, 2);
+        let recorded = record(config, &batch, LossKind::Softmax);
+        let made = DeviceExecutor::new(&device, &recorded.graph, BatchShape::of(&batch), &|_| 0.0);
+        made.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let said = says(&ModelConfig { head_dim: 12, ..base.clone() });
+    assert!(said.contains("head dim of 12, expected a multiple of 8"), "{said}");
+    let said = says(&ModelConfig { width: 36, ..base.clone() });
+    assert!(said.contains("rows have 36 columns, expected a multiple of 8"), "{said}");
+    let said = says(&ModelConfig { patch_norm_in: true, ..base });
+    assert!(said.contains("rows of 4 elements"), "{said}");
+
+    let config = &variants()[0].1;
+    let small = batch(&GRIDS[..1], 0, config.patch_dim(), CLASSES, TOKENS, 4);
+    let large = batch(&GRIDS, 0, config.patch_dim(), CLASSES, TOKENS, 0);
+    let recorded = record(config, &small, LossKind::Softmax);
+    let mut executor = executor(&device, &recorded, &small);
+    let said = executor.write_batch(&large, &STEP).unwrap_err().to_string();
+    assert!(said.contains("longest: 9") && said.contains("longest: 4"), "{said}");
+    let said = executor.write_params(&recorded.params[1..]).unwrap_err().to_string();
+    assert!(said.contains("give those of this recipe"), "{said}");
+    let other = recorded.graph.nodes()[0].outputs[0].unwrap();
+    assert!(executor.value(other).unwrap_err().to_string().contains("was not kept"));
+}
+
+/// Nodes that are one launch on a device compute the same on the CPU as apart.
+#[test]
+fn fused_nodes_compute_the_same() {
+    let Some(device) = devices().into_iter().next() else { return };
+    for (name, config) in variants() {
+        let batch = batch(&GRIDS, config.prefix(), config.patch_dim(), CLASSES, TOKENS, 2);
+        let mut recorded = record(&config, &batch, LossKind::Softmax);
+        let apart = on_cpu(&recorded, &batch);
+        let fused = executor(&device, &recorded, &batch).graph().clone();
+        assert!(fused.nodes().len() < recorded.graph.nodes().len(), "{name}");
+        recorded.graph = fused;
+        let together = on_cpu(&recorded, &batch);
+        for (together, apart) in together.2.iter().zip(&apart.2) {
+            assert!(distance(together, apart) < 1e-12, "{name}");
+        }
+        assert!(distance(&together.1, &apart.1) < 1e-12, "{name}");
+    }
+}

@@ -22,7 +22,7 @@ pub(super) fn accumulate(graph: &mut Graph, tensor: Tensor, grad: Tensor) {
 }
 
 #[derive(Debug)]
-struct Add;
+pub(super) struct Add;
 
 impl Op for Add {
     fn name(&self) -> &'static str {

@@ -4,7 +4,7 @@
 //! `dx = rstd·(g − mean(g) − n·mean(g ⊙ n))` (RMSNorm: μ = 0 and no `mean(g)`),
 //! `dγ += Σ dy ⊙ n`, `dβ += Σ dy`.
 
-use super::device::{Element, Launch, Site};
+use super::device::{Element, Launch, Matrix, Site};
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
@@ -61,6 +61,7 @@ impl Op for Norm {
         let (gain, bias) = (site.input_f32(1)?, site.input_f32(2)?);
         let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
         let norm = NormKernel { tokens: x.rows, width: site.input_cols(0), kind: self.kind, eps: self.eps };
+        norm.check()?;
         Ok(Box::new(move |step| {
             let operands = NormForward {
                 x: x.all(),
@@ -90,7 +91,7 @@ impl Op for Norm {
 }
 
 #[derive(Debug)]
-struct NormGrad(NormKind);
+pub(super) struct NormGrad(pub NormKind);
 
 impl Op for NormGrad {
     fn name(&self) -> &'static str {
@@ -107,28 +108,65 @@ impl Op for NormGrad {
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        let (dy, x, dx) = (site.input(0)?, site.input(1)?, site.output(0)?);
-        let (stats, gain) = (site.input_f32(2)?, site.input_f32(3)?);
-        let (dgain, dbias) = (site.output_f32(1)?, site.output_f32(2)?);
-        let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
-        // The epsilon is in the statistics.
-        let norm = NormKernel { tokens: x.rows, width: site.input_cols(1), kind: self.0, eps: 0.0 };
-        site.workspace(norm.backward_workspace_bytes(site.device()));
-        Ok(Box::new(move |step| {
-            let operands = NormBackward {
-                dy: dy.all(),
-                dresidual: None,
-                x: x.all(),
-                stats: &stats,
-                gain: gain.as_ref(),
-                residual: None,
-                dx: dx.all(),
-                dgain: dgain.as_ref(),
-                dbias: dbias.as_ref(),
-                accumulate: Some(step.accumulate),
-            };
-            let packed = step.rows(&live);
-            norm.backward(step.stream.device(), step.stream, packed, &operands, step.workspace)
-        }))
+        prepare_grad(site, self.0, 0)
     }
+}
+
+/// `dx = dresidual + d norm`, in the place of `dresidual`: what reads `x` beside the norm has its share in the
+/// same pass.
+#[derive(Debug)]
+pub(super) struct NormGradAdd(pub NormKind);
+
+impl Op for NormGradAdd {
+    fn name(&self) -> &'static str {
+        "add d norm"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let width = a.input_shape(2).1;
+            let (dx, dgain, dbias) = (a.output(0), a.output_opt(1), a.output_opt(2));
+            let (dy, x, stats) = (a.input(1), a.input(2), a.input(3));
+            let mut own = dx.to_vec();
+            cpu::norm::backward(&mut own, dgain, dbias, dy, x, stats, a.input_opt(4), width, self.0);
+            cpu::elementwise::add(dx, &own);
+        });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        prepare_grad(site, self.0, 1)
+    }
+}
+
+/// The gradient of a norm whose operands begin at `first`; before them stands what is added to it.
+fn prepare_grad(site: &mut Site<'_>, kind: NormKind, first: usize) -> Result<Launch> {
+    let (dy, x, dx) = (site.input(first)?, site.input(first + 1)?, site.output(0)?);
+    let dresidual = if first > 0 { Some(site.input(0)?) } else { None };
+    let (stats, gain) = (site.input_f32(first + 2)?, site.input_f32(first + 3)?);
+    let (dgain, dbias) = (site.output_f32(1)?, site.output_f32(2)?);
+    let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
+    // The epsilon is in the statistics.
+    let norm = NormKernel { tokens: x.rows, width: site.input_cols(first + 1), kind, eps: 0.0 };
+    norm.check()?;
+    site.workspace(norm.backward_workspace_bytes(site.device()));
+    Ok(Box::new(move |step| {
+        let operands = NormBackward {
+            dy: dy.all(),
+            dresidual: dresidual.as_ref().map(Matrix::all),
+            x: x.all(),
+            stats: &stats,
+            gain: gain.as_ref(),
+            residual: None,
+            dx: dx.all(),
+            dgain: dgain.as_ref(),
+            dbias: dbias.as_ref(),
+            accumulate: Some(step.accumulate),
+        };
+        let packed = step.rows(&live);
+        norm.backward(step.stream.device(), step.stream, packed, &operands, step.workspace)
+    }))
 }

@@ -38,7 +38,11 @@ pub fn residual(
 }
 
 /// One factor a live token, or `None` where nothing is dropped.
-fn keep<R: Real>(drop_path: Option<DropPath>, batch: &PackedBatch, step: &StepState) -> Option<Vec<R>> {
+pub(super) fn keep<R: Real>(
+    drop_path: Option<DropPath>,
+    batch: &PackedBatch,
+    step: &StepState,
+) -> Option<Vec<R>> {
     let DropPath { rate, branch } = drop_path?;
     let kept = R::of(1.0 / (1.0 - rate));
     let mut keep = Vec::with_capacity(batch.live_tokens());
@@ -52,7 +56,7 @@ fn keep<R: Real>(drop_path: Option<DropPath>, batch: &PackedBatch, step: &StepSt
 }
 
 #[derive(Debug)]
-struct Residual(Option<DropPath>);
+pub(super) struct Residual(pub Option<DropPath>);
 
 impl Op for Residual {
     fn name(&self) -> &'static str {

@@ -46,7 +46,7 @@ impl DeviceExecutor {
         decay: &dyn Fn(&ParamSpec) -> f64,
     ) -> Result<Self> {
         let mut graph = graph.clone();
-        fuse::gelu_grad(&mut graph);
+        fuse::fuse(&mut graph);
         let plan = Plan::new(&graph);
         let layout = ArenaPlan::new(&graph, &plan);
         let params = ParamLayout::new(&graph, decay)?;
