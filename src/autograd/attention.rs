@@ -4,11 +4,15 @@
 //! `dv = Pᵀ dout`, `dS = P ⊙ (dout vᵀ − D) · scale`, `dq̂ = dS k̂`, `dk̂ = dSᵀ q̂`, then through the
 //! norms of q and k. Only the log-sum-exp is kept; P is made again.
 
+use super::device::{Element, Launch, Site};
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Args, Io, Op, Workload, on_cpu};
 use crate::cpu;
 use crate::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad};
 use crate::cpu::real::Real;
+use crate::device::Buffer;
+use crate::error::Result;
+use crate::kernels::attention::{Attention as AttentionKernel, Backward, Forward};
 
 /// Gains and biases of QK-norm; absent gains are 1, absent biases 0.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +53,26 @@ pub(super) fn affine_grad<'a, R: Real>(args: &mut Args<'a, R>, first: usize) -> 
     }
 }
 
+/// Four operands or results on a device, in the order of the kernels: γq, βq, γk, βk.
+pub(super) type DeviceAffine = [Option<Buffer<f32>>; 4];
+
+/// Operands `first..first + 4` on a device.
+pub(super) fn device_affine(site: &Site<'_>, first: usize) -> Result<DeviceAffine> {
+    let [q_gain, k_gain, q_bias, k_bias] = [0, 1, 2, 3].map(|i| site.input_f32(first + i));
+    Ok([q_gain?, q_bias?, k_gain?, k_bias?])
+}
+
+/// Results `first..first + 4` on a device.
+pub(super) fn device_affine_grad(site: &Site<'_>, first: usize) -> Result<DeviceAffine> {
+    let [q_gain, k_gain, q_bias, k_bias] = [0, 1, 2, 3].map(|i| site.output_f32(first + i));
+    Ok([q_gain?, q_bias?, k_gain?, k_bias?])
+}
+
+/// As a checked launch takes them.
+pub(super) fn borrowed(affine: &DeviceAffine) -> [Option<&Buffer<f32>>; 4] {
+    affine.each_ref().map(Option::as_ref)
+}
+
 /// Accumulators of the gains' and biases' gradients among `operands`.
 pub(super) fn affine_accumulators(graph: &mut Graph, operands: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
     operands.iter().map(|t| t.and_then(|t| graph.gradient_of(t))).collect()
@@ -82,6 +106,34 @@ impl Op for Attention {
             let (out, lse) = (a.output(0), a.output(1));
             cpu::attention::forward(&self.0, out, lse, a.input(0), affine(&a, 1), cu_seqlens);
         });
+    }
+
+    /// The log-sum-exp.
+    fn element(&self, i: usize) -> Element {
+        if i == 1 { Element::F32 } else { Element::Bf16 }
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (qkv, out, lse) = (site.input(0)?, site.output(0)?, site.output_f32(1)?);
+        let (lse, affine) = (site.present(lse)?, device_affine(site, 1)?);
+        let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
+        let plan = attention.plan(site.device().info())?;
+        let schedule = site.schedule(plan.limits);
+        let width = self.0.heads * self.0.head_dim;
+        Ok(Box::new(move |step| {
+            let operands = Forward {
+                q: qkv.from(0),
+                k: qkv.from(width),
+                v: qkv.from(2 * width),
+                affine: borrowed(&affine),
+                cu_seqlens: &step.batch.cu_seqlens,
+                schedule: step.schedule(schedule),
+                out: out.all(),
+                lse: &lse,
+                statistics: None,
+            };
+            attention.forward(step.stream, &plan, &operands)
+        }))
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -126,6 +178,39 @@ impl Op for AttentionGrad {
                 cu_seqlens,
             );
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dout, out, qkv, dqkv) = (site.input(0)?, site.input(1)?, site.input(3)?, site.output(0)?);
+        let (lse, affine, daffine) =
+            (site.input_f32(2)?, device_affine(site, 4)?, device_affine_grad(site, 1)?);
+        let lse = site.present(lse)?;
+        let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
+        let plan = attention.backward_plan(site.device().info())?;
+        let schedule = site.schedule(plan.limits);
+        let wanted = daffine.iter().any(Option::is_some);
+        site.workspace(attention.backward_workspace_bytes(&plan, wanted));
+        let width = self.0.heads * self.0.head_dim;
+        Ok(Box::new(move |step| {
+            let operands = Backward {
+                q: qkv.from(0),
+                k: qkv.from(width),
+                v: qkv.from(2 * width),
+                out: out.all(),
+                lse: &lse,
+                dout: dout.all(),
+                affine: borrowed(&affine),
+                cu_seqlens: &step.batch.cu_seqlens,
+                schedule: step.schedule(schedule),
+                dq: dqkv.from(0),
+                dk: dqkv.from(width),
+                dv: dqkv.from(2 * width),
+                daffine: borrowed(&daffine),
+                accumulate: Some(step.accumulate),
+                workspace: step.workspace,
+            };
+            attention.backward(step.stream, &plan, &operands)
+        }))
     }
 
     fn flops(&self, _: &Graph, _: &Node, work: &Workload) -> f64 {

@@ -1,8 +1,12 @@
 //! Sums of whole tensors: where gradients meet.
 
+use super::device::{Launch, Site};
+use super::gemm;
 use super::graph::{Graph, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
+use crate::error::Result;
+use crate::kernels::elementwise::{Add as AddKernel, Addend, accumulate as accumulate_kernel};
 
 /// `a + b`; the sum takes over the memory of `a` where it can.
 pub fn add(graph: &mut Graph, a: Tensor, b: Tensor) -> Tensor {
@@ -18,7 +22,7 @@ pub(super) fn accumulate(graph: &mut Graph, tensor: Tensor, grad: Tensor) {
 }
 
 #[derive(Debug)]
-struct Add;
+pub(super) struct Add;
 
 impl Op for Add {
     fn name(&self) -> &'static str {
@@ -31,6 +35,15 @@ impl Op for Add {
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| cpu::elementwise::add(a.output(0), a.input(1)));
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (a, b, out) = (site.input(0)?, site.input(1)?, site.output(0)?);
+        Ok(Box::new(move |step| {
+            let add = AddKernel { rows: a.rows, width: a.cols };
+            let live = step.live(&a);
+            add.launch(step.stream, Some(&out.buffer), &a.buffer, Addend::Rows(&b.buffer), live)
+        }))
     }
 
     fn backward(&self, _: &mut Graph, _: &super::Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -48,6 +61,12 @@ impl Op for Accumulate {
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| cpu::elementwise::add(a.output(0), a.input(0)));
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, out) = (site.input(0)?, site.output_f32(0)?);
+        let out = site.present(out)?;
+        Ok(Box::new(move |step| accumulate_kernel(step.stream, &out, &x.buffer, Some(step.accumulate))))
     }
 }
 
@@ -72,6 +91,16 @@ impl Op for AddRow {
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| cpu::elementwise::add_row(a.output(0), a.input(1)));
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, row, out) = (site.input(0)?, site.input_f32(1)?, site.output(0)?);
+        let row = site.present(row)?;
+        Ok(Box::new(move |step| {
+            let add = AddKernel { rows: x.rows, width: x.cols };
+            let live = step.live(&x);
+            add.launch(step.stream, Some(&out.buffer), &x.buffer, Addend::Row(&row), live)
+        }))
     }
 
     fn backward(
@@ -99,5 +128,9 @@ impl Op for SumRows {
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| cpu::gemm::bias_grad(a.output(0), a.input(0)));
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        gemm::prepare_column_sums(site)
     }
 }

@@ -5,11 +5,20 @@
 //! | linear | `y = x wᵀ + b` |
 //! | linear+gelu | `y = gelu(x wᵀ + b)`, the pre-activation kept for the rule |
 //!
-//! Rules: `dx = dy w`, `dw += dyᵀ x`, `db += Σ dy`; through GELU `dpre = dy ⊙ gelu'(pre)` first.
+//! Rules: `dx = dy w`, `dw += dyᵀ x`, `db += Σ dy`; through GELU `dpre = dy ⊙ gelu'(pre)` first. On a device
+//! `dy w` of the layer after and `⊙ gelu'(pre)` are one launch, and so are a layer and the residual connection
+//! that adds its result.
 
+use super::device::{Launch, Matrix, Site};
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, Workload, on_cpu};
+use super::residual::{DropPath, keep};
 use crate::cpu;
+use crate::error::{Error, Result};
+use crate::kernels::gemm::{
+    BiasGrad as BiasGradKernel, Epilogue, GeluGrad as GeluGradEpilogue, Gemm, Kind, Layout,
+    Matrix as Operand, Plan, Shape, Store, Sum, Vector, plan, raw,
+};
 use crate::recipe::GeluKind;
 
 /// `x[m, in] · w[out, in]ᵀ + bias[out]`.
@@ -64,8 +73,66 @@ fn linear_rule(graph: &mut Graph, node: &Node, dy: Tensor) -> Vec<Option<Tensor>
     vec![dx, None, None]
 }
 
+/// What a weight is rounded up to, so that rows are whole 16 bytes whichever way it is multiplied; and a bias.
+fn padding(i: usize) -> [usize; 2] {
+    match i {
+        1 => [8, 8],
+        2 => [1, 8],
+        _ => [1, 1],
+    }
+}
+
+/// The plan of a product, for which the workspace is made large enough.
+fn planned(site: &mut Site<'_>, shape: Shape, kind: Kind, column_sums: bool) -> Result<Plan> {
+    let info = site.device().info();
+    let Some(plan) = plan(shape, kind, info) else {
+        return Err(Error::failure(format!(
+            "{} has {} bytes of shared memory for a block, which hold no tile of a product; use --device cpu",
+            info.name, info.shared_per_block
+        )));
+    };
+    site.workspace(raw::workspace_bytes(&plan, kind, shape.m, shape.n, column_sums));
+    Ok(plan)
+}
+
+/// `out = gelu(x wᵀ + bias)`, GELU where there is one.
+fn prepare_store(site: &mut Site<'_>, gelu: Option<GeluKind>) -> Result<Launch> {
+    let (x, w, out) = (site.input(0)?, site.input(1)?, site.output(0)?);
+    let (bias, pre) = (site.input_f32(2)?, if gelu.is_some() { site.output_opt(1)? } else { None });
+    let shape = Shape { layout: Layout::Nt, m: x.rows, n: w.rows, k: x.cols };
+    let plan = planned(site, shape, Kind::Store, false)?;
+    Ok(Box::new(move |step| {
+        let mut store = Store::plain(out.operand());
+        store.bias = bias.as_ref().map_or(Vector::none(), Vector::from);
+        store.gelu = gelu;
+        store.pre = pre.as_ref().map_or(Operand::none(), Matrix::operand);
+        let product =
+            Gemm { shape, a: x.operand(), b: w.operand(), live: step.live_rows(&x), dependent: false };
+        product.launch(step.stream, &Epilogue::Store(store), &plan, &Vector::from(step.workspace))
+    }))
+}
+
+/// Column sums of operand 0, added to result 0.
+pub(super) fn prepare_column_sums(site: &mut Site<'_>) -> Result<Launch> {
+    let dy = site.input(0)?;
+    let out = site.output_f32(0)?;
+    let out = site.present(out)?;
+    site.workspace(raw::bias_grad_workspace_bytes(dy.rows, dy.cols));
+    Ok(Box::new(move |step| {
+        let sums = BiasGradKernel {
+            dy: dy.operand(),
+            m: dy.rows,
+            n: dy.cols,
+            live: step.live_rows(&dy),
+            out: Vector::from(&out),
+            accumulate: Vector::from(step.accumulate),
+        };
+        sums.launch(step.stream, &Vector::from(step.workspace))
+    }))
+}
+
 #[derive(Debug)]
-struct Linear;
+pub(super) struct Linear;
 
 impl Op for Linear {
     fn name(&self) -> &'static str {
@@ -77,6 +144,14 @@ impl Op for Linear {
             let (outer, inner) = a.input_shape(1);
             cpu::gemm::linear(a.output(0), a.input(0), a.input(1), a.input_opt(2), inner, outer);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        prepare_store(site, None)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        padding(i)
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -110,6 +185,14 @@ impl Op for LinearGelu {
         });
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        prepare_store(site, Some(self.0))
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        padding(i)
+    }
+
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let Some(dy) = grads[0] else { return vec![None; 3] };
         let dpre = graph.activation_like(dy);
@@ -123,7 +206,7 @@ impl Op for LinearGelu {
 }
 
 #[derive(Debug)]
-struct GeluGrad(GeluKind);
+pub(super) struct GeluGrad(pub GeluKind);
 
 impl Op for GeluGrad {
     fn name(&self) -> &'static str {
@@ -140,7 +223,7 @@ impl Op for GeluGrad {
 }
 
 #[derive(Debug)]
-struct InputGrad;
+pub(super) struct InputGrad;
 
 impl Op for InputGrad {
     fn name(&self) -> &'static str {
@@ -152,6 +235,22 @@ impl Op for InputGrad {
             let (outer, inner) = a.input_shape(1);
             cpu::gemm::linear_input_grad(a.output(0), a.input(0), a.input(1), inner, outer);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dy, w, dx) = (site.input(0)?, site.input(1)?, site.output(0)?);
+        let shape = Shape { layout: Layout::Nn, m: dy.rows, n: w.cols, k: dy.cols };
+        let plan = planned(site, shape, Kind::Store, false)?;
+        Ok(Box::new(move |step| {
+            let product =
+                Gemm { shape, a: dy.operand(), b: w.operand(), live: step.live_rows(&dy), dependent: false };
+            let store = Epilogue::Store(Store::plain(dx.operand()));
+            product.launch(step.stream, &store, &plan, &Vector::from(step.workspace))
+        }))
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        padding(i)
     }
 
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
@@ -174,13 +273,28 @@ impl Op for WeightGrad {
         });
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dy, x) = (site.input(0)?, site.input(1)?);
+        let dw = site.output_f32(0)?;
+        let dw = site.present(dw)?;
+        let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: dy.rows };
+        let plan = planned(site, shape, Kind::Sum, false)?;
+        Ok(Box::new(move |step| {
+            let product =
+                Gemm { shape, a: dy.operand(), b: x.operand(), live: step.live_rows(&dy), dependent: false };
+            let out = Operand::of(&dw, 0, shape.n);
+            let sum = Epilogue::Sum(Sum { out, accumulate: Vector::from(step.accumulate) });
+            product.launch(step.stream, &sum, &plan, &Vector::from(step.workspace))
+        }))
+    }
+
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
         product_flops(graph, node.input(0), node.output(0), work)
     }
 }
 
 #[derive(Debug)]
-struct BiasGrad;
+pub(super) struct BiasGrad;
 
 impl Op for BiasGrad {
     fn name(&self) -> &'static str {
@@ -189,5 +303,127 @@ impl Op for BiasGrad {
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| cpu::gemm::bias_grad(a.output(0), a.input(0)));
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        prepare_column_sums(site)
+    }
+}
+
+/// `dpre = (dy w) ⊙ gelu'(pre)` in the place of `pre`, and where wanted `db += Σ dpre`.
+#[derive(Debug)]
+pub(super) struct InputGeluGrad(pub GeluKind);
+
+impl Op for InputGeluGrad {
+    fn name(&self) -> &'static str {
+        "d linear/x gelu"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let (outer, inner) = a.input_shape(2);
+            let (dpre, db) = (a.output(0), a.output_opt(1));
+            let pre = dpre.to_vec();
+            cpu::gemm::linear_input_grad(dpre, a.input(1), a.input(2), inner, outer);
+            cpu::gemm::gelu_grad(dpre, &pre, self.0);
+            if let Some(db) = db {
+                cpu::gemm::bias_grad(db, dpre);
+            }
+        });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (pre, dy, w) = (site.input(0)?, site.input(1)?, site.input(2)?);
+        let (dpre, db) = (site.output(0)?, site.output_f32(1)?);
+        let shape = Shape { layout: Layout::Nn, m: dy.rows, n: w.cols, k: dy.cols };
+        let plan = planned(site, shape, Kind::GeluGrad, db.is_some())?;
+        let gelu = self.0;
+        Ok(Box::new(move |step| {
+            let product =
+                Gemm { shape, a: dy.operand(), b: w.operand(), live: step.live_rows(&dy), dependent: false };
+            let end = Epilogue::GeluGrad(GeluGradEpilogue {
+                out: dpre.operand(),
+                pre: pre.operand(),
+                gelu,
+                bias_grad: db.as_ref().map_or(Vector::none(), Vector::from),
+                accumulate: Vector::from(step.accumulate),
+            });
+            product.launch(step.stream, &end, &plan, &Vector::from(step.workspace))
+        }))
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        if i == 2 { padding(1) } else { [1, 1] }
+    }
+
+    fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
+        product_flops(graph, node.input(1), node.input(2), work)
+    }
+}
+
+/// `out = x + keep ⊙ gamma ⊙ (a wᵀ + bias)` in the place of `x`, and where wanted the product by itself.
+#[derive(Debug)]
+pub(super) struct LinearResidual(pub Option<DropPath>);
+
+impl Op for LinearResidual {
+    fn name(&self) -> &'static str {
+        "linear+residual"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    /// The product serves the backward rule alone.
+    fn optional(&self, i: usize) -> bool {
+        i == 1
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| {
+            let (outer, inner) = a.input_shape(2);
+            let keep = keep(self.0, a.batch, a.step);
+            let (out, product) = (a.output(0), a.output_opt(1));
+            let mut branch = out.to_vec();
+            cpu::gemm::linear(&mut branch, a.input(1), a.input(2), a.input_opt(3), inner, outer);
+            cpu::residual::forward(out, &branch, a.input_opt(4), keep.as_deref(), outer);
+            if let Some(product) = product {
+                product.copy_from_slice(&branch);
+            }
+        });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, a, w, out) = (site.input(0)?, site.input(1)?, site.input(2)?, site.output(0)?);
+        let (bias, gamma, branch) = (site.input_f32(3)?, site.input_f32(4)?, site.output_opt(1)?);
+        let dropped = self.0.map(|drop_path| site.drop_path(drop_path));
+        let shape = Shape { layout: Layout::Nt, m: a.rows, n: w.rows, k: a.cols };
+        let plan = planned(site, shape, Kind::Store, false)?;
+        Ok(Box::new(move |step| {
+            let store = Store {
+                out: out.operand(),
+                bias: bias.as_ref().map_or(Vector::none(), Vector::from),
+                gelu: None,
+                pre: branch.as_ref().map_or(Operand::none(), Matrix::operand),
+                residual: x.operand(),
+                gamma: gamma.as_ref().map_or(Vector::none(), Vector::from),
+                keep: dropped.map_or(Vector::none(), |branch| Vector::of(step.keep(), branch * shape.m)),
+            };
+            let product =
+                Gemm { shape, a: a.operand(), b: w.operand(), live: step.live_rows(&a), dependent: false };
+            product.launch(step.stream, &Epilogue::Store(store), &plan, &Vector::from(step.workspace))
+        }))
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        if i > 0 { padding(i - 1) } else { [1, 1] }
+    }
+
+    fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
+        product_flops(graph, node.input(1), node.input(2), work)
     }
 }

@@ -4,9 +4,13 @@
 //! Softmax: `dlogits = p − t`; sigmoid: `dlogits = σ(x) − t`; both times the image's weight and
 //! the step's loss scale.
 
+use super::device::batch::Labels;
+use super::device::{Element, Launch, Site};
 use super::graph::{Graph, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
+use crate::error::Result;
+use crate::kernels::loss::{CrossEntropy, Logits, Operands, Targets};
 use crate::recipe::LossKind;
 
 /// What the loss op hands out.
@@ -55,5 +59,37 @@ impl Op for Classification {
             let function = cpu::loss::function(self.kind);
             function(loss, dlogits, logits, targets, weights, classes, self.smoothing, scale);
         });
+    }
+
+    /// The loss of each image.
+    fn element(&self, i: usize) -> Element {
+        if i == 0 { Element::F32 } else { Element::Bf16 }
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (logits, loss, dlogits) = (site.input(0)?, site.output_f32(0)?, site.output(1)?);
+        let loss = site.present(loss)?;
+        let cross_entropy = CrossEntropy {
+            kind: self.kind,
+            images: logits.rows,
+            classes: site.input_cols(0),
+            smoothing: self.smoothing,
+        };
+        Ok(Box::new(move |step| {
+            let operands = Operands {
+                logits: Logits::Bf16(logits.all()),
+                targets: match &step.batch.targets {
+                    Labels::Classes(labels) => Targets::Classes(labels),
+                    Labels::Soft(soft) => Targets::Soft(soft),
+                },
+                weights: &step.batch.weights,
+                scale: Some(&step.batch.loss_scale),
+                loss: &loss,
+                dlogits: dlogits.all(),
+                rank: Some(step.rank),
+                error: Some(step.label_fault),
+            };
+            cross_entropy.launch(step.stream, &operands)
+        }))
     }
 }

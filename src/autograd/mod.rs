@@ -11,6 +11,7 @@
 
 pub mod attention;
 pub mod backward;
+pub mod device;
 pub mod elementwise;
 pub mod exec;
 pub mod gemm;
@@ -24,6 +25,7 @@ pub mod pool;
 pub mod position;
 pub mod residual;
 
+pub use device::DeviceExecutor;
 pub use exec::CpuExecutor;
 pub use graph::{Extent, Graph, Node, ParamSpec, Tensor};
 pub use op::{Io, Op, StepState, Workload};

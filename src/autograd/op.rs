@@ -1,10 +1,13 @@
 //! What an operation must tell: how it runs, what its backward rule is, what it costs.
 
+use std::any::Any;
 use std::fmt::Debug;
 
+use super::device::{Element, Launch, Site};
 use super::graph::{Extent, Graph, Node, Tensor, TensorInfo};
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
+use crate::error::{Error, Result};
 
 /// What changes from step to step. On a GPU it lives in the device-side step buffer.
 #[derive(Clone, Copy, Debug)]
@@ -116,12 +119,37 @@ macro_rules! on_cpu {
 pub(crate) use on_cpu;
 
 /// An operation of the graph.
-pub trait Op: Debug + Send + Sync {
+pub trait Op: Any + Debug + Send + Sync {
     /// Name for printing.
     fn name(&self) -> &'static str;
 
     /// Computes the results. Only live rows are passed; the executor writes zeros to the others.
     fn run(&self, io: Io<'_>);
+
+    /// Verifies the operands on a device, asks for what else is needed there, and tells what every step queues.
+    ///
+    /// # Errors
+    /// Sizes that the kernels do not take; by default that there is no kernel.
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let _ = site;
+        Err(Error::failure(format!(
+            "{} has no kernel by itself; use --device cpu for this model",
+            self.name()
+        )))
+    }
+
+    /// Type of result `i` on a device.
+    fn element(&self, i: usize) -> Element {
+        let _ = i;
+        Element::Bf16
+    }
+
+    /// What rows and columns of a parameter are rounded up to on a device where it is operand `i`; the
+    /// padding is zeros.
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        let _ = i;
+        [1, 1]
+    }
 
     /// Result 0 starts as operand 0 (moved where this is its last use, copied otherwise).
     fn in_place(&self) -> bool {

@@ -5,9 +5,13 @@
 //! | patches | `[T, C·P²]`, normalised by channel | none: pixels need no gradient |
 //! | prefix | learned tokens written over each image's first rows | `dtokens +=` those rows summed over images; `dx` = 0 there |
 
+use super::device::batch::Pixels;
+use super::device::{Launch, Site};
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
+use crate::error::{Error, Result};
+use crate::kernels::patch::{Normalise as NormaliseKernel, Pixels as Source, Prefix, factors};
 
 /// The batch's patches, normalised: `(x/255 − mean[c]) / std[c]` for u8 pixels, f32 values as they
 /// are; zero at prefix tokens. `mean` and `std` have one entry, or one a channel.
@@ -43,6 +47,35 @@ impl Op for Normalise {
             cpu::patch::normalise(a.output(0), &a.batch.patches, positions, &self.mean, &self.std, width);
         });
     }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (out, width, shape) = (site.output(0)?, site.output_cols(0), site.shape());
+        if width != shape.patch_dim {
+            return Err(Error::usage(format!(
+                "the batch has patches of {} values, the model takes {width}; use the batch's recipe",
+                shape.patch_dim
+            )));
+        }
+        let channels = self.mean.len().max(self.std.len()).max(1);
+        let factors = site.device().upload(&factors(&self.mean, &self.std, channels)?)?;
+        let normalise =
+            NormaliseKernel { tokens: out.rows, images: shape.slots, channels, plane: width / channels };
+        Ok(Box::new(move |step| {
+            let pixels = match &step.batch.patches {
+                Pixels::U8(pixels) => Source::U8(pixels, &factors),
+                Pixels::F32(values) => Source::F32(values),
+            };
+            let (packed, positions) = (step.packed(), &step.batch.positions);
+            normalise.launch(
+                step.stream,
+                out.all(),
+                pixels,
+                positions,
+                packed.cu_seqlens,
+                packed.cu_seqlens_host,
+            )
+        }))
+    }
 }
 
 #[derive(Debug)]
@@ -65,6 +98,18 @@ impl Op for WritePrefix {
             let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
             cpu::patch::write_prefix(a.output(0), a.input(1), cu_seqlens, self.prefix, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        site.require_in_place()?;
+        let (x, tokens) = (site.output(0)?, site.input_f32(1)?);
+        let tokens = site.present(tokens)?;
+        let images = site.shape().slots;
+        let prefix = Prefix { rows: x.rows, images, prefix: self.prefix, width: x.cols };
+        Ok(Box::new(move |step| {
+            let packed = step.packed();
+            prefix.write(step.stream, x.all(), &tokens, packed.cu_seqlens, packed.cu_seqlens_host)
+        }))
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -97,5 +142,25 @@ impl Op for WritePrefixGrad {
             let (dx, dtokens) = (a.output(0), a.output_opt(1));
             cpu::patch::write_prefix_grad(dx, dtokens, cu_seqlens, self.prefix, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        site.require_in_place()?;
+        let (dx, dtokens) = (site.output(0)?, site.output_f32(1)?);
+        let images = site.shape().slots;
+        let prefix = Prefix { rows: dx.rows, images, prefix: self.prefix, width: dx.cols };
+        site.workspace(prefix.workspace_bytes());
+        Ok(Box::new(move |step| {
+            let packed = step.packed();
+            prefix.grad(
+                step.stream,
+                dx.all(),
+                dtokens.as_ref(),
+                Some(step.accumulate),
+                packed.cu_seqlens,
+                packed.cu_seqlens_host,
+                step.workspace,
+            )
+        }))
     }
 }

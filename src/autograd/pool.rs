@@ -8,12 +8,21 @@
 //!
 //! Token dropping needs no op: dropped patches are never laid into the batch (`data::dropping`).
 
-use super::attention::{QkParams, affine, affine_accumulators, affine_grad};
+use super::attention::{
+    QkParams, affine, affine_accumulators, affine_grad, borrowed, device_affine, device_affine_grad,
+};
+use super::device::{Element, Launch, Matrix, Site, Step};
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Io, Op, Workload, on_cpu};
 use crate::cpu;
 use crate::cpu::attention::AttentionConfig;
 use crate::data::batch::PackedBatch;
+use crate::device::Buffer;
+use crate::error::Result;
+use crate::kernels::pool::{
+    AttentionBackward, AttentionForward, AttentionPool as PoolKernel, MeanPool as MeanKernel, PackedSizes,
+    Query, TokenGather,
+};
 
 /// Masked attention pooling (MAP): `out[N, heads·head_dim]` from one query `q[1, heads·head_dim]`
 /// and `kv[T, 2·heads·head_dim]`. The first `skip` tokens of every image are left out. `slots` is N.
@@ -50,6 +59,36 @@ pub fn gather_token(graph: &mut Graph, x: Tensor, slots: usize, offset: usize) -
     out
 }
 
+/// Sizes of the batch on a device, without the first `skip` tokens of every image.
+fn sizes(site: &Site<'_>, skip: usize) -> PackedSizes {
+    PackedSizes { tokens: site.shape().tokens, images: site.shape().slots, skip }
+}
+
+/// The kernel that pools the tokens of each image by one query.
+fn pool_kernel(site: &Site<'_>, config: AttentionConfig, skip: usize) -> PoolKernel {
+    PoolKernel { config, sizes: sizes(site, skip), queries: 1 }
+}
+
+/// Operands of the forward pass on a device.
+fn pool_operands<'a>(
+    step: &'a Step<'_>,
+    [q, kv, out]: [&'a Matrix; 3],
+    lse: &'a Buffer<f32>,
+    affine: [Option<&'a Buffer<f32>>; 4],
+) -> AttentionForward<'a> {
+    let packed = step.packed();
+    AttentionForward {
+        q: Query::Bf16(&q.buffer),
+        k: kv.from(0),
+        v: kv.from(out.cols),
+        affine,
+        cu_seqlens: packed.cu_seqlens,
+        cu_seqlens_host: packed.cu_seqlens_host,
+        out: &out.buffer,
+        lse,
+    }
+}
+
 #[derive(Debug)]
 struct AttentionPool {
     config: AttentionConfig,
@@ -68,6 +107,22 @@ impl Op for AttentionPool {
             let (q, kv) = (a.input(0), a.input(1));
             cpu::pool::attention_forward(&self.config, out, lse, q, kv, affine(&a, 2), cu_seqlens, self.skip);
         });
+    }
+
+    /// The log-sum-exp.
+    fn element(&self, i: usize) -> Element {
+        if i == 1 { Element::F32 } else { Element::Bf16 }
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (q, kv, out, lse) = (site.input(0)?, site.input(1)?, site.output(0)?, site.output_f32(1)?);
+        let (lse, affine) = (site.present(lse)?, device_affine(site, 2)?);
+        let pool = pool_kernel(site, self.config, self.skip);
+        site.workspace(pool.shape()?.forward_workspace_bytes());
+        Ok(Box::new(move |step| {
+            let operands = pool_operands(step, [&q, &kv, &out], &lse, borrowed(&affine));
+            pool.forward(step.stream, &operands, step.workspace)
+        }))
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -120,6 +175,28 @@ impl Op for AttentionPoolGrad {
         });
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dout, out, lse) = (site.input(0)?, site.input(1)?, site.input_f32(2)?);
+        let (q, kv, dq, dkv) = (site.input(3)?, site.input(4)?, site.output_opt(0)?, site.output(1)?);
+        let (lse, affine, daffine) =
+            (site.present(lse)?, device_affine(site, 5)?, device_affine_grad(site, 2)?);
+        let pool = pool_kernel(site, self.config, self.skip);
+        site.workspace(pool.shape()?.backward_workspace_bytes());
+        Ok(Box::new(move |step| {
+            let forward = pool_operands(step, [&q, &kv, &out], &lse, borrowed(&affine));
+            let grads = AttentionBackward {
+                dout: &dout.buffer,
+                dk: dkv.from(0),
+                dv: dkv.from(out.cols),
+                dq: dq.as_ref().map(|dq| &dq.buffer),
+                dq_f32: None,
+                daffine: borrowed(&daffine),
+                accumulate: Some(step.accumulate),
+            };
+            pool.backward(step.stream, &forward, &grads, step.workspace)
+        }))
+    }
+
     fn flops(&self, _: &Graph, _: &Node, work: &Workload) -> f64 {
         8.0 * work.tokens * (self.config.heads * self.config.head_dim) as f64
     }
@@ -141,6 +218,23 @@ impl Op for MeanPool {
             let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
             cpu::pool::mean_forward(a.output(0), a.input(0), cu_seqlens, self.skip, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, out) = (site.input(0)?, site.output(0)?);
+        let pool = MeanKernel { sizes: sizes(site, self.skip), width: x.cols };
+        site.workspace(pool.workspace_bytes());
+        Ok(Box::new(move |step| {
+            let packed = step.packed();
+            pool.forward(
+                step.stream,
+                &out.buffer,
+                x.all(),
+                packed.cu_seqlens,
+                packed.cu_seqlens_host,
+                step.workspace,
+            )
+        }))
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -168,6 +262,15 @@ impl Op for MeanPoolGrad {
             cpu::pool::mean_backward(a.output(0), a.input(0), cu_seqlens, self.skip, width);
         });
     }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dout, dx) = (site.input(0)?, site.output(0)?);
+        let pool = MeanKernel { sizes: sizes(site, self.skip), width: dx.cols };
+        Ok(Box::new(move |step| {
+            let packed = step.packed();
+            pool.backward(step.stream, dx.all(), &dout.buffer, packed.cu_seqlens, packed.cu_seqlens_host)
+        }))
+    }
 }
 
 fn token_rows(batch: &PackedBatch, offset: usize) -> Vec<u32> {
@@ -190,6 +293,15 @@ impl Op for Gather {
             let rows = token_rows(a.batch, self.offset);
             cpu::pool::gather(a.output(0), a.input(0), &rows, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, out) = (site.input(0)?, site.output(0)?);
+        let gather = TokenGather { sizes: sizes(site, self.offset), width: x.cols };
+        Ok(Box::new(move |step| {
+            let packed = step.packed();
+            gather.forward(step.stream, &out.buffer, x.all(), packed.cu_seqlens, packed.cu_seqlens_host)
+        }))
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -216,5 +328,14 @@ impl Op for GatherGrad {
             let rows = token_rows(a.batch, self.offset);
             cpu::pool::gather_grad(a.output(0), a.input(0), &rows, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dout, dx) = (site.input(0)?, site.output(0)?);
+        let gather = TokenGather { sizes: sizes(site, self.offset), width: dx.cols };
+        Ok(Box::new(move |step| {
+            let packed = step.packed();
+            gather.backward(step.stream, dx.all(), &dout.buffer, packed.cu_seqlens, packed.cu_seqlens_host)
+        }))
     }
 }

@@ -5,6 +5,7 @@
 //! `dtable[i] += Σ_t w_ti · dout[t]`, through the product with the other factor.
 //! Fourier: `out = [sin 2πBp | cos 2πBp]`, `dB += 2π Σ_t (cos ⊙ dout_sin − sin ⊙ dout_cos) pᵀ`.
 
+use super::device::{Launch, Site, Step};
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Args, Io, Op, on_cpu};
 use crate::cpu;
@@ -12,6 +13,9 @@ use crate::cpu::position::{Combine, Taps};
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
 use crate::data::positions;
+use crate::device::Buffer;
+use crate::error::Result;
+use crate::kernels::position::{Backward, Banks, Forward, Places, Position};
 use crate::recipe::{PositionBasis, PositionCombination, PositionConfig};
 
 /// `[tokens, width]`. `tables` are, for the learned basis, one table (flat, joint) or the row's and
@@ -79,6 +83,65 @@ fn tables<'a, R: Real>(args: &Args<'a, R>, first: usize, fixed: &'a [Vec<R>]) ->
     }
 }
 
+/// Where the tokens of a step stand on the device.
+fn places<'a>(step: &'a Step<'_>, banks: &'a Banks) -> Places<'a> {
+    let packed = step.packed();
+    Places {
+        positions: &step.batch.positions,
+        grids: &step.batch.grids,
+        cu_seqlens: packed.cu_seqlens,
+        cu_seqlens_host: packed.cu_seqlens_host,
+        banks,
+    }
+}
+
+/// The embedding on a device, with the filters of its tables.
+fn on_device(site: &Site<'_>, config: &PositionConfig, width: usize) -> Result<(Position, Banks)> {
+    let shape = site.shape();
+    let position = Position::new(config, shape.tokens, shape.slots, width)?;
+    Ok((position, Banks::new(site.device(), config, shape.longest)?))
+}
+
+/// Up to two operands from `first` on.
+fn device_tables(site: &Site<'_>, first: usize, count: usize) -> Result<[Option<Buffer<f32>>; 2]> {
+    let [row, column] = [0, 1].map(|i| if i < count { site.input_f32(first + i) } else { Ok(None) });
+    Ok([row?, column?])
+}
+
+fn prepare_forward(
+    site: &mut Site<'_>,
+    config: &PositionConfig,
+    tables: [Option<Buffer<f32>>; 2],
+) -> Result<Launch> {
+    let out = site.output(0)?;
+    let (position, banks) = on_device(site, config, site.output_cols(0))?;
+    Ok(Box::new(move |step| {
+        let tables = tables.each_ref().map(Option::as_ref);
+        let operands = Forward { places: places(step, &banks), tables, x: None, out: out.all() };
+        position.forward(step.stream, &operands)
+    }))
+}
+
+/// The gradients of `count` tables, which are the operands after the gradient of the embedding.
+fn prepare_backward(site: &mut Site<'_>, config: &PositionConfig, count: usize) -> Result<Launch> {
+    let (dout, tables) = (site.input(0)?, device_tables(site, 1, count)?);
+    let [row, column] = [0, 1].map(|i| if i < count { site.output_f32(i) } else { Ok(None) });
+    let dtables = [row?, column?];
+    let (position, banks) = on_device(site, config, site.input_cols(0))?;
+    site.workspace(position.workspace_bytes(site.device().info()));
+    Ok(Box::new(move |step| {
+        let operands = Backward {
+            places: places(step, &banks),
+            tables: tables.each_ref().map(Option::as_ref),
+            dout: dout.all(),
+            dtables: dtables.each_ref().map(Option::as_ref),
+            accumulate: Some(step.accumulate),
+            workspace: step.workspace,
+        };
+        position.backward(step.stream, &operands)
+    }))
+}
+
 #[derive(Debug)]
 struct Table {
     config: PositionConfig,
@@ -100,6 +163,14 @@ impl Op for Table {
             let out = a.output(0);
             cpu::position::table_forward(out, &tables(&a, 0, &fixed), &taps, combine(&self.config), width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let mut tables = device_tables(site, 0, site.inputs())?;
+        for (table, fixed) in tables.iter_mut().zip(&self.fixed) {
+            *table = Some(site.device().upload(fixed)?);
+        }
+        prepare_forward(site, &self.config, tables)
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -132,6 +203,10 @@ impl Op for TableGrad {
             cpu::position::table_backward(&mut dtables, dout, &tables, &taps, combine(&self.0), width);
         });
     }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        prepare_backward(site, &self.0, site.inputs() - 1)
+    }
 }
 
 #[derive(Debug)]
@@ -148,6 +223,11 @@ impl Op for Fourier {
             let coordinates = coordinates(a.batch, &self.0);
             cpu::position::fourier_forward(a.output(0), a.input(0), &coordinates, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let tables = device_tables(site, 0, 1)?;
+        prepare_forward(site, &self.0, tables)
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -172,5 +252,9 @@ impl Op for FourierGrad {
             let coordinates = coordinates(a.batch, &self.0);
             cpu::position::fourier_backward(a.output(0), a.input(0), a.input(1), &coordinates, width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        prepare_backward(site, &self.0, 1)
     }
 }

@@ -4,11 +4,14 @@
 //! `keep` is 0 or 1/(1−rate) for a whole image, drawn by Philox from (seed, epoch, sample, branch),
 //! so that it depends neither on the slot nor on when it is drawn (forward, recompute, backward).
 
+use super::device::{Launch, Site};
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, StepState, on_cpu};
 use crate::cpu;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
+use crate::error::Result;
+use crate::kernels::residual::{Branch, BranchGrad, Residual as ResidualKernel};
 use crate::rng::Stream;
 
 /// Stochastic depth of one residual branch.
@@ -35,7 +38,11 @@ pub fn residual(
 }
 
 /// One factor a live token, or `None` where nothing is dropped.
-fn keep<R: Real>(drop_path: Option<DropPath>, batch: &PackedBatch, step: &StepState) -> Option<Vec<R>> {
+pub(super) fn keep<R: Real>(
+    drop_path: Option<DropPath>,
+    batch: &PackedBatch,
+    step: &StepState,
+) -> Option<Vec<R>> {
     let DropPath { rate, branch } = drop_path?;
     let kept = R::of(1.0 / (1.0 - rate));
     let mut keep = Vec::with_capacity(batch.live_tokens());
@@ -49,7 +56,7 @@ fn keep<R: Real>(drop_path: Option<DropPath>, batch: &PackedBatch, step: &StepSt
 }
 
 #[derive(Debug)]
-struct Residual(Option<DropPath>);
+pub(super) struct Residual(pub Option<DropPath>);
 
 impl Op for Residual {
     fn name(&self) -> &'static str {
@@ -66,6 +73,19 @@ impl Op for Residual {
             let keep = keep(self.0, a.batch, a.step);
             cpu::residual::forward(a.output(0), a.input(1), a.input_opt(2), keep.as_deref(), width);
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, branch, out) = (site.input(0)?, site.input(1)?, site.output(0)?);
+        let (scale, live) = (site.input_f32(2)?, site.live_rows(&x)?);
+        let dropped = self.0.map(|drop_path| site.drop_path(drop_path));
+        let residual = ResidualKernel { tokens: x.rows, width: x.cols };
+        Ok(Box::new(move |step| {
+            let keep = dropped.map(|branch| (step.keep(), branch));
+            let branch = Branch { rows: branch.all(), scale: scale.as_ref(), keep };
+            let packed = step.rows(&live);
+            residual.forward(step.stream, packed, out.all(), x.all(), branch)
+        }))
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -106,5 +126,29 @@ impl Op for ResidualGrad {
                 width,
             );
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (dout, dbranch) = (site.input(0)?, site.output(0)?);
+        let (scale, dscale, live) = (site.input_f32(2)?, site.output_f32(1)?, site.live_rows(&dout)?);
+        let branch = if dscale.is_some() { Some(site.input(1)?) } else { None };
+        let dropped = self.0.map(|drop_path| site.drop_path(drop_path));
+        let residual = ResidualKernel { tokens: dout.rows, width: dout.cols };
+        site.workspace(residual.backward_workspace_bytes());
+        Ok(Box::new(move |step| {
+            let keep = dropped.map(|branch| (step.keep(), branch));
+            // The branch is only read for the gradient of the scale.
+            let rows = branch.as_ref().unwrap_or(&dout).all();
+            let grad = BranchGrad { dbranch: dbranch.all(), dscale: dscale.as_ref() };
+            residual.backward(
+                step.stream,
+                step.rows(&live),
+                dout.all(),
+                Branch { rows, scale: scale.as_ref(), keep },
+                grad,
+                Some(step.accumulate),
+                step.workspace,
+            )
+        }))
     }
 }

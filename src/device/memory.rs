@@ -1,6 +1,8 @@
 //! Device memory, and pinned host memory to copy from and to.
 
 use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 
@@ -8,14 +10,31 @@ use super::backend::{HostMemory, elsewhere};
 use super::{Device, Event, Ptr, Stream};
 use crate::{Error, Result};
 
-/// Elements in device memory. Memory is freed when the buffer is dropped, after everything that the
-/// device still has queued; so buffers are made once and not step by step. A [`Graph`](super::Graph) keeps what
-/// there was when its capture ended, for it may use it; the emulator reports that use instead.
+/// Elements in device memory. Memory is freed when the buffer and all [views](Self::view) of it are dropped,
+/// after everything that the device still has queued; so buffers are made once and not step by step. A
+/// [`Graph`](super::Graph) keeps what there was when its capture ended, for it may use it; the emulator reports
+/// that use instead.
 pub struct Buffer<T: Pod> {
-    device: Device,
+    memory: Arc<Memory>,
     address: u64,
     len: usize,
     element: PhantomData<T>,
+}
+
+/// An allocation, freed when the last buffer in it is dropped.
+struct Memory {
+    device: Device,
+    /// 0 where it has no bytes.
+    address: u64,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.address != 0 {
+            // SAFETY: the buffers were its owners, and none is left.
+            unsafe { self.device.backend().free(self.address) };
+        }
+    }
 }
 
 impl Device {
@@ -27,7 +46,8 @@ impl Device {
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = bytes::<T>(len)?;
         let address = if bytes == 0 { 0 } else { self.backend().alloc(bytes)? };
-        Ok(Buffer { device: self.clone(), address, len, element: PhantomData })
+        let memory = Arc::new(Memory { device: self.clone(), address });
+        Ok(Buffer { memory, address, len, element: PhantomData })
     }
 
     /// Memory for `len` elements, all bytes 0.
@@ -90,7 +110,31 @@ impl<T: Pod> Buffer<T> {
 
     /// The device whose memory it is.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.memory.device
+    }
+
+    /// The same memory from byte `bytes.start` to `bytes.end` as elements of another type. It keeps the
+    /// memory alive; what is written through one is read through the other, in the order of the streams.
+    ///
+    /// # Errors
+    /// A range that is no range of these bytes, that begins where no `U` may lie, or that holds no whole
+    /// number of them.
+    pub fn view<U: Pod>(&self, bytes: Range<usize>) -> Result<Buffer<U>> {
+        let address = self.address + bytes.start as u64;
+        let fits = bytes.start <= bytes.end && bytes.end <= self.bytes();
+        if !fits
+            || !address.is_multiple_of(align_of::<U>() as u64)
+            || !bytes.len().is_multiple_of(size_of::<U>().max(1))
+        {
+            return Err(Error::usage(format!(
+                "bytes {bytes:?} of a buffer of {} cannot be viewed as elements of {} bytes: the range must lie \
+                 within the buffer, be aligned, and hold whole elements",
+                self.bytes(),
+                size_of::<U>()
+            )));
+        }
+        let len = bytes.len() / size_of::<U>().max(1);
+        Ok(Buffer { memory: self.memory.clone(), address, len, element: PhantomData })
     }
 
     fn bytes(&self) -> usize {
@@ -105,7 +149,9 @@ impl<T: Pod> Buffer<T> {
         let mut host = vec![T::zeroed(); self.len];
         if self.bytes() > 0 {
             // SAFETY: the whole of this buffer.
-            unsafe { self.device.backend().download(bytemuck::cast_slice_mut(&mut host), self.address)? };
+            unsafe {
+                self.memory.device.backend().download(bytemuck::cast_slice_mut(&mut host), self.address)?
+            };
         }
         Ok(host)
     }
@@ -122,7 +168,9 @@ impl<T: Pod> Buffer<T> {
         }
         // SAFETY: the whole of this buffer. `host` may be pinned, or memory that the device reaches as it is, so
         // its copy is waited for before it can change.
-        unsafe { self.device.backend().copy_in(stream.raw(), self.address, bytemuck::cast_slice(host))? };
+        unsafe {
+            self.memory.device.backend().copy_in(stream.raw(), self.address, bytemuck::cast_slice(host))?
+        };
         stream.synchronize()
     }
 
@@ -137,7 +185,7 @@ impl<T: Pod> Buffer<T> {
         }
         host.begin(stream)?;
         // SAFETY: the whole of this buffer; `Pinned` leaves its memory alone until the event of `end`.
-        unsafe { self.device.backend().copy_in(stream.raw(), self.address, host.memory.bytes())? };
+        unsafe { self.memory.device.backend().copy_in(stream.raw(), self.address, host.memory.bytes())? };
         host.end(stream)
     }
 
@@ -152,7 +200,9 @@ impl<T: Pod> Buffer<T> {
         }
         host.begin(stream)?;
         // SAFETY: as above.
-        unsafe { self.device.backend().copy_out(stream.raw(), host.memory.bytes_mut(), self.address)? };
+        unsafe {
+            self.memory.device.backend().copy_out(stream.raw(), host.memory.bytes_mut(), self.address)?
+        };
         host.end(stream)
     }
 
@@ -163,19 +213,10 @@ impl<T: Pod> Buffer<T> {
                 self.len
             )));
         }
-        if !self.device.is(stream.device()) {
+        if !self.memory.device.is(stream.device()) {
             return Err(elsewhere());
         }
         stream.refuse_capture("a copy between host and device")
-    }
-}
-
-impl<T: Pod> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        if self.address != 0 {
-            // SAFETY: allocated by this device, and the only owner goes.
-            unsafe { self.device.backend().free(self.address) };
-        }
     }
 }
 

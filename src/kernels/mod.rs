@@ -15,3 +15,4 @@ pub mod registry;
 pub mod residual;
 
 pub use operand::Rows;
+pub(crate) use operand::check_cu_seqlens;

@@ -48,6 +48,24 @@ pub fn round_trips(device: &Device) {
 }
 
 #[test]
+fn views_are_the_same_memory() {
+    for device in devices() {
+        let words = device.upload(&[1u32, 2, 3, 4]).unwrap();
+        let view = words.view::<u16>(4..12).unwrap();
+        assert_eq!(view.ptr().address(), words.ptr().address() + 4);
+        assert_eq!(view.download().unwrap(), [2, 0, 3, 0]);
+        view.write(&device.stream().unwrap(), &[5, 0, 6, 0]).unwrap();
+        assert_eq!(words.download().unwrap(), [1, 5, 6, 4]);
+        drop(words);
+        assert_eq!(view.download().unwrap(), [5, 0, 6, 0]);
+        for range in [0..9, 1..3, 0..3] {
+            let error = view.view::<u16>(range.clone()).err().unwrap();
+            assert!(error.to_string().contains(&format!("bytes {range:?} of a buffer of 8")), "{error}");
+        }
+    }
+}
+
+#[test]
 fn streams_and_events_are_ordered() {
     for device in devices() {
         let (one, two) = (device.stream().unwrap(), device.stream().unwrap());

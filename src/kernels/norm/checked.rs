@@ -69,7 +69,11 @@ pub struct NormBackward<'a> {
 }
 
 impl Norm {
-    fn check(&self) -> Result<()> {
+    /// Verifies the sizes, as every launch does.
+    ///
+    /// # Errors
+    /// A width without a kernel, no rows, or more than 2^30.
+    pub fn check(&self) -> Result<()> {
         if self.width == 0 || self.width > MAX_WIDTH || !self.width.is_multiple_of(8) {
             return Err(Error::usage(format!(
                 "a norm has rows of {} elements, expected a multiple of 8 to {MAX_WIDTH}",

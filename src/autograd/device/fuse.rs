@@ -1,0 +1,105 @@
+//! Nodes that are one launch on a device: what passes between them never leaves the registers.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use super::super::elementwise::Add;
+use super::super::gemm::{BiasGrad, GeluGrad, InputGeluGrad, InputGrad, Linear, LinearResidual};
+use super::super::graph::{Graph, Node, Tensor};
+use super::super::norm::{NormGrad, NormGradAdd};
+use super::super::op::Op;
+use super::super::residual::Residual;
+
+/// The op of a node, where it is a `T`.
+fn op<T: Op>(node: &Node) -> Option<&T> {
+    let op: &dyn Any = node.op.as_ref();
+    op.downcast_ref()
+}
+
+/// Fuses everything that can be.
+pub(super) fn fuse(graph: &mut Graph) {
+    gelu_grad(graph);
+    residual(graph);
+    norm_grad(graph);
+}
+
+/// The node before `at` that makes `tensor`, where it is a `T` and nobody but node `at` reads the tensor, apart
+/// from nodes after it where `later` says so.
+fn producer<T: Op>(graph: &Graph, tensor: Tensor, at: usize, later: bool) -> Option<usize> {
+    let reads = |node: &Node| node.inputs.contains(&Some(tensor));
+    let product = graph.nodes[..at].iter().rposition(|node| node.outputs.contains(&Some(tensor)))?;
+    op::<T>(&graph.nodes[product])?;
+    let read_before = graph.nodes[..at].iter().any(reads);
+    let read_after = graph.nodes[at + 1..].iter().any(reads) || graph.kept.contains(&tensor);
+    (!read_before && (later || !read_after)).then_some(product)
+}
+
+/// Leaves out the nodes of `gone`, ascending.
+fn remove(graph: &mut Graph, gone: &[usize]) {
+    let mut index = 0;
+    graph.nodes.retain(|_| {
+        index += 1;
+        gone.binary_search(&(index - 1)).is_err()
+    });
+}
+
+/// `d linear/x`, `d gelu` and the `d linear/b` that follows.
+fn gelu_grad(graph: &mut Graph) {
+    let mut gone = Vec::new();
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let Some(&GeluGrad(kind)) = op(node) else { continue };
+        let (dy, pre, dpre) = (node.input(0), node.input(1), node.output(0));
+        let Some(product) = producer::<InputGrad>(graph, dy, at, false) else { continue };
+        let sums = |node: &Node| op::<BiasGrad>(node).is_some() && node.inputs[0] == Some(dpre);
+        let sums = graph.nodes[at..].iter().position(sums).map(|sums| at + sums);
+        let factors = &graph.nodes[product].inputs;
+        let inputs = vec![Some(pre), factors[0], factors[1]];
+        let outputs = vec![Some(dpre), sums.map(|sums| graph.nodes[sums].output(0))];
+        gone.push(product);
+        gone.extend(sums);
+        graph.nodes[at] = Node { op: Arc::new(InputGeluGrad(kind)), inputs, outputs };
+    }
+    gone.sort_unstable();
+    remove(graph, &gone);
+}
+
+/// `linear` and the `residual` that adds its result; the result itself is still there for the gradient of a
+/// LayerScale.
+fn residual(graph: &mut Graph) {
+    let mut gone = Vec::new();
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let Some(&Residual(drop_path)) = op(node) else { continue };
+        let (x, branch, gamma, out) = (node.inputs[0], node.input(1), node.inputs[2], node.outputs[0]);
+        let Some(product) = producer::<Linear>(graph, branch, at, true) else { continue };
+        let factors = &graph.nodes[product].inputs;
+        let inputs = vec![x, factors[0], factors[1], factors[2], gamma];
+        let outputs = vec![out, Some(branch)];
+        gone.push(product);
+        graph.nodes[at] = Node { op: Arc::new(LinearResidual(drop_path)), inputs, outputs };
+    }
+    gone.sort_unstable();
+    remove(graph, &gone);
+}
+
+/// `d norm` and the `add` of the gradient that passes by the norm.
+fn norm_grad(graph: &mut Graph) {
+    let mut gone = Vec::new();
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        if op::<Add>(node).is_none() || node.inputs[0] == node.inputs[1] {
+            continue;
+        }
+        let (passing, dx, sum) = (node.inputs[0], node.input(1), node.outputs[0]);
+        let Some(grad) = producer::<NormGrad>(graph, dx, at, false) else { continue };
+        let Some(&NormGrad(kind)) = op(&graph.nodes[grad]) else { continue };
+        let (operands, results) = (&graph.nodes[grad].inputs, &graph.nodes[grad].outputs);
+        let inputs = [passing].iter().chain(operands).copied().collect();
+        let outputs = [sum].iter().chain(&results[1..]).copied().collect();
+        gone.push(grad);
+        graph.nodes[at] = Node { op: Arc::new(NormGradAdd(kind)), inputs, outputs };
+    }
+    gone.sort_unstable();
+    remove(graph, &gone);
+}

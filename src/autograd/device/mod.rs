@@ -1,0 +1,24 @@
+//! Runs a recorded step on a device, through the same graph as on the CPU.
+//!
+//! Memory is laid out once: activations in one arena from the liveness of the record ([`layout`]), parameters,
+//! their copy in bf16 and their gradients in arenas of one layout ([`params`]), and one workspace that every
+//! launch shares. Each op is asked once, by [`Op::prepare`](super::Op::prepare), for what it launches; a step
+//! runs these launches in order and allocates nothing.
+//!
+//! Activations are bf16 in rows whose length is rounded up to 8 elements, the padding zeros; statistics and
+//! losses are f32 and dense. A weight whose sides are no multiples of 8 is padded with zeros on the device, see
+//! [`row_stride`](crate::kernels::patch::row_stride), and dense everywhere else.
+
+pub mod batch;
+pub mod layout;
+pub mod params;
+
+mod exec;
+mod fuse;
+mod site;
+
+pub use batch::{BatchShape, DeviceBatch};
+pub use exec::DeviceExecutor;
+pub use layout::{ArenaPlan, Element};
+pub use params::ParamLayout;
+pub use site::{Launch, Live, LiveRows, Matrix, Site, Step};

@@ -1,0 +1,122 @@
+//! Parameters on a device: padded where a product asks for it, in the flat arena that the optimiser works on.
+
+use super::super::graph::{Graph, Kind, ParamSpec};
+use crate::error::{Error, Result};
+use crate::kernels::optim::{Arena, TensorSpec};
+
+/// How parameters, gradients and everything of their shape lie on a device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamLayout {
+    arena: Arena,
+    /// Rows and columns as in checkpoints.
+    dense: Vec<[usize; 2]>,
+    /// The same on the device; what lies beyond the dense ones is 0.
+    padded: Vec<[usize; 2]>,
+}
+
+impl ParamLayout {
+    /// The layout of `graph`'s parameters; `decay` is the weight decay of each.
+    ///
+    /// # Errors
+    /// No parameters, or more than the kernels count.
+    pub fn new(graph: &Graph, decay: &dyn Fn(&ParamSpec) -> f64) -> Result<Self> {
+        let dense: Vec<[usize; 2]> = graph
+            .param_tensors
+            .iter()
+            .map(|&tensor| [graph.info(tensor).rows, graph.info(tensor).cols])
+            .collect();
+        let mut padded = dense.clone();
+        for node in graph.nodes() {
+            for (i, tensor) in node.inputs.iter().enumerate() {
+                let Some(tensor) = tensor else { continue };
+                if let Kind::Parameter(p) = graph.info(*tensor).kind {
+                    let [rows, cols] = node.op.multiples(i);
+                    padded[p] = [padded[p][0].next_multiple_of(rows), padded[p][1].next_multiple_of(cols)];
+                }
+            }
+        }
+        let specs: Vec<TensorSpec> = graph
+            .params()
+            .iter()
+            .zip(&padded)
+            .map(|(param, [rows, cols])| {
+                let weight_decay = decay(param);
+                TensorSpec { len: rows * cols, weight_decay, adapts: weight_decay != 0.0 }
+            })
+            .collect();
+        Ok(Self { arena: Arena::new(&specs)?, dense, padded })
+    }
+
+    /// The flat layout.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Rows and columns of parameter `p` on the device.
+    pub fn shape(&self, p: usize) -> [usize; 2] {
+        self.padded[p]
+    }
+
+    /// Dense values, in the order of the parameters, as an arena.
+    ///
+    /// # Errors
+    /// Another number of parameters, or of elements of one.
+    pub fn pack(&self, values: &[Vec<f32>]) -> Result<Vec<f32>> {
+        let expected: Vec<usize> = self.dense.iter().map(|[rows, cols]| rows * cols).collect();
+        if !values.iter().map(Vec::len).eq(expected.iter().copied()) {
+            return Err(Error::usage(format!(
+                "{} parameters cannot be laid out for a model of {}: numbers of elements differ; give those of \
+                 this recipe",
+                values.len(),
+                expected.len()
+            )));
+        }
+        let mut arena = vec![0.0; self.arena.len()];
+        for (p, values) in values.iter().enumerate() {
+            let (cols, stride) = (self.dense[p][1], self.padded[p][1]);
+            let to = &mut arena[self.arena.ranges()[p].clone()];
+            for (to, from) in to.chunks_mut(stride.max(1)).zip(values.chunks(cols.max(1))) {
+                to[..cols].copy_from_slice(from);
+            }
+        }
+        Ok(arena)
+    }
+
+    /// The dense values of an arena of this layout.
+    pub fn unpack(&self, arena: &[f32]) -> Vec<Vec<f32>> {
+        let one = |p: usize| {
+            let [rows, cols] = self.dense[p];
+            let from = arena[self.arena.ranges()[p].clone()].chunks(self.padded[p][1].max(1)).take(rows);
+            from.flat_map(|row| row[..cols].iter().copied()).collect()
+        };
+        (0..self.dense.len()).map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::gemm;
+    use crate::autograd::graph::{Extent, Init};
+
+    #[test]
+    fn weights_are_padded_and_come_back_dense() {
+        let mut graph = Graph::new();
+        let mut param = |name: &str, shape: &[usize]| {
+            let (name, shape) = (name.into(), shape.to_vec());
+            graph.param(ParamSpec { name, shape, init: Init::Constant(0.0), decay: true, head: false })
+        };
+        let (weight, bias, table) = (param("w", &[10, 12]), param("b", &[10]), param("t", &[3, 5]));
+        let x = graph.activation(4, 12, Extent::Fixed);
+        gemm::linear(&mut graph, x, weight, Some(bias));
+        let layout = ParamLayout::new(&graph, &|_| 0.1).unwrap();
+        assert_eq!([0, 1, 2].map(|p| layout.shape(p)), [[16, 16], [1, 16], [3, 5]]);
+        let values: Vec<Vec<f32>> =
+            [120, 10, 15].map(|len| (0..len).map(|i| 1.0 + i as f32).collect()).into();
+        let arena = layout.pack(&values).unwrap();
+        assert_eq!((arena.len(), arena[16], arena[12..16].iter().sum::<f32>()), (384, 13.0, 0.0));
+        assert_eq!(layout.unpack(&arena), values);
+        assert!(layout.pack(&values[1..]).is_err());
+        let _ = table;
+    }
+}
