@@ -34,6 +34,7 @@ fn own_shapes_are_read() {
         "gemm 0 8 8",
         "attention 2 64 x",
         "pool 2 64 0",
+        "pool 2 64 9999999999*99",
         "rows 8 12",
         "loss 4",
         "optim 0 12",
@@ -86,6 +87,7 @@ fn every_family_gives_lines_of_the_table() {
                 common::gemm::shape_case(&gpu, shape, fused, &mut sink).unwrap();
             }
         }
+        common::gemm::bias_case(&gpu, 40, 24, &mut sink).unwrap();
         let columns = table::HEADER.split(',').count();
         let mut kernels = Vec::new();
         for line in &lines {
@@ -95,6 +97,7 @@ fn every_family_gives_lines_of_the_table() {
             let shape = match (family, cells[0]) {
                 (_, "drop_path_keep") => "3x9+30",
                 (_, "patch_prefix_write" | "patch_prefix_grad") => "5x64_9+30",
+                (_, "bias_grad") => "40x24",
                 ("gemm", _) => "40x24x16",
                 ("loss", _) => "3x10",
                 ("optim", _) => "8x2",
@@ -123,6 +126,7 @@ fn every_family_gives_lines_of_the_table() {
             "attention_backward_rms",
             "attention_forward_plain",
             "attention_backward_plain",
+            "schedule",
             "norm_forward",
             "norm_forward_residual",
             "norm_backward",
@@ -164,6 +168,7 @@ fn every_family_gives_lines_of_the_table() {
             "gemm_nn_gelu_erf_grad",
             "gemm_nn_gelu_tanh_grad",
             "gemm_tn_sum",
+            "bias_grad",
         ];
         assert_eq!(kernels, expected);
     }

@@ -13,8 +13,9 @@ use super::shapes::{Images, Shape, own};
 /// Tokens of a batch.
 const TOKENS: usize = 32_768;
 
-/// Heads and head dims: those of ViT-L, ViT-H and ViT-22B (48 heads there, 8 of them here).
-const HEADS: [(usize, usize); 3] = [(16, 64), (16, 80), (8, 128)];
+/// Heads and head dims of ViT-Ti, -B, -L, So400m, -H, -g, -G and ViT-22B: widths 192 to 6144.
+const HEADS: [(usize, usize); 8] =
+    [(3, 64), (12, 64), (16, 64), (16, 72), (16, 80), (16, 88), (16, 104), (48, 128)];
 
 /// Hands every case to `sink`.
 ///
@@ -54,7 +55,32 @@ pub fn shape_cases(
     for norm in [QkNormKind::Rms, QkNormKind::None] {
         norm_cases(gpu, heads, head_dim, images, norm, sink)?;
     }
-    Ok(())
+    schedule_case(gpu, heads, head_dim, images, sink)
+}
+
+/// The making of the forward pass's work lists, which reads cu_seqlens and writes an item for each image at least.
+fn schedule_case(
+    gpu: &Gpu,
+    heads: usize,
+    head_dim: usize,
+    images: &Images,
+    sink: &mut Sink<'_>,
+) -> Result<()> {
+    let (tokens, slots) = (images.tokens(), images.lengths.len());
+    let (scale, norm) = (1.0, QkNormKind::None);
+    let config = AttentionConfig { heads, head_dim, scale, norm, eps: 0.0, gain_per_head: false };
+    let limits = Attention { config, tokens, slots }.plan(gpu.device.info())?.limits;
+    let cu_seqlens = gpu.device.upload(&images.cu_seqlens())?;
+    let schedule = Schedule::new(&gpu.device, limits, tokens, slots)?;
+    let launch = |stream: &Stream, _: usize| schedule.launch(stream, &cu_seqlens, None);
+    sink(&Case {
+        kernel: "schedule".into(),
+        shape: format!("{heads}x{head_dim}_{}", images.name),
+        operations: 0.0,
+        bytes: 4.0 * (2 * slots + 1) as f64,
+        sets: 1,
+        launch: &launch,
+    })
 }
 
 fn norm_cases(

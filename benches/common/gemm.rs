@@ -2,7 +2,9 @@
 
 use half::bf16;
 use trencadis::device::Stream;
-use trencadis::kernels::gemm::{Epilogue, GeluGrad, Gemm, Layout, Matrix, Shape, Store, Sum, Vector};
+use trencadis::kernels::gemm::{
+    BiasGrad, Epilogue, GeluGrad, Gemm, Layout, Matrix, Shape, Store, Sum, Vector,
+};
 use trencadis::recipe::GeluKind;
 use trencadis::{Error, Result};
 
@@ -77,6 +79,7 @@ pub fn cases(gpu: &Gpu, sink: &mut Sink<'_>) -> Result<()> {
                     shape_case(gpu, Shape { layout, m, n, k }, fused, sink)?;
                 }
             }
+            bias_case(gpu, m, n, sink)?;
         }
         return Ok(());
     }
@@ -100,6 +103,7 @@ pub fn cases(gpu: &Gpu, sink: &mut Sink<'_>) -> Result<()> {
             shape_case(gpu, nn, backward, sink)?;
             shape_case(gpu, tn, Fused::Sum, sink)?;
         }
+        bias_case(gpu, t, 3 * d, sink)?;
     }
     Ok(())
 }
@@ -183,6 +187,34 @@ pub fn shape_case(gpu: &Gpu, shape: Shape, fused: Fused, sink: &mut Sink<'_>) ->
         shape: format!("{m}x{n}x{k}"),
         operations: 2.0 * m as f64 * n as f64 * k as f64,
         bytes: 0.0,
+        sets,
+        launch: &launch,
+    })
+}
+
+/// The case of the gradient of a bias that no product makes.
+///
+/// # Errors
+/// A shape that the kernels do not take, a device that fails.
+pub fn bias_case(gpu: &Gpu, m: usize, n: usize, sink: &mut Sink<'_>) -> Result<()> {
+    let sets = gpu.sets(2 * m * n);
+    let (dy, out) = (gpu.random(sets, m * n)?, gpu.device.zeros::<f32>(n)?);
+    let sums = |set: usize| BiasGrad {
+        // SAFETY: every part of the rotated buffer holds the matrix, and lives to the end.
+        dy: unsafe { Matrix::raw(dy.ptr(set), n, m * n) },
+        m,
+        n,
+        live: Vector::none(),
+        out: Vector::from(&out),
+        accumulate: Vector::none(),
+    };
+    let workspace = gpu.device.alloc::<u8>(sums(0).workspace_bytes().max(16))?;
+    let launch = |stream: &Stream, set: usize| sums(set).launch(stream, &Vector::from(&workspace));
+    sink(&Case {
+        kernel: "bias_grad".into(),
+        shape: format!("{m}x{n}"),
+        operations: 0.0,
+        bytes: 2.0 * (m * n) as f64,
         sets,
         launch: &launch,
     })

@@ -25,12 +25,10 @@ fn shapes() -> Result<Vec<Shape>> {
     }
     let mut shapes = Vec::new();
     for (heads, head_dim) in [(3, 64), (12, 64), (16, 64), (16, 80), (48, 128)] {
-        let mixes = [
-            Images::same(TOKENS / 256, 256),
-            Images::mix(64.0, 256.0, TOKENS),
-            Images::mix(64.0, 512.0, TOKENS),
-        ];
-        shapes.extend(mixes.map(|images| Shape::Pool { heads, head_dim, images }));
+        let same = [64, 196, 256, 577, 1024, 4096].map(|length| Images::same(TOKENS / length, length));
+        let mixes = [256.0, 512.0].map(|high| Images::mix(64.0, high, TOKENS));
+        let images = same.into_iter().chain(mixes);
+        shapes.extend(images.map(|images| Shape::Pool { heads, head_dim, images }));
     }
     Ok(shapes)
 }

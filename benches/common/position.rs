@@ -92,7 +92,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, images: &Images, sink: &mut Sink<'_>
                 x: Some(x.rows(set, 0, width)),
                 out: out.rows(set, 0, width),
             };
-            position.forward(&gpu.device, stream, &forward)
+            position.forward(stream, &forward)
         };
         let backward = |stream: &Stream, set: usize| {
             let backward = Backward {
@@ -103,7 +103,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, images: &Images, sink: &mut Sink<'_>
                 accumulate: None,
                 workspace: &workspace,
             };
-            position.backward(&gpu.device, stream, &backward)
+            position.backward(stream, &backward)
         };
         let mut put = |op: &str, times: usize, launch: &Queue<'_>| {
             let (kernel, shape) = (format!("position_{name}_{op}"), format!("{width}_{}", images.name));

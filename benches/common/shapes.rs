@@ -17,6 +17,8 @@ use std::path::Path;
 
 /// Variable that holds own shapes.
 pub const VARIABLE: &str = "TRENCADIS_BENCH_SHAPES";
+/// Token rows of a batch that the kernels count up to.
+const MOST_TOKENS: usize = 1 << 30;
 
 /// Images packed into a batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,10 +85,12 @@ impl Images {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut lengths = Vec::new();
+        let (mut lengths, mut tokens) = (Vec::new(), 0);
         for part in text.split(',') {
             let (count, length) = part.split_once('*').unwrap_or(("1", part));
             let (count, length): (usize, usize) = (count.parse().ok()?, length.parse().ok()?);
+            tokens =
+                count.checked_mul(length.max(1))?.checked_add(tokens).filter(|&sum| sum <= MOST_TOKENS)?;
             lengths.extend(std::iter::repeat_n(length, count));
         }
         (lengths.iter().sum::<usize>() > 0).then(|| Self { name: text.into(), lengths })

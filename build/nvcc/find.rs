@@ -22,6 +22,8 @@ pub struct Nvcc {
 pub fn nvcc(root: &Path) -> Result<Option<Nvcc>, String> {
     let Some(path) = locate(root)? else { return Ok(None) };
     let shown = path.display();
+    // Another version may take its place.
+    println!("cargo::rerun-if-changed={shown}");
     let done = Command::new(&path).arg("--version").output();
     let done = done.map_err(|cause| format!("{shown} cannot be run ({cause}); is it an nvcc?"))?;
     let text = String::from_utf8_lossy(&done.stdout);

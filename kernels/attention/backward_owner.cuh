@@ -16,8 +16,8 @@ DEVICE uint32_t ds_address(uint32_t base, int key, int chunk)
 // What a warp owns: 16 M rows of keys (and values), or of queries (and dout).
 template <int D, int M, int G, bool QUERIES>
 struct Owner {
-    static constexpr int CHUNKS = Tile<D>::CHUNKS;
-    static constexpr int STEPS = Tile<D>::STEPS;
+    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int STEPS = HeadRows<D>::STEPS;
 
     float first[STEPS][M][2][4];  // dk^ or dq^ before the scale
     float second[STEPS][M][2][4]; // dv; queries have none
@@ -161,22 +161,23 @@ struct Owner {
     }
 };
 
-// dq^ (before the scale) of the 32 queries from `row` on from ds^T over `keys` keys (a multiple of 32), to the
-// place of their q^ and dout. A warp takes 16 M queries by 16 columns at a time. Collective of the group.
+// dq^ (before the scale) of the 32 queries from `row` on from ds^T over `keys` keys (a multiple of 32, above 0),
+// to the place of their q^ and dout. A warp takes 16 M queries by 16 columns at a time. Collective of the group.
 template <int D, int M>
-DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row, Group group)
+DEVICE void query_gradient(HeadRows<D> k, int keys, uint32_t ds, Pair<D> q, int row, Group group)
 {
-    constexpr int STEPS = Tile<D>::STEPS;
+    constexpr int STEPS = HeadRows<D>::STEPS;
     const int lane = ptx::unknown(ptx::lane_id());
     const Reader<D> keys_of(k, 0, lane);
-    for (int unit = group.warp; unit < STEPS * (2 / M); unit += group.warps) {
+    for (int unit = group.warp(); unit < STEPS * (2 / M); unit += group.warps) {
         const int step = unit % STEPS;
         const int tile = unit / STEPS * M;
         // Two sums, so that neighbouring products do not wait for each other.
         float sum[2][M][2][4];
         UNROLL
         for (int i = 0; i < 2 * M * 8; i++) sum[i / (M * 8)][i / 8 % M][i / 4 % 2][i % 4] = 0.0f;
-        for (int key = 0; key < keys; key += 32) {
+        int key = 0;
+        do {
             UNROLL
             for (int half = 0; half < 2; half++) {
                 const int first = key + 16 * half;
@@ -190,11 +191,12 @@ DEVICE void query_gradient(Tile<D> k, int keys, uint32_t ds, Pair<D> q, int row,
                 keys_of.columns_as_b(b, first, step);
                 ptx::mma_tiles<M, 2>(sum[half], a, b);
             }
-        }
+            key += 32;
+        } while (key < keys);
         UNROLL
         for (int i = 0; i < M * 4; i++) {
             const int m = i / 4, h = i / 2 % 2, e = i % 2 * 2;
-            if (2 * step + h >= Tile<D>::CHUNKS) continue;
+            if (2 * step + h >= HeadRows<D>::CHUNKS) continue;
             const int r = row + 16 * (tile + m) + 4 * e + lane / 4;
             q.store_f32(r, 2 * step + h, lane, sum[0][m][h][e] + sum[1][m][h][e],
                         sum[0][m][h][e + 1] + sum[1][m][h][e + 1]);

@@ -1,5 +1,5 @@
 // Rows of the backward pass of attention: a pair of them in shared memory, as operands and as f32 results, and
-// the way of finished gradients through the norm to global memory.
+// the norm and the deltas of rows.
 #pragma once
 
 #include "common.cuh"
@@ -59,17 +59,26 @@ DEVICE float infinity()
     return bits_to_float(0x7f800000);
 }
 
-// The warps that share one head.
+// x, the same in all lanes, and from here on known to be: a branch on it does not part the lanes of a warp, and
+// shuffles behind it need no other way for lanes that have parted. Collective.
+DEVICE int uniform(int x)
+{
+    return int(ptx::shuffle(uint32_t(x), 0));
+}
+
+// The warps that share one head: `warps` of them, a power of two.
 struct Group {
     int warps;
-    int warp;
-    int thread;
 
-    // Groups of `warps` warps, a power of two.
-    DEVICE explicit Group(int warps)
-        : warps(warps), warp(ptx::unknown(threadIdx.x) / 32 & (warps - 1)),
-          thread(ptx::unknown(threadIdx.x) & (32 * warps - 1))
+    // Collective of a warp.
+    DEVICE int warp() const
     {
+        return uniform(ptx::unknown(threadIdx.x) / 32) & (warps - 1);
+    }
+
+    DEVICE int thread() const
+    {
+        return ptx::unknown(threadIdx.x) & (threads() - 1);
     }
 
     DEVICE int index() const
@@ -79,12 +88,13 @@ struct Group {
 
     DEVICE int threads() const
     {
-        return 32 * warps;
+        return 32 * ptx::unknown(warps);
     }
 
+    // Named after the first warp of the group.
     DEVICE void barrier() const
     {
-        ptx::barrier(1 + index(), threads());
+        ptx::barrier(1 + (ptx::unknown(threadIdx.x) / 32 & -warps), threads());
     }
 };
 
@@ -92,16 +102,21 @@ struct Group {
 // columns takes the place of its two bf16 rows.
 template <int D>
 struct Pair {
-    Tile<D> first;
-    Tile<D> second;
+    HeadRows<D> first;
+    HeadRows<D> second;
 
-    DEVICE Pair(uint32_t base, int rows) : first(base), second(base + rows * Tile<D>::ROW_BYTES) {}
+    DEVICE Pair(uint32_t base, int rows) : first(base), second(base + rows * HeadRows<D>::ROW_BYTES) {}
 
-    // Chunk of 4 f32 columns.
+    // Chunk of 4 f32 columns. Even ones lie in the first tile and odd ones in the second, turned so that the
+    // two that a row of mma's result touches at once, and those that neighbouring lanes read, are in different
+    // banks.
     DEVICE uint32_t f32_address(int row, int chunk) const
     {
-        constexpr int CHUNKS = Tile<D>::CHUNKS;
-        return chunk < CHUNKS ? first.address(row, chunk) : second.address(row, chunk - CHUNKS);
+        constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+        constexpr int TURN = HeadRows<D>::TWISTS > 1 ? HeadRows<D>::TWISTS / 2 : 4;
+        if (chunk % 2 == 0) return first.address(row, chunk / 2);
+        const int turned = chunk / 2 + TURN;
+        return second.address(row, turned < CHUNKS ? turned : turned - CHUNKS);
     }
 
     // Two neighbouring elements of the result of an mma: n-tile `tile`, columns of lane `lane`.
@@ -116,14 +131,14 @@ struct Pair {
 // same for operands a and b, transposed or not, so that an address a tile is all that stays in registers.
 template <int D>
 struct Reader {
-    static constexpr int CHUNKS = Tile<D>::CHUNKS;
-    static constexpr int TWISTS = Tile<D>::TWISTS;
+    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int TWISTS = HeadRows<D>::TWISTS;
 
     uint32_t lane;
 
     // From row `row` (a multiple of 8) of the tile on.
-    DEVICE Reader(Tile<D> tile, int row, int lane)
-        : lane(tile.address(lane % 16, lane / 16) + row * Tile<D>::ROW_BYTES)
+    DEVICE Reader(HeadRows<D> tile, int row, int lane)
+        : lane(tile.address(lane % 16, lane / 16) + row * HeadRows<D>::ROW_BYTES)
     {
     }
 
@@ -132,7 +147,7 @@ struct Reader {
     DEVICE uint32_t address(int rows, int step) const
     {
         constexpr int LOW = TWISTS - 1;
-        return (lane ^ ((2 * step & LOW & ~1) * 16)) + (2 * step & ~(LOW & ~1)) * 16 + rows * Tile<D>::ROW_BYTES;
+        return (lane ^ ((2 * step & LOW & ~1) * 16)) + (2 * step & ~(LOW & ~1)) * 16 + rows * HeadRows<D>::ROW_BYTES;
     }
 
     DEVICE void rows_as_a(uint32_t (&a)[4], int rows, int step) const
@@ -196,25 +211,43 @@ DEVICE bf16* rows_of(const AttentionBackward& p, bf16* x, int64_t stride, Head h
     return x + int64_t(head.start + row) * stride + head.head * p.head_dim;
 }
 
-// dout out of one row, the same in the LANES lanes that share it.
+// Rows that a thread loads before it works on them, where nothing else fills its registers.
 template <int D>
-DEVICE float row_delta(Rows out, Rows dout, int row, bool exists, int head_dim, int lane)
+DEVICE constexpr int rows_at_once()
 {
-    constexpr int LANES = Tile<D>::LANES;
-    float sum = 0.0f;
+    return HeadRows<D>::LANES == 8 ? 4 : 2;
+}
+
+// dout out of R rows, `apart` rows from each other, of which those below `length` exist: the same in the LANES
+// lanes that share them. Collective.
+template <int D, int R>
+DEVICE void row_deltas(float (&delta)[R], Rows out, Rows dout, int row, int apart, int length, int head_dim,
+                       int lane)
+{
+    constexpr int LANES = HeadRows<D>::LANES;
+    constexpr int N = HeadRows<D>::LANE_CHUNKS;
+    Vec16 x[R][N];
+    Vec16 y[R][N];
     UNROLL
-    for (int i = 0; i < Tile<D>::LANE_CHUNKS; i++) {
-        const int column = 8 * (i * LANES + lane % LANES);
-        if (!exists || column >= head_dim) continue;
-        const Vec16 x = Global<const bf16>(out.p).load_16(row * out.stride + column);
-        const Vec16 y = Global<const bf16>(dout.p).load_16(row * dout.stride + column);
+    for (int i = 0; i < R * N; i++) {
+        const int64_t r = row + i / N * apart;
+        const int column = 8 * (i % N * LANES + lane % LANES);
+        const bool inside = r < length && column < head_dim;
+        x[i / N][i % N] = inside ? Global<const bf16>(out.p).load_16(r * out.stride + column) : Vec16{};
+        y[i / N][i % N] = inside ? Global<const bf16>(dout.p).load_16(r * dout.stride + column) : Vec16{};
+    }
+    UNROLL
+    for (int r = 0; r < R; r++) {
+        delta[r] = 0.0f;
         UNROLL
-        for (int w = 0; w < 4; w++) {
-            sum = ptx::fused_multiply_add(low(x.word[w]), low(y.word[w]), sum);
-            sum = ptx::fused_multiply_add(high(x.word[w]), high(y.word[w]), sum);
+        for (int i = 0; i < N * 4; i++) {
+            const uint32_t a = x[r][i / 4].word[i % 4];
+            const uint32_t b = y[r][i / 4].word[i % 4];
+            delta[r] = ptx::fused_multiply_add(low(a), low(b), delta[r]);
+            delta[r] = ptx::fused_multiply_add(high(a), high(b), delta[r]);
         }
     }
-    return sum_of_lanes<LANES>(sum);
+    sums_of_lanes<LANES>(delta);
 }
 
 // Four neighbouring gains or biases.
@@ -228,15 +261,18 @@ DEVICE void load_four(float (&x)[4], const float* source, int column, float othe
     for (int c = 0; c < 4; c++) x[c] = bits_to_float(four.word[c]);
 }
 
-// Normalises rows in place as Tile::normalise does, bit for bit, with fewer registers: gradients fill them.
+// Normalises rows in place as OwnRows::normalise does, bit for bit, with fewer registers: gradients fill them.
+// Collective of each warp.
 template <int D>
-DEVICE void normalise(Tile<D> tile, const HeadNorm& norm, int valid, int head_dim, int thread, int threads)
+DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int head_dim, Group group)
 {
-    constexpr int LANES = Tile<D>::LANES;
-    constexpr int N = Tile<D>::LANE_CHUNKS;
-    const int j = thread % LANES;
-    for (int first = 0; first + thread / 32 * (32 / LANES) < valid; first += threads / LANES) {
-        const int row = first + thread / LANES;
+    constexpr int LANES = HeadRows<D>::LANES;
+    constexpr int N = HeadRows<D>::LANE_CHUNKS;
+    const int j = group.thread() % LANES;
+    const int ahead = group.warp() * (32 / LANES);
+    // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
+    for (int first = 0; first + ahead < valid; first += group.warps * (32 / LANES)) {
+        const int row = first + group.thread() / LANES;
         Vec16 x[N];
         UNROLL
         for (int i = 0; i < N; i++) {
@@ -265,139 +301,6 @@ DEVICE void normalise(Tile<D> tile, const HeadNorm& norm, int valid, int head_di
                 }
             }
             Shared<bf16>(tile.address(row, chunk)).store_16(0, x[i]);
-        }
-    }
-}
-
-// Gradients of a gain and a bias, this lane's columns: chunks j, j + LANES, ...
-template <int D>
-struct ColumnSums {
-    float gain[Tile<D>::LANE_CHUNKS][8];
-    float bias[Tile<D>::LANE_CHUNKS][8];
-
-    DEVICE ColumnSums()
-    {
-        UNROLL
-        for (int i = 0; i < Tile<D>::LANE_CHUNKS * 8; i++) gain[i / 8][i % 8] = bias[i / 8][i % 8] = 0.0f;
-    }
-
-    // Adds the sums over the group to its head's rows `affine` and `affine` + 1 of the block's partial sums.
-    // `scratch` holds 2 D floats a warp. Collective of the group.
-    DEVICE void add_to(const AttentionBackward& p, int head, int affine, uint32_t scratch, Group group)
-    {
-        constexpr int LANES = Tile<D>::LANES;
-        const int lane = ptx::unknown(ptx::lane_id());
-        const Shared<float> sums(scratch);
-        UNROLL
-        for (int i = 0; i < Tile<D>::LANE_CHUNKS; i++) {
-            const int column = 8 * (i * LANES + lane % LANES);
-            UNROLL
-            for (int c = 0; c < 8; c++) {
-                UNROLL
-                for (int mask = LANES; mask < 32; mask *= 2) {
-                    gain[i][c] += ptx::shuffle_xor(gain[i][c], mask);
-                    bias[i][c] += ptx::shuffle_xor(bias[i][c], mask);
-                }
-                if (lane < LANES && column < D) {
-                    sums.store(group.warp * 2 * D + column + c, gain[i][c]);
-                    sums.store(group.warp * 2 * D + D + column + c, bias[i][c]);
-                }
-            }
-        }
-        group.barrier();
-        const Global<float> partial(p.partial);
-        const int64_t first = ((int64_t(blockIdx.x) * p.heads + head) * AFFINE + affine) * p.head_dim;
-        for (int i = group.thread; i < 2 * p.head_dim; i += group.threads()) {
-            const int column = i < p.head_dim ? i : i - p.head_dim + D;
-            float sum = partial.load(first + i);
-            for (int warp = 0; warp < group.warps; warp++) sum += sums.load(warp * 2 * D + column);
-            partial.store(first + i, sum);
-        }
-        group.barrier();
-    }
-};
-
-// Writes `rows` gradient rows from row `row` on, f32 in shared memory, to `target`, those below `length`:
-// times `factor`, and through the norm of the rows `source` if there is one. One warp. Collective.
-template <int D, bool NORM>
-DEVICE void finish_rows(Pair<D> tile, int row, int rows, int length, float factor, int head_dim, bf16* target,
-                        int64_t target_stride, Rows source, const HeadNorm& norm, ColumnSums<D>& sums)
-{
-    constexpr int LANES = Tile<D>::LANES;
-    constexpr int N = Tile<D>::LANE_CHUNKS;
-    const int lane = ptx::unknown(ptx::lane_id());
-    const int j = lane % LANES;
-    const Global<bf16> memory(target);
-    for (int first = 0; first < rows; first += 32 / LANES) {
-        const int r = row + first + lane / LANES;
-        const bool exists = r < length;
-        float dy[N][8];
-        UNROLL
-        for (int i = 0; i < N; i++) {
-            const int chunk = i * LANES + j;
-            UNROLL
-            for (int half = 0; half < 2; half++) {
-                Vec16 four{};
-                if (8 * chunk < head_dim) four = Shared<float>(tile.f32_address(r, 2 * chunk + half)).load_16(0);
-                UNROLL
-                for (int c = 0; c < 4; c++) dy[i][4 * half + c] = bits_to_float(four.word[c]) * factor;
-            }
-        }
-        if (NORM) {
-            Vec16 x[N];
-            UNROLL
-            for (int i = 0; i < N; i++) {
-                const int column = 8 * (i * LANES + j);
-                const bool inside = exists && column < head_dim;
-                x[i] = inside ? Global<const bf16>(source.p).load_16(r * source.stride + column) : Vec16{};
-            }
-            const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
-            float sum = 0.0f;
-            float along = 0.0f;
-            UNROLL
-            for (int i = 0; i < N; i++) {
-                const int column = 8 * (i * LANES + j);
-                if (!exists || column >= head_dim) continue;
-                UNROLL
-                for (int half = 0; half < 2; half++) {
-                    float gain[4];
-                    load_four(gain, norm.gain, column + 4 * half, 1.0f);
-                    UNROLL
-                    for (int c = 0; c < 4; c++) {
-                        const uint32_t pair = x[i].word[2 * half + c / 2];
-                        const float n = ((c % 2 ? high(pair) : low(pair)) - statistics.mean) * statistics.rstd;
-                        float& g = dy[i][4 * half + c];
-                        float& dgain = sums.gain[i][4 * half + c];
-                        dgain = ptx::fused_multiply_add(g, n, dgain);
-                        sums.bias[i][4 * half + c] += g;
-                        g *= gain[c];
-                        sum += g;
-                        along = ptx::fused_multiply_add(g, n, along);
-                    }
-                }
-            }
-            const float share = ptx::reciprocal(float(head_dim));
-            const float offset = norm.kind == NORM_LAYER ? sum_of_lanes<LANES>(sum) * share : 0.0f;
-            along = sum_of_lanes<LANES>(along) * share;
-            UNROLL
-            for (int i = 0; i < N; i++) {
-                UNROLL
-                for (int c = 0; c < 8; c++) {
-                    const uint32_t pair = x[i].word[c / 2];
-                    const float n = ((c % 2 ? high(pair) : low(pair)) - statistics.mean) * statistics.rstd;
-                    const float rest = dy[i][c] - offset;
-                    dy[i][c] = statistics.rstd * ptx::fused_multiply_add(-n, along, rest);
-                }
-            }
-        }
-        UNROLL
-        for (int i = 0; i < N; i++) {
-            const int column = 8 * (i * LANES + j);
-            if (!exists || column >= head_dim) continue;
-            Vec16 x;
-            UNROLL
-            for (int w = 0; w < 4; w++) x.word[w] = pack_bf16(dy[i][2 * w], dy[i][2 * w + 1]);
-            memory.store_16(r * target_stride + column, x);
         }
     }
 }

@@ -56,13 +56,24 @@ struct RowStatistics {
     float rstd;
 };
 
-// Sum over LANES neighbouring lanes, the same in all of them. Collective.
+// Sums over LANES neighbouring lanes, the same in all of them: R at a time, for each has to wait for its
+// shuffles. Collective.
+template <int LANES, int R>
+DEVICE void sums_of_lanes(float (&x)[R])
+{
+    UNROLL
+    for (int mask = LANES / 2; mask > 0; mask /= 2) {
+        UNROLL
+        for (int r = 0; r < R; r++) x[r] += ptx::shuffle_xor(x[r], mask);
+    }
+}
+
 template <int LANES>
 DEVICE float sum_of_lanes(float x)
 {
-    UNROLL
-    for (int mask = 1; mask < LANES; mask *= 2) x += ptx::shuffle_xor(x, mask);
-    return x;
+    float sum[1] = {x};
+    sums_of_lanes<LANES>(sum);
+    return sum[0];
 }
 
 // Maximum over LANES neighbouring lanes. Collective.
@@ -74,37 +85,87 @@ DEVICE float max_of_lanes(float x)
     return x;
 }
 
-// Statistics of a row that LANES neighbouring lanes share: lane j holds chunks j, j + LANES, ..., zeros
+// Sum over the chunks of one lane. Chunks are halved, then lanes: chunk c meets c + 8, then c + 4, c + 2 and
+// c + 1, however many lanes share a row. So q^ and k^ have the same bits wherever they are made.
+template <int N>
+DEVICE float sum_of_chunks(float (&x)[N])
+{
+    static_assert(N <= 4, "a row is at most 16 chunks over 4 lanes");
+    UNROLL
+    for (int half = 2; half > 0; half /= 2) {
+        UNROLL
+        for (int i = 0; i < half; i++) {
+            if (i + half < N) x[i] += x[i + half];
+        }
+    }
+    return x[0];
+}
+
+// What a chunk is measured from: columns from head_dim on, zeros, stay zeros.
+DEVICE float centre_of(float mean, int chunk, int head_dim)
+{
+    return 8 * chunk < head_dim ? mean : 0.0f;
+}
+
+// Statistics of R rows that LANES neighbouring lanes share: lane j holds chunks j, j + LANES, ..., zeros
 // beyond head_dim. Collective.
+template <int LANES, int R, int N>
+DEVICE void rows_statistics(RowStatistics (&statistics)[R], const Vec16 (&x)[R][N], int j, int head_dim,
+                            const HeadNorm& norm)
+{
+    const float share = ptx::reciprocal(float(head_dim));
+    float mean[R];
+    UNROLL
+    for (int r = 0; r < R; r++) mean[r] = 0.0f;
+    if (norm.kind == NORM_LAYER) {
+        UNROLL
+        for (int r = 0; r < R; r++) {
+            float sum[N];
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                sum[i] = 0.0f;
+                UNROLL
+                for (int w = 0; w < 4; w++) sum[i] += low(x[r][i].word[w]) + high(x[r][i].word[w]);
+            }
+            mean[r] = sum_of_chunks(sum);
+        }
+        sums_of_lanes<LANES>(mean);
+        UNROLL
+        for (int r = 0; r < R; r++) mean[r] *= share;
+    }
+    float squares[R];
+    UNROLL
+    for (int r = 0; r < R; r++) {
+        float sum[N];
+        UNROLL
+        for (int i = 0; i < N; i++) {
+            sum[i] = 0.0f;
+            const float centre = centre_of(mean[r], i * LANES + j, head_dim);
+            UNROLL
+            for (int w = 0; w < 4; w++) {
+                const float a = low(x[r][i].word[w]) - centre;
+                const float b = high(x[r][i].word[w]) - centre;
+                sum[i] = ptx::fused_multiply_add(a, a, sum[i]);
+                sum[i] = ptx::fused_multiply_add(b, b, sum[i]);
+            }
+        }
+        squares[r] = sum_of_chunks(sum);
+    }
+    sums_of_lanes<LANES>(squares);
+    UNROLL
+    for (int r = 0; r < R; r++)
+        statistics[r] = RowStatistics{mean[r], ptx::rsqrt(ptx::fused_multiply_add(squares[r], share, norm.eps))};
+}
+
 template <int LANES, int N>
 DEVICE RowStatistics row_statistics(const Vec16 (&x)[N], int j, int head_dim, const HeadNorm& norm)
 {
-    const float share = ptx::reciprocal(float(head_dim));
-    float mean = 0.0f;
-    if (norm.kind == NORM_LAYER) {
-        float sum = 0.0f;
-        UNROLL
-        for (int i = 0; i < N; i++) {
-            UNROLL
-            for (int w = 0; w < 4; w++) sum += low(x[i].word[w]) + high(x[i].word[w]);
-        }
-        mean = sum_of_lanes<LANES>(sum) * share;
-    }
-    float sum = 0.0f;
+    Vec16 rows[1][N];
     UNROLL
-    for (int i = 0; i < N; i++) {
-        if (8 * (i * LANES + j) < head_dim) {
-            UNROLL
-            for (int w = 0; w < 4; w++) {
-                const float a = low(x[i].word[w]) - mean;
-                const float b = high(x[i].word[w]) - mean;
-                sum = ptx::fused_multiply_add(a, a, sum);
-                sum = ptx::fused_multiply_add(b, b, sum);
-            }
-        }
-    }
-    const float variance = sum_of_lanes<LANES>(sum) * share;
-    return RowStatistics{mean, ptx::rsqrt(variance + norm.eps)};
+    for (int i = 0; i < N; i++) rows[0][i] = x[i];
+    RowStatistics statistics[1];
+    rows_statistics<LANES>(statistics, rows, j, head_dim, norm);
+    return statistics[0];
 }
 
 // Gains and biases of the columns of one lane, chunks as in row_statistics: loaded once for many rows.
@@ -143,18 +204,20 @@ struct LaneAffine {
     }
 };
 
-// Applies the norm to a row spread over lanes as in row_statistics. Columns from head_dim on are left to
-// the caller: they stay zero in k and v, and whatever q has there meets these zeros.
+// Applies the norm to a row spread over lanes as in rows_statistics. Columns from head_dim on have a gain of
+// 1 and a bias of 0 in LaneAffine: they stay zero.
 template <int LANES, int N>
-DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, RowStatistics row)
+DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, RowStatistics row, int j,
+                          int head_dim)
 {
     UNROLL
     for (int i = 0; i < N; i++) {
+        const float centre = centre_of(row.mean, i * LANES + j, head_dim);
         UNROLL
         for (int w = 0; w < 4; w++) {
             uint32_t& pair = x[i].word[w];
-            const float a = (low(pair) - row.mean) * row.rstd;
-            const float b = (high(pair) - row.mean) * row.rstd;
+            const float a = (low(pair) - centre) * row.rstd;
+            const float b = (high(pair) - centre) * row.rstd;
             pair = pack_bf16(ptx::fused_multiply_add(a, affine.gain[i][2 * w], affine.bias[i][2 * w]),
                              ptx::fused_multiply_add(b, affine.gain[i][2 * w + 1], affine.bias[i][2 * w + 1]));
         }
@@ -166,7 +229,7 @@ DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, Row
 // it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes
 // their g chunks apart.
 template <int D>
-struct Tile {
+struct HeadRows {
     static constexpr int CHUNKS = D / 8;
     static constexpr int ROW_BYTES = 2 * D;
     // Steps of 16 columns, the last one half where CHUNKS is odd.
@@ -178,7 +241,7 @@ struct Tile {
 
     uint32_t base;
 
-    DEVICE explicit Tile(uint32_t base) : base(base) {}
+    DEVICE explicit HeadRows(uint32_t base) : base(base) {}
 
     DEVICE static uint32_t twist(uint32_t row)
     {
@@ -213,39 +276,6 @@ struct Tile {
                     const bool exists = row < valid && 8 * chunk < head_dim;
                     const int64_t from = exists ? row * stride + 8 * chunk : 0;
                     ptx::cp_async_16(address(row, chunk), Global<const bf16>(source).at(from), exists);
-                }
-            }
-        }
-    }
-
-    // Normalises the first `valid` rows in place. A thread touches what the same thread copied in `load` and
-    // nothing else: its own cp_async_wait is enough. Writes the statistics of row r to mean and
-    // rstd[r * statistics_stride] where these are not null.
-    DEVICE void normalise(const HeadNorm& norm, int valid, int head_dim, int thread, int threads, float* mean,
-                          float* rstd, int statistics_stride) const
-    {
-        const int j = thread % LANES;
-        const LaneAffine<LANES, LANE_CHUNKS> affine(norm, j, head_dim);
-        // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
-        for (int first = 0; first + thread / 32 * (32 / LANES) < valid; first += threads / LANES) {
-            const int row = first + thread / LANES;
-            Vec16 x[LANE_CHUNKS];
-            UNROLL
-            for (int i = 0; i < LANE_CHUNKS; i++) {
-                const int chunk = i * LANES + j;
-                x[i] = row < valid && chunk < CHUNKS ? Shared<bf16>(address(row, chunk)).load_16(0) : Vec16{};
-            }
-            const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
-            if (row < valid) {
-                normalise_row(x, affine, statistics);
-                UNROLL
-                for (int i = 0; i < LANE_CHUNKS; i++) {
-                    const int chunk = i * LANES + j;
-                    if (8 * chunk < head_dim) Shared<bf16>(address(row, chunk)).store_16(0, x[i]);
-                }
-                if (mean && j == 0) {
-                    Global<float>(mean).store(int64_t(row) * statistics_stride, statistics.mean);
-                    Global<float>(rstd).store(int64_t(row) * statistics_stride, statistics.rstd);
                 }
             }
         }

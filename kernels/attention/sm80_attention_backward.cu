@@ -18,10 +18,14 @@
 // Long schedule: a tile of keys, and apart from it a tile of queries, streams the whole image.
 // Gradients of gains and biases are summed per block and head in `partial`, which attention_backward_sum adds
 // up in one order. Nothing is added atomically.
+#include "backward_finish.cuh"
 #include "backward_owner.cuh"
 #include "schedule.cuh"
 
 namespace attention_backward {
+
+// What an item is made of: rows of the image that its group owns, as keys, as queries, or all of them as both.
+enum Kind : int { NOTHING = 0, KEYS = 1, QUERIES = 2, BOTH = KEYS | QUERIES };
 
 // One head of one image, or a tile of its keys or queries, from row `first` of the image on: owned by a group
 // of `warps` warps, in the shared memory from `shared` on. Each warp keeps it in shared memory and reads of it
@@ -32,7 +36,7 @@ struct alignas(16) Item {
     int warps;
     uint32_t shared;
     int number;
-    int unused;
+    int kind;
 };
 
 // Items of the warps: the first bytes of shared memory.
@@ -47,7 +51,7 @@ DEVICE Shared<Item> item_of_warp()
 DEVICE void hand_out(const Item& item)
 {
     ptx::warp_sync();
-    if (threadIdx.x % 32 == 0) item_of_warp().store(0, item);
+    if (ptx::unknown(threadIdx.x) % 32 == 0) item_of_warp().store(0, item);
     ptx::warp_sync();
 }
 
@@ -60,7 +64,7 @@ constexpr int KEY_BYTES = 2 * 2 * STEP;
 template <int D>
 DEVICE constexpr int short_row_bytes()
 {
-    return 4 * Tile<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES;
+    return 4 * HeadRows<D>::ROW_BYTES + QUERY_BYTES + KEY_BYTES;
 }
 
 // Most rows of one of `groups` groups that share the room of `rows` rows.
@@ -80,19 +84,54 @@ struct Memory {
     uint32_t ds;
 
     DEVICE Memory(uint32_t base, int own_rows, int stream_rows, int queries)
-        : own(base, own_rows), stream(base + own_rows * 2 * Tile<D>::ROW_BYTES, stream_rows),
-          lse(base + (own_rows + stream_rows) * 2 * Tile<D>::ROW_BYTES), delta(lse.address + queries * 4),
+        : own(base, own_rows), stream(base + own_rows * 2 * HeadRows<D>::ROW_BYTES, stream_rows),
+          lse(base + (own_rows + stream_rows) * 2 * HeadRows<D>::ROW_BYTES), delta(lse.address + queries * 4),
           ds(delta.address + queries * 4)
     {
     }
 };
 
-// `WHOLE`: all keys are owned and dq^ is made here.
-template <int D, int M, int G, bool QUERIES, bool WHOLE>
+// Numbers of an item that branches depend on, known to be the same in all lanes.
+struct Span {
+    int length; // rows of the image
+    int first;  // that is owned
+    int owned;
+    Group group;
+
+    // Owned rows that have a place in shared memory.
+    DEVICE int rows() const
+    {
+        return round_up(owned, STEP);
+    }
+};
+
+// That of this warp's item. Collective.
+DEVICE Span span_of_warp(const AttentionBackward& p)
+{
+    const Item item = item_of_warp().load(0);
+    const int length = uniform(item.head.length);
+    const int first = uniform(item.first);
+    const int left = length - first;
+    const bool all = uniform(item.kind) == BOTH || left < p.tile_rows;
+    return Span{length, first, all ? left : p.tile_rows, Group{uniform(item.warps)}};
+}
+
+// The norm of q or of k.
+DEVICE HeadNorm norm_of(const AttentionBackward& p, bool q, int head)
+{
+    const float* const gain = ptx::unknown(q ? p.norm.q_gain : p.norm.k_gain);
+    const float* const bias = ptx::unknown(q ? p.norm.q_bias : p.norm.k_bias);
+    return head_norm(p.norm, gain, bias, head, p.head_dim);
+}
+
+template <int D, int M, int G, Kind KIND>
 struct Run {
-    static constexpr int ROW_BYTES = Tile<D>::ROW_BYTES;
+    static constexpr int ROW_BYTES = HeadRows<D>::ROW_BYTES;
+    static constexpr bool WHOLE = KIND == BOTH;
+    static constexpr bool OWNS_QUERIES = KIND == QUERIES;
 
     const AttentionBackward& p;
+    const Span span;
 
     static DEVICE Item item()
     {
@@ -104,7 +143,7 @@ struct Run {
         return item().head;
     }
 
-    // First row of the image that is owned, and how many are.
+    // First row of the image that is owned, how many are, and how many have a place in shared memory.
     static DEVICE int first()
     {
         return WHOLE ? 0 : item().first;
@@ -112,9 +151,7 @@ struct Run {
 
     DEVICE int owned() const
     {
-        if (WHOLE) return head().length;
-        const int left = head().length - first();
-        return left < p.tile_rows ? left : p.tile_rows;
+        return WHOLE ? span.length : span.owned;
     }
 
     DEVICE int own_rows() const
@@ -122,16 +159,22 @@ struct Run {
         return round_up(owned(), STEP);
     }
 
+    DEVICE Group group() const
+    {
+        return WHOLE ? span.group : Group{WARPS};
+    }
+
     DEVICE Memory<D> memory() const
     {
         const int own_rows = this->own_rows();
         const int stream_rows = WHOLE ? own_rows : STAGES * STEP;
-        return Memory<D>(item().shared, own_rows, stream_rows, QUERIES ? own_rows : stream_rows);
+        return Memory<D>(item().shared, own_rows, stream_rows, OWNS_QUERIES ? own_rows : stream_rows);
     }
 
-    DEVICE Group group() const
+    // ds^T of a step.
+    DEVICE uint32_t ds_of(int step) const
     {
-        return Group(WHOLE ? item().warps : WARPS);
+        return memory().ds + step % 2 * ptx::unknown(own_rows()) * 2 * STEP;
     }
 
     static DEVICE int place(int step)
@@ -139,48 +182,40 @@ struct Run {
         return (WHOLE ? step : step % STAGES) * STEP;
     }
 
-    DEVICE HeadNorm norm_of(bool q) const
-    {
-        const float* const gain = ptx::unknown(q ? p.norm.q_gain : p.norm.k_gain);
-        const float* const bias = ptx::unknown(q ? p.norm.q_bias : p.norm.k_bias);
-        return head_norm(p.norm, gain, bias, head().head, p.head_dim);
-    }
-
     // Copies rows of q and dout, or of k and v, from row `from` of the image on.
     DEVICE void load(bool q, Pair<D> to, int row, int from, int rows, int valid) const
     {
         const Group group = this->group();
-        const Tile<D> first(to.first.base + row * ROW_BYTES);
-        const Tile<D> second(to.second.base + row * ROW_BYTES);
+        const int thread = group.thread();
+        const HeadRows<D> first(to.first.base + row * ROW_BYTES);
+        const HeadRows<D> second(to.second.base + row * ROW_BYTES);
         const Rows a = q ? rows_of(p, p.q, p.q_stride, head(), from) : rows_of(p, p.k, p.k_stride, head(), from);
         const Rows b = q ? rows_of(p, p.dout, p.dout_stride, head(), from)
                          : rows_of(p, p.v, p.v_stride, head(), from);
-        first.load(a.p, a.stride, rows, valid, p.head_dim, group.thread, group.threads());
-        second.load(b.p, b.stride, rows, valid, p.head_dim, group.thread, group.threads());
+        first.load(a.p, a.stride, rows, valid, p.head_dim, thread, group.threads());
+        second.load(b.p, b.stride, rows, valid, p.head_dim, thread, group.threads());
     }
 
     DEVICE void load_step(int step) const
     {
-        load(!QUERIES, memory().stream, place(step), step * STEP, STEP, head().length - step * STEP);
+        load(!OWNS_QUERIES, memory().stream, place(step), step * STEP, STEP, span.length - step * STEP);
     }
 
-    DEVICE void normalise_rows(bool q, Tile<D> tile, int row, int valid) const
+    DEVICE void normalise_rows(bool q, HeadRows<D> tile, int row, int valid) const
     {
         if (p.norm.kind == NORM_NONE) return;
-        const Group group = this->group();
-        const Tile<D> rows(tile.base + row * ROW_BYTES);
-        normalise(rows, norm_of(q), valid, p.head_dim, group.thread, group.threads());
+        normalise(HeadRows<D>(tile.base + row * ROW_BYTES), norm_of(p, q, head().head), valid, p.head_dim, group());
     }
 
     DEVICE void normalise_step(int step) const
     {
-        const int left = head().length - step * STEP;
-        normalise_rows(!QUERIES, memory().stream.first, place(step), left < STEP ? left : STEP);
+        const int left = span.length - step * STEP;
+        normalise_rows(!OWNS_QUERIES, memory().stream.first, place(step), left < STEP ? left : STEP);
     }
 
     DEVICE FloatPair statistics(int query) const
     {
-        if (query >= head().length) return FloatPair{-infinity(), 0.0f};
+        if (query >= span.length) return FloatPair{-infinity(), 0.0f};
         const int64_t at = int64_t(head().start + query) * p.heads + head().head;
         return FloatPair{Global<const float>(p.lse).load(at) * -LOG2_E, -Global<const float>(p.delta).load(at)};
     }
@@ -195,55 +230,68 @@ struct Run {
     // delta of all queries of a short image.
     DEVICE void make_delta() const
     {
-        constexpr int LANES = Tile<D>::LANES;
-        const Group group = this->group();
+        constexpr int LANES = HeadRows<D>::LANES;
+        constexpr int R = rows_at_once<D>();
+        const int thread = group().thread();
+        const int apart = group().warps * (32 / LANES);
         const Rows out = rows_of(p, p.out, p.out_stride, head(), 0);
         const Rows dout = rows_of(p, p.dout, p.dout_stride, head(), 0);
-        for (int row = group.thread / LANES; row < own_rows(); row += group.threads() / LANES) {
-            const bool exists = row < head().length;
-            const float delta = row_delta<D>(out, dout, row, exists, p.head_dim, group.thread);
-            const int64_t at = int64_t(head().start + row) * p.heads + head().head;
-            const float lse = exists ? Global<const float>(p.lse).load(at) * -LOG2_E : -infinity();
-            if (group.thread % LANES == 0) keep(row, FloatPair{lse, -delta});
+        const Global<const float> lse(p.lse);
+        for (int first = 0; first < own_rows(); first += R * apart) {
+            const int row = first + thread / LANES;
+            float x[R];
+            UNROLL
+            for (int r = 0; r < R; r++) {
+                const int query = row + r * apart;
+                const int64_t at = int64_t(head().start + query) * p.heads + head().head;
+                x[r] = query < span.length ? lse.load(at) * -LOG2_E : -infinity();
+            }
+            float delta[R];
+            row_deltas<D>(delta, out, dout, row, apart, span.length, p.head_dim, thread);
+            UNROLL
+            for (int r = 0; r < R; r++) {
+                const int query = row + r * apart;
+                if (thread % LANES == 0 && query < own_rows()) keep(query, FloatPair{x[r], -delta[r]});
+            }
         }
     }
 
     // Loads the own rows and two steps, and makes ready the first of them.
     DEVICE void begin() const
     {
-        const Group group = this->group();
-        load(QUERIES, memory().own, 0, first(), own_rows(), owned());
+        const int thread = group().thread();
+        load(OWNS_QUERIES, memory().own, 0, first(), own_rows(), owned());
         load_step(0);
         ptx::cp_async_commit();
-        if (head().length > STEP) load_step(1);
+        if (span.length > STEP) load_step(1);
         ptx::cp_async_commit();
         if (WHOLE) {
             make_delta();
-        } else if (QUERIES) {
-            for (int row = group.thread; row < own_rows(); row += group.threads())
+        } else if (OWNS_QUERIES) {
+            for (int row = thread; row < own_rows(); row += group().threads())
                 keep(row, statistics(first() + row));
-        } else if (group.thread < STEP) {
-            keep(group.thread, statistics(group.thread));
+        } else if (thread < STEP) {
+            keep(thread, statistics(thread));
         }
         ptx::cp_async_wait<1>();
-        normalise_rows(QUERIES, memory().own.first, 0, owned());
+        normalise_rows(OWNS_QUERIES, memory().own.first, 0, owned());
         normalise_step(0);
-        group.barrier();
+        group().barrier();
     }
 
     // One step of the own rows, 16 G streamed rows at a time.
-    DEVICE void take(Owner<D, M, G, QUERIES>& owner, int step) const
+    DEVICE void take(Owner<D, M, G, OWNS_QUERIES>& owner, int step) const
     {
         const Memory<D> memory = this->memory();
-        const int row = group().warp * 16 * M;
+        const int row = group().warp() * 16 * M;
         const int rows = own_rows();
         if (row >= rows) return;
-        const uint32_t ds = WHOLE ? memory.ds + step % 2 * rows * 2 * STEP : 0;
+        const uint32_t ds = WHOLE ? ds_of(step) : 0;
         for (int sub = 0; sub < STEP / 16; sub += G) {
             const int streamed = place(step) + 16 * sub;
-            const int query = 4 * (QUERIES ? row : streamed);
+            const int query = 4 * (OWNS_QUERIES ? row : streamed);
             owner.take(memory.own, row, owned() - row, memory.stream, streamed,
-                       head().length - step * STEP - 16 * sub, Shared<float>(memory.lse.address + query),
+                       span.length - step * STEP - 16 * sub, Shared<float>(memory.lse.address + query),
                        Shared<float>(memory.delta.address + query), p.scale * LOG2_E, ds, 2 * sub);
         }
     }
@@ -252,58 +300,26 @@ struct Run {
     {
         const Memory<D> memory = this->memory();
         const int rows = own_rows();
-        const uint32_t ds = memory.ds + step % 2 * rows * 2 * STEP;
+        const uint32_t ds = ds_of(step);
         // At width 64 eight warps have work for one 16 x 16 tile each.
-        if (D == 64 && item().warps == WARPS)
+        if (D == 64 && group().warps == WARPS)
             query_gradient<D, 1>(memory.own.first, rows, ds, memory.stream, step * STEP, group());
         else
             query_gradient<D, 2>(memory.own.first, rows, ds, memory.stream, step * STEP, group());
     }
 
-    // Writes this warp's rows of dq or dk from f32 in shared memory, and adds to the gradients of gain and bias.
-    DEVICE void finish(bool q, Pair<D> tile, int length) const
-    {
-        const Group group = this->group();
-        const int row = group.warp * 16 * M;
-        const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, head(), first());
-        const Rows source = q ? rows_of(p, p.q, p.q_stride, head(), first())
-                              : rows_of(p, p.k, p.k_stride, head(), first());
-        const bool active = row < own_rows();
-        ColumnSums<D> sums;
-        if (p.norm.kind == NORM_NONE) {
-            if (active)
-                finish_rows<D, false>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source,
-                                      norm_of(q), sums);
-            return;
-        }
-        if (active)
-            finish_rows<D, true>(tile, row, 16 * M, length, p.scale, p.head_dim, target, stride, source,
-                                 norm_of(q), sums);
-        // Through what is no longer read: ds^T, or the streamed side.
-        const uint32_t scratch = WHOLE ? memory().ds : memory().stream.first.base;
-        if (p.partial) sums.add_to(p, head().head, q ? Q_GAIN : K_GAIN, scratch, group);
-    }
-
-    DEVICE void finish_values(Pair<D> tile) const
-    {
-        ColumnSums<D> none;
-        bf16* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
-        finish_rows<D, false>(tile, group().warp * 16 * M, 16 * M, owned(), 1.0f, p.head_dim, target, p.dv_stride,
-                              Rows{}, HeadNorm{}, none);
-    }
-
+    // dv, which is final, goes to global memory; dq and dk to the place of the rows they belong to.
     DEVICE void run() const
     {
         begin();
-        Owner<D, M, G, QUERIES> owner;
-        for (int step = 0; step * STEP < head().length; step++) {
-            const int left = head().length - step * STEP;
+        Owner<D, M, G, OWNS_QUERIES> owner;
+        for (int step = 0; step * STEP < span.length; step++) {
+            const int left = span.length - step * STEP;
             // The place of step + 2 was that of step - 1, which all warps have left.
             if (left > 2 * STEP) load_step(step + 2);
             ptx::cp_async_commit();
             FloatPair next{};
-            const bool fetch = !WHOLE && !QUERIES && left > STEP && int(threadIdx.x) < STEP;
+            const bool fetch = KIND == KEYS && left > STEP && int(threadIdx.x) < STEP;
             if (fetch) next = statistics((step + 1) * STEP + threadIdx.x);
             take(owner, step);
             if (left > STEP) {
@@ -317,22 +333,54 @@ struct Run {
         // All warps have read k^ and written dq^.
         if (WHOLE) group().barrier();
 
-        const Memory<D> memory = this->memory();
-        const int row = group().warp * 16 * M;
-        if (row < own_rows()) {
-            if (!QUERIES) {
-                owner.store(owner.second, memory.own, row);
-                ptx::warp_sync();
-                finish_values(memory.own);
-                ptx::warp_sync();
-            }
-            owner.store(owner.first, memory.own, row);
-            ptx::warp_sync();
+        const int row = group().warp() * 16 * M;
+        if (row >= own_rows()) return;
+        if (!OWNS_QUERIES) {
+            bf16* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
+            write_rows<D, M>(owner.second, row, owned(), p.head_dim, target, p.dv_stride);
         }
-        finish(QUERIES, memory.own, owned());
-        if (WHOLE) finish(true, memory.stream, head().length);
+        owner.store(owner.first, memory().own, row);
+        ptx::warp_sync();
     }
 };
+
+// Writes this warp's rows of dk and dq from f32 in shared memory, and adds to the gradients of gains and biases.
+template <int D, int M>
+DEVICE void finish(const AttentionBackward& p)
+{
+    const Span span = span_of_warp(p);
+    const int kind = uniform(item_of_warp().load(0).kind);
+    const int row = span.group.warp() * 16 * M;
+    const int rows = span.rows();
+    const bool active = row < rows;
+    // Once for both, so that there is one copy of the code.
+    for (int q = kind & KEYS ? 0 : 1; q <= (kind & QUERIES ? 1 : 0); q++) {
+        const Item item = item_of_warp().load(0);
+        // The queries of a short image lie behind its keys.
+        const uint32_t before = q && kind == BOTH ? rows * 2 * HeadRows<D>::ROW_BYTES : 0;
+        const Pair<D> tile(item.shared + before, rows);
+        const int64_t stride = q ? p.dq_stride : p.dk_stride;
+        bf16* const target = rows_of(p, ptx::unknown(q ? p.dq : p.dk), stride, item.head, span.first);
+        const bf16* const from = ptx::unknown(q ? p.q : p.k);
+        const Rows source = rows_of(p, from, q ? p.q_stride : p.k_stride, item.head, span.first);
+        const HeadNorm norm = norm_of(p, q, item.head.head);
+        ColumnSums<D, M> sums;
+        if (p.norm.kind == NORM_NONE) {
+            if (active)
+                finish_rows<D, M, false>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm,
+                                         sums);
+            continue;
+        }
+        if (active) {
+            finish_rows<D, M, true>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm,
+                                    sums);
+            if (p.partial) sums.store(tile, row);
+        }
+        if (!p.partial) continue;
+        span.group.barrier();
+        sums.add(p, tile, rows, item.head.head, q ? Q_GAIN : K_GAIN, span.group);
+    }
+}
 
 // Gradients of q, k and v. Tiles of long images come first, they take longest. A warp owns 16 M rows and takes
 // 16 G rows of the other side at a time: what the registers hold.
@@ -348,10 +396,10 @@ DEVICE void gradients(const AttentionBackward& p)
     hand_out(Item{{}, 0, 0, 0, int(blockIdx.x) - int(gridDim.x), 0});
     for (;;) {
         const Item before = item_of_warp().load(0);
-        const int number = before.number + gridDim.x;
-        const int long_items = schedule.long_items();
-        if (number >= 2 * long_items + schedule.short_items()) return;
-        Item item{{}, 0, WARPS, ptx::shared_base() + HEADER_BYTES, number, 0};
+        const int number = uniform(before.number) + gridDim.x;
+        const int long_items = uniform(schedule.long_items());
+        if (number >= 2 * long_items + uniform(schedule.short_items())) return;
+        Item item{{}, 0, WARPS, ptx::shared_base() + HEADER_BYTES, number, number < long_items ? KEYS : QUERIES};
         if (number < 2 * long_items) {
             const LongItem at = schedule.long_item(number % long_items);
             item.head = head_of(p, at.image, at.head);
@@ -359,23 +407,28 @@ DEVICE void gradients(const AttentionBackward& p)
         } else {
             const ShortItem at = schedule.short_item(number - 2 * long_items);
             item.warps = WARPS / at.heads;
-            const int group = Group(item.warps).index();
+            const int group = Group{item.warps}.index();
             item.head = head_of(p, at.image, at.head + group);
             item.shared += group * rows_of_group(p.short_rows, at.heads) * short_row_bytes<D>();
+            item.kind = item.head.head < p.heads ? BOTH : NOTHING;
         }
+        const Group group = Group{uniform(item.warps)};
+        const int kind = uniform(item.kind);
         // The item before has left shared memory and `partial`. As long as groups stay what they are, each
         // goes its own way: one loads while another multiplies. Head h is always that of group h % groups.
-        if (item.warps == before.warps)
-            Group(item.warps).barrier();
+        if (group.warps == uniform(before.warps))
+            group.barrier();
         else
             ptx::barrier();
         hand_out(item);
-        if (number < long_items)
-            Run<D, M, G, false, false>{p}.run();
-        else if (number < 2 * long_items)
-            Run<D, M, G, true, false>{p}.run();
-        else if (item.head.head < p.heads)
-            Run<D, M, G, false, true>{p}.run();
+        if (kind == NOTHING) continue;
+        if (kind == KEYS)
+            Run<D, M, G, KEYS>{p, span_of_warp(p)}.run();
+        else if (kind == QUERIES)
+            Run<D, M, G, QUERIES>{p, span_of_warp(p)}.run();
+        else
+            Run<D, M, G, BOTH>{p, span_of_warp(p)}.run();
+        finish<D, M>(p);
     }
 }
 
@@ -384,7 +437,7 @@ DEVICE void gradients(const AttentionBackward& p)
 DEVICE void prepare(const AttentionBackward& p)
 {
     constexpr int D = 128; // and any below
-    constexpr int LANES = Tile<D>::LANES;
+    constexpr int LANES = HeadRows<D>::LANES;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
     const int width = p.heads * p.head_dim;
@@ -406,9 +459,10 @@ DEVICE void prepare(const AttentionBackward& p)
                 const bool exists = one.head < p.heads;
                 const Rows out = rows_of(p, p.out, p.out_stride, one, 0);
                 const Rows dout = rows_of(p, p.dout, p.dout_stride, one, 0);
-                const float delta = row_delta<D>(out, dout, row, exists, p.head_dim, lane);
+                float delta[1];
+                row_deltas<D>(delta, out, dout, row, 0, exists ? image.length : 0, p.head_dim, lane);
                 if (exists && lane % LANES == 0)
-                    Global<float>(p.delta).store(int64_t(image.start + row) * p.heads + one.head, delta);
+                    Global<float>(p.delta).store(int64_t(image.start + row) * p.heads + one.head, delta[0]);
             }
         }
     }
@@ -432,31 +486,37 @@ struct AttentionBackwardSum {
 
 namespace attention_backward {
 
-// A warp sums one value, lane l the terms l, l + 32, ...
+// `partial` is a matrix of [blocks, heads, 4, head_dim] where each head has gains of its own, else of
+// [blocks heads, 4, head_dim], and what is wanted are sums of its columns. A block takes 8 of them, a sector of
+// memory to a row: a lane every 4 WARPSth row. Shared memory: WARPS x 8 floats.
 DEVICE void sum(const AttentionBackwardSum& p)
 {
+    constexpr int COLUMNS = 8;
+    constexpr int LANES = 32 / COLUMNS;
     const int lane = ptx::lane_id();
-    const int values = (p.per_head ? p.heads : 1) * p.head_dim;
-    const int value = blockIdx.x * (blockDim.x / 32) + ptx::warp_id();
-    if (value >= values * AFFINE) return;
-    const int affine = value / values;
+    const int of_head = AFFINE * p.head_dim;
+    const int columns = (p.per_head ? p.heads : 1) * of_head;
+    const int rows = p.blocks * (p.per_head ? 1 : p.heads);
+    // head_dim is a multiple of 8: all columns of a block exist, and are of one gradient.
+    const int column = blockIdx.x * COLUMNS + lane % COLUMNS;
+    const Global<const float> partial(p.partial);
+    float total = 0.0f;
+    for (int row = threadIdx.x / COLUMNS; row < rows; row += WARPS * LANES)
+        total += partial.load(int64_t(row) * columns + column);
+    total += ptx::shuffle_xor(total, COLUMNS);
+    total += ptx::shuffle_xor(total, 2 * COLUMNS);
+    const Shared<float> totals(ptx::shared_base());
+    if (lane < COLUMNS) totals.store(threadIdx.x / 32 * COLUMNS + lane, total);
+    ptx::barrier();
+    if (threadIdx.x >= COLUMNS) return;
+    for (int warp = 1; warp < WARPS; warp++) total += totals.load(warp * COLUMNS + lane);
+    const int affine = column % of_head / p.head_dim;
     float* const target = affine == Q_GAIN   ? p.q_gain
                           : affine == Q_BIAS ? p.q_bias
                           : affine == K_GAIN ? p.k_gain
                                              : p.k_bias;
     if (!target) return;
-    const int at = value % values;
-    const int column = at % p.head_dim;
-    const int terms = p.per_head ? p.blocks : p.blocks * p.heads;
-    const Global<const float> partial(p.partial);
-    float total = 0.0f;
-    for (int i = lane; i < terms; i += 32) {
-        // Term i is of block and head i / heads, i % heads, or of block i and this value's head.
-        const int64_t row = p.per_head ? int64_t(i) * p.heads + at / p.head_dim : i;
-        total += partial.load((row * AFFINE + affine) * p.head_dim + column);
-    }
-    total = sum_of_lanes<32>(total);
-    if (lane != 0) return;
+    const int at = column / of_head * p.head_dim + column % p.head_dim;
     const bool accumulate = p.accumulate && Global<const int32_t>(p.accumulate).load(0) != 0;
     const Global<float> result(target);
     result.store(at, accumulate ? result.load(at) + total : total);

@@ -14,7 +14,7 @@
 // Long schedule: a block has one query tile a warp and streams keys and values through two buffers; each
 // step of keys is normalised after it arrived.
 // Queries go from global memory to registers: a quad of lanes has a row of them.
-#include "common.cuh"
+#include "own_rows.cuh"
 #include "schedule.cuh"
 
 struct AttentionForward {
@@ -42,6 +42,8 @@ struct AttentionForward {
 namespace attention_forward {
 
 constexpr int WARPS = 4;
+// Rows of keys that a thread normalises at a time where it has many.
+constexpr int ROWS_AT_A_TIME = 2;
 constexpr float LOG2_E = 1.44269504088896f;
 constexpr float LN_2 = 0.693147180559945f;
 
@@ -49,6 +51,27 @@ DEVICE float infinity()
 {
     return bits_to_float(0x7f800000);
 }
+
+// The part of this thread in a block whose warps `heads` heads share in groups: 1, 2 or 4.
+struct Share {
+    int warps; // of a group
+    int warp;  // in its group
+    int group;
+    int thread; // in its group
+
+    DEVICE explicit Share(int heads)
+        : warps(heads == 1 ? WARPS : heads == 2 ? WARPS / 2 : WARPS / 4), warp(ptx::warp_id()),
+          group(heads == 1 ? 0 : heads == 2 ? warp / (WARPS / 2) : warp / (WARPS / 4)),
+          thread(threadIdx.x & (32 * warps - 1))
+    {
+        warp &= warps - 1;
+    }
+
+    DEVICE int threads() const
+    {
+        return 32 * warps;
+    }
+};
 
 // The rows of one image that belong to one head.
 struct Head {
@@ -77,13 +100,19 @@ DEVICE float* statistics_of(float* x, const AttentionForward& p, Head head, int 
     return x && wanted ? x + (head.start + row) * p.heads + head.head : nullptr;
 }
 
-template <int D>
-DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, Head head, int row, int valid, bool keep,
-                           int thread, int threads)
+DEVICE HeadNorm key_norm(const AttentionForward& p, Head head)
 {
-    const HeadNorm norm = head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, head.head, p.head_dim);
-    k.normalise(norm, valid, p.head_dim, thread, threads, statistics_of(p.statistics.k_mean, p, head, row, keep),
-                statistics_of(p.statistics.k_rstd, p, head, row, keep), p.heads);
+    return head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, head.head, p.head_dim);
+}
+
+// Normalises the first `valid` rows of `k`, keys from row `row` of the image on, R at a time.
+template <int R, int D>
+DEVICE void normalise_keys(const AttentionForward& p, HeadRows<D> k, const OwnRows<D>& own,
+                           const typename OwnRows<D>::Affine& affine, Head head, int row, int valid, bool keep)
+{
+    own.template normalise<R>(k, key_norm(p, head), affine, valid, p.head_dim,
+                              statistics_of(p.statistics.k_mean, p, head, row, keep),
+                              statistics_of(p.statistics.k_rstd, p, head, row, keep), p.heads);
 }
 
 // 16 M query rows of one warp, which attend to KEYS keys at a time. Rows lane / 4 + 8 half of each 16 belong
@@ -92,11 +121,11 @@ DEVICE void normalise_keys(const AttentionForward& p, Tile<D> k, Head head, int 
 template <int D, int M, int KEYS>
 struct Queries {
     static constexpr int GROUPS = KEYS / 16;
-    static constexpr int CHUNKS = Tile<D>::CHUNKS;
-    static constexpr int STEPS = Tile<D>::STEPS;
+    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int STEPS = HeadRows<D>::STEPS;
     static constexpr int QUAD_CHUNKS = ceil_div(CHUNKS, 4);
 
-    Vec16 raw[M][2][QUAD_CHUNKS];
+    Vec16 raw[2 * M][QUAD_CHUNKS]; // of rows 8 apart
     uint32_t q[STEPS][M][4];
     float out[STEPS][M][2][4];
     float highest[M][2]; // score before the factor
@@ -117,7 +146,7 @@ struct Queries {
                 for (int i = 0; i < QUAD_CHUNKS; i++) {
                     const int column = 8 * (4 * i + lane % 4);
                     const bool exists = r < head.length && column < p.head_dim;
-                    raw[m][half][i] = exists ? source.load_16(first + column) : Vec16{};
+                    raw[2 * m + half][i] = exists ? source.load_16(first + column) : Vec16{};
                 }
             }
         }
@@ -133,7 +162,7 @@ struct Queries {
             for (int half = 0; half < 2; half++) {
                 UNROLL
                 for (int i = 0; i < QUAD_CHUNKS; i++) {
-                    Vec16& x = raw[m][half][i];
+                    Vec16& x = raw[2 * m + half][i];
                     transpose_quad(x);
                     UNROLL
                     for (int c = 0; c < 4; c++) {
@@ -159,25 +188,23 @@ struct Queries {
         const int j = ptx::lane_id() % 4;
         const HeadNorm norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
         const LaneAffine<4, QUAD_CHUNKS> affine(norm, j, p.head_dim);
+        RowStatistics statistics[2 * M];
+        rows_statistics<4>(statistics, raw, j, p.head_dim, norm);
         UNROLL
-        for (int m = 0; m < M; m++) {
-            UNROLL
-            for (int half = 0; half < 2; half++) {
-                const RowStatistics statistics = row_statistics<4>(raw[m][half], j, p.head_dim, norm);
-                normalise_row(raw[m][half], affine, statistics);
-                const int r = row + 16 * m + 8 * half + ptx::lane_id() / 4;
-                if (p.statistics.q_mean && j == 0 && r < head.length) {
-                    const int64_t at = (head.start + r) * p.heads + head.head;
-                    Global<float>(p.statistics.q_mean).store(at, statistics.mean);
-                    Global<float>(p.statistics.q_rstd).store(at, statistics.rstd);
-                }
+        for (int i = 0; i < 2 * M; i++) {
+            normalise_row(raw[i], affine, statistics[i], j, p.head_dim);
+            const int r = row + 8 * i + ptx::lane_id() / 4;
+            if (p.statistics.q_mean && j == 0 && r < head.length) {
+                const int64_t at = (head.start + r) * p.heads + head.head;
+                Global<float>(p.statistics.q_mean).store(at, statistics[i].mean);
+                Global<float>(p.statistics.q_rstd).store(at, statistics[i].rstd);
             }
         }
     }
 
     // Attends to `keys` keys (KEYS, or fewer where PARTIAL) in the rows from `row` on of the tiles.
     template <bool PARTIAL>
-    DEVICE void attend(Tile<D> k, Tile<D> v, int row, int keys, float factor)
+    DEVICE void attend(HeadRows<D> k, HeadRows<D> v, int row, int keys, float factor)
     {
         const int lane = ptx::lane_id();
         float s[GROUPS][M][2][4];
@@ -241,7 +268,7 @@ struct Queries {
         }
     }
 
-    DEVICE void score(float (&s)[M][2][4], Tile<D> k, int row, int step)
+    DEVICE void score(float (&s)[M][2][4], HeadRows<D> k, int row, int step)
     {
         uint32_t b[2][2];
         k.rows_as_b(b, row, step);
@@ -263,7 +290,7 @@ struct Queries {
         const float offset = -top * factor;
         const float shrink = ptx::exp2(ptx::fused_multiply_add(highest[m][half], factor, offset));
         highest[m][half] = top;
-        float total = sum[m][half] * shrink;
+        float total = sum[m][half];
         UNROLL
         for (int g = 0; g < GROUPS; g++) {
             if (PARTIAL && 16 * g >= keys) continue;
@@ -271,7 +298,8 @@ struct Queries {
             for (int i = 0; i < 4; i++) {
                 float& x = s[g][m][i / 2][half * 2 + i % 2];
                 x = ptx::exp2(ptx::fused_multiply_add(x, factor, offset));
-                total += x;
+                // Not left to the compiler, which may fuse it for whole steps of keys and not for part of one.
+                total = g == 0 && i == 0 ? ptx::fused_multiply_add(total, shrink, x) : total + x;
             }
         }
         sum[m][half] = total;
@@ -313,6 +341,20 @@ struct Queries {
     }
 };
 
+// Brings the rows of q, k and v of a head to the cache, 64 bytes a thread at a time.
+template <int D>
+DEVICE void prefetch(const AttentionForward& p, Head head, int thread, int threads)
+{
+    constexpr int LANES = D <= 64 ? 2 : 4;
+    const int column = thread % LANES * 32;
+    if (column >= p.head_dim) return;
+    for (int row = thread / LANES; row < head.length; row += threads / LANES) {
+        ptx::prefetch_l2(Global<const bf16>(rows_of(p.k, p.k_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const bf16>(rows_of(p.q, p.q_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const bf16>(rows_of(p.v, p.v_stride, p, head, row)).at(column));
+    }
+}
+
 template <int D, int M, int KEYS>
 DEVICE void short_images(const AttentionForward& p)
 {
@@ -331,31 +373,41 @@ DEVICE void short_images(const AttentionForward& p)
     const int items = schedule.short_items();
     for (int i = blockIdx.x; i < items; i += gridDim.x) {
         const ShortItem item = schedule.short_item(i);
-        const int warps = WARPS / item.heads;
-        const int threads = 32 * warps;
-        const int group = ptx::warp_id() / warps;
-        const int warp = ptx::warp_id() % warps;
-        const int thread = threadIdx.x % threads;
-        const Head head = head_of(p, item.image, item.head + group);
+        // As many as there are heads: a power of two, the same in all lanes.
+        const Share share(ptx::shuffle(uint32_t(item.heads), 0));
+        const int warps = share.warps;
+        const int warp = share.warp;
+        const Head head = head_of(p, item.image, item.head + share.group);
         const int rows = round_up(head.length, 16);
-        const Tile<D> k(ptx::shared_base() + 2 * group * rows * Tile<D>::ROW_BYTES);
-        const Tile<D> v(k.base + rows * Tile<D>::ROW_BYTES);
+        const HeadRows<D> k(ptx::shared_base() + 2 * share.group * rows * HeadRows<D>::ROW_BYTES);
+        const HeadRows<D> v(k.base + rows * HeadRows<D>::ROW_BYTES);
         // The keys and values of the item before have been read.
         ptx::barrier();
         if (head.head >= p.heads) continue;
 
-        k.load(rows_of(p.k, p.k_stride, p, head, 0), p.k_stride, rows, head.length, p.head_dim, thread, threads);
+        const OwnRows<D> own(share.thread, share.threads());
+        own.copy(k, rows_of(p.k, p.k_stride, p, head, 0), p.k_stride, rows, head.length, p.head_dim);
         ptx::cp_async_commit();
-        v.load(rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim, thread, threads);
+        own.copy(v, rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim);
         ptx::cp_async_commit();
         Queries<D, M, KEYS> queries;
         queries.load(p, head, warp * 16 * M);
+        // The item after this one is read while the rows of this one are under way, each word before what waits
+        // for it, and its rows come to the cache while this one is worked on. Nothing of it is kept.
+        const bool more = i + int(gridDim.x) < items;
+        const ShortItem next = more ? schedule.short_item(i + gridDim.x) : item;
         if (p.norm.kind != NORM_NONE) {
+            const typename OwnRows<D>::Affine affine(key_norm(p, head), own.j, p.head_dim);
             ptx::cp_async_wait<1>();
-            normalise_keys(p, k, head, 0, head.length, true, thread, threads);
+            normalise_keys<ROWS_AT_A_TIME>(p, k, own, affine, head, 0, head.length, true);
         }
+        const Head later = head_of(p, next.image, next.head + Share(next.heads).group);
         ptx::cp_async_wait<0>();
-        ptx::barrier(1 + group, threads);
+        ptx::barrier(1 + share.group, share.threads());
+        if (more && later.head < p.heads) {
+            const Share share(next.heads);
+            prefetch<D>(p, later, share.thread, share.threads());
+        }
 
         for (int row = warp * 16 * M; row < head.length; row += warps * 16 * M) {
             queries.begin(p, head, row);
@@ -371,26 +423,26 @@ DEVICE void short_images(const AttentionForward& p)
 template <int D, int M, int KEYS>
 DEVICE void long_images(const AttentionForward& p)
 {
-    constexpr int TILE_BYTES = KEYS * Tile<D>::ROW_BYTES;
+    constexpr int TILE_BYTES = KEYS * HeadRows<D>::ROW_BYTES;
+    // Rows of keys that a thread normalises at a time: it has KEYS / 32, and queries and results beside them.
+    constexpr int LONG_ROWS = OwnRows<D>::N <= 2 ? KEYS / 32 : 1;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const float factor = p.scale * LOG2_E;
-    const int thread = threadIdx.x;
-    const int items = schedule.long_items();
-    for (int i = blockIdx.x; i < items; i += gridDim.x) {
+    // Their number is read again for each, it would keep a register.
+    for (int i = blockIdx.x; i < schedule.long_items(); i += gridDim.x) {
         const LongItem item = schedule.long_item(i);
         const Head head = head_of(p, item.image, item.head);
         const int row = (item.tile * WARPS + int(ptx::warp_id())) * 16 * M;
-        auto k_tile = [](int key) { return Tile<D>(ptx::shared_base() + key / KEYS % 2 * 2 * TILE_BYTES); };
+        auto k_tile = [](int key) { return HeadRows<D>(ptx::shared_base() + key / KEYS % 2 * 2 * TILE_BYTES); };
         auto v_tile = [](int key) {
-            return Tile<D>(ptx::shared_base() + (key / KEYS % 2 * 2 + 1) * TILE_BYTES);
+            return HeadRows<D>(ptx::shared_base() + (key / KEYS % 2 * 2 + 1) * TILE_BYTES);
         };
         auto load = [&](int key) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
             const int rows = round_up(keys, 16);
-            k_tile(key).load(rows_of(p.k, p.k_stride, p, head, key), p.k_stride, rows, keys, p.head_dim, thread,
-                             32 * WARPS);
-            v_tile(key).load(rows_of(p.v, p.v_stride, p, head, key), p.v_stride, rows, keys, p.head_dim, thread,
-                             32 * WARPS);
+            const OwnRows<D> own(ptx::unknown(threadIdx.x), 32 * WARPS);
+            own.copy(k_tile(key), rows_of(p.k, p.k_stride, p, head, key), p.k_stride, rows, keys, p.head_dim);
+            own.copy(v_tile(key), rows_of(p.v, p.v_stride, p, head, key), p.v_stride, rows, keys, p.head_dim);
             ptx::cp_async_commit();
         };
         // The keys and values of the item before have been read.
@@ -401,9 +453,13 @@ DEVICE void long_images(const AttentionForward& p)
         queries.begin(p, head, row);
         for (int key = 0; key < head.length; key += KEYS) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
+            if (p.norm.kind != NORM_NONE) {
+                const OwnRows<D> own(ptx::unknown(threadIdx.x), 32 * WARPS);
+                const typename OwnRows<D>::Affine affine(key_norm(p, head), own.j, p.head_dim);
+                ptx::cp_async_wait<0>();
+                normalise_keys<LONG_ROWS>(p, k_tile(key), own, affine, head, key, keys, item.tile == 0);
+            }
             ptx::cp_async_wait<0>();
-            if (p.norm.kind != NORM_NONE)
-                normalise_keys(p, k_tile(key), head, key, keys, item.tile == 0, thread, 32 * WARPS);
             ptx::barrier();
             // All warps have left the step before: its buffers are free.
             if (key + KEYS < head.length) load(key + KEYS);

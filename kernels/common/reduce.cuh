@@ -21,16 +21,20 @@ struct SumSlicesParams {
     int cols;               // a multiple of 4
 };
 
-// Few slices of a large matrix: four columns to a thread.
+// Few slices of a large matrix of fewer than 2^34 elements: four columns to a thread. This kernel and sum_rows may
+// be launched as ordinary ones: dependency_wait then has nothing to wait for.
 DEVICE void sum_slices(const SumSlicesParams& p)
 {
     ptx::dependency_wait();
+    uint32_t fours = uint32_t(p.cols) / 4;
+    uint32_t four = blockIdx.x * blockDim.x + threadIdx.x;
+    uint32_t row = four / fours;
+    if (row >= uint32_t(p.rows)) return;
     int64_t size = int64_t(p.rows) * p.cols;
-    int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
-    if (i >= size) return;
+    int64_t i = int64_t(four) * 4;
     Global<const float> slices(p.slices);
     Global<float> out(p.out);
-    int64_t target = i / p.cols * p.ld_out + i % p.cols;
+    int64_t target = row * p.ld_out + (four - row * fours) * 4;
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     auto add = [&](const Vec16& x) {
         UNROLL

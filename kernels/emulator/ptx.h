@@ -146,6 +146,9 @@ inline void cp_async_wait()
     emulator::copy_wait(pending);
 }
 
+// There is no cache.
+inline void prefetch_l2(const void*) {}
+
 // The approximate functions are exact here, rounded once: through f64, so that they do not depend on the host.
 inline float exp2(float x)
 {

@@ -246,6 +246,13 @@ struct GemmSum {
 
         UNROLL
         for (int m = 0; m < M; m++) {
+            Vec16 before[Lanes::COUNT];
+            UNROLL
+            for (int i = 0; i < Lanes::COUNT; i++) {
+                int row = place.row + m * 16 + i * Lanes::STEP + int(lane / Lanes::LANES);
+                before[i] = Vec16{{0, 0, 0, 0}};
+                if (add && column < p.n && row < p.m) before[i] = target.load_16(origin + row * stride);
+            }
             Staging::write(place.staging, acc[m], lane);
             ptx::warp_sync();
             UNROLL
@@ -254,16 +261,13 @@ struct GemmSum {
                 int row = place.row + m * 16 + int(r);
                 GemmQuad v = Staging::read(place.staging, r, chunk);
                 if (column >= p.n || row >= p.m) continue;
-                int64_t index = origin + row * stride;
-                Vec16 before = {{0, 0, 0, 0}};
-                if (add) before = target.load_16(index);
                 Vec16 after;
                 UNROLL
                 for (int j = 0; j < 4; j++) {
                     float x = row < place.live ? v.x[j] : 0.0f;
-                    after.word[j] = float_to_bits(bits_to_float(before.word[j]) + x);
+                    after.word[j] = float_to_bits(bits_to_float(before[i].word[j]) + x);
                 }
-                target.store_16(index, after);
+                target.store_16(origin + row * stride, after);
             }
             ptx::warp_sync();
         }

@@ -8,7 +8,7 @@
 // batch, and one more where the rows from cu_seqlens[N] to T, which count as image N, are written as zeros.
 #pragma once
 
-#include "../common/view.cuh"
+#include "../common/vector.cuh"
 
 namespace pool {
 
@@ -122,28 +122,6 @@ DEVICE void group_sums(float (&x)[n])
         UNROLL
         for (int i = 0; i < n; i++) x[i] += ptx::shuffle_xor(x[i], mask);
     }
-}
-
-DEVICE void unpack(float (&x)[8], const Vec16& packed)
-{
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = low(packed.word[i]);
-        x[2 * i + 1] = high(packed.word[i]);
-    }
-}
-
-DEVICE Vec16 pack(const float (&x)[8])
-{
-    Vec16 packed;
-    UNROLL
-    for (int i = 0; i < 4; i++) packed.word[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
-    return packed;
-}
-
-DEVICE Vec16 zero_16()
-{
-    return Vec16{{0, 0, 0, 0}};
 }
 
 } // namespace pool

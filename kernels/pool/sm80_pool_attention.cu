@@ -77,13 +77,13 @@ DEVICE void attention_forward(const PoolAttentionForward& p)
         for (int u = 0; u < unroll; u++) {
             int row = base + u * groups + own;
             bool valid = active && row < piece.rows;
-            packed[u] = valid ? k.load_16((piece.first_row + row) * p.k_stride + column) : zero_16();
-            values[u] = valid ? v.load_16((piece.first_row + row) * p.v_stride + column) : zero_16();
+            packed[u] = valid ? k.load_16((piece.first_row + row) * p.k_stride + column) : zero_vector();
+            values[u] = valid ? v.load_16((piece.first_row + row) * p.v_stride + column) : zero_vector();
         }
         float x[unroll][8];
         float rstd[unroll];
         UNROLL
-        for (int u = 0; u < unroll; u++) unpack(x[u], packed[u]);
+        for (int u = 0; u < unroll; u++) unpack_8(x[u], packed[u]);
         centre<group>(x, rstd, s, active);
         for (int q = 0; q < s.queries; q++) {
             int at = own * s.queries + q;
@@ -115,7 +115,7 @@ DEVICE void attention_forward(const PoolAttentionForward& p)
             for (int u = 0; u < unroll; u++) {
                 float weight = ptx::exp2(score[u] - shift);
                 float value[8];
-                unpack(value, values[u]);
+                unpack_8(value, values[u]);
                 sum += weight;
                 UNROLL
                 for (int i = 0; i < 8; i++) total[i] += weight * value[i];

@@ -43,7 +43,7 @@ constexpr int finish_threads = 512;
 
 DEVICE void zero_rows(Global<bf16> x, int64_t stride, int column, int first, int end, int step)
 {
-    for (int row = first; row < end; row += step) x.store_16(row * stride + column, zero_16());
+    for (int row = first; row < end; row += step) x.store_16(row * stride + column, zero_vector());
 }
 
 // Block = (piece, head), as forward. dk and dv of the piece's rows, zeros in the prefix rows of an image's
@@ -129,13 +129,13 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
         for (int u = 0; u < unroll; u++) {
             int row = base + u * groups + own;
             bool valid = active && row < piece.rows;
-            packed[u] = valid ? k.load_16((piece.first_row + row) * p.k_stride + column) : zero_16();
-            values[u] = valid ? v.load_16((piece.first_row + row) * p.v_stride + column) : zero_16();
+            packed[u] = valid ? k.load_16((piece.first_row + row) * p.k_stride + column) : zero_vector();
+            values[u] = valid ? v.load_16((piece.first_row + row) * p.v_stride + column) : zero_vector();
         }
         float n[unroll][8];
         float rstd[unroll];
         UNROLL
-        for (int u = 0; u < unroll; u++) unpack(n[u], packed[u]);
+        for (int u = 0; u < unroll; u++) unpack_8(n[u], packed[u]);
         centre<group>(n, rstd, s, active);
         float grad_k[unroll][8];
         float grad_v[unroll][8];
@@ -161,7 +161,7 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
             UNROLL
             for (int u = 0; u < unroll; u++) {
                 float value[8];
-                unpack(value, values[u]);
+                unpack_8(value, values[u]);
                 products[2 * u] = dot(query, n[u]);
                 products[2 * u + 1] = dot(grad, value);
             }
@@ -197,8 +197,8 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
             for (int i = 0; i < 8; i++) {
                 grad_k[u][i] = rstd[u] * (grad_k[u][i] - offset[u] - n[u][i] * mean_gn);
             }
-            dk.store_16((piece.first_row + row) * p.dk_stride + column, pack(grad_k[u]));
-            dv.store_16((piece.first_row + row) * p.dv_stride + column, pack(grad_v[u]));
+            dk.store_16((piece.first_row + row) * p.dk_stride + column, pack_8(grad_k[u]));
+            dv.store_16((piece.first_row + row) * p.dv_stride + column, pack_8(grad_v[u]));
         }
     }
     ptx::barrier();

@@ -32,7 +32,7 @@ DEVICE void gather_forward(const PoolGather& p)
     Global<const int> cu_seqlens(p.cu_seqlens);
     int row = row_start(cu_seqlens, image, p.tokens) + p.offset;
     bool there = row < row_start(cu_seqlens, image + 1, p.tokens);
-    Vec16 packed = zero_16();
+    Vec16 packed = zero_vector();
     if (there) packed = Global<const bf16>(p.x).load_16(row * p.stride + i % chunks * 8);
     Global<bf16>(p.out).store_16(i * 8, packed);
 }
@@ -53,7 +53,7 @@ DEVICE void gather_backward(const PoolGather& p)
     for (int r = int(threadIdx.x) / lanes; r < piece.rows; r += groups) {
         int row = piece.first_row + r;
         bool gathered = piece.image < p.images && row == piece.image_start + p.offset;
-        Vec16 packed = zero_16();
+        Vec16 packed = zero_vector();
         if (gathered) packed = Global<const bf16>(p.x).load_16(int64_t(piece.image) * p.width + column);
         dx.store_16(row * p.stride + column, packed);
     }

@@ -62,12 +62,12 @@ DEVICE void mean_forward(const PoolMeanForward& p)
         for (int u = 0; u < unroll; u++) {
             int row = base + u * mean_groups;
             bool valid = active && row < piece.rows;
-            packed[u] = valid ? x.load_16((piece.first_row + row) * p.x_stride + column) : zero_16();
+            packed[u] = valid ? x.load_16((piece.first_row + row) * p.x_stride + column) : zero_vector();
         }
         UNROLL
         for (int u = 0; u < unroll; u++) {
             float row[8];
-            unpack(row, packed[u]);
+            unpack_8(row, packed[u]);
             UNROLL
             for (int i = 0; i < 8; i++) sum[i] += row[i];
         }
@@ -120,17 +120,17 @@ DEVICE void mean_backward(const PoolMeanBackward& p)
     Global<bf16> dx(p.dx);
     if (piece.index == 0) {
         for (int row = piece.image_start + group; row < piece.first_row; row += mean_groups) {
-            dx.store_16(row * p.dx_stride + column, zero_16());
+            dx.store_16(row * p.dx_stride + column, zero_vector());
         }
     }
     if (piece.rows == 0) return;
-    Vec16 packed = zero_16();
+    Vec16 packed = zero_vector();
     if (piece.image < p.images) {
         float grad[8];
-        unpack(grad, Global<const bf16>(p.dout).load_16(int64_t(piece.image) * p.width + column));
+        unpack_8(grad, Global<const bf16>(p.dout).load_16(int64_t(piece.image) * p.width + column));
         UNROLL
         for (int i = 0; i < 8; i++) grad[i] /= float(piece.pooled);
-        packed = pack(grad);
+        packed = pack_8(grad);
     }
     for (int row = group; row < piece.rows; row += mean_groups) {
         dx.store_16((piece.first_row + row) * p.dx_stride + column, packed);

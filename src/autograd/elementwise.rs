@@ -41,8 +41,8 @@ impl Op for Add {
         let (a, b, out) = (site.input(0)?, site.input(1)?, site.output(0)?);
         Ok(Box::new(move |step| {
             let add = AddKernel { rows: a.rows, width: a.cols };
-            let (device, live) = (step.stream.device(), step.live(&a));
-            add.launch(device, step.stream, Some(&out.buffer), &a.buffer, Addend::Rows(&b.buffer), live)
+            let live = step.live(&a);
+            add.launch(step.stream, Some(&out.buffer), &a.buffer, Addend::Rows(&b.buffer), live)
         }))
     }
 
@@ -66,9 +66,7 @@ impl Op for Accumulate {
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (x, out) = (site.input(0)?, site.output_f32(0)?);
         let out = site.present(out)?;
-        Ok(Box::new(move |step| {
-            accumulate_kernel(step.stream.device(), step.stream, &out, &x.buffer, Some(step.accumulate))
-        }))
+        Ok(Box::new(move |step| accumulate_kernel(step.stream, &out, &x.buffer, Some(step.accumulate))))
     }
 }
 
@@ -100,8 +98,8 @@ impl Op for AddRow {
         let row = site.present(row)?;
         Ok(Box::new(move |step| {
             let add = AddKernel { rows: x.rows, width: x.cols };
-            let (device, live) = (step.stream.device(), step.live(&x));
-            add.launch(device, step.stream, Some(&out.buffer), &x.buffer, Addend::Row(&row), live)
+            let live = step.live(&x);
+            add.launch(step.stream, Some(&out.buffer), &x.buffer, Addend::Row(&row), live)
         }))
     }
 

@@ -89,7 +89,7 @@ impl Op for Classification {
                 rank: Some(step.rank),
                 error: Some(step.label_fault),
             };
-            cross_entropy.launch(step.stream.device(), step.stream, &operands)
+            cross_entropy.launch(step.stream, &operands)
         }))
     }
 }

@@ -71,7 +71,7 @@ impl Op for Norm {
                 y: y.all(),
                 stats: &stats,
             };
-            norm.forward(step.stream.device(), step.stream, step.rows(&live), &operands)
+            norm.forward(step.stream, step.rows(&live), &operands)
         }))
     }
 
@@ -167,6 +167,6 @@ fn prepare_grad(site: &mut Site<'_>, kind: NormKind, first: usize) -> Result<Lau
             accumulate: Some(step.accumulate),
         };
         let packed = step.rows(&live);
-        norm.backward(step.stream.device(), step.stream, packed, &operands, step.workspace)
+        norm.backward(step.stream, packed, &operands, step.workspace)
     }))
 }

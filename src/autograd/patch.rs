@@ -67,7 +67,6 @@ impl Op for Normalise {
             };
             let (packed, positions) = (step.packed(), &step.batch.positions);
             normalise.launch(
-                step.stream.device(),
                 step.stream,
                 out.all(),
                 pixels,
@@ -109,14 +108,7 @@ impl Op for WritePrefix {
         let prefix = Prefix { rows: x.rows, images, prefix: self.prefix, width: x.cols };
         Ok(Box::new(move |step| {
             let packed = step.packed();
-            prefix.write(
-                step.stream.device(),
-                step.stream,
-                x.all(),
-                &tokens,
-                packed.cu_seqlens,
-                packed.cu_seqlens_host,
-            )
+            prefix.write(step.stream, x.all(), &tokens, packed.cu_seqlens, packed.cu_seqlens_host)
         }))
     }
 
@@ -161,7 +153,6 @@ impl Op for WritePrefixGrad {
         Ok(Box::new(move |step| {
             let packed = step.packed();
             prefix.grad(
-                step.stream.device(),
                 step.stream,
                 dx.all(),
                 dtokens.as_ref(),

@@ -121,7 +121,7 @@ impl Op for AttentionPool {
         site.workspace(pool.shape()?.forward_workspace_bytes());
         Ok(Box::new(move |step| {
             let operands = pool_operands(step, [&q, &kv, &out], &lse, borrowed(&affine));
-            pool.forward(step.stream.device(), step.stream, &operands, step.workspace)
+            pool.forward(step.stream, &operands, step.workspace)
         }))
     }
 
@@ -193,7 +193,7 @@ impl Op for AttentionPoolGrad {
                 daffine: borrowed(&daffine),
                 accumulate: Some(step.accumulate),
             };
-            pool.backward(step.stream.device(), step.stream, &forward, &grads, step.workspace)
+            pool.backward(step.stream, &forward, &grads, step.workspace)
         }))
     }
 
@@ -227,7 +227,6 @@ impl Op for MeanPool {
         Ok(Box::new(move |step| {
             let packed = step.packed();
             pool.forward(
-                step.stream.device(),
                 step.stream,
                 &out.buffer,
                 x.all(),
@@ -269,14 +268,7 @@ impl Op for MeanPoolGrad {
         let pool = MeanKernel { sizes: sizes(site, self.skip), width: dx.cols };
         Ok(Box::new(move |step| {
             let packed = step.packed();
-            pool.backward(
-                step.stream.device(),
-                step.stream,
-                dx.all(),
-                &dout.buffer,
-                packed.cu_seqlens,
-                packed.cu_seqlens_host,
-            )
+            pool.backward(step.stream, dx.all(), &dout.buffer, packed.cu_seqlens, packed.cu_seqlens_host)
         }))
     }
 }
@@ -308,14 +300,7 @@ impl Op for Gather {
         let gather = TokenGather { sizes: sizes(site, self.offset), width: x.cols };
         Ok(Box::new(move |step| {
             let packed = step.packed();
-            gather.forward(
-                step.stream.device(),
-                step.stream,
-                &out.buffer,
-                x.all(),
-                packed.cu_seqlens,
-                packed.cu_seqlens_host,
-            )
+            gather.forward(step.stream, &out.buffer, x.all(), packed.cu_seqlens, packed.cu_seqlens_host)
         }))
     }
 
@@ -350,14 +335,7 @@ impl Op for GatherGrad {
         let gather = TokenGather { sizes: sizes(site, self.offset), width: dx.cols };
         Ok(Box::new(move |step| {
             let packed = step.packed();
-            gather.backward(
-                step.stream.device(),
-                step.stream,
-                dx.all(),
-                &dout.buffer,
-                packed.cu_seqlens,
-                packed.cu_seqlens_host,
-            )
+            gather.backward(step.stream, dx.all(), &dout.buffer, packed.cu_seqlens, packed.cu_seqlens_host)
         }))
     }
 }

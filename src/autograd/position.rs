@@ -128,7 +128,7 @@ fn prepare_forward(
         let tables = tables.each_ref().map(Option::as_ref);
         let x = x.as_ref().map(Matrix::all);
         let operands = Forward { places: places(step, &banks), tables, x, out: out.all() };
-        position.forward(step.stream.device(), step.stream, &operands)
+        position.forward(step.stream, &operands)
     }))
 }
 
@@ -148,7 +148,7 @@ fn prepare_backward(site: &mut Site<'_>, config: &PositionConfig, count: usize) 
             accumulate: Some(step.accumulate),
             workspace: step.workspace,
         };
-        position.backward(step.stream.device(), step.stream, &operands)
+        position.backward(step.stream, &operands)
     }))
 }
 

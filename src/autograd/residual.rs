@@ -84,7 +84,7 @@ impl Op for Residual {
             let keep = dropped.map(|branch| (step.keep(), branch));
             let branch = Branch { rows: branch.all(), scale: scale.as_ref(), keep };
             let packed = step.rows(&live);
-            residual.forward(step.stream.device(), step.stream, packed, out.all(), x.all(), branch)
+            residual.forward(step.stream, packed, out.all(), x.all(), branch)
         }))
     }
 
@@ -141,7 +141,6 @@ impl Op for ResidualGrad {
             let rows = branch.as_ref().unwrap_or(&dout).all();
             let grad = BranchGrad { dbranch: dbranch.all(), dscale: dscale.as_ref() };
             residual.backward(
-                step.stream.device(),
                 step.stream,
                 step.rows(&live),
                 dout.all(),

@@ -11,7 +11,7 @@ pub(super) trait Backend: Send + Sync {
     /// Memory of `bytes` bytes, more than none.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 
-    /// Frees memory after everything that is queued, or after the captures under way.
+    /// Frees memory after everything that is queued, the captures under way, and the graphs that may use it.
     ///
     /// # Safety
     /// `address` comes from [`alloc`](Self::alloc) and is not used again.

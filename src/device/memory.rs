@@ -12,7 +12,8 @@ use crate::{Error, Result};
 
 /// Elements in device memory. Memory is freed when the buffer and all [views](Self::view) of it are
 /// dropped, after everything that the device still has queued; so buffers are made once and not step by
-/// step.
+/// step. A [`Graph`](super::Graph) keeps what there was when its capture ended, for it may use it; the
+/// emulator reports that use instead.
 pub struct Buffer<T: Pod> {
     memory: Arc<Memory>,
     address: u64,
@@ -155,7 +156,8 @@ impl<T: Pod> Buffer<T> {
         Ok(host)
     }
 
-    /// Replaces the contents by `host`, in the order of `stream`. `host` may be changed once this returns.
+    /// Replaces the contents by `host`, in the order of `stream`, and waits until that has happened:
+    /// [`write_pinned`](Self::write_pinned) does not wait.
     ///
     /// # Errors
     /// Another length, a stream that is being captured or is of another device, a failed device.
@@ -164,10 +166,12 @@ impl<T: Pod> Buffer<T> {
         if self.bytes() == 0 {
             return Ok(());
         }
-        // SAFETY: the whole of this buffer; memory that is not pinned is copied before this returns.
+        // SAFETY: the whole of this buffer. `host` may be pinned, or memory that the device reaches as it is, so
+        // its copy is waited for before it can change.
         unsafe {
-            self.memory.device.backend().copy_in(stream.raw(), self.address, bytemuck::cast_slice(host))
-        }
+            self.memory.device.backend().copy_in(stream.raw(), self.address, bytemuck::cast_slice(host))?
+        };
+        stream.synchronize()
     }
 
     /// Replaces the contents by those of `host`, in the order of `stream` and without waiting.
@@ -179,10 +183,10 @@ impl<T: Pod> Buffer<T> {
         if self.bytes() == 0 {
             return Ok(());
         }
-        // SAFETY: the whole of this buffer; `Pinned` leaves its memory alone until the event below.
+        host.begin(stream)?;
+        // SAFETY: the whole of this buffer; `Pinned` leaves its memory alone until the event of `end`.
         unsafe { self.memory.device.backend().copy_in(stream.raw(), self.address, host.memory.bytes())? };
-        host.last = Some(stream.record()?);
-        Ok(())
+        host.end(stream)
     }
 
     /// Copies the contents to `host`, in the order of `stream` and without waiting: [`Pinned::read`] waits.
@@ -194,12 +198,12 @@ impl<T: Pod> Buffer<T> {
         if self.bytes() == 0 {
             return Ok(());
         }
+        host.begin(stream)?;
         // SAFETY: as above.
         unsafe {
             self.memory.device.backend().copy_out(stream.raw(), host.memory.bytes_mut(), self.address)?
         };
-        host.last = Some(stream.record()?);
-        Ok(())
+        host.end(stream)
     }
 
     fn check(&self, stream: &Stream, len: usize, done: &str) -> Result<()> {
@@ -252,6 +256,22 @@ impl<T: Pod> Pinned<T> {
     pub fn edit(&mut self) -> Result<&mut [T]> {
         self.settle()?;
         Ok(bytemuck::cast_slice_mut(self.memory.bytes_mut()))
+    }
+
+    /// Lets a copy on `stream` wait for the last one, which may be on another: so the event of the next one
+    /// is that of both.
+    fn begin(&self, stream: &Stream) -> Result<()> {
+        self.last.as_ref().map_or(Ok(()), |last| stream.wait(last))
+    }
+
+    /// Remembers the copy that was just queued on `stream`.
+    fn end(&mut self, stream: &Stream) -> Result<()> {
+        match stream.record() {
+            Ok(event) => self.last = Some(event),
+            // Without an event to wait for later, the copy is waited for now.
+            Err(error) => return stream.synchronize().and(Err(error)),
+        }
+        Ok(())
     }
 
     fn settle(&mut self) -> Result<()> {

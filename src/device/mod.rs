@@ -15,6 +15,7 @@ mod choice;
 mod cuda;
 #[cfg(feature = "emulator")]
 mod emulated;
+mod fault;
 mod handle;
 mod info;
 mod kernels;
@@ -26,6 +27,7 @@ mod stream;
 use std::sync::Arc;
 
 pub use choice::{DeviceChoice, select};
+pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};
 pub use kernels::Kernels;
@@ -36,6 +38,7 @@ pub use stream::{Event, Graph, Stream};
 
 use crate::Result;
 use backend::Backend;
+use fault::Faults;
 
 /// A device with its memory and its kernels; clones are the same device.
 #[derive(Clone)]
@@ -45,6 +48,7 @@ struct Inner {
     // Dropped in this order: kernels are unloaded while the memory still holds the context.
     kernels: Kernels,
     backend: Box<dyn Backend>,
+    faults: Faults,
 }
 
 impl Device {
@@ -55,7 +59,7 @@ impl Device {
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         let (kernels, backend) = cuda::open(ordinal)?;
-        Ok(Self(Arc::new(Inner { kernels, backend })))
+        Ok(Self(Arc::new(Inner { kernels, backend, faults: Faults::default() })))
     }
 
     /// A device that runs the kernels on the host, on the thread that launches them.
@@ -64,7 +68,7 @@ impl Device {
         let info = emulated::describe(&options);
         let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
         let kernels = Kernels::new(Box::new(host.clone()), info);
-        Self(Arc::new(Inner { kernels, backend: Box::new(host) }))
+        Self(Arc::new(Inner { kernels, backend: Box::new(host), faults: Faults::default() }))
     }
 
     /// Whether `other` is this very device, with the same memory and streams.
@@ -80,6 +84,10 @@ impl Device {
     /// Its kernels.
     pub fn kernels(&self) -> &Kernels {
         &self.0.kernels
+    }
+
+    fn faults(&self) -> &Faults {
+        &self.0.faults
     }
 
     fn backend(&self) -> &dyn Backend {

@@ -41,8 +41,11 @@ fn gpu(text: &mut String, number: usize, info: &DeviceInfo, fatbins: Option<&Fat
         "  memory",
         format_args!("{:.1} GiB, L2 cache {:.1} MiB", gib(info.memory_bytes), gib(info.l2_bytes) * 1024.0),
     );
-    let clock = f64::from(info.clock_khz) / 1000.0;
-    line(text, "  multiprocessors", format_args!("{} at up to {clock:.0} MHz", info.multiprocessors));
+    let clock = match info.clock_khz {
+        0 => String::new(),
+        khz => format!(" at up to {:.0} MHz", f64::from(khz) / 1000.0),
+    };
+    line(text, "  multiprocessors", format_args!("{}{clock}", info.multiprocessors));
     line(
         text,
         "  shared memory",
@@ -105,10 +108,14 @@ mod tests {
             clock_khz: 1_980_000,
             driver: Some(Driver { cuda: (13, 0), release: Some("580.65.06".into()) }),
         };
-        let mut text = String::new();
-        gpu(&mut text, 0, &info, None);
+        let said = |info: &DeviceInfo| {
+            let mut text = String::new();
+            gpu(&mut text, 0, info, None);
+            text
+        };
+        assert!(said(&DeviceInfo { clock_khz: 0, ..info.clone() }).contains("multiprocessors 132\n"));
         assert_eq!(
-            text.lines().collect::<Vec<_>>(),
+            said(&info).lines().collect::<Vec<_>>(),
             [
                 "GPU 0             NVIDIA H100 80GB HBM3, compute capability 9.0",
                 "  memory          80.0 GiB, L2 cache 50.0 MiB",

@@ -34,10 +34,14 @@ impl Stream {
     /// Waits until everything on the stream has run.
     ///
     /// # Errors
-    /// What went wrong in a kernel; a stream that is being captured.
+    /// What went wrong in a kernel; what kernels found wrong with their operands ([`Fault`](super::Fault)); a
+    /// stream that is being captured.
     pub fn synchronize(&self) -> Result<()> {
         self.refuse_capture("waiting for the stream")?;
-        self.inner.synchronize()
+        let faults = self.device.faults().live();
+        faults.iter().try_for_each(|fault| fault.fetch(self))?;
+        self.inner.synchronize()?;
+        faults.iter().try_for_each(|fault| fault.tell())
     }
 
     /// An event that happens once everything queued so far has run.

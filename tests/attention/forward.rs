@@ -171,9 +171,11 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.head_dim = 60).contains("multiple of 8"));
         assert!(says(&|case| case.config.scale = 0.0).contains("scale of 0"));
         assert!(says(&|case| case.config.scale = -1.0).contains("scale of -1"));
-        assert!(says(&|case| case.config.eps = -1.0).contains("epsilon"));
+        assert!(says(&|case| case.config.eps = -1.0).contains("epsilon of -1"));
+        assert!(says(&|case| case.config.eps = 0.0).contains("epsilon of 0"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
         assert!(says(&|case| case.tokens = 1 << 40).contains("2^30"));
+        assert!(says(&|case| case.tokens = usize::MAX).contains("2^30"));
     }
 }
 
@@ -189,6 +191,8 @@ fn operands_that_do_not_fit_are_refused() {
         let (lse, few) = (device.zeros(8).unwrap(), device.zeros(7).unwrap());
         let cu_seqlens = device.upload(&case.cu_seqlens).unwrap();
         let schedule = Schedule::new(&device, plan.limits, 4, 1).unwrap();
+        let never = Schedule::new(&device, plan.limits, 4, 1).unwrap();
+        schedule.launch(&stream, &cu_seqlens, Some(&case.cu_seqlens)).unwrap();
         let other = Schedule::new(&device, Limits { short: 16, ..plan.limits }, 4, 1).unwrap();
         let larger = Schedule::new(&device, plan.limits, 5, 1).unwrap();
         let rows = |offset, stride| Rows { buffer: &qkv, offset, stride };
@@ -212,9 +216,9 @@ fn operands_that_do_not_fit_are_refused() {
         assert!(says(Forward { lse: &few, ..good }).contains("lse has 7 elements"));
         assert!(says(Forward { schedule: &other, ..good }).contains("limits of this attention's plan"));
         assert!(says(Forward { schedule: &larger, ..good }).contains("of the same size"));
+        assert!(says(Forward { schedule: &never, ..good }).contains("not made from this cu_seqlens"));
         assert!(says(Forward { statistics: Some(statistics), ..good }).contains("only made with a QK-norm"));
-        schedule.launch(&stream, &cu_seqlens, Some(&case.cu_seqlens)).unwrap();
-        attention.forward(&stream, &plan, &good).unwrap();
+        assert!(out.download().unwrap().iter().all(|x| x.to_bits() == 0));
         assert!(says(Forward { cu_seqlens: &device.zeros(3).unwrap(), ..good }).contains("cu_seqlens has 3"));
         let normed = Attention { config: config(QkNormKind::Rms, 2, 64), ..attention };
         let bad = Forward { affine: [Some(&few), None, None, None], ..good };

@@ -106,6 +106,10 @@ fn bad_cu_seqlens_are_told() {
             let told = schedule.check().unwrap_err();
             assert!(told.to_string().contains(on_device), "{told}");
             assert_eq!(told.exit_code(), 2);
+            // Whoever only waits is told as well, as long as the lists are there.
+            assert_eq!(stream.synchronize().unwrap_err().to_string(), told.to_string());
+            drop(schedule);
+            stream.synchronize().unwrap();
         }
     }
 }

@@ -119,13 +119,38 @@ fn memory_streams_and_graphs_ask_for_the_right_things() {
         count("end of stream"),
         "every stream is a non-blocking one: {log:#?}"
     );
-    assert!(count("pin 4000, flags 0") == 1 && count("unpin") == 1, "not write-combined: {log:#?}");
-    assert!(count("capture, mode 2") == 2 && count("graph of 0 launches") == 1, "{log:#?}");
-    assert_eq!(count("end of graph"), 2, "{log:#?}");
+    assert!(count("pin 4000, flags 0") == 1 && count("unpin") == 2, "not write-combined: {log:#?}");
+    assert!(count("capture, mode 2") == 3 && count("graph of 0 launches") == 1, "{log:#?}");
+    assert_eq!(count("end of graph"), 3, "{log:#?}");
     assert_eq!(log.last().unwrap(), "release 0", "the context goes last: {log:#?}");
     // The buffer that was dropped within the capture was freed after it.
     let at = |part: &str| log.iter().position(|line| line.starts_with(part)).unwrap();
-    assert!(!log[at("capture")..at("graph of")].iter().any(|line| line == "free"), "{log:#?}");
+    assert!(!log[at("capture")..at("graph of")].iter().any(|line| line.starts_with("free")), "{log:#?}");
+    // What a graph may use was freed after it; what came later, at once.
+    let [kept, later, next] = ["free 1001", "free 2001", "alloc 3001"].map(at);
+    assert!(later < kept && kept < next, "{log:#?}");
+    assert!(log[later..kept].iter().any(|line| line == "end of graph"), "{log:#?}");
+    assert_eq!(count("wait"), 2, "the second copy of pinned memory waits for the first: {log:#?}");
+}
+
+/// A capture that spreads over two streams, and the memory of its graph.
+fn graphs_keep_their_memory(device: &Device) {
+    let (one, two) = (device.stream().unwrap(), device.stream().unwrap());
+    let kept = device.zeros::<u8>(1001).unwrap();
+    one.begin_capture().unwrap();
+    two.wait(&one.record().unwrap()).unwrap();
+    for (error, part) in [
+        (two.end_capture().err().unwrap(), "begun on another stream"),
+        (kept.download().err().unwrap(), "end all captures before memory is read"),
+    ] {
+        assert!(error.to_string().contains(part) && error.exit_code() == 2, "{error}");
+    }
+    drop(two);
+    let graph = one.end_capture().unwrap();
+    drop(kept);
+    drop(device.zeros::<u8>(2001).unwrap());
+    drop(graph);
+    drop(device.zeros::<u8>(3001).unwrap());
 }
 
 #[test]
@@ -137,6 +162,12 @@ fn memory_and_streams() {
     let device = Device::cuda(0).unwrap();
     round_trips(&device);
     capture_refuses(&device);
+    graphs_keep_their_memory(&device);
+    let (one, two) = (device.stream().unwrap(), device.stream().unwrap());
+    let (buffer, mut pinned) = (device.zeros::<u8>(10).unwrap(), device.pinned::<u8>(10).unwrap());
+    buffer.write_pinned(&one, &mut pinned).unwrap();
+    buffer.read_pinned(&two, &mut pinned).unwrap();
+    assert_eq!(pinned.read().unwrap(), [0; 10]);
     // An abandoned capture does not keep memory from being freed.
     let stream = device.stream().unwrap();
     stream.begin_capture().unwrap();

@@ -10,12 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, NOT_FOUND = 500 };
+enum { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, NOT_FOUND = 500, CAPTURED = 900 };
 
 typedef int Result;
-typedef struct { int capturing; int launches; } Stream;
+// A stream that has waited for an event of a captured one is captured with it.
+typedef struct Stream { int capturing; int launches; struct Stream* origin; } Stream;
+typedef struct { Stream* stream; } Event;
 
 static _Thread_local void* current;
+static int captures;
 static char context_of_gpu;
 
 static int setting(const char* name, int otherwise)
@@ -158,7 +161,7 @@ Result cuCtxGetDevice(int* device)
 Result cuCtxSynchronize(void)
 {
     IN_CONTEXT;
-    return SUCCESS;
+    return captures ? CAPTURED : SUCCESS;
 }
 
 Result cuDeviceGetDefaultMemPool(void** pool, int device)
@@ -179,7 +182,9 @@ Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
     IN_CONTEXT;
     if (!stream) return INVALID;
     if (bytes > (size_t)1 << 32) return OUT_OF_MEMORY;
-    *address = (uint64_t)(uintptr_t)aligned_alloc(256, (bytes + 255) / 256 * 256);
+    size_t* memory = aligned_alloc(256, 256 + (bytes + 255) / 256 * 256);
+    *memory = bytes;
+    *address = (uint64_t)(uintptr_t)memory + 256;
     return note("alloc %zu", bytes);
 }
 
@@ -187,8 +192,10 @@ Result cuMemFreeAsync(uint64_t address, Stream* stream)
 {
     IN_CONTEXT;
     if (!stream) return INVALID;
-    free((void*)(uintptr_t)address);
-    return note("free");
+    size_t* memory = (void*)(uintptr_t)(address - 256);
+    size_t bytes = *memory;
+    free(memory);
+    return note("free %zu", bytes);
 }
 
 Result cuMemHostAlloc(void** memory, size_t bytes, unsigned flags)
@@ -249,16 +256,22 @@ Result cuStreamSynchronize(Stream* stream)
     return stream->capturing ? INVALID : SUCCESS;
 }
 
-Result cuStreamWaitEvent(Stream* stream, void* event, unsigned flags)
+static int captured(const Stream* stream)
+{
+    return stream->capturing || (stream->origin && stream->origin->capturing);
+}
+
+Result cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags)
 {
     IN_CONTEXT;
+    if (stream && event && event->stream->capturing) stream->origin = event->stream;
     return stream && event && !flags ? note("wait") : INVALID;
 }
 
 Result cuStreamIsCapturing(Stream* stream, int* status)
 {
     IN_CONTEXT;
-    *status = stream->capturing;
+    *status = captured(stream);
     return SUCCESS;
 }
 
@@ -266,6 +279,7 @@ Result cuStreamBeginCapture_v2(Stream* stream, int mode)
 {
     IN_CONTEXT;
     stream->capturing = 1;
+    captures++;
     stream->launches = 0;
     return note("capture, mode %d", mode);
 }
@@ -273,7 +287,9 @@ Result cuStreamBeginCapture_v2(Stream* stream, int mode)
 Result cuStreamEndCapture(Stream* stream, int** graph)
 {
     IN_CONTEXT;
+    if (!stream->capturing) return CAPTURED;
     stream->capturing = 0;
+    captures--;
     *graph = malloc(sizeof(int));
     **graph = stream->launches;
     return SUCCESS;
@@ -307,10 +323,10 @@ Result cuGraphDestroy(int* graph)
     return note("end of graph");
 }
 
-Result cuEventCreate(void** event, unsigned flags)
+Result cuEventCreate(Event** event, unsigned flags)
 {
     IN_CONTEXT;
-    *event = malloc(1);
+    *event = calloc(1, sizeof(Event));
     return flags ? INVALID : SUCCESS;
 }
 
@@ -321,9 +337,10 @@ Result cuEventDestroy_v2(void* event)
     return SUCCESS;
 }
 
-Result cuEventRecord(void* event, Stream* stream)
+Result cuEventRecord(Event* event, Stream* stream)
 {
     IN_CONTEXT;
+    if (event) event->stream = stream;
     return event && stream ? SUCCESS : INVALID;
 }
 

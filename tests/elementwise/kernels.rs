@@ -35,10 +35,10 @@ fn sums_of_rows_and_of_a_row() {
             let live = device.upload(&[0, LIVE as i32]).unwrap();
             let out = device.upload(&vec![bf16::NAN; ROWS * width]).unwrap();
             let (rows, one) = (Addend::Rows(&b_device), Addend::Row(&row_device));
-            sizes.launch(&device, &stream, Some(&out), &a_device, one, Some((&live, 1))).unwrap();
-            sizes.launch(&device, &stream, None, &a_device, rows, Some((&live, 1))).unwrap();
+            sizes.launch(&stream, Some(&out), &a_device, one, Some((&live, 1))).unwrap();
+            sizes.launch(&stream, None, &a_device, rows, Some((&live, 1))).unwrap();
             let all = device.upload(&rounded(ROWS * width, 4)).unwrap();
-            sizes.launch(&device, &stream, None, &all, Addend::Rows(&all), None).unwrap();
+            sizes.launch(&stream, None, &all, Addend::Rows(&all), None).unwrap();
             stream.synchronize().unwrap();
 
             let check = |got: Vec<bf16>, add: &dyn Fn(&mut [f64])| {
@@ -53,7 +53,7 @@ fn sums_of_rows_and_of_a_row() {
             check(out.download().unwrap(), &|y| oracle::add_row(y, &wide(&row)));
             let twice: Vec<f64> = exact(&rounded(ROWS * width, 4)).iter().map(|x| 2.0 * x).collect();
             assert_eq!(exact(&all.download().unwrap()), twice);
-            let missing = sizes.launch(&device, &stream, None, &a_device, rows, Some((&live, 2)));
+            let missing = sizes.launch(&stream, None, &a_device, rows, Some((&live, 2)));
             assert!(missing.unwrap_err().to_string().contains("no entry 2"));
         }
     }
@@ -68,7 +68,7 @@ fn gradients_are_accumulated() {
         for (flag, start) in [(Some(1), 1.0), (Some(0), 0.0), (None, 0.0)] {
             let out = device.upload(&vec![1.0f32; x.len()]).unwrap();
             let flag = flag.map(|flag| device.upload(&[flag]).unwrap());
-            accumulate(&device, &stream, &out, &x_device, flag.as_ref()).unwrap();
+            accumulate(&stream, &out, &x_device, flag.as_ref()).unwrap();
             stream.synchronize().unwrap();
             let want: Vec<f32> = x.iter().map(|x| x.to_f32() + start).collect();
             assert_eq!(out.download().unwrap(), want);

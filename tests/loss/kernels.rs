@@ -93,7 +93,7 @@ impl Case {
             rank: self.ranked.then_some(&rank),
             error: Some(&error),
         };
-        self.loss.launch(device, &stream, &operands).unwrap();
+        self.loss.launch(&stream, &operands).unwrap();
         stream.synchronize().unwrap();
         Answer {
             loss: loss.download().unwrap(),
@@ -309,7 +309,7 @@ fn unsupported_shapes_are_told() {
                 rank: None,
                 error: None,
             };
-            loss.launch(&device, &stream, &operands).err().map_or(String::new(), |e| e.to_string())
+            loss.launch(&stream, &operands).err().map_or(String::new(), |e| e.to_string())
         };
         assert_eq!(says(&|_| {}, 16), "");
         assert!(says(&|_| {}, 10).contains("multiples of 8"));

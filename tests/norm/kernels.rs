@@ -118,10 +118,10 @@ impl Case {
             stats: &stats,
         };
         if with.branch && !fused {
-            residual.forward(device, &stream, packed, of(&x_out), of(&x), branch).unwrap();
+            residual.forward(&stream, packed, of(&x_out), of(&x), branch).unwrap();
             forward.x = of(&x_out);
         }
-        norm.forward(device, &stream, packed, &forward).unwrap();
+        norm.forward(&stream, packed, &forward).unwrap();
 
         let (dx, dbranch) = (room(), room());
         let (dgain, dbias, dscale) = (ones(), ones(), ones());
@@ -140,12 +140,10 @@ impl Case {
             accumulate: Some(&flag),
         };
         let workspace = device.alloc::<u8>(norm.backward_workspace_bytes(device)).unwrap();
-        norm.backward(device, &stream, packed, &backward, &workspace).unwrap();
+        norm.backward(&stream, packed, &backward, &workspace).unwrap();
         if with.branch && !fused {
             let workspace = device.alloc::<u8>(residual.backward_workspace_bytes()).unwrap();
-            residual
-                .backward(device, &stream, packed, of(&dx), branch, grad, Some(&flag), &workspace)
-                .unwrap();
+            residual.backward(&stream, packed, of(&dx), branch, grad, Some(&flag), &workspace).unwrap();
         }
         Answer {
             x_out: x_out.download().unwrap(),
@@ -356,7 +354,7 @@ fn in_place() {
             y: of(&y),
             stats: &stats,
         };
-        case.norm.forward(&device, &stream, packed, &forward).unwrap();
+        case.norm.forward(&stream, packed, &forward).unwrap();
         let live = case.live();
         assert_eq!(dense(&x.download().unwrap(), live, width), dense(&want.x_out, live, width));
         let workspace = device.alloc::<u8>(case.norm.backward_workspace_bytes(&device)).unwrap();
@@ -374,7 +372,7 @@ fn in_place() {
                 dbias: None,
                 accumulate: None,
             };
-            case.norm.backward(&device, &stream, packed, &backward, &workspace).unwrap();
+            case.norm.backward(&stream, packed, &backward, &workspace).unwrap();
             let dx = if over_dy { &dy } else { &dresidual }.download().unwrap();
             assert_eq!(dense(&dx, live, width), dense(&want.dx, live, width));
         }
@@ -404,7 +402,7 @@ fn unsupported_shapes_are_told() {
             let of = Rows { buffer: &rows, offset: 0, stride };
             let packed = Packed { cu_seqlens: &cu_seqlens, cu_seqlens_host: host };
             let args = NormForward { x: of, residual: None, gain: None, bias: None, y: of, stats: &stats };
-            norm.forward(&device, &stream, packed, &args).unwrap_err().to_string()
+            norm.forward(&stream, packed, &args).unwrap_err().to_string()
         };
         let norm = Norm { tokens: 2, width: 64, kind: NormKind::Rms, eps: 1e-6 };
         assert!(says(Norm { width: 60, ..norm }, &[0, 2], 72).contains("multiple of 8 to 8192"));

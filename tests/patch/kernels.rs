@@ -41,12 +41,12 @@ fn normalise(device: &Device, channels: usize, side: usize, mean: &[f32], std: &
             let pixels = device.upload(pixels).unwrap();
             let factors = device.upload(&factors(mean, std, channels).unwrap()).unwrap();
             let pixels = Pixels::U8(&pixels, &factors);
-            sizes.launch(device, &stream, rows, pixels, &places, &cu_seqlens, &host).unwrap();
+            sizes.launch(&stream, rows, pixels, &places, &cu_seqlens, &host).unwrap();
         }
         Patches::F32(values) => {
             let values = device.upload(values).unwrap();
             let values = Pixels::F32(&values);
-            sizes.launch(device, &stream, rows, values, &places, &cu_seqlens, &host).unwrap();
+            sizes.launch(&stream, rows, values, &places, &cu_seqlens, &host).unwrap();
         }
     }
     stream.synchronize().unwrap();
@@ -109,17 +109,17 @@ fn prefix_tokens_are_written_and_their_gradient_is_summed() {
             let written = device.upload(&x).unwrap();
             let learned_device = device.upload(&learned).unwrap();
             let at = |buffer| Rows { buffer, offset: 0, stride: pitch };
-            sizes.write(&device, &stream, at(&written), &learned_device, &cu_seqlens, &host).unwrap();
+            sizes.write(&stream, at(&written), &learned_device, &cu_seqlens, &host).unwrap();
             let dx = device.upload(&x).unwrap();
             let dtokens = device.upload(&vec![2.0f32; prefix * width]).unwrap();
             let flag = device.upload(&[i32::from(accumulate)]).unwrap();
             let workspace = device.alloc::<u8>(sizes.workspace_bytes()).unwrap();
             sizes
-                .grad(&device, &stream, at(&dx), Some(&dtokens), Some(&flag), &cu_seqlens, &host, &workspace)
+                .grad(&stream, at(&dx), Some(&dtokens), Some(&flag), &cu_seqlens, &host, &workspace)
                 .unwrap();
             let zeroed = device.upload(&x).unwrap();
             let none = device.alloc::<u8>(0).unwrap();
-            sizes.grad(&device, &stream, at(&zeroed), None, None, &cu_seqlens, &host, &none).unwrap();
+            sizes.grad(&stream, at(&zeroed), None, None, &cu_seqlens, &host, &none).unwrap();
             stream.synchronize().unwrap();
 
             let mut want = dense(&x, live, width);
@@ -157,7 +157,7 @@ fn bad_operands_are_told() {
     let launch = |stride, host: &[i32]| {
         let rows = Rows { buffer: &out, offset: 0, stride };
         let pixels = Pixels::U8(&pixels, &factors);
-        sizes.launch(&device, &stream, rows, pixels, &places, &cu_seqlens, host).map_err(|e| e.to_string())
+        sizes.launch(&stream, rows, pixels, &places, &cu_seqlens, host).map_err(|e| e.to_string())
     };
     assert_eq!(launch(592, &[0, 4]), Ok(()));
     stream.synchronize().unwrap();

@@ -138,7 +138,7 @@ impl Case {
             lse: &lse,
         };
         let workspace = device.alloc::<u8>(shape.forward_workspace_bytes()).unwrap();
-        pool.forward(device, &stream, &forward, &workspace).unwrap();
+        pool.forward(&stream, &forward, &workspace).unwrap();
         let workspace = device.alloc::<u8>(shape.backward_workspace_bytes()).unwrap();
         let dout = device.upload(dout).unwrap();
         let dq = device.alloc::<bf16>(q.len()).unwrap();
@@ -153,7 +153,7 @@ impl Case {
             daffine: self.given(daffine.each_ref()),
             accumulate: Some(&flag),
         };
-        pool.backward(device, &stream, &forward, &backward, &workspace).unwrap();
+        pool.backward(&stream, &forward, &backward, &workspace).unwrap();
         stream.synchronize().unwrap();
         Answer {
             out: out.download().unwrap(),
@@ -323,9 +323,9 @@ fn mean_pooling_and_its_gradient() {
             let out = device.alloc::<bf16>(dout.len()).unwrap();
             let workspace = device.alloc::<u8>(pool.workspace_bytes()).unwrap();
             let rows = |buffer| Rows { buffer, offset: 0, stride: pitch };
-            pool.forward(&device, &stream, &out, rows(&x_device), &cu_seqlens, &host, &workspace).unwrap();
+            pool.forward(&stream, &out, rows(&x_device), &cu_seqlens, &host, &workspace).unwrap();
             let dout_device = device.upload(&dout).unwrap();
-            pool.backward(&device, &stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
+            pool.backward(&stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
 
             let dense: Vec<f64> =
                 x[..used * pitch].chunks_exact(pitch).flat_map(|row| wide(&row[..width])).collect();
@@ -377,8 +377,7 @@ fn a_bad_cu_seqlens_is_reported() {
             unsafe { launch_mean_forward(device.kernels(), stream.raw(), &params).unwrap() };
             stream.synchronize().unwrap();
             assert_eq!(error.download().unwrap(), [expected], "{host:?}");
-            let checked =
-                pool.forward(&device, &stream, &out, Rows::dense(&x, width), &cu_seqlens, &host, &workspace);
+            let checked = pool.forward(&stream, &out, Rows::dense(&x, width), &cu_seqlens, &host, &workspace);
             assert_eq!(checked.is_err(), expected != 0, "{host:?}");
             assert_eq!(fault(expected).is_err(), expected != 0);
         }
@@ -402,7 +401,7 @@ fn unsupported_shapes_are_told() {
         let (stream, cu) = (device.stream().unwrap(), device.upload(&[0, 13]).unwrap());
         let out = device.alloc::<bf16>(8).unwrap();
         let dx = |offset, stride| Rows { buffer: &short, offset, stride };
-        let says = |rows| pool.backward(&device, &stream, rows, &out, &cu, &[0, 13]).unwrap_err().to_string();
+        let says = |rows| pool.backward(&stream, rows, &out, &cu, &[0, 13]).unwrap_err().to_string();
         assert!(says(dx(0, 8)).contains("do not fit a buffer of 100"));
         assert!(says(dx(4, 8)).contains("multiples of 8"));
         assert!(says(dx(0, 12)).contains("multiples of 8"));
@@ -429,8 +428,8 @@ fn token_gather_and_its_gradient() {
             let out = device.upload(&vec![bf16::NAN; dout.len()]).unwrap();
             let dout_device = device.upload(&dout).unwrap();
             let rows = |buffer| Rows { buffer, offset: 0, stride: pitch };
-            gather.forward(&device, &stream, &out, rows(&x_device), &cu_seqlens, &host).unwrap();
-            gather.backward(&device, &stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
+            gather.forward(&stream, &out, rows(&x_device), &cu_seqlens, &host).unwrap();
+            gather.backward(&stream, rows(&dx), &dout_device, &cu_seqlens, &host).unwrap();
             stream.synchronize().unwrap();
 
             // The images that have such a token, and its row.

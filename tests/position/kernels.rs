@@ -108,7 +108,7 @@ impl Case {
         let at = |buffer| Rows { buffer, offset: 0, stride: self.width + FOREIGN };
         let forward =
             Forward { places, tables: [tables.first(), tables.get(1)], x: Some(at(&x)), out: at(&out) };
-        sizes.forward(device, &stream, &forward).unwrap();
+        sizes.forward(&stream, &forward).unwrap();
         let flag = device.upload(&[i32::from(accumulate)]).unwrap();
         let workspace = device.alloc::<u8>(sizes.workspace_bytes(device.info())).unwrap();
         let backward = Backward {
@@ -119,7 +119,7 @@ impl Case {
             accumulate: Some(&flag),
             workspace: &workspace,
         };
-        sizes.backward(device, &stream, &backward).unwrap();
+        sizes.backward(&stream, &backward).unwrap();
         stream.synchronize().unwrap();
         Answer {
             out: out.download().unwrap(),
@@ -299,10 +299,10 @@ fn the_sum_may_take_the_place_of_the_tokens() {
             Forward { places, tables, x: Some(x_rows), out: x_rows },
             Forward { places, tables, x: None, out },
         ] {
-            sizes.forward(&device, &stream, &forward).unwrap();
+            sizes.forward(&stream, &forward).unwrap();
         }
         let missing = Forward { places, tables: [tables[0], None], x: None, out };
-        let message = sizes.forward(&device, &stream, &missing).unwrap_err().to_string();
+        let message = sizes.forward(&stream, &missing).unwrap_err().to_string();
         assert!(message.contains("expected 2 table(s)"), "{message}");
         stream.synchronize().unwrap();
         assert_eq!(dense(&x.download().unwrap(), live, 64), dense(&want, live, 64));

@@ -48,16 +48,14 @@ fn check(
         keep: kept.then_some((&keep_device, 1)),
     };
     let (out, dbranch) = (room(), room());
-    residual.forward(device, &stream, packed, of(&out), of(&x_device), branch).unwrap();
+    residual.forward(&stream, packed, of(&out), of(&x_device), branch).unwrap();
     // In place as well.
-    residual.forward(device, &stream, packed, of(&x_device), of(&x_device), branch).unwrap();
+    residual.forward(&stream, packed, of(&x_device), of(&x_device), branch).unwrap();
     let dscale = device.upload(&vec![1.0f32; width]).unwrap();
     let flag = device.upload(&[i32::from(accumulate)]).unwrap();
     let workspace = device.alloc::<u8>(residual.backward_workspace_bytes()).unwrap();
     let grad = BranchGrad { dbranch: of(&dbranch), dscale: scaled.then_some(&dscale) };
-    residual
-        .backward(device, &stream, packed, of(&dout_device), branch, grad, Some(&flag), &workspace)
-        .unwrap();
+    residual.backward(&stream, packed, of(&dout_device), branch, grad, Some(&flag), &workspace).unwrap();
 
     let of = |x: &[bf16]| dense(x, live, width);
     let (scale, keep) = (scaled.then(|| wide(&scale)), kept.then(|| wide(&keep[tokens..tokens + live])));
@@ -129,7 +127,7 @@ fn drop_path_is_that_of_the_host() {
                 epochs: &device.upload(&epochs).unwrap(),
                 sample_ids: &device.upload(&samples).unwrap(),
             };
-            drop_path.keep(&device, &stream, packed, &keep, &of_kernel, keys).unwrap();
+            drop_path.keep(&stream, packed, &keep, &of_kernel, keys).unwrap();
             let want = host_keep(&rates, seed, &epochs, &samples, &lengths);
             for (got, want) in keep.download().unwrap().chunks(live + spare).zip(want.chunks(live)) {
                 assert_eq!(&got[..live], want);
@@ -186,7 +184,7 @@ fn unsupported_shapes_are_told() {
         let of = Rows::dense(&rows, 16);
         let says = |residual: Residual, branch| {
             let branch = Branch { rows: of, scale: None, keep: Some((&keep, branch)) };
-            residual.forward(&device, &stream, packed, of, of, branch).unwrap_err().to_string()
+            residual.forward(&stream, packed, of, of, branch).unwrap_err().to_string()
         };
         assert!(says(Residual { tokens: 4, width: 12 }, 0).contains("multiple of 8"));
         assert!(says(Residual { tokens: 0, width: 16 }, 0).contains("0 rows"));
@@ -199,7 +197,7 @@ fn unsupported_shapes_are_told() {
         let keys = DropPathKeys { seed: &key, epochs: &key, sample_ids: &key };
         let says = |tokens, branches| {
             let drop_path = DropPath { tokens, branches };
-            drop_path.keep(&device, &stream, packed, &keep, &rates, keys).unwrap_err().to_string()
+            drop_path.keep(&stream, packed, &keep, &rates, keys).unwrap_err().to_string()
         };
         assert!(says(4, 0).contains("0 branches"));
         assert!(says(4, 2).contains("keep has 4 elements, expected 8"));

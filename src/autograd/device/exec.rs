@@ -196,9 +196,7 @@ impl DeviceExecutor {
                 epochs: &self.batch.epochs,
                 sample_ids: &self.batch.sample_ids,
             };
-            let device = &self.memory.device;
             DropPath { tokens: self.memory.shape.tokens, branches }.keep(
-                device,
                 &self.stream,
                 step.packed(),
                 &self.keep,

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUcontext, CUdevice};
@@ -17,6 +18,39 @@ pub(super) struct Context {
     retained: Option<CUdevice>,
     /// Captures that are under way on its streams. Freeing waits for the device, which no capture survives.
     pub(super) captures: AtomicUsize,
+    graphs: Mutex<Graphs>,
+}
+
+/// Graphs that are alive, by when their captures ended. Each may use all memory that was there by then, and may
+/// be launched again.
+#[derive(Default)]
+pub(super) struct Graphs {
+    /// Captures that have ended.
+    ended: u64,
+    alive: Vec<u64>,
+}
+
+impl Graphs {
+    /// Counts a graph whose capture ends now, until it is [removed](Self::remove).
+    pub(super) fn add(&mut self) -> u64 {
+        self.alive.push(self.ended);
+        self.ended += 1;
+        self.ended - 1
+    }
+
+    pub(super) fn remove(&mut self, graph: u64) {
+        self.alive.retain(|&alive| alive != graph);
+    }
+
+    /// When memory begins that is made now.
+    pub(super) fn now(&self) -> u64 {
+        self.ended
+    }
+
+    /// Whether no graph uses memory that was made at `birth`.
+    pub(super) fn spare(&self, birth: u64) -> bool {
+        self.alive.iter().all(|&graph| graph < birth)
+    }
 }
 
 // SAFETY: the driver's contexts may be used from any thread.
@@ -29,7 +63,15 @@ impl Context {
         // SAFETY: released once, in `drop`.
         let raw = unsafe { result::primary_ctx::retain(device) };
         let raw = raw.map_err(failed("no context can be made on the GPU"))?;
-        Ok(Self { raw, retained: Some(device), captures: AtomicUsize::new(0) })
+        Ok(Self::new(raw, Some(device)))
+    }
+
+    fn new(raw: CUcontext, retained: Option<CUdevice>) -> Self {
+        Self { raw, retained, captures: AtomicUsize::new(0), graphs: Mutex::default() }
+    }
+
+    pub(super) fn graphs(&self) -> MutexGuard<'_, Graphs> {
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The context that is current on this thread, and its GPU.
@@ -42,7 +84,7 @@ impl Context {
         // SAFETY: writes the number of the GPU.
         let outcome = unsafe { sys::cuCtxGetDevice(&raw mut device) }.result();
         outcome.map_err(failed("the GPU of the current CUDA context cannot be found"))?;
-        Ok((Self { raw, retained: None, captures: AtomicUsize::new(0) }, device))
+        Ok((Self::new(raw, None), device))
     }
 
     /// Makes the context current on this thread, where it is not. It stays so.

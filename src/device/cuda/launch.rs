@@ -31,7 +31,7 @@ impl Loaded for Modules {
         let function = self.function(name)?;
         check(name, function, launch, bytes)?;
         self.context.bind()?;
-        if launch.shared_bytes > WITHOUT_ASKING && !function.opted_in.load(Ordering::Relaxed) {
+        if launch.shared_bytes > WITHOUT_ASKING && !function.opted_in.load(Ordering::Acquire) {
             let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
             unsafe {
@@ -40,7 +40,7 @@ impl Loaded for Modules {
             .map_err(failed(format_args!(
                 "the kernel {name} cannot have more than 48 KiB of shared memory"
             )))?;
-            function.opted_in.store(true, Ordering::Relaxed);
+            function.opted_in.store(true, Ordering::Release);
         }
 
         let mut attributes = [cluster(launch.cluster), DEPENDENT];

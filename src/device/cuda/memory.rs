@@ -1,9 +1,10 @@
 //! Memory of a GPU, and host memory that it can reach.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUstream};
@@ -21,8 +22,15 @@ pub(super) struct Memory {
     stream: CUstream,
     /// Whether the driver keeps freed memory for the next allocation.
     pooled: bool,
-    /// What is to be freed after the captures under way.
-    later: Mutex<Vec<u64>>,
+    allocations: Mutex<Allocations>,
+}
+
+/// Addresses, each with when it was made, as [`Graphs::now`](super::context::Graphs::now) tells it.
+#[derive(Default)]
+struct Allocations {
+    live: HashMap<u64, u64>,
+    /// What is to be freed after the captures under way and the graphs that may use it.
+    later: Vec<(u64, u64)>,
 }
 
 // SAFETY: a stream of the driver may be used from any thread.
@@ -47,21 +55,29 @@ impl Memory {
         }
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { context, stream, pooled, later: Mutex::new(Vec::new()) })
+        Ok(Self { context, stream, pooled, allocations: Mutex::default() })
+    }
+
+    fn allocations(&self) -> MutexGuard<'_, Allocations> {
+        self.allocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn free_later(&self) {
         if self.context.captures.load(Ordering::SeqCst) > 0 {
             return;
         }
-        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
-        if later.is_empty() {
+        let later = &mut self.allocations().later;
+        let graphs = self.context.graphs();
+        if !later.iter().any(|&(_, birth)| graphs.spare(birth)) {
             return;
         }
         self.context.within(|| {
-            // A failed device refuses all of this, and its memory ends with the process.
-            let _ = result::ctx::synchronize();
-            for address in later.drain(..) {
+            // Without having waited nothing may be freed. It is tried again with the next allocation: another
+            // engine may be capturing. The memory of a failed device ends with the process.
+            if result::ctx::synchronize().is_err() {
+                return;
+            }
+            for (address, _) in later.extract_if(.., |&mut (_, birth)| graphs.spare(birth)) {
                 // SAFETY: `free` was promised that it is memory of this allocator which nobody uses.
                 let _ = unsafe {
                     if self.pooled {
@@ -86,19 +102,26 @@ impl backend::Backend for Memory {
         self.free_later();
         let what = || format!("{:.1} MiB of GPU memory cannot be had", bytes as f64 / f64::from(1 << 20));
         // SAFETY: `bytes` is not 0; the stream is alive.
-        unsafe {
+        let address = unsafe {
             if self.pooled {
                 let address = result::malloc_async(self.stream, bytes).map_err(failed(what()))?;
                 self.settle()?;
-                Ok(address)
+                address
             } else {
-                result::malloc_sync(bytes).map_err(failed(what()))
+                result::malloc_sync(bytes).map_err(failed(what()))?
             }
-        }
+        };
+        let birth = self.context.graphs().now();
+        self.allocations().live.insert(address, birth);
+        Ok(address)
     }
 
     unsafe fn free(&self, address: u64) {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        let mut allocations = self.allocations();
+        if let Some(birth) = allocations.live.remove(&address) {
+            allocations.later.push((address, birth));
+        }
+        drop(allocations);
         self.free_later();
     }
 
@@ -118,6 +141,11 @@ impl backend::Backend for Memory {
 
     unsafe fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
         self.context.bind()?;
+        if self.context.captures.load(Ordering::SeqCst) > 0 {
+            return Err(Error::usage(
+                "waiting for the GPU cannot be captured; end all captures before memory is read",
+            ));
+        }
         result::ctx::synchronize().map_err(failed("the GPU has failed"))?;
         // SAFETY: as the caller promises, and `host` lives until `settle` returns.
         unsafe { self.copy_out(RawStream(self.stream.cast()), host, address)? };

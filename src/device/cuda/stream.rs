@@ -1,7 +1,7 @@
 //! Streams, events and graphs of a GPU.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{
@@ -17,6 +17,9 @@ use crate::{Error, Result};
 
 pub(super) struct Stream {
     raw: CUstream,
+    /// Whether a capture was begun here. One that was begun elsewhere captures this stream too while it waits
+    /// for events of it.
+    begun: AtomicBool,
     context: Arc<Context>,
 }
 
@@ -28,6 +31,8 @@ struct Event {
 struct Graph {
     graph: CUgraph,
     executable: CUgraphExec,
+    /// Among the graphs of the context, which keeps the memory that it uses.
+    number: u64,
     context: Arc<Context>,
 }
 
@@ -48,7 +53,32 @@ impl Stream {
         context.bind()?;
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking);
         let raw = raw.map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { raw, context: context.clone() })
+        Ok(Self { raw, begun: AtomicBool::new(false), context: context.clone() })
+    }
+
+    /// What a capture that was begun here has recorded.
+    fn graph(&self) -> Result<Graph> {
+        // SAFETY: the stream is alive and captured.
+        let graph = unsafe { result::stream::end_capture(self.raw) };
+        let graph = graph.map_err(failed("the capture of a graph has failed"))?;
+        if graph.is_null() {
+            return Err(Error::failure(
+                "the capture of a graph has failed: something in it cannot be captured",
+            ));
+        }
+        // SAFETY: the graph was just made, and is destroyed once: here, or when `Graph` is dropped.
+        unsafe {
+            match result::graph::instantiate(graph, CUgraphInstantiate_flags(0)) {
+                Ok(executable) => {
+                    let (number, context) = (self.context.graphs().add(), self.context.clone());
+                    Ok(Graph { graph, executable, number, context })
+                }
+                Err(error) => {
+                    let _ = result::graph::destroy(graph);
+                    Err(failed("a captured graph cannot be made ready")(error))
+                }
+            }
+        }
     }
 }
 
@@ -93,6 +123,7 @@ impl backend::Stream for Stream {
         unsafe { result::stream::begin_capture(self.raw, mode) }
             .map_err(failed("a graph cannot be captured"))?;
         self.context.captures.fetch_add(1, Ordering::SeqCst);
+        self.begun.store(true, Ordering::SeqCst);
         Ok(())
     }
 
@@ -106,25 +137,15 @@ impl backend::Stream for Stream {
 
     fn end_capture(&self) -> Result<Box<dyn backend::Graph>> {
         self.context.bind()?;
-        // SAFETY: the stream is alive and captured.
-        let graph = unsafe { result::stream::end_capture(self.raw) };
-        self.context.captures.fetch_sub(1, Ordering::SeqCst);
-        let graph = graph.map_err(failed("the capture of a graph has failed"))?;
-        if graph.is_null() {
-            return Err(Error::failure(
-                "the capture of a graph has failed: something in it cannot be captured",
+        if !self.begun.swap(false, Ordering::SeqCst) {
+            return Err(Error::usage(
+                "the capture was begun on another stream, which this one has waited for; end it there",
             ));
         }
-        // SAFETY: the graph was just made, and is destroyed once: here, or when `Graph` is dropped.
-        unsafe {
-            match result::graph::instantiate(graph, CUgraphInstantiate_flags(0)) {
-                Ok(executable) => Ok(Box::new(Graph { graph, executable, context: self.context.clone() })),
-                Err(error) => {
-                    let _ = result::graph::destroy(graph);
-                    Err(failed("a captured graph cannot be made ready")(error))
-                }
-            }
-        }
+        let graph = self.graph();
+        // Only now, when the graph is counted: in between its memory could be freed.
+        self.context.captures.fetch_sub(1, Ordering::SeqCst);
+        graph.map(|graph| Box::new(graph) as Box<dyn backend::Graph>)
     }
 }
 
@@ -155,10 +176,9 @@ impl backend::Graph for Graph {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Memory is not freed while a capture is under way, so an abandoned one is ended.
-        if let Ok(true) = backend::Stream::is_capturing(self) {
-            drop(backend::Stream::end_capture(self));
-        }
+        // Memory is not freed while a capture is under way, so an abandoned one is ended; there is none to end
+        // where none was begun.
+        drop(backend::Stream::end_capture(self));
         // SAFETY: made in `new`; the driver lets queued work finish.
         self.context.within(|| unsafe {
             let _ = result::stream::destroy(self.raw);
@@ -182,5 +202,6 @@ impl Drop for Graph {
             let _ = result::graph::exec_destroy(self.executable);
             let _ = result::graph::destroy(self.graph);
         });
+        self.context.graphs().remove(self.number);
     }
 }

@@ -63,7 +63,7 @@ pub struct Forward<'a> {
 impl Attention {
     /// Verifies the sizes.
     pub(super) fn check(&self) -> Result<()> {
-        let AttentionConfig { heads, head_dim, scale, eps, .. } = self.config;
+        let AttentionConfig { heads, head_dim, scale, norm, eps, .. } = self.config;
         let widest = INSTANCES[INSTANCES.len() - 1].width;
         if head_dim == 0 || head_dim > widest || !head_dim.is_multiple_of(8) {
             return Err(Error::usage(format!(
@@ -75,10 +75,13 @@ impl Attention {
         if !(scale as f32).is_normal() || scale <= 0.0 {
             return Err(Error::usage(format!("attention has a scale of {scale}, expected one above 0")));
         }
-        if !eps.is_finite() || eps < 0.0 {
-            return Err(Error::usage(format!("QK-norm has an epsilon of {eps}, expected 0 or more")));
+        // The kernels take subnormal numbers for zero, and a row of zeros would be divided by it.
+        if norm != QkNormKind::None && (!(eps as f32).is_normal() || eps < 0.0) {
+            return Err(Error::usage(format!(
+                "QK-norm has an epsilon of {eps}, expected one above 0, such as 1e-6"
+            )));
         }
-        let (most, items) = (1 << 30, (self.tokens + self.slots).saturating_mul(heads));
+        let (most, items) = (1 << 30, self.tokens.saturating_add(self.slots).max(1).saturating_mul(heads));
         if heads == 0 || self.tokens > most || self.slots > most || items > i32::MAX as usize {
             return Err(Error::usage(format!(
                 "attention of {heads} heads over {} token rows in {} image slots: there must be a head, no \
@@ -92,8 +95,8 @@ impl Attention {
     /// Verifies the sizes, and plans for a device.
     ///
     /// # Errors
-    /// A head dim that no kernel serves; no heads; a scale that is not above 0; an epsilon below 0; sizes
-    /// beyond what the kernels count with; a device whose shared memory is too small.
+    /// A head dim that no kernel serves; no heads; a scale that is not above 0; a norm with an epsilon that is
+    /// not above 0; sizes beyond what the kernels count with; a device whose shared memory is too small.
     pub fn plan(&self, device: &DeviceInfo) -> Result<ForwardPlan> {
         self.check()?;
         let head_dim = self.config.head_dim;
@@ -154,7 +157,7 @@ impl Attention {
             v: rows("v", &operands.v)?,
             out: rows("out", &operands.out)?,
             lse: check_len("lse", operands.lse, &of_rows)?,
-            cu_seqlens: check_len("cu_seqlens", operands.cu_seqlens, &[slots + 1])?,
+            cu_seqlens: operands.schedule.starts(operands.cu_seqlens)?,
             schedule: schedule.words(),
             norm: qk_norm(&config, operands.affine)?,
             statistics: qk_statistics(&config, operands.statistics, &of_rows)?,

@@ -18,6 +18,10 @@ pub const BACKWARD_SMALL_BLOCKS: u32 = 4;
 pub const BACKWARD_PREPARE: &str = "attention_backward_prepare_bf16";
 /// Name of the kernel that sums gradients of gains and biases.
 pub const BACKWARD_SUM: &str = "attention_backward_sum_f32";
+/// Columns of the partial sums that a block of it takes.
+pub const BACKWARD_SUM_COLUMNS: usize = 8;
+/// Its shared memory: a float a warp and column.
+pub const BACKWARD_SUM_SHARED: u32 = (BACKWARD_WARPS * BACKWARD_SUM_COLUMNS * 4) as u32;
 /// Threads of the one block that makes the work lists.
 pub const SCHEDULE_THREADS: u32 = 256;
 /// Its shared memory: counts of 1,024 bins for each of its 8 warps, and one word a warp.

@@ -1,15 +1,20 @@
 //! The work lists of a batch: memory for them, and what the device found wrong with `cu_seqlens`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::heuristics::Limits;
 use super::raw;
-use crate::device::{Buffer, Device, Ptr, Stream};
+use crate::device::{Buffer, Device, Fault, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{check_cu_seqlens, check_len};
 
 /// Work lists in device memory for batches of one size.
 pub struct Schedule {
     words: Buffer<i32>,
-    error: Buffer<i32>,
+    fault: Arc<Fault>,
+    /// Address of the cu_seqlens that the lists were made from; 0 before.
+    made_from: AtomicU64,
     limits: Limits,
     tokens: usize,
     slots: usize,
@@ -29,8 +34,10 @@ impl Schedule {
             )));
         }
         Ok(Self {
-            words: device.alloc(limits.words(tokens, slots))?,
-            error: device.zeros(1)?,
+            // Lists that were never made are empty.
+            words: device.zeros(limits.words(tokens, slots))?,
+            fault: device.fault(raw::fault)?,
+            made_from: AtomicU64::new(0),
             limits,
             tokens,
             slots,
@@ -45,7 +52,9 @@ impl Schedule {
     }
 
     /// Queues the making of the lists. `host` is the host's copy of `cu_seqlens`, where there is one: it is
-    /// checked here, and what only the device sees is told by [`check`](Self::check).
+    /// checked here, and what only the device sees is told by the next synchronisation of a stream, or by
+    /// [`check`](Self::check). Until the lists are made anew, the passes over them take this `cu_seqlens` alone,
+    /// with these contents.
     ///
     /// # Errors
     /// A length other than slots + 1; a copy that does not begin at 0, decreases, ends beyond the token rows,
@@ -63,7 +72,8 @@ impl Schedule {
                 )));
             }
         }
-        let (words, error) = (self.words.ptr(), self.error.ptr());
+        let (words, error) = (self.words.ptr(), self.fault.ptr());
+        self.made_from.store(address.address(), Ordering::Release);
         let params = self.limits.params(address, words, error, self.slots, self.tokens, self.longest);
         // SAFETY: the lists have the room that the limits ask for, cu_seqlens was checked.
         unsafe { raw::schedule(stream.device().kernels(), stream.raw(), &params) }
@@ -72,10 +82,22 @@ impl Schedule {
     /// Waits for the device and tells what it found.
     ///
     /// # Errors
-    /// A `cu_seqlens` was refused on the device since these lists were made: results are zeros since then.
+    /// A `cu_seqlens` was refused on the device at some time since [`new`](Self::new): the results of its batch
+    /// are zeros. It is told from then on, whatever came later.
     /// Whatever else went wrong on the device.
     pub fn check(&self) -> Result<()> {
-        raw::fault(self.error.download()?.first().copied().unwrap_or(0))
+        self.fault.check()
+    }
+
+    /// The address of `cu_seqlens`, once it is known to be what the lists were made from.
+    pub(super) fn starts(&self, cu_seqlens: &Buffer<i32>) -> Result<Ptr<i32>> {
+        let address = check_len("cu_seqlens", cu_seqlens, &[self.slots + 1])?;
+        if self.made_from.load(Ordering::Acquire) == address.address() {
+            return Ok(address);
+        }
+        Err(Error::usage(
+            "the schedule was not made from this cu_seqlens; launch it with the buffer that the attention is given",
+        ))
     }
 
     /// The limits that decide what is short.

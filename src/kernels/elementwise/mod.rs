@@ -9,7 +9,7 @@
 
 use half::bf16;
 
-use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
+use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{check_extents, check_len, check_some, check_width, grid};
 
@@ -81,7 +81,6 @@ impl Add {
     /// Sizes that do not fit together, an entry of `live` that is not there, a launch that the device refuses.
     pub fn launch(
         &self,
-        device: &Device,
         stream: &Stream,
         out: Option<&Buffer<bf16>>,
         a: &Buffer<bf16>,
@@ -115,7 +114,7 @@ impl Add {
             width: width as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_add(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_add(stream.device().kernels(), stream.raw(), &params) }
     }
 }
 
@@ -124,7 +123,6 @@ impl Add {
 /// # Errors
 /// Lengths that differ or are no multiple of 8, a launch that the device refuses.
 pub fn accumulate(
-    device: &Device,
     stream: &Stream,
     out: &Buffer<f32>,
     x: &Buffer<bf16>,
@@ -143,7 +141,7 @@ pub fn accumulate(
         size: x.len() as i64,
     };
     // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-    unsafe { launch_accumulate(device.kernels(), stream.raw(), &params) }
+    unsafe { launch_accumulate(stream.device().kernels(), stream.raw(), &params) }
 }
 
 /// Queues a sum. Allocates nothing and waits for nothing.

@@ -126,7 +126,8 @@ pub struct SumSlicesParams {
 /// The device refuses the launch.
 ///
 /// # Safety
-/// As for [`Kernels::launch`], with matrices as [`SumSlicesParams`] says, 16-byte aligned.
+/// As for [`Kernels::launch`], with matrices as [`SumSlicesParams`] says, 16-byte aligned, of fewer than 2^34
+/// elements.
 pub unsafe fn sum_slices(kernels: &Kernels, stream: RawStream, params: &SumSlicesParams) -> Result<()> {
     let quads = params.rows as usize * params.cols as usize / 4;
     let launch = Launch::new([quads.div_ceil(256) as u32, 1, 1], 256, 0);

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::MAX_CLASSES;
 use super::raw::{LossParams, Precision, launch};
-use crate::device::{Buffer, Device, Ptr, Stream};
+use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some};
 use crate::recipe::LossKind;
@@ -87,7 +87,7 @@ impl CrossEntropy {
     ///
     /// # Errors
     /// Sizes that do not fit together, rows that are not aligned, a launch that the device refuses.
-    pub fn launch(&self, device: &Device, stream: &Stream, args: &Operands<'_>) -> Result<()> {
+    pub fn launch(&self, stream: &Stream, args: &Operands<'_>) -> Result<()> {
         self.check()?;
         let Self { kind, images, classes, smoothing } = *self;
         let width = classes.next_multiple_of(8);
@@ -117,6 +117,6 @@ impl CrossEntropy {
             classes: classes as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch(device.kernels(), stream.raw(), kind, precision, &params) }
+        unsafe { launch(stream.device().kernels(), stream.raw(), kind, precision, &params) }
     }
 }

@@ -100,13 +100,7 @@ impl Norm {
     /// # Errors
     /// A width without a kernel, buffers of another size, rows that are not aligned, a `cu_seqlens` that
     /// decreases or overruns, a launch that the device refuses.
-    pub fn forward(
-        &self,
-        device: &Device,
-        stream: &Stream,
-        packed: Packed<'_>,
-        args: &NormForward<'_>,
-    ) -> Result<()> {
+    pub fn forward(&self, stream: &Stream, packed: Packed<'_>, args: &NormForward<'_>) -> Result<()> {
         self.check()?;
         let Self { tokens, width, .. } = *self;
         let mut params = ForwardParams {
@@ -137,7 +131,7 @@ impl Norm {
             (params.scale, params.keep) = branch.factors(tokens, width)?;
         }
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_forward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_forward(stream.device().kernels(), stream.raw(), &params) }
     }
 
     /// Queues the gradients; the workspace has [`backward_workspace_bytes`](Self::backward_workspace_bytes).
@@ -146,7 +140,6 @@ impl Norm {
     /// As for [`forward`](Self::forward).
     pub fn backward(
         &self,
-        device: &Device,
         stream: &Stream,
         packed: Packed<'_>,
         args: &NormBackward<'_>,
@@ -154,8 +147,9 @@ impl Norm {
     ) -> Result<()> {
         self.check()?;
         let Self { tokens, width, .. } = *self;
-        let rows = partial_rows(tokens, width, device.info().multiprocessors);
-        let partial: Ptr<f32> = check_workspace(workspace, self.backward_workspace_bytes(device))?.cast();
+        let rows = partial_rows(tokens, width, stream.device().info().multiprocessors);
+        let partial: Ptr<f32> =
+            check_workspace(workspace, self.backward_workspace_bytes(stream.device()))?.cast();
         let dscale = args.residual.as_ref().and_then(|(_, grad)| grad.dscale);
         let out = [
             check_some("dgain", args.dgain, &[width])?,
@@ -207,8 +201,8 @@ impl Norm {
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
         unsafe {
-            launch_backward(device.kernels(), stream.raw(), &params)?;
-            launch_sums(device.kernels(), stream.raw(), &sums)
+            launch_backward(stream.device().kernels(), stream.raw(), &params)?;
+            launch_sums(stream.device().kernels(), stream.raw(), &sums)
         }
     }
 }

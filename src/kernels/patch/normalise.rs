@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::instances::{THREADS, normalise_name};
-use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
+use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_extents, check_len, grid};
 
@@ -102,7 +102,6 @@ impl Normalise {
     #[allow(clippy::too_many_arguments)]
     pub fn launch(
         &self,
-        device: &Device,
         stream: &Stream,
         out: Rows<'_, bf16>,
         patches: Pixels<'_>,
@@ -138,7 +137,7 @@ impl Normalise {
             plane: plane as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_normalise(device.kernels(), stream.raw(), &params, pixels) }
+        unsafe { launch_normalise(stream.device().kernels(), stream.raw(), &params, pixels) }
     }
 }
 

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::instances::THREADS;
-use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
+use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::Result;
 use crate::kernels::gemm::raw::{SumRowsParams, sum_rows};
 use crate::kernels::operand::{
@@ -93,7 +93,6 @@ impl Prefix {
     /// `cu_seqlens`, decreasing or overrunning, a launch that the device refuses.
     pub fn write(
         &self,
-        device: &Device,
         stream: &Stream,
         x: Rows<'_, bf16>,
         tokens: &Buffer<f32>,
@@ -103,7 +102,7 @@ impl Prefix {
         let mut params = self.params(x, cu_seqlens, cu_seqlens_host)?;
         params.tokens = check_len("tokens", tokens, &[self.prefix, self.width])?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_prefix_write(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_prefix_write(stream.device().kernels(), stream.raw(), &params) }
     }
 
     /// Queues `dtokens[prefix, D]` (added to where `accumulate` holds a number other than 0, else written): the
@@ -114,7 +113,6 @@ impl Prefix {
     #[allow(clippy::too_many_arguments)]
     pub fn grad(
         &self,
-        device: &Device,
         stream: &Stream,
         dx: Rows<'_, bf16>,
         dtokens: Option<&Buffer<f32>>,
@@ -130,7 +128,7 @@ impl Prefix {
         let dtokens = check_some("dtokens", dtokens, &[self.prefix, self.width])?;
         let accumulate = check_some("accumulate", accumulate, &[1])?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_prefix_grad(device.kernels(), stream.raw(), &params, dtokens, accumulate) }
+        unsafe { launch_prefix_grad(stream.device().kernels(), stream.raw(), &params, dtokens, accumulate) }
     }
 }
 

@@ -9,7 +9,7 @@ use super::attention::{
     MAX_QUERIES, launch_attention_backward, launch_attention_forward,
 };
 use crate::cpu::attention::AttentionConfig;
-use crate::device::{Buffer, Device, Ptr, Stream};
+use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_some, check_workspace};
 use crate::recipe::QkNormKind;
@@ -170,7 +170,6 @@ impl AttentionPool {
     /// `cu_seqlens` that decreases or overruns, a launch that the device refuses.
     pub fn forward(
         &self,
-        device: &Device,
         stream: &Stream,
         args: &AttentionForward<'_>,
         workspace: &Buffer<u8>,
@@ -178,7 +177,7 @@ impl AttentionPool {
         let mut params = self.forward_params(args)?;
         params.partial = check_workspace(workspace, params.shape.forward_workspace_bytes())?.cast();
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_attention_forward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_attention_forward(stream.device().kernels(), stream.raw(), &params) }
     }
 
     /// Queues the gradients; the workspace has [`AttentionShape::backward_workspace_bytes`].
@@ -187,7 +186,6 @@ impl AttentionPool {
     /// As for [`forward`](Self::forward).
     pub fn backward(
         &self,
-        device: &Device,
         stream: &Stream,
         forward: &AttentionForward<'_>,
         args: &AttentionBackward<'_>,
@@ -226,6 +224,6 @@ impl AttentionPool {
             shape,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_attention_backward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_attention_backward(stream.device().kernels(), stream.raw(), &params) }
     }
 }

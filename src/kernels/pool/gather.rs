@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::instances::THREADS;
 use super::{PackedSizes, grid};
-use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
+use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::Result;
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_width};
 
@@ -79,7 +79,6 @@ impl TokenGather {
     /// `cu_seqlens`, decreasing or overrunning, a launch that the device refuses.
     pub fn forward(
         &self,
-        device: &Device,
         stream: &Stream,
         out: &Buffer<bf16>,
         x: Rows<'_, bf16>,
@@ -91,7 +90,7 @@ impl TokenGather {
         let rows = x.check("x", self.sizes.tokens, self.width)?;
         let params = self.params(cu_seqlens, cu_seqlens_host, [out, rows], x.stride)?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_gather_forward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_gather_forward(stream.device().kernels(), stream.raw(), &params) }
     }
 
     /// Queues `dx[T, D]` (all rows written) from `dout[N, D]`.
@@ -100,7 +99,6 @@ impl TokenGather {
     /// As for [`forward`](Self::forward).
     pub fn backward(
         &self,
-        device: &Device,
         stream: &Stream,
         dx: Rows<'_, bf16>,
         dout: &Buffer<bf16>,
@@ -112,7 +110,7 @@ impl TokenGather {
         let rows = dx.check("dx", self.sizes.tokens, self.width)?;
         let params = self.params(cu_seqlens, cu_seqlens_host, [rows, dout], dx.stride)?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_gather_backward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_gather_backward(stream.device().kernels(), stream.raw(), &params) }
     }
 }
 

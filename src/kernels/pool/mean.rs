@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::instances::THREADS;
 use super::{PackedSizes, grid};
-use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
+use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_workspace};
 
@@ -97,7 +97,6 @@ impl MeanPool {
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
-        device: &Device,
         stream: &Stream,
         out: &Buffer<bf16>,
         x: Rows<'_, bf16>,
@@ -121,7 +120,7 @@ impl MeanPool {
             skip: skip as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_mean_forward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_mean_forward(stream.device().kernels(), stream.raw(), &params) }
     }
 
     /// Queues `dx[T, D]` (all rows written) from `dout[N, D]`.
@@ -130,7 +129,6 @@ impl MeanPool {
     /// As for [`forward`](Self::forward).
     pub fn backward(
         &self,
-        device: &Device,
         stream: &Stream,
         dx: Rows<'_, bf16>,
         dout: &Buffer<bf16>,
@@ -152,7 +150,7 @@ impl MeanPool {
             skip: skip as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_mean_backward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_mean_backward(stream.device().kernels(), stream.raw(), &params) }
     }
 }
 

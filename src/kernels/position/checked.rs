@@ -237,7 +237,7 @@ impl Position {
     /// # Errors
     /// Sizes that do not fit together, rows that are not aligned, `cu_seqlens` decreasing or overrunning, filters
     /// that are missing, a launch that the device refuses.
-    pub fn forward(&self, device: &Device, stream: &Stream, forward: &Forward<'_>) -> Result<()> {
+    pub fn forward(&self, stream: &Stream, forward: &Forward<'_>) -> Result<()> {
         let x = forward.x.map(|x| x.check("x", self.tokens, self.width)).transpose()?;
         let params = ForwardParams {
             out: forward.out.check("out", self.tokens, self.width)?,
@@ -250,14 +250,15 @@ impl Position {
             fractional: self.fractional(),
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_forward(device.kernels(), stream.raw(), self.mode, &params) }
+        unsafe { launch_forward(stream.device().kernels(), stream.raw(), self.mode, &params) }
     }
 
     /// Queues the gradients of the tables.
     ///
     /// # Errors
     /// As for [`forward`](Self::forward).
-    pub fn backward(&self, device: &Device, stream: &Stream, backward: &Backward<'_>) -> Result<()> {
+    pub fn backward(&self, stream: &Stream, backward: &Backward<'_>) -> Result<()> {
+        let device = stream.device();
         let (kernels, stream) = (device.kernels(), stream.raw());
         let dout = backward.dout.check("dout", self.tokens, self.width)?;
         let tables = self.tables(backward.tables)?;

@@ -5,7 +5,7 @@ use half::bf16;
 use super::raw::{
     BackwardParams, ForwardParams, SLICE_ROWS, backward_workspace_bytes, launch_backward, launch_forward,
 };
-use crate::device::{Buffer, Device, Ptr, Stream};
+use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::raw::{SumRowsParams, sum_rows};
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_some, check_workspace};
@@ -100,7 +100,6 @@ impl Residual {
     /// launch that the device refuses.
     pub fn forward(
         &self,
-        device: &Device,
         stream: &Stream,
         packed: Packed<'_>,
         out: Rows<'_, bf16>,
@@ -124,7 +123,7 @@ impl Residual {
             width: width as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_forward(device.kernels(), stream.raw(), &params) }
+        unsafe { launch_forward(stream.device().kernels(), stream.raw(), &params) }
     }
 
     /// Queues the gradients of the branch from `dout[T, D]`; `dbranch` may be `dout`. `accumulate` is one flag:
@@ -136,7 +135,6 @@ impl Residual {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        device: &Device,
         stream: &Stream,
         packed: Packed<'_>,
         dout: Rows<'_, bf16>,
@@ -167,7 +165,7 @@ impl Residual {
             rows: SLICE_ROWS as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_backward(device.kernels(), stream.raw(), &params)? };
+        unsafe { launch_backward(stream.device().kernels(), stream.raw(), &params)? };
         if dscale.is_null() {
             return Ok(());
         }
@@ -179,6 +177,6 @@ impl Residual {
             cols: width as i32,
         };
         // SAFETY: as above.
-        unsafe { sum_rows(device.kernels(), stream.raw(), &sums) }
+        unsafe { sum_rows(stream.device().kernels(), stream.raw(), &sums) }
     }
 }

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::checked::Packed;
 use super::instances::KEEP_THREADS;
-use crate::device::{Buffer, Device, Kernels, Launch, Ptr, RawStream, Stream};
+use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::check_len;
 
@@ -96,7 +96,6 @@ impl DropPath {
     /// Buffers of another size, a `cu_seqlens` that decreases or overruns, a launch that the device refuses.
     pub fn keep(
         &self,
-        device: &Device,
         stream: &Stream,
         packed: Packed<'_>,
         keep: &Buffer<f32>,
@@ -124,7 +123,7 @@ impl DropPath {
             first_branch: 0,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch_keep(device.kernels(), stream.raw(), &params, branches as u32) }
+        unsafe { launch_keep(stream.device().kernels(), stream.raw(), &params, branches as u32) }
     }
 }
 

@@ -116,7 +116,7 @@ impl Attention {
             lse: check_len("lse", operands.lse, &[tokens, config.heads])?,
             delta,
             partial: if affine { partial } else { Ptr::null() },
-            cu_seqlens: check_len("cu_seqlens", operands.cu_seqlens, &[slots + 1])?,
+            cu_seqlens: operands.schedule.starts(operands.cu_seqlens)?,
             schedule: operands.schedule.words(),
             norm: qk_norm(&config, operands.affine)?,
             q_stride: operands.q.stride as i64,

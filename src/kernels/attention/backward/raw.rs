@@ -4,7 +4,8 @@
 use half::bf16;
 
 use super::super::instances::{
-    BACKWARD_PREPARE, BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_THREADS, BACKWARD_WARPS,
+    BACKWARD_PREPARE, BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED,
+    BACKWARD_THREADS,
 };
 use super::super::raw::QkNorm;
 use super::plan::BackwardPlan;
@@ -128,8 +129,8 @@ pub unsafe fn backward(
 ) -> Result<()> {
     let (tokens, slots, heads) = (params.tokens as usize, params.slots as usize, params.heads as usize);
     let blocks = plan.grid(tokens, slots, heads) as u32;
-    let small = |blocks: usize| Launch::new([blocks as u32, 1, 1], BACKWARD_THREADS, 0);
-    let prepare = small(tokens.clamp(1, (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize));
+    let small = |blocks: usize, shared| Launch::new([blocks as u32, 1, 1], BACKWARD_THREADS, shared);
+    let prepare = small(tokens.clamp(1, (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize), 0);
     let main = Launch::new([blocks, 1, 1], BACKWARD_THREADS, plan.shared);
     // SAFETY: the caller answers for addresses and stream.
     unsafe {
@@ -154,5 +155,7 @@ pub unsafe fn backward(
         per_head: params.norm.per_head,
     };
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(BACKWARD_SUM, small(values.div_ceil(BACKWARD_WARPS)), stream, &sum) }
+    unsafe {
+        kernels.launch(BACKWARD_SUM, small(values / BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED), stream, &sum)
+    }
 }
