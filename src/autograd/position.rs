@@ -5,7 +5,8 @@
 //! `dtable[i] += Σ_t w_ti · dout[t]`, through the product with the other factor.
 //! Fourier: `out = [sin 2πBp | cos 2πBp]`, `dB += 2π Σ_t (cos ⊙ dout_sin − sin ⊙ dout_cos) pᵀ`.
 
-use super::device::{Launch, Site, Step};
+use super::device::{Launch, Matrix, Site, Step};
+use super::exec::Precision;
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Args, Io, Op, on_cpu};
 use crate::cpu;
@@ -108,16 +109,25 @@ fn device_tables(site: &Site<'_>, first: usize, count: usize) -> Result<[Option<
     Ok([row?, column?])
 }
 
+/// The embedding, whose tables are the operands from `first` on unless they are fixed; before them stands what it
+/// is added to.
 fn prepare_forward(
     site: &mut Site<'_>,
     config: &PositionConfig,
-    tables: [Option<Buffer<f32>>; 2],
+    fixed: &[Vec<f32>],
+    first: usize,
 ) -> Result<Launch> {
     let out = site.output(0)?;
+    let x = if first > 0 { Some(site.input(0)?) } else { None };
+    let mut tables = device_tables(site, first, site.inputs() - first)?;
+    for (table, fixed) in tables.iter_mut().zip(fixed) {
+        *table = Some(site.device().upload(fixed)?);
+    }
     let (position, banks) = on_device(site, config, site.output_cols(0))?;
     Ok(Box::new(move |step| {
         let tables = tables.each_ref().map(Option::as_ref);
-        let operands = Forward { places: places(step, &banks), tables, x: None, out: out.all() };
+        let x = x.as_ref().map(Matrix::all);
+        let operands = Forward { places: places(step, &banks), tables, x, out: out.all() };
         position.forward(step.stream, &operands)
     }))
 }
@@ -142,8 +152,8 @@ fn prepare_backward(site: &mut Site<'_>, config: &PositionConfig, count: usize) 
     }))
 }
 
-#[derive(Debug)]
-struct Table {
+#[derive(Clone, Debug)]
+pub(super) struct Table {
     config: PositionConfig,
     fixed: Vec<Vec<f32>>,
 }
@@ -166,11 +176,7 @@ impl Op for Table {
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        let mut tables = device_tables(site, 0, site.inputs())?;
-        for (table, fixed) in tables.iter_mut().zip(&self.fixed) {
-            *table = Some(site.device().upload(fixed)?);
-        }
-        prepare_forward(site, &self.config, tables)
+        prepare_forward(site, &self.config, &self.fixed, 0)
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -209,8 +215,8 @@ impl Op for TableGrad {
     }
 }
 
-#[derive(Debug)]
-struct Fourier(PositionConfig);
+#[derive(Clone, Debug)]
+pub(super) struct Fourier(PositionConfig);
 
 impl Op for Fourier {
     fn name(&self) -> &'static str {
@@ -226,8 +232,7 @@ impl Op for Fourier {
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        let tables = device_tables(site, 0, 1)?;
-        prepare_forward(site, &self.0, tables)
+        prepare_forward(site, &self.0, &[], 0)
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -256,5 +261,56 @@ impl Op for FourierGrad {
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         prepare_backward(site, &self.0, 1)
+    }
+}
+
+/// `x + embedding` in the place of `x`.
+#[derive(Debug)]
+pub(super) enum AddPosition {
+    /// By tables.
+    Table(Table),
+    /// By a Fourier map.
+    Fourier(Fourier),
+}
+
+impl AddPosition {
+    fn embedding(&self) -> &dyn Op {
+        match self {
+            Self::Table(table) => table,
+            Self::Fourier(fourier) => fourier,
+        }
+    }
+
+    fn added<R: Precision>(&self, mut args: Args<'_, R>) {
+        let (live, width) = args.output_shape(0);
+        let sum = args.output(0);
+        let mut own = vec![R::ZERO; sum.len()];
+        let (inputs, outputs) = (args.inputs[1..].to_vec(), vec![Some((&mut own[..], live, width))]);
+        self.embedding().run(R::io(Args { inputs, outputs, batch: args.batch, step: args.step }));
+        cpu::elementwise::add(sum, &own);
+    }
+}
+
+impl Op for AddPosition {
+    fn name(&self) -> &'static str {
+        "add position"
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn run(&self, io: Io<'_>) {
+        match io {
+            Io::F32(args) => self.added(args),
+            Io::F64(args) => self.added(args),
+        }
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        match self {
+            Self::Table(table) => prepare_forward(site, &table.config, &table.fixed, 1),
+            Self::Fourier(fourier) => prepare_forward(site, &fourier.0, &[], 1),
+        }
     }
 }

@@ -10,10 +10,10 @@ use super::backend::{HostMemory, elsewhere};
 use super::{Device, Event, Ptr, Stream};
 use crate::{Error, Result};
 
-/// Elements in device memory. Memory is freed when the buffer and all [views](Self::view) of it are dropped,
-/// after everything that the device still has queued; so buffers are made once and not step by step. A
-/// [`Graph`](super::Graph) keeps what there was when its capture ended, for it may use it; the emulator reports
-/// that use instead.
+/// Elements in device memory. Memory is freed when the buffer and all [views](Self::view) of it are
+/// dropped, after everything that the device still has queued; so buffers are made once and not step by
+/// step. A [`Graph`](super::Graph) keeps what there was when its capture ended, for it may use it; the
+/// emulator reports that use instead.
 pub struct Buffer<T: Pod> {
     memory: Arc<Memory>,
     address: u64,

@@ -1,8 +1,12 @@
 //! The packed batch and the scalars of a step in device memory.
 
+use std::ops::Deref;
+
+use bytemuck::Pod;
+
 use super::super::op::StepState;
 use crate::data::batch::{PackedBatch, Patches, Targets};
-use crate::device::{Buffer, Device, Stream};
+use crate::device::{Buffer, Device, Pinned, Stream};
 use crate::error::{Error, Result};
 
 /// What all batches of a run have in common.
@@ -44,20 +48,54 @@ fn longest(batch: &PackedBatch) -> usize {
     batch.grids.iter().flatten().copied().max().map_or(0, usize::from)
 }
 
+/// Device memory with pinned host memory to fill it from, so that the copy runs beside everything else.
+pub struct Staged<T: Pod> {
+    buffer: Buffer<T>,
+    host: Pinned<T>,
+}
+
+impl<T: Pod> Staged<T> {
+    fn new(device: &Device, len: usize) -> Result<Self> {
+        Ok(Self { buffer: device.zeros(len)?, host: device.pinned(len)? })
+    }
+
+    /// Queues the copy of `values`, as many as there are. Waits for the last copy, but not for this one.
+    fn write(&mut self, stream: &Stream, values: &[T]) -> Result<()> {
+        let host = self.host.edit()?;
+        if host.len() != values.len() {
+            return Err(Error::failure(format!(
+                "{} elements of a batch do not fit memory made for {}",
+                values.len(),
+                host.len()
+            )));
+        }
+        host.copy_from_slice(values);
+        self.buffer.write_pinned(stream, &mut self.host)
+    }
+}
+
+impl<T: Pod> Deref for Staged<T> {
+    type Target = Buffer<T>;
+
+    fn deref(&self) -> &Buffer<T> {
+        &self.buffer
+    }
+}
+
 /// Patches on the device.
 pub enum Pixels {
     /// `[T, patch_dim]` pixel values.
-    U8(Buffer<u8>),
+    U8(Staged<u8>),
     /// `[T, patch_dim]` values that are used as they are.
-    F32(Buffer<f32>),
+    F32(Staged<f32>),
 }
 
 /// Targets on the device.
 pub enum Labels {
     /// `[N]`.
-    Classes(Buffer<i32>),
+    Classes(Staged<i32>),
     /// `[N, K]`.
-    Soft(Buffer<f32>),
+    Soft(Staged<f32>),
 }
 
 /// A batch in memory that is made once and written step by step, with the step's scalars.
@@ -66,25 +104,25 @@ pub struct DeviceBatch {
     /// Patches.
     pub patches: Pixels,
     /// `[N + 1]`.
-    pub cu_seqlens: Buffer<i32>,
+    pub cu_seqlens: Staged<i32>,
     /// 0 and the number of used slots: the `cu_seqlens` of rows that are images.
-    pub images: Buffer<i32>,
+    pub images: Staged<i32>,
     /// `[T, 2]`.
-    pub positions: Buffer<u16>,
+    pub positions: Staged<u16>,
     /// `[N, 2]`.
-    pub grids: Buffer<u16>,
+    pub grids: Staged<u16>,
     /// Targets.
     pub targets: Labels,
     /// `[N]`.
-    pub weights: Buffer<f32>,
+    pub weights: Staged<f32>,
     /// `[N]`.
-    pub sample_ids: Buffer<u64>,
+    pub sample_ids: Staged<u64>,
     /// `[N]`.
-    pub epochs: Buffer<u64>,
+    pub epochs: Staged<u64>,
     /// Seed of the run.
-    pub seed: Buffer<u64>,
+    pub seed: Staged<u64>,
     /// Factor on the loss.
-    pub loss_scale: Buffer<f32>,
+    pub loss_scale: Staged<f32>,
     /// The host's `cu_seqlens`.
     pub(super) host_cu_seqlens: Vec<i32>,
     /// The host's `images`.
@@ -101,22 +139,22 @@ impl DeviceBatch {
         Ok(Self {
             shape,
             patches: match shape.wide_patches {
-                true => Pixels::F32(device.zeros(tokens * patch_dim)?),
-                false => Pixels::U8(device.zeros(tokens * patch_dim)?),
+                true => Pixels::F32(Staged::new(device, tokens * patch_dim)?),
+                false => Pixels::U8(Staged::new(device, tokens * patch_dim)?),
             },
-            cu_seqlens: device.zeros(slots + 1)?,
-            images: device.zeros(2)?,
-            positions: device.zeros(2 * tokens)?,
-            grids: device.zeros(2 * slots)?,
+            cu_seqlens: Staged::new(device, slots + 1)?,
+            images: Staged::new(device, 2)?,
+            positions: Staged::new(device, 2 * tokens)?,
+            grids: Staged::new(device, 2 * slots)?,
             targets: match shape.soft_classes {
-                Some(classes) => Labels::Soft(device.zeros(slots * classes)?),
-                None => Labels::Classes(device.zeros(slots)?),
+                Some(classes) => Labels::Soft(Staged::new(device, slots * classes)?),
+                None => Labels::Classes(Staged::new(device, slots)?),
             },
-            weights: device.zeros(slots)?,
-            sample_ids: device.zeros(slots)?,
-            epochs: device.zeros(slots)?,
-            seed: device.zeros(1)?,
-            loss_scale: device.zeros(1)?,
+            weights: Staged::new(device, slots)?,
+            sample_ids: Staged::new(device, slots)?,
+            epochs: Staged::new(device, slots)?,
+            seed: Staged::new(device, 1)?,
+            loss_scale: Staged::new(device, 1)?,
             host_cu_seqlens: vec![0; slots + 1],
             host_images: [0; 2],
         })
@@ -141,12 +179,12 @@ impl DeviceBatch {
             )));
         }
         crate::kernels::check_cu_seqlens(&batch.cu_seqlens, shape.slots, shape.tokens)?;
-        match (&self.patches, &batch.patches) {
+        match (&mut self.patches, &batch.patches) {
             (Pixels::U8(to), Patches::U8(from)) => to.write(stream, from)?,
             (Pixels::F32(to), Patches::F32(from)) => to.write(stream, from)?,
             _ => return Err(Error::failure("patches changed their type between batches")),
         }
-        match (&self.targets, &batch.targets) {
+        match (&mut self.targets, &batch.targets) {
             (Labels::Classes(to), Targets::Classes(from)) => to.write(stream, from)?,
             (Labels::Soft(to), Targets::Soft(from)) => to.write(stream, from)?,
             _ => return Err(Error::failure("targets changed their type between batches")),

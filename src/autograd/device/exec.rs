@@ -6,7 +6,7 @@ use super::super::graph::{Graph, Kind, ParamSpec, Tensor};
 use super::super::op::StepState;
 use super::super::plan::Plan;
 use super::batch::{BatchShape, DeviceBatch};
-use super::fuse;
+use super::fuse::fused;
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
 use super::params::ParamLayout;
 use super::site::{Launch, Memory, Needs, Site, Step};
@@ -14,8 +14,8 @@ use crate::data::batch::PackedBatch;
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::attention::Schedule;
-use crate::kernels::optim;
 use crate::kernels::residual::{DropPath, DropPathKeys, DropPathRate};
+use crate::kernels::{loss, optim};
 
 /// A recorded graph on a device: memory, launches, parameters and their gradients.
 pub struct DeviceExecutor {
@@ -45,8 +45,7 @@ impl DeviceExecutor {
         shape: BatchShape,
         decay: &dyn Fn(&ParamSpec) -> f64,
     ) -> Result<Self> {
-        let mut graph = graph.clone();
-        fuse::fuse(&mut graph);
+        let graph = fused(graph);
         let plan = Plan::new(&graph);
         let layout = ArenaPlan::new(&graph, &plan);
         let params = ParamLayout::new(&graph, decay)?;
@@ -136,6 +135,15 @@ impl DeviceExecutor {
         optim::cast(&self.stream, &self.memory.weights, &self.memory.master, None)
     }
 
+    /// The parameters, dense, in the order of [`Graph::params`], once everything queued has run.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn read_params(&self) -> Result<Vec<Vec<f32>>> {
+        self.stream.synchronize()?;
+        Ok(self.memory.params.unpack(&self.memory.master.download()?))
+    }
+
     /// The gradients, dense, in the order of [`Graph::params`], once everything queued has run.
     ///
     /// # Errors
@@ -197,6 +205,21 @@ impl DeviceExecutor {
             )?;
         }
         self.launches.iter().try_for_each(|launch| launch(&step))
+    }
+
+    /// `[N]`, written by the loss: how many classes are ahead of the target's (0: recognised), −1 at weight 0.
+    pub fn rank(&self) -> &Buffer<i32> {
+        &self.rank
+    }
+
+    /// Waits for everything queued, and tells what the kernels found wrong with the batches so far.
+    ///
+    /// # Errors
+    /// A label that is no class, a `cu_seqlens` that is none; a failed device.
+    pub fn check(&self) -> Result<()> {
+        self.stream.synchronize()?;
+        loss::fault(self.label_fault.download()?.first().copied().unwrap_or(0))?;
+        self.schedules.iter().try_for_each(Schedule::check)
     }
 
     /// Value of a kept tensor after a run, all rows, without padding.

@@ -8,6 +8,7 @@ use super::super::gemm::{BiasGrad, GeluGrad, InputGeluGrad, InputGrad, Linear, L
 use super::super::graph::{Graph, Node, Tensor};
 use super::super::norm::{NormGrad, NormGradAdd};
 use super::super::op::Op;
+use super::super::position::{AddPosition, Fourier, Table};
 use super::super::residual::Residual;
 
 /// The op of a node, where it is a `T`.
@@ -16,11 +17,14 @@ fn op<T: Op>(node: &Node) -> Option<&T> {
     op.downcast_ref()
 }
 
-/// Fuses everything that can be.
-pub(super) fn fuse(graph: &mut Graph) {
-    gelu_grad(graph);
-    residual(graph);
-    norm_grad(graph);
+/// The graph as a device runs it. It computes the same.
+pub fn fused(graph: &Graph) -> Graph {
+    let mut graph = graph.clone();
+    gelu_grad(&mut graph);
+    residual(&mut graph);
+    norm_grad(&mut graph);
+    position(&mut graph);
+    graph
 }
 
 /// The node before `at` that makes `tensor`, where it is a `T` and nobody but node `at` reads the tensor, apart
@@ -99,6 +103,31 @@ fn norm_grad(graph: &mut Graph) {
         let outputs = [sum].iter().chain(&results[1..]).copied().collect();
         gone.push(grad);
         graph.nodes[at] = Node { op: Arc::new(NormGradAdd(kind)), inputs, outputs };
+    }
+    gone.sort_unstable();
+    remove(graph, &gone);
+}
+
+/// A position embedding and the `add` that brings it to the tokens.
+fn position(graph: &mut Graph) {
+    let mut gone = Vec::new();
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        if op::<Add>(node).is_none() || node.inputs[0] == node.inputs[1] {
+            continue;
+        }
+        let (x, embedding, sum) = (node.inputs[0], node.input(1), node.outputs[0]);
+        let table = producer::<Table>(graph, embedding, at, false);
+        let Some(made) = table.or_else(|| producer::<Fourier>(graph, embedding, at, false)) else { continue };
+        let node = &graph.nodes[made];
+        let added = match (op::<Table>(node), op::<Fourier>(node)) {
+            (Some(table), _) => AddPosition::Table(table.clone()),
+            (_, Some(fourier)) => AddPosition::Fourier(fourier.clone()),
+            _ => continue,
+        };
+        let inputs = [x].iter().chain(&node.inputs).copied().collect();
+        gone.push(made);
+        graph.nodes[at] = Node { op: Arc::new(added), inputs, outputs: vec![sum] };
     }
     gone.sort_unstable();
     remove(graph, &gone);

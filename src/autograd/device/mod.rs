@@ -5,6 +5,8 @@
 //! launch shares. Each op is asked once, by [`Op::prepare`](super::Op::prepare), for what it launches; a step
 //! runs these launches in order and allocates nothing.
 //!
+//! What the device does in one launch is one node: [`fused`] rewrites the record before it is planned.
+//!
 //! Activations are bf16 in rows whose length is rounded up to 8 elements, the padding zeros; statistics and
 //! losses are f32 and dense. A weight whose sides are no multiples of 8 is padded with zeros on the device, see
 //! [`row_stride`](crate::kernels::patch::row_stride), and dense everywhere else.
@@ -19,6 +21,7 @@ mod site;
 
 pub use batch::{BatchShape, DeviceBatch};
 pub use exec::DeviceExecutor;
+pub use fuse::fused;
 pub use layout::{ArenaPlan, Element};
 pub use params::ParamLayout;
 pub use site::{Launch, Live, LiveRows, Matrix, Site, Step};
