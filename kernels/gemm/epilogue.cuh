@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../common/reduce.cuh"
+#include "../common/vector.cuh"
 #include "params.cuh"
 
 // Where a warp's part of the tile lies.
@@ -88,11 +89,6 @@ DEVICE void gemm_load_row(float (&x)[8], const float* source, int column, bool v
     }
 }
 
-DEVICE Vec16 gemm_pack(const float (&x)[8])
-{
-    return Vec16{{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7])}};
-}
-
 // bf16 results. `GRADIENT` false:
 //
 //   v = a b + bias;   pre = v;   v = gelu(v);   out = side + keep[row] gamma[column] v
@@ -159,7 +155,7 @@ struct GemmOut {
                 } else {
                     forward(p, curve, v, side[i], bias, gamma, row, column, live);
                 }
-                Vec16 packed = gemm_pack(v);
+                Vec16 packed = pack_8(v);
                 Global<bf16>(p.out).store_16(row * p.ldc + column, packed);
             }
             ptx::warp_sync();
@@ -174,7 +170,7 @@ struct GemmOut {
     {
         UNROLL
         for (int j = 0; j < 8; j++) v[j] = live ? v[j] + bias[j] : 0.0f;
-        if (p.pre != nullptr) Global<bf16>(p.pre).store_16(row * p.ld_pre + column, gemm_pack(v));
+        if (p.pre != nullptr) Global<bf16>(p.pre).store_16(row * p.ld_pre + column, pack_8(v));
         if (p.gelu != GELU_NONE) {
             UNROLL
             for (int j = 0; j < 8; j++) v[j] = gelu(curve, v[j]);
