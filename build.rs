@@ -8,6 +8,9 @@ mod emulator;
 mod hash;
 #[path = "build/nvcc/mod.rs"]
 mod nvcc;
+#[cfg(feature = "emulator")]
+#[path = "build/planted.rs"]
+mod planted;
 #[allow(dead_code)] // Some of it is for the library alone.
 #[path = "src/kernels/registry.rs"]
 mod registry;

@@ -11,67 +11,21 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 use std::{env, thread};
 
-use crate::registry::{Kernel, Source, Tier};
-use crate::units;
+use crate::registry::Source;
+use crate::{planted, units};
 
 /// Files of the emulator itself, below `kernels/emulator`.
-const RUNTIME: [&str; 4] = ["machine.cpp", "shared.cpp", "global.cpp", "collectives.cpp"];
-
-/// Kernels of the emulator's own tests, many of them wrong on purpose: name, body, threads of a block.
-#[rustfmt::skip]
-const PLANTED: [(&str, &str, u32); 35] = [
-    ("planted_matmul", "matmul<false>", 32),
-    ("planted_matmul_wrong_fragment", "matmul<true>", 32),
-    ("planted_mma_forms", "mma_forms", 32),
-    ("planted_ldmatrix", "ldmatrix", 32),
-    ("planted_exchanges", "exchanges", 64),
-    ("planted_copy_zero_fill", "copy_zero_fill", 64),
-    ("planted_copy_ring", "copy_ring", 64),
-    ("planted_named_barriers", "named_barriers", 128),
-    ("planted_last_block", "last_block", 32),
-    ("planted_wait_for_next", "wait_for_next", 64),
-    ("planted_functions", "functions", 64),
-    ("planted_reverse", "reverse<false>", 64),
-    ("planted_reverse_no_barrier", "reverse<true>", 64),
-    ("planted_reverse_lanes", "reverse_lanes<false>", 32),
-    ("planted_reverse_lanes_no_sync", "reverse_lanes<true>", 32),
-    ("planted_copy_reverse", "copy_reverse<planted::CopyBug::none>", 64),
-    ("planted_copy_no_wait", "copy_reverse<planted::CopyBug::no_wait>", 64),
-    ("planted_copy_too_few_waited_for", "copy_reverse<planted::CopyBug::too_few_waited_for>", 64),
-    ("planted_copy_no_barrier", "copy_reverse<planted::CopyBug::no_barrier>", 64),
-    ("planted_copy_overwritten_source", "copy_reverse<planted::CopyBug::overwritten_source>", 64),
-    ("planted_copy_overwritten_destination", "copy_reverse<planted::CopyBug::overwritten_destination>", 64),
-    ("planted_write_after_read", "write_after_read<false>", 64),
-    ("planted_write_after_read_race", "write_after_read<true>", 64),
-    ("planted_write_after_write", "write_after_write<false>", 64),
-    ("planted_write_after_write_race", "write_after_write<true>", 64),
-    ("planted_one_for_all", "one_for_all<false>", 32),
-    ("planted_one_for_all_race", "one_for_all<true>", 32),
-    ("planted_relay", "relay<false>", 128),
-    ("planted_relay_race", "relay<true>", 128),
-    ("planted_access", "access", 32),
-    ("planted_meeting", "meeting", 64),
-    ("planted_own_place", "own_place<false>", 32),
-    ("planted_own_place_race", "own_place<true>", 32),
-    ("planted_read_neighbour", "read_neighbour<false>", 32),
-    ("planted_read_neighbour_race", "read_neighbour<true>", 32),
+const RUNTIME: [&str; 9] = [
+    "machine.cpp",
+    "shared.cpp",
+    "global.cpp",
+    "collectives.cpp",
+    "mbarrier.cpp",
+    "proxy.cpp",
+    "bulk.cpp",
+    "wgmma.cpp",
+    "cluster.cpp",
 ];
-
-fn planted() -> Source {
-    let kernel = |&(name, body, threads): &(&str, &str, u32)| Kernel {
-        name: name.into(),
-        body: format!("planted::{body}"),
-        params: "planted::Params",
-        threads,
-        min_blocks: 1,
-        tensor_cores: false,
-    };
-    Source {
-        file: "../tests/kernels/planted.cu",
-        tier: Tier::Sm80,
-        kernels: PLANTED.iter().map(kernel).collect(),
-    }
-}
 
 /// C++ that instantiates a source's kernels and lists them in a table.
 fn translation_unit(source: &Source) -> String {
@@ -138,7 +92,7 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
     fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
 
     let mut sources: Vec<Source> = sources.to_vec();
-    sources.push(planted());
+    sources.extend(planted::sources());
     sources.retain(|source| !source.kernels.is_empty());
     write_if_changed(&out.join("emulator.rs"), &tables(&sources))?;
     let mut units: Vec<(PathBuf, PathBuf)> = RUNTIME

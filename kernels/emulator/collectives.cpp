@@ -71,6 +71,46 @@ void load_matrices(uint32_t* registers, uint32_t address, uint32_t count, bool t
     part();
 }
 
+void store_matrices(const uint32_t* registers, uint32_t address, uint32_t count, bool transposed, Site site)
+{
+    MatrixStore own{registers, address};
+    if (!meet(Collective::stmatrix, &own, site)) return;
+    Warp& warp = *current->warp;
+    const Thread* threads = &warp.block->threads[warp.id * 32];
+    for (uint32_t l = 0; l < 8 * count; l++) {
+        uint32_t j = l / 8, row = l % 8;
+        uint32_t values[4];
+        for (uint32_t pair = 0; pair < 4; pair++) {
+            auto of = [&](uint32_t lane) { return static_cast<const MatrixStore*>(warp.arguments[lane])->registers[j]; };
+            if (!transposed) {
+                values[pair] = of(4 * row + pair);
+                continue;
+            }
+            // Elements (2 pair, row) and (2 pair + 1, row), which lanes of other rows hold.
+            uint32_t shift = 16 * (row % 2);
+            uint32_t left = of(8 * pair + row / 2) >> shift & 0xffff;
+            uint32_t right = of(8 * pair + 4 + row / 2) >> shift & 0xffff;
+            values[pair] = left | right << 16;
+        }
+        blamed = &threads[l];
+        write_shared<16>(static_cast<const MatrixStore*>(warp.arguments[l])->address, values, 16, site);
+    }
+    blamed = nullptr;
+    part();
+}
+
+bool elect(Site site)
+{
+    bool own = false;
+    if (!meet(Collective::elect, &own, site)) return own;
+    Warp& warp = *current->warp;
+    // Always the same lane, but nobody may rely on which.
+    uint64_t seed = warp.block->launch->arguments.seed;
+    *static_cast<bool*>(warp.arguments[seed * 7 % 32]) = true;
+    part();
+    return own;
+}
+
 namespace {
 
 typedef float Four __attribute__((vector_size(16)));
@@ -130,19 +170,21 @@ __attribute__((target("avx2,fma"))) void product_fused(float* p, const float* a,
     if (n < columns) product_columns<1>(p, a, b, rows, columns, n);
 }
 
+} // namespace
+
 void product(float* p, const float* a, const float* b, int rows, int columns)
 {
     static const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     (fused ? product_fused : product_plain)(p, a, b, rows, columns);
 }
 #else
+} // namespace
+
 void product(float* p, const float* a, const float* b, int rows, int columns)
 {
     product_plain(p, a, b, rows, columns);
 }
 #endif
-
-} // namespace
 
 void multiply(MatrixProduct own, Site site)
 {

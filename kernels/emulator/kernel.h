@@ -5,6 +5,17 @@
 
 #include <math.h>
 
+namespace emulator {
+
+// What the launch bounds leave to a thread, which is what a kernel that shifts registers between warpgroups has.
+constexpr uint32_t registers_of(uint32_t threads, uint32_t min_blocks)
+{
+    uint32_t registers = 65536 / (threads * min_blocks) / 8 * 8;
+    return registers < 256 ? registers : 256;
+}
+
+} // namespace emulator
+
 // The built-in variables of CUDA.
 #define threadIdx (::emulator::current->index)
 #define blockIdx (::emulator::current->block->index)
@@ -16,7 +27,8 @@
     {                                                                                  \
         __VA_ARGS__(*static_cast<const Params*>(params));                              \
     }                                                                                  \
-    static const emulator::Kernel emulator_kernel_##name = {#name, emulator_run_##name, sizeof(Params), threads};
+    static const emulator::Kernel emulator_kernel_##name = {                           \
+        #name, emulator_run_##name, sizeof(Params), threads, emulator::registers_of(threads, min_blocks)};
 
 // The overloads that CUDA has in the global namespace.
 inline int min(int a, int b)

@@ -1,5 +1,5 @@
 // Meetings, barriers, faults, and the life of launches and blocks: what src/device/emulator calls.
-#include "operations.h"
+#include "asynchronous.h"
 
 #include <algorithm>
 #include <stdarg.h>
@@ -29,6 +29,16 @@ const char* name_of(Collective collective)
     case Collective::ballot: return "ballot";
     case Collective::ldmatrix: return "ldmatrix";
     case Collective::mma: return "mma";
+    case Collective::barrier_arrive: return "barrier_arrive";
+    case Collective::stmatrix: return "stmatrix";
+    case Collective::elect: return "elect";
+    case Collective::cluster_arrive: return "cluster_arrive";
+    case Collective::cluster_wait: return "cluster_wait";
+    case Collective::wgmma_fence: return "wgmma_fence";
+    case Collective::wgmma: return "wgmma";
+    case Collective::wgmma_commit: return "wgmma_commit";
+    case Collective::wgmma_wait: return "wgmma_wait";
+    case Collective::set_registers: return "set_registers";
     case Collective::none: break;
     }
     return "nothing";
@@ -47,7 +57,7 @@ uint32_t lane_bit(const Thread& thread)
 // Lanes that have come to the meeting under way.
 uint32_t lanes_waiting(const Warp& warp)
 {
-    return warp.arrived == 0 ? 0 : warp.state.alive & ~warp.state.runnable & ~warp.state.polling;
+    return warp.arrived == 0 ? 0 : warp.state.alive & ~warp.state.runnable & ~warp.state.polling & ~warp.blocked;
 }
 
 struct BarrierCall {
@@ -55,18 +65,22 @@ struct BarrierCall {
     uint32_t threads;
 };
 
-// After a barrier each of the warps in `mask` knows what any of them knew or did.
-void join_clocks(Block& block, uint32_t mask)
+// After a barrier each of the warps in `mask` knows what any of them, and of those that went on, knew or did.
+void join_clocks(Block& block, uint32_t mask, const Clock* gone_on)
 {
     if (block.launch_races()) {
-        uint32_t joined[most_warps] = {};
+        static thread_local Clock joined;
+        uint32_t parties = block.cluster->parties;
+        joined.set(0);
+        if (gone_on) joined.join(*gone_on, parties);
         for (Warp& warp : block.warps) {
             if (!(mask >> warp.id & 1)) continue;
-            for (uint32_t u = 0; u < block.warp_count; u++) joined[u] = std::max(joined[u], warp.seen[u]);
-            joined[warp.id] = std::max(joined[warp.id], warp.epoch);
+            joined.join(warp.clock, parties);
+            joined.seen[warp.party] = std::max(joined.seen[warp.party], warp.epoch);
         }
+        joined.prune();
         for (Warp& warp : block.warps) {
-            if (mask >> warp.id & 1) memcpy(warp.seen, joined, block.warp_count * sizeof(uint32_t));
+            if (mask >> warp.id & 1) warp.clock.join(joined, parties);
         }
     }
     for (Warp& warp : block.warps) {
@@ -74,32 +88,48 @@ void join_clocks(Block& block, uint32_t mask)
     }
 }
 
+void record(Launch& launch, const Thread& thread, Site site, const char* format, va_list values)
+{
+    FaultRecord& fault = launch.fault;
+    if (fault.set) return;
+    fault.set = 1;
+    fault.in_thread = 1;
+    fault.block = thread.block->index;
+    fault.thread = thread.id;
+    fault.site = site;
+    vsnprintf(fault.what, sizeof fault.what, format, values);
+}
+
+} // namespace
+
 void end_meeting(Warp& warp)
 {
     warp.arrived = 0;
     warp.state.runnable = warp.state.alive;
 }
 
-} // namespace
+void rest()
+{
+    current->warp->state.runnable &= ~lane_bit(*current);
+    suspend(false);
+}
 
 void fail(Site site, const char* format, ...)
 {
-    Launch& launch = *current->block->launch;
-    FaultRecord& fault = launch.fault;
-    if (!fault.set) {
-        const Thread& thread = blamed ? *blamed : *current;
-        fault.set = 1;
-        fault.in_thread = 1;
-        fault.block = thread.block->index;
-        fault.thread = thread.id;
-        fault.site = site;
-        va_list values;
-        va_start(values, format);
-        vsnprintf(fault.what, sizeof fault.what, format, values);
-        va_end(values);
-    }
+    va_list values;
+    va_start(values, format);
+    record(*current->block->launch, blamed ? *blamed : *current, site, format, values);
+    va_end(values);
     blamed = nullptr;
     for (;;) suspend(true);
+}
+
+void report(const Thread& thread, Site site, const char* format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    record(*thread.block->launch, thread, site, format, values);
+    va_end(values);
 }
 
 bool meet(Collective collective, void* arguments, Site site)
@@ -122,14 +152,50 @@ bool meet(Collective collective, void* arguments, Site site)
     }
     warp.arguments[thread.lane] = arguments;
     if (++warp.arrived == 32) return true;
-    warp.state.runnable &= ~lane_bit(thread);
-    suspend(false);
+    rest();
     return false;
 }
 
 void part()
 {
     end_meeting(*current->warp);
+}
+
+bool meet_group(Collective collective, void* arguments, Site site)
+{
+    if (!meet(collective, arguments, site)) return false;
+    Warp& warp = *current->warp;
+    Block& block = *warp.block;
+    uint32_t number = warp.id / warps_of_a_group;
+    if (number >= block.warpgroups.size()) {
+        fail(site, "is at %s, which four warps do together, but the last warps of the block are fewer",
+             name_of(collective));
+    }
+    if (!block.warpgroups[number]) {
+        block.warpgroups[number] = std::make_unique<Warpgroup>();
+        block.rows = block.peer_row();
+    }
+    Warpgroup& group = *block.warpgroups[number];
+    if (group.warps == 0) {
+        group.collective = collective;
+        group.site = site;
+    } else if (group.collective != collective || group.site.line != site.line
+               || (group.site.file != site.file && strcmp(group.site.file, site.file) != 0)) {
+        fail(site, "the warps of a warpgroup diverged: this one is at %s, but another waits at %s (%s:%u)",
+             name_of(collective), name_of(group.collective), group.site.file, group.site.line);
+    }
+    group.warps |= 1u << warp.id % warps_of_a_group;
+    if (group.warps == (1u << warps_of_a_group) - 1) return true;
+    rest();
+    return false;
+}
+
+void part_group()
+{
+    Warp& warp = *current->warp;
+    uint32_t number = warp.id / warps_of_a_group;
+    warp.block->warpgroups[number]->warps = 0;
+    for (uint32_t w = 0; w < warps_of_a_group; w++) end_meeting(warp.block->warps[number * warps_of_a_group + w]);
 }
 
 void give_way(Site site)
@@ -149,10 +215,10 @@ void order_warp(Site site)
     part();
 }
 
-void block_barrier(uint32_t id, uint32_t threads, Site site)
+void block_barrier(uint32_t id, uint32_t threads, bool wait, Site site)
 {
     BarrierCall call{id, threads};
-    if (!meet(Collective::barrier, &call, site)) return;
+    if (!meet(wait ? Collective::barrier : Collective::barrier_arrive, &call, site)) return;
     Warp& warp = *current->warp;
     Block& block = *warp.block;
     for (uint32_t lane = 0; lane < 32; lane++) {
@@ -169,41 +235,69 @@ void block_barrier(uint32_t id, uint32_t threads, Site site)
     }
     Barrier& barrier = block.barriers[id];
     if (barrier.expected == 0) {
-        barrier = Barrier{threads, 0, 0, site};
+        barrier = Barrier{threads, 0, 0, site, nullptr};
     } else if (barrier.expected != threads) {
-        fail(site, "barrier %u of %u threads, but warp %d waits at it for %u threads (%s:%u)", id, threads,
-             __builtin_ctz(barrier.warps), barrier.expected, barrier.site.file, barrier.site.line);
+        fail(site, "barrier %u of %u threads, but another warp waits at it for %u threads (%s:%u)", id, threads,
+             barrier.expected, barrier.site.file, barrier.site.line);
     }
     barrier.arrived += 32;
-    barrier.warps |= 1u << warp.id;
+    if (wait) {
+        barrier.warps |= 1u << warp.id;
+    } else {
+        if (block.launch_races()) {
+            if (!barrier.clock) {
+                barrier.clock = std::make_unique<Clock>();
+                barrier.clock->set(0);
+            }
+            barrier.clock->join(warp.clock, block.cluster->parties);
+            barrier.clock->seen[warp.party] = warp.epoch;
+        }
+        block.advance(warp);
+        end_meeting(warp);
+    }
     if (barrier.arrived < barrier.expected) {
-        warp.state.runnable &= ~lane_bit(*current);
-        suspend(false);
+        if (wait) rest();
         return;
     }
-    uint32_t mask = barrier.warps;
+    Barrier complete = std::move(barrier);
     barrier = Barrier{};
-    join_clocks(block, mask);
+    join_clocks(block, complete.warps, complete.clock.get());
     for (Warp& other : block.warps) {
-        if (mask >> other.id & 1) end_meeting(other);
+        if (complete.warps >> other.id & 1) end_meeting(other);
     }
 }
 
-void Block::restart_time()
+void Cluster::restart_time()
 {
     // What was ordered when is forgotten: a race across this moment goes unseen, nothing is made up.
-    for (uint32_t& word : writers) {
-        uint32_t epoch = word >> owner_bits;
-        if (epoch == pending) continue;
-        word = epoch > start ? 1u << owner_bits | (word & owner_mask) : 0;
+    for (Block* block : blocks) {
+        for (uint32_t& word : block->writers) {
+            uint32_t epoch = word >> owner_bits;
+            if (epoch > last_epoch) continue;
+            word = epoch > start ? 1u << owner_bits | (word & owner_mask) : 0;
+        }
+        std::fill(block->readers.begin(), block->readers.end(), 0u);
+        block->start = 0;
+        for (Warp& warp : block->warps) {
+            warp.epoch = 2;
+            if (block->launch_races()) warp.clock.set(1);
+        }
+        for (Thread& thread : block->threads) thread.fences.clear();
+        for (auto& mbarrier : block->mbarriers) {
+            mbarrier->epoch = 1;
+            mbarrier->gathering.set(1);
+            mbarrier->complete.set(1);
+        }
+        for (Barrier& barrier : block->barriers) {
+            if (barrier.clock) barrier.clock->set(1);
+        }
+        block->visits.clear();
+        if (block->ended_clock) block->ended_clock->set(1);
     }
-    std::fill(readers.begin(), readers.end(), 0u);
+    if (gathering) gathering->set(1);
+    if (complete) complete->set(1);
     start = 0;
     time = 2;
-    for (Warp& warp : warps) {
-        warp.epoch = time;
-        if (launch_races()) std::fill(warp.seen, warp.seen + most_warps, 1u);
-    }
 }
 
 namespace {
@@ -244,7 +338,16 @@ void describe_warp(Text& text, const Block& block, const Warp& warp)
         return;
     }
     uint32_t waiting = lanes_waiting(warp);
-    if (warp.arrived == 32) {
+    bool at_barrier = warp.collective == Collective::barrier;
+    if (warp.arrived == 32 && !at_barrier) {
+        bool of_cluster = warp.collective == Collective::cluster_wait;
+        text.add("; warp %u waits at %s (%s:%u) for %s", warp.id, name_of(warp.collective), warp.site.file,
+                 warp.site.line, of_cluster ? "the other warps of its cluster" : "the other warps of its warpgroup");
+        const Warpgroup* group = of_cluster ? nullptr : block.warpgroups[warp.id / warps_of_a_group].get();
+        if (group && group->wanted) {
+            text.add(" or registers: it wants %u a thread, and %u are free", group->wanted, block.registers);
+        }
+    } else if (warp.arrived == 32) {
         for (uint32_t id = 0; id < barriers_of_a_block; id++) {
             const Barrier& barrier = block.barriers[id];
             if (!(barrier.warps >> warp.id & 1)) continue;
@@ -255,11 +358,103 @@ void describe_warp(Text& text, const Block& block, const Warp& warp)
         text.add("; warp %u: lanes %08x wait at %s (%s:%u)", warp.id, waiting, name_of(warp.collective),
                  warp.site.file, warp.site.line);
     }
+    for (uint32_t lanes = warp.blocked; lanes != 0;) {
+        const Thread& first = block.threads[warp.id * 32 + __builtin_ctz(lanes)];
+        uint32_t same = 0;
+        for (uint32_t l = 0; l < 32; l++) {
+            const Thread& other = block.threads[warp.id * 32 + l];
+            bool with = other.waits == first.waits && other.parity == first.parity;
+            if (lanes >> l & 1 && with) same |= 1u << l;
+        }
+        char what[256];
+        describe_mbarrier_wait(first, what, sizeof what);
+        text.add("; warp %u: lanes %08x wait at %s", warp.id, same, what);
+        lanes &= ~same;
+    }
     if (warp.state.polling) {
         int lane = __builtin_ctz(warp.state.polling);
         Site site = block.threads[warp.id * 32 + lane].polling;
-        text.add("; warp %u: lanes %08x load the same value again and again (%s:%u)", warp.id, warp.state.polling,
+        text.add("; warp %u: lanes %08x look at the same value again and again (%s:%u)", warp.id, warp.state.polling,
                  site.file, site.line);
+    }
+}
+
+void begin_block(Cluster& cluster, uint32_t rank, Index index)
+{
+    Launch& launch = *cluster.launch;
+    const LaunchArguments& arguments = launch.arguments;
+    Block* block = cluster.blocks[rank];
+    block->launch = &launch;
+    block->cluster = &cluster;
+    block->rank = rank;
+    block->index = index;
+    block->number = 1 + index.x + arguments.grid.x * (index.y + arguments.grid.y * index.z);
+    block->warp_count = arguments.threads / 32;
+    block->shared_bytes = arguments.shared_bytes;
+    block->granules = (arguments.shared_bytes + granule - 1) / granule;
+    block->shared.assign(arguments.shared_bytes, 0xff);
+    uint32_t groups = block->warp_count / warps_of_a_group;
+    block->row_party.clear();
+    for (uint32_t w = 0; w < block->warp_count; w++) block->row_party.push_back(rank * block->warp_count + w);
+    for (uint32_t g = 0; g < groups; g++) block->row_party.push_back(cluster.warp_count + rank * groups + g);
+    block->rows = block->warp_count;
+    block->read_by_peers = false;
+    block->reading.clear();
+    size_t words = arguments.races ? size_t(block->granules) * (block->row_party.size() + 1) : 0;
+    // Words left by an earlier block lie at or before `start`, and so mean nothing.
+    if (block->writers.size() < block->granules) block->writers.resize(block->granules, 0);
+    // A copy that was never waited for would look like one of this block, and so would an mbarrier.
+    for (uint32_t& word : block->writers) {
+        if (word >> owner_bits > last_epoch) word = 0;
+    }
+    if (words == 0) {
+        block->readers.clear();
+        block->places.clear();
+    } else {
+        if (block->readers.size() < words) block->readers.resize(words, 0);
+        if (block->places.size() < block->granules) block->places.resize(block->granules, 0);
+    }
+    block->start = cluster.start;
+    for (Barrier& barrier : block->barriers) barrier = Barrier{};
+    block->mbarriers.clear();
+    block->warpgroups.clear();
+    block->warpgroups.resize(groups);
+    block->registers = 0;
+    block->visits.clear();
+    block->ended_clock.reset();
+    block->ended = false;
+    block->warps.resize(block->warp_count);
+    block->threads.resize(arguments.threads);
+    for (uint32_t w = 0; w < block->warp_count; w++) {
+        Warp& warp = block->warps[w];
+        warp.state = WarpState{all_lanes, 0, all_lanes};
+        warp.id = w;
+        warp.party = rank * block->warp_count + w;
+        warp.block = block;
+        warp.collective = Collective::none;
+        warp.arrived = 0;
+        warp.blocked = 0;
+        warp.at_cluster_barrier = false;
+        warp.epoch = cluster.time;
+        warp.clock.set(arguments.races ? cluster.start : last_epoch);
+        std::fill(std::begin(warp.observed), std::end(warp.observed), 0);
+    }
+    for (uint32_t t = 0; t < arguments.threads; t++) {
+        Thread& thread = block->threads[t];
+        thread.yielder = nullptr;
+        thread.index = Index{t, 0, 0};
+        thread.id = t;
+        thread.lane = t % 32;
+        thread.owner = rank * arguments.threads + t;
+        thread.warp = &block->warps[t / 32];
+        thread.block = block;
+        thread.polled = nullptr;
+        thread.copies.clear();
+        thread.first_copy = 0;
+        thread.groups = 0;
+        thread.fences.clear();
+        thread.store_groups = 0;
+        thread.waits = nullptr;
     }
 }
 
@@ -301,76 +496,77 @@ uint64_t trencadis_emulator_changes(const Launch* launch)
     return launch->changes;
 }
 
-Block* trencadis_emulator_block_begin(Launch* launch, uint32_t x, uint32_t y, uint32_t z)
+// Begins the blocks of a cluster, of which (x, y, z) is the first; they run together.
+Cluster* trencadis_emulator_cluster_begin(Launch* launch, uint32_t x, uint32_t y, uint32_t z)
 {
-    Block* block;
-    if (pool.blocks.empty()) {
-        block = new Block;
-    } else {
-        block = pool.blocks.back();
-        pool.blocks.pop_back();
+    Cluster* cluster = new Cluster;
+    uint32_t size = launch->arguments.cluster;
+    cluster->launch = launch;
+    cluster->warp_count = launch->arguments.threads / 32 * size;
+    cluster->arrived.assign(cluster->warp_count, false);
+    cluster->waiting.assign(cluster->warp_count, false);
+    uint32_t time = 0;
+    for (uint32_t rank = 0; rank < size; rank++) {
+        if (pool.blocks.empty()) {
+            cluster->blocks.push_back(new Block);
+        } else {
+            cluster->blocks.push_back(pool.blocks.back());
+            pool.blocks.pop_back();
+        }
+        time = std::max(time, cluster->blocks.back()->time);
     }
-    const LaunchArguments& arguments = launch->arguments;
-    block->launch = launch;
-    block->index = Index{x, y, z};
-    block->number = 1 + x + arguments.grid.x * (y + arguments.grid.y * z);
-    block->warp_count = arguments.threads / 32;
-    block->shared_bytes = arguments.shared_bytes;
-    block->granules = (arguments.shared_bytes + granule - 1) / granule;
-    block->shared.assign(arguments.shared_bytes, 0xff);
-    size_t words = arguments.races ? size_t(block->granules) * block->warp_count : 0;
-    if (block->time > last_epoch / 2) {
-        block->writers.clear();
-        block->readers.clear();
-        block->time = 0;
+    if (time > last_epoch / 2) {
+        for (Block* block : cluster->blocks) {
+            block->writers.clear();
+            block->readers.clear();
+        }
+        time = 0;
     }
-    // Words left by an earlier block lie at or before `start`, and so mean nothing.
-    if (block->writers.size() < block->granules) block->writers.resize(block->granules, 0);
-    // A copy that was never waited for would look like one of this block.
-    for (uint32_t& word : block->writers) {
-        if (word >> owner_bits == pending) word = 0;
-    }
-    if (words == 0) {
-        block->readers.clear();
-        block->places.clear();
-    } else {
-        if (block->readers.size() < words) block->readers.resize(words, 0);
-        if (block->places.size() < block->granules) block->places.resize(block->granules, 0);
-    }
-    block->start = ++block->time;
-    block->time++;
-    std::fill(std::begin(block->barriers), std::end(block->barriers), Barrier{});
-    block->warps.resize(block->warp_count);
-    block->threads.resize(arguments.threads);
-    for (uint32_t w = 0; w < block->warp_count; w++) {
-        Warp& warp = block->warps[w];
-        warp.state = WarpState{all_lanes, 0, all_lanes};
-        warp.id = w;
-        warp.block = block;
-        warp.collective = Collective::none;
-        warp.arrived = 0;
-        warp.epoch = block->time;
-        std::fill(warp.seen, warp.seen + most_warps, arguments.races ? block->start : last_epoch);
-    }
-    for (uint32_t t = 0; t < arguments.threads; t++) {
-        Thread& thread = block->threads[t];
-        thread.yielder = nullptr;
-        thread.index = Index{t, 0, 0};
-        thread.id = t;
-        thread.lane = t % 32;
-        thread.warp = &block->warps[t / 32];
-        thread.block = block;
-        thread.polled = nullptr;
-        thread.copies.clear();
-        thread.first_copy = 0;
-        thread.groups = 0;
-    }
-    return block;
+    cluster->start = time + 1;
+    cluster->time = time + 2;
+    uint32_t groups = launch->arguments.threads / 32 / warps_of_a_group;
+    cluster->parties = cluster->warp_count + groups * size;
+    for (uint32_t rank = 0; rank < size; rank++) begin_block(*cluster, rank, Index{x + rank, y, z});
+    return cluster;
 }
 
+Block* trencadis_emulator_block(Cluster* cluster, uint32_t rank)
+{
+    return cluster->blocks[rank];
+}
+
+// Lets asynchronous copies arrive: one, which the seed chooses, where `some` is 0, and each with a chance of one in
+// four otherwise. Whether any did; a fault may have come up.
+uint32_t trencadis_emulator_progress(Launch* launch, uint32_t some)
+{
+    if (launch->loads.empty()) return 0;
+    if (!some) {
+        size_t which = launch->arguments.seed == 0 ? 0 : launch->next_random() % launch->loads.size();
+        return land_a_copy(*launch, which);
+    }
+    uint32_t any = 0;
+    for (size_t i = launch->loads.size(); i-- > 0;) {
+        if (launch->next_random() % 4 == 0) any |= land_a_copy(*launch, i);
+    }
+    return any;
+}
+
+// The threads of a block have run to their end, or are given up.
 void trencadis_emulator_block_end(Block* block)
 {
-    pool.blocks.push_back(block);
+    Cluster* cluster = block->cluster;
+    if (++cluster->ended < cluster->blocks.size()) return;
+    for (Block* other : cluster->blocks) {
+        other->time = cluster->time;
+        other->mbarriers.clear();
+        other->warpgroups.clear();
+        for (Thread& thread : other->threads) {
+            for (BulkStore* store : thread.stores) delete store;
+            thread.stores.clear();
+        }
+        pool.blocks.push_back(other);
+    }
+    delete cluster;
 }
 
 WarpState* trencadis_emulator_warp(Block* block, uint32_t warp)
@@ -393,6 +589,7 @@ void trencadis_emulator_enter(void (*run)(const void*), const void* params)
     run(params);
     Thread& thread = *current;
     Warp& warp = *thread.warp;
+    thread_ends(thread);
     if (warp.arrived != 0) {
         fail(warp.site, "ends while lane %d of its warp waits at %s", __builtin_ctz(lanes_waiting(warp)),
              name_of(warp.collective));
@@ -400,6 +597,7 @@ void trencadis_emulator_enter(void (*run)(const void*), const void* params)
     warp.state.alive &= ~lane_bit(thread);
     warp.state.runnable &= ~lane_bit(thread);
     thread.block->launch->changes++;
+    if (warp.state.alive == 0) warp_ends(warp);
 }
 
 // Reports that none of the resident blocks can go on.

@@ -3,18 +3,13 @@
 // Every CUDA thread is a coroutine. Which one runs next is decided in Rust (src/device/emulator); what an
 // instruction does is decided here. Everything of one launch happens on one host thread, so nothing in it
 // needs a lock.
-//
-// Time. Each warp has an epoch, a number that grows whenever its lanes are ordered (warp_sync, barrier).
-// Every granule of shared memory (two bytes) remembers the epoch and thread of its last write and, per warp,
-// epoch and lane of its last read. `Warp::seen[u]` is the newest epoch of warp u whose accesses are ordered
-// before what this warp does now: a vector clock that barriers join. An access that meets a conflicting one
-// from a later epoch than `seen` is a race, whichever order the emulator happened to run them in.
 #pragma once
 
+#include "clock.h"
+
+#include <memory>
 #include <stddef.h>
-#include <stdint.h>
 #include <unordered_map>
-#include <vector>
 
 namespace emulator {
 
@@ -45,9 +40,20 @@ enum class Collective : uint8_t {
     ballot,
     ldmatrix,
     mma,
+    barrier_arrive,
+    stmatrix,
+    elect,
+    cluster_arrive,
+    cluster_wait,
+    // Of a warpgroup:
+    wgmma_fence,
+    wgmma,
+    wgmma_commit,
+    wgmma_wait,
+    set_registers,
 };
 
-// When a copy from global to shared memory happens.
+// When an asynchronous operation happens.
 enum class CopyPolicy : uint32_t {
     at_issue, // as early as the hardware may
     at_wait,  // as late as it may
@@ -56,7 +62,12 @@ enum class CopyPolicy : uint32_t {
 
 struct Warp;
 struct Block;
+struct Cluster;
 struct Launch;
+struct Mbarrier;
+struct Warpgroup;
+struct BulkStore;
+struct BulkLoad;
 
 // An asynchronous copy that the issuing thread has not waited for.
 struct Copy {
@@ -73,13 +84,21 @@ struct Thread {
     Index index;                   // threadIdx
     uint32_t id;
     uint32_t lane;
+    uint32_t owner; // its number in the cluster
     Warp* warp;
     Block* block;
-    const void* polled = nullptr; // last address of a coherent load
+    const void* polled = nullptr; // what it looked at last: a coherent load, or the test of an mbarrier
     Site polling{};
     std::vector<Copy> copies; // oldest first
     size_t first_copy = 0;    // those before it are complete
     uint32_t groups = 0;      // committed so far
+
+    std::vector<uint32_t> fences;    // epochs of its proxy fences, ascending
+    std::vector<BulkStore*> stores;  // copies out of shared memory that it has not waited for, oldest first
+    uint32_t store_groups = 0;       // committed so far
+    const Mbarrier* waits = nullptr; // the mbarrier that it waits for, since when
+    uint32_t parity = 0;
+    Site waiting{};
 };
 
 // Masks of lanes; the scheduler reads and writes them.
@@ -89,12 +108,14 @@ struct WarpState {
     uint32_t alive;
 };
 
-constexpr uint32_t most_warps = 32;
+constexpr uint32_t most_warps = 32; // of a block
+constexpr uint32_t warps_of_a_group = 4;
 constexpr uint32_t all_lanes = 0xffffffffu;
 
 struct Warp {
     WarpState state; // first
     uint32_t id;
+    uint32_t party; // its number in the cluster
     Block* block;
 
     // The meeting under way: who has come, what for, and where the lanes keep arguments and results.
@@ -102,9 +123,13 @@ struct Warp {
     uint32_t arrived = 0;
     Site site{};
     void* arguments[32];
+    uint32_t blocked; // mask of lanes that wait for an mbarrier
+
+    bool at_cluster_barrier; // has arrived and not waited
 
     uint32_t epoch;
-    uint32_t seen[most_warps];
+    Clock clock;
+    uint32_t observed[most_parties]; // how often mbarriers had completed when it last learned of them
 };
 
 struct Barrier {
@@ -112,6 +137,7 @@ struct Barrier {
     uint32_t arrived = 0;
     uint32_t warps = 0; // mask of those that wait
     Site site{};
+    std::unique_ptr<Clock> clock; // of those that came and went on
 };
 
 constexpr uint32_t barriers_of_a_block = 16;
@@ -120,18 +146,19 @@ constexpr uint32_t barriers_of_a_block = 16;
 constexpr uint32_t shared_origin = 1024;
 constexpr uint32_t granule = 2;
 
-// Words of the shadow: epoch << 10 | thread for writes, epoch << 10 | lane for reads.
-constexpr uint32_t owner_bits = 10;
-constexpr uint32_t owner_mask = (1u << owner_bits) - 1;
-constexpr uint32_t last_epoch = (1u << (32 - owner_bits)) - 2;
-constexpr uint32_t pending = last_epoch + 1; // as the epoch of a write: a copy is under way
-constexpr uint32_t several_lanes = 32;
+// What the asynchronous copies move at least, and the matrix instructions read.
+constexpr uint32_t chunk = 16;
+
+// An address in the shared memory of block `rank` of the cluster is (rank + 1) << rank_shift | its address there.
+constexpr uint32_t rank_shift = 24;
 
 // A place is a file's number << line_bits | line.
 constexpr uint32_t line_bits = 20;
 
 struct Block {
     Launch* launch;
+    Cluster* cluster;
+    uint32_t rank; // in the cluster
     Index index;
     uint32_t number; // 1 for the first block of the grid
     uint32_t warp_count;
@@ -139,29 +166,86 @@ struct Block {
     uint32_t granules;
     std::vector<uint8_t> shared;
     std::vector<uint32_t> writers; // [granules]
-    std::vector<uint32_t> readers; // [warp][granules]; empty where races are not looked for
-    std::vector<uint32_t> places;  // [granules], where the last write stands; empty likewise
-    uint32_t start = 0;            // epochs up to here are of earlier blocks
-    uint32_t time = 0;             // newest epoch
+    // [row][granules], a row for every warp, for every warpgroup that used wgmma, and one for other blocks, which
+    // holds owners instead of lanes; empty where races are not looked for.
+    std::vector<uint32_t> readers;
+    std::vector<uint32_t> row_party; // of each row but the last
+    uint32_t rows = 0;               // of them in use, without the last
+    bool read_by_peers = false;      // whether the last is
+    std::vector<uint32_t> places;    // [granules], where the last write stands; empty likewise
+    std::vector<uint8_t> reading;    // [chunks], by how many asynchronous operations under way; empty while none was
+    uint32_t start = 0;              // epochs up to here are of earlier blocks
+    uint32_t time = 0;               // newest epoch that its shadow may hold
     Barrier barriers[barriers_of_a_block];
     std::vector<Warp> warps;
     std::vector<Thread> threads;
+    std::vector<std::unique_ptr<Mbarrier>> mbarriers;
+    std::vector<std::unique_ptr<Warpgroup>> warpgroups; // made when first used
+    uint32_t registers; // that are free, a thread of a warpgroup
+
+    // What peers did to its shared memory last, by warp of the cluster; and what its ended warps knew.
+    struct Visit {
+        uint32_t owner;
+        uint32_t epoch;
+        Site site;
+    };
+    std::vector<Visit> visits;
+    std::unique_ptr<Clock> ended_clock;
+    bool ended = false;
 
     // Orders the accesses of the lanes of `warp`.
-    void advance(Warp& warp)
-    {
-        if (time >= last_epoch) restart_time();
-        warp.epoch = ++time;
-        if (launch_races()) warp.seen[warp.id] = warp.epoch - 1;
-    }
+    void advance(Warp& warp);
+
+    // Begins a new epoch of `warp` without ordering anything.
+    void tick(Warp& warp);
 
     bool launch_races() const
     {
         return !readers.empty();
     }
 
+    uint32_t* reader_row(uint32_t row)
+    {
+        return readers.data() + size_t(row) * granules;
+    }
+
+    // The row of other blocks.
+    uint32_t peer_row() const
+    {
+        return uint32_t(row_party.size());
+    }
+};
+
+// Blocks that run together and reach each other's shared memory; one block where there are no clusters.
+struct Cluster {
+    Launch* launch;
+    std::vector<Block*> blocks;
+    uint32_t warp_count; // of all blocks
+    uint32_t parties;    // so far
+    uint32_t start;
+    uint32_t time; // newest epoch
+    uint32_t ended = 0;
+
+    // barrier.cluster
+    std::vector<bool> arrived; // [warp_count], in this phase
+    std::vector<bool> waiting;
+    std::unique_ptr<Clock> gathering; // of those that have arrived
+    std::unique_ptr<Clock> complete;  // of those that arrived in earlier phases
+
     void restart_time();
 };
+
+inline void Block::tick(Warp& warp)
+{
+    if (cluster->time >= last_epoch) cluster->restart_time();
+    warp.epoch = ++cluster->time;
+}
+
+inline void Block::advance(Warp& warp)
+{
+    tick(warp);
+    if (launch_races()) warp.clock.seen[warp.party] = warp.epoch - 1;
+}
 
 // An allocation of global memory.
 struct Range {
@@ -182,6 +266,8 @@ struct LaunchArguments {
     uint64_t seed;
     uint32_t races;        // whether races on shared memory are looked for
     uint32_t global_races; // whether conflicts of blocks on global memory are
+    uint32_t cluster;      // blocks of a cluster along x
+    uint32_t registers;    // of a thread at the start
     Range* ranges;         // sorted
     size_t range_count;
     const FreedRange* freed;
@@ -207,6 +293,7 @@ struct Launch {
     Range* recent[4] = {}; // allocations that were looked up last
     uint32_t next_recent = 0;
     std::vector<float> scratch;
+    std::vector<std::unique_ptr<BulkLoad>> loads; // under way, oldest first
     std::unordered_map<uint32_t, std::vector<bool>> known; // by number: blocks whose writes it may count on
     std::unordered_map<const void*, std::vector<bool>> passed_on; // by counter: blocks that added to it
 
@@ -247,6 +334,7 @@ struct Kernel {
     void (*run)(const void* params);
     size_t params_bytes;
     uint32_t threads;
+    uint32_t registers; // of a thread, at most
 };
 
 // The thread that runs on this host thread.
@@ -258,12 +346,25 @@ extern __thread const Thread* blamed;
 // Ends the launch with a report and never returns: the coroutine is abandoned.
 [[noreturn, gnu::cold, gnu::format(printf, 2, 3)]] void fail(Site site, const char* format, ...);
 
+// The same for what went wrong on behalf of `thread` while it does not run: returns.
+[[gnu::cold, gnu::format(printf, 3, 4)]] void report(const Thread& thread, Site site, const char* format, ...);
+
 // Meets the other lanes of the warp. True in the last lane to come, which then does the work for all and
 // calls `part`; the others return false when that has happened. `arguments` is what the lane brings.
 bool meet(Collective collective, void* arguments, Site site);
 
 // Ends a meeting: all lanes run again.
 void part();
+
+// The same for a warpgroup: true in one lane, which works for all four warps and calls `part_group`.
+bool meet_group(Collective collective, void* arguments, Site site);
+void part_group();
+
+// Ends the meeting of a warp that is not that of the current thread.
+void end_meeting(Warp& warp);
+
+// Lets the current thread rest until someone makes it runnable.
+void rest();
 
 // Lets other threads run before this one goes on.
 void give_way(Site site);

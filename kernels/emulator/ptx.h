@@ -47,14 +47,14 @@ T* unknown(T* x)
 
 inline void barrier(Site site = Site::here())
 {
-    emulator::block_barrier(0, blockDim.x, site);
+    emulator::block_barrier(0, blockDim.x, true, site);
 }
 
 inline void barrier(uint32_t id, uint32_t threads, Site site = Site::here())
 {
     if (id < 1 || id >= emulator::barriers_of_a_block)
         emulator::fail(site, "named barrier %u does not exist: they are 1 to 15", id);
-    emulator::block_barrier(id, threads, site);
+    emulator::block_barrier(id, threads, true, site);
 }
 
 inline void warp_sync(Site site = Site::here())

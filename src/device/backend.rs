@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::ffi::c_void;
 
-use super::{Launch, RawStream};
+use super::{Launch, RawStream, TensorBoxes, TensorMap};
 use crate::{Error, Result};
 
 /// Memory and streams.
@@ -95,6 +95,9 @@ pub(super) trait Loaded: Send + Sync {
         params: *const c_void,
         bytes: usize,
     ) -> Result<()>;
+
+    /// The tensor map of boxes that were checked.
+    fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap>;
 }
 
 /// The event as one of this kind of device.

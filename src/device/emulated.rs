@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::backend::{self, own};
 use super::emulator::{Emulator, EmulatorOptions};
-use super::{DeviceInfo, Launch, RawStream};
+use super::{DeviceInfo, Launch, RawStream, TensorBoxes, TensorMap};
 use crate::{Error, Result};
 
 /// What kernels are told about the device: a Hopper GPU, apart from what the options say.
@@ -98,6 +98,10 @@ impl backend::Loaded for Host {
             _ => recorded.run(&self.0),
         }
     }
+
+    fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
+        Ok(self.0.tensor_map(boxes))
+    }
 }
 
 /// Host memory, aligned for every element.
@@ -141,15 +145,8 @@ struct Recorded {
 
 impl Recorded {
     fn run(&self, emulator: &Emulator) -> Result<()> {
-        let Launch { grid, threads, shared_bytes, cluster, dependent: _ } = self.launch;
-        if cluster > 1 {
-            return Err(Error::failure(format!(
-                "{} runs in clusters, which the emulator does not have",
-                self.name
-            )));
-        }
         // SAFETY: whoever launched it answered for its parameters.
-        let outcome = unsafe { emulator.launch(&self.name, grid, threads, shared_bytes, &self.params) };
+        let outcome = unsafe { emulator.launch(&self.name, self.launch, &self.params) };
         outcome.map_err(Error::failure)
     }
 }

@@ -5,6 +5,7 @@ use super::cuda;
 use super::handle::RawStream;
 use super::info::DeviceInfo;
 use super::launch::Launch;
+use super::tensor_map::{TensorBoxes, TensorMap};
 use crate::{Error, Result};
 
 /// Every kernel of the registry, for one device. Code is loaded when a kernel of its file is first
@@ -62,6 +63,16 @@ impl Kernels {
         let bytes = size_of::<P>();
         // SAFETY: the caller answers for addresses and stream.
         unsafe { self.loaded.launch(name, launch, stream, std::ptr::from_ref(params).cast(), bytes) }
+    }
+
+    /// A tensor map, for kernels that take one among their constant arguments. It holds the address: a tensor that
+    /// moves needs another.
+    ///
+    /// # Errors
+    /// Boxes that the hardware cannot copy.
+    pub fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
+        boxes.check()?;
+        self.loaded.tensor_map(boxes)
     }
 
     /// The device they are loaded for.

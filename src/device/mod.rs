@@ -23,6 +23,7 @@ mod launch;
 mod memory;
 mod report;
 mod stream;
+mod tensor_map;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ pub use launch::Launch;
 pub use memory::{Buffer, Pinned};
 pub use report::report;
 pub use stream::{Event, Graph, Stream};
+pub use tensor_map::{TensorBoxes, TensorElement, TensorMap, TensorSwizzle};
 
 use crate::Result;
 use backend::Backend;

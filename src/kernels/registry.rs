@@ -32,6 +32,8 @@ pub mod residual;
 pub enum Tier {
     /// Every GPU since Ampere: SASS for sm_80 and sm_90, PTX of compute_80 for what comes later.
     Sm80,
+    /// Hopper: SASS for sm_90a alone, which no other GPU runs.
+    Sm90,
 }
 
 /// One kernel of a source.

@@ -2,12 +2,15 @@
 #![cfg(feature = "emulator")]
 
 mod answers;
+mod hopper;
+mod hopper_wgmma;
 mod launches;
 mod meetings;
 mod memory;
 mod races;
 
 use bytemuck::{Pod, Zeroable};
+use trencadis::device::Launch;
 use trencadis::device::emulator::{CopyPolicy, Emulator, EmulatorOptions, Fault};
 
 /// `planted::Params`.
@@ -83,16 +86,10 @@ impl Case {
             n: self.n,
             variant: self.variant,
         };
-        let grid = [self.blocks, 1, 1];
+        let launch = Launch::new([self.blocks, 1, 1], self.threads, self.shared_bytes);
         // SAFETY: the parameters are the kernel's, and nobody else uses the memory.
         unsafe {
-            emulator.launch(
-                self.kernel,
-                grid,
-                self.threads,
-                self.shared_bytes,
-                bytemuck::bytes_of(&params),
-            )?;
+            emulator.launch(self.kernel, launch, bytemuck::bytes_of(&params))?;
             let c = std::slice::from_raw_parts(params.c as *const u8, self.c.len());
             Ok(bytemuck::pod_collect_to_vec(c))
         }

@@ -68,7 +68,7 @@ fn a_flag_that_nobody_sets() {
     for variant in [10, 11] {
         let fault = meeting(variant).fault("deadlock: no thread can go on");
         assert!(
-            fault.what.contains("load the same value again and again (tests/kernels/planted.cu:"),
+            fault.what.contains("look at the same value again and again (tests/kernels/planted.cu:"),
             "{fault}"
         );
     }

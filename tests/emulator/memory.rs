@@ -1,5 +1,6 @@
 //! Accesses that are out of bounds, misaligned, or to what nobody wrote.
 
+use trencadis::device::Launch;
 use trencadis::device::emulator::{Emulator, EmulatorOptions};
 
 use crate::{Case, Params, line_of, ramp};
@@ -63,7 +64,7 @@ fn memory_that_was_freed() {
     emulator.free(a);
     let params = Params { a, b: 0, c, n: 3, variant: 12 };
     // SAFETY: the parameters are the kernel's; the use of what was freed is found out before it happens.
-    let result = unsafe { emulator.launch("planted_access", [1; 3], 32, 512, bytemuck::bytes_of(&params)) };
+    let result = unsafe { emulator.launch("planted_access", Launch::new([1; 3], 32, 512), bytemuck::bytes_of(&params)) };
     let fault = result.expect_err("use after free");
     assert!(
         fault.what.contains("global memory that was freed, at byte 12 of an allocation of 40"),

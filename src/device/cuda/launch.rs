@@ -12,8 +12,9 @@ use cudarc::driver::sys::{
 
 use super::driver::failed;
 use super::modules::{Function, Modules};
+use super::tensor_map;
 use crate::device::backend::Loaded;
-use crate::device::{Launch, RawStream};
+use crate::device::{Launch, RawStream, TensorBoxes, TensorMap};
 use crate::{Error, Result};
 
 /// Dynamic shared memory that a kernel may have without asking.
@@ -70,6 +71,9 @@ impl Loaded for Modules {
         }
         .result()
         .map_err(failed(format_args!("the kernel {name} cannot be launched ({launch:?})")))
+    }
+    fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
+        tensor_map::encode(boxes)
     }
 }
 

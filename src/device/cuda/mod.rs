@@ -6,6 +6,7 @@ mod launch;
 mod memory;
 mod modules;
 mod stream;
+mod tensor_map;
 
 use std::sync::Arc;
 

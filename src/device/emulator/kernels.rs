@@ -17,13 +17,16 @@ pub struct Entry {
     pub params_bytes: usize,
     /// Threads of a block, exactly.
     pub threads: u32,
+    /// Registers of a thread, at most.
+    pub registers: u32,
 }
 
 static KERNELS: LazyLock<HashMap<&'static str, Entry>> = LazyLock::new(|| {
     let entry = |kernel: &machine::Kernel| {
         // SAFETY: the build writes names as C string literals, which live for ever.
         let name = unsafe { CStr::from_ptr(kernel.name) };
-        let entry = Entry { run: kernel.run, params_bytes: kernel.params_bytes, threads: kernel.threads };
+        let machine::Kernel { run, params_bytes, threads, registers, .. } = *kernel;
+        let entry = Entry { run, params_bytes, threads, registers };
         name.to_str().ok().map(|name| (name, entry))
     };
     tables().into_iter().flatten().filter_map(entry).collect()

@@ -46,6 +46,8 @@ pub struct LaunchArguments {
     pub seed: u64,
     pub races: u32,
     pub global_races: u32,
+    pub cluster: u32,
+    pub registers: u32,
     pub ranges: *mut Range,
     pub range_count: usize,
     pub freed: *const FreedRange,
@@ -78,11 +80,18 @@ pub struct Kernel {
     pub run: unsafe extern "C" fn(*const c_void),
     pub params_bytes: usize,
     pub threads: u32,
+    pub registers: u32,
 }
 
 /// `emulator::Launch`, owned by C++.
 #[repr(C)]
 pub struct Launch {
+    opaque: [u8; 0],
+}
+
+/// `emulator::Cluster`, owned by C++ until its last block has ended.
+#[repr(C)]
+pub struct Cluster {
     opaque: [u8; 0],
 }
 
@@ -106,7 +115,10 @@ unsafe extern "C" {
     pub fn trencadis_emulator_launch_end(launch: *mut Launch);
     pub fn trencadis_emulator_fault(launch: *const Launch) -> *const FaultRecord;
     pub fn trencadis_emulator_changes(launch: *const Launch) -> u64;
-    pub fn trencadis_emulator_block_begin(launch: *mut Launch, x: u32, y: u32, z: u32) -> *mut Block;
+    pub fn trencadis_emulator_cluster_begin(launch: *mut Launch, x: u32, y: u32, z: u32) -> *mut Cluster;
+    pub fn trencadis_emulator_block(cluster: *mut Cluster, rank: u32) -> *mut Block;
+    /// Lets one asynchronous copy arrive, or `some`; whether any did. A fault may be set afterwards.
+    pub fn trencadis_emulator_progress(launch: *mut Launch, some: u32) -> u32;
     pub fn trencadis_emulator_block_end(block: *mut Block);
     pub fn trencadis_emulator_warp(block: *mut Block, warp: u32) -> *mut WarpState;
     pub fn trencadis_emulator_thread(block: *mut Block, thread: u32) -> *mut Thread;

@@ -68,10 +68,25 @@ mod kernels;
 mod machine;
 mod memory;
 mod schedule;
+mod tensor_map;
 
 pub use fault::Fault;
 
+use bytemuck::{Pod, Zeroable};
 use machine::{Index, LaunchArguments, Range};
+
+use super::{Launch, TensorBoxes, TensorMap};
+
+/// What every GPU with clusters takes.
+const MOST_BLOCKS_OF_A_CLUSTER: u32 = 8;
+
+/// Of the 8192 numbers that the shadow of shared memory has, the others are for warpgroups and mbarriers.
+const MOST_THREADS_OF_A_CLUSTER: u32 = 4096;
+
+/// Parameters lie as they do on a GPU: aligned for tensor maps.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Line([u8; 64]);
 
 /// When a copy from global to shared memory (`cp.async`) happens between its issue and the wait for it.
 #[repr(u32)]
@@ -151,6 +166,12 @@ impl Emulator {
         self.memory.free(address);
     }
 
+    /// The tensor map of boxes, which are taken to be such as the hardware copies
+    /// ([`Kernels::tensor_map`](super::Kernels::tensor_map) refuses others).
+    pub fn tensor_map(&self, boxes: &TensorBoxes) -> TensorMap {
+        tensor_map::encode(boxes)
+    }
+
     /// Runs the kernel `name` to its end on the calling thread.
     ///
     /// # Safety
@@ -162,11 +183,10 @@ impl Emulator {
     pub unsafe fn launch(
         &self,
         name: &str,
-        grid: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
+        launch: Launch,
         params: &[u8],
     ) -> Result<(), Fault> {
+        let Launch { grid, threads, shared_bytes, cluster, dependent: _ } = launch;
         let refused = |what: String| Err(Fault::refused(name, what));
         let Some(kernel) = kernels::find(name) else {
             return refused("there is no such kernel in the emulator's build".into());
@@ -196,6 +216,17 @@ impl Emulator {
                 "the grid ({x}, {y}, {z}) is out of range: at least 1, at most (2147483647, 65535, 65535)"
             ));
         }
+        if cluster == 0 || cluster > MOST_BLOCKS_OF_A_CLUSTER || !x.is_multiple_of(cluster) {
+            return refused(format!(
+                "the clusters of {cluster} blocks are out of range: at least 1, at most {MOST_BLOCKS_OF_A_CLUSTER}, and \
+                 a divisor of the grid's {x}"
+            ));
+        }
+        if cluster * threads > MOST_THREADS_OF_A_CLUSTER {
+            return refused(format!(
+                "clusters of {cluster} blocks of {threads} threads: the emulator follows {MOST_THREADS_OF_A_CLUSTER}"
+            ));
+        }
 
         let snapshot = self.memory.snapshot();
         let range = |allocation: &std::sync::Arc<memory::Allocation>| {
@@ -203,8 +234,8 @@ impl Emulator {
             Range { low, high, writers: std::ptr::null_mut() }
         };
         let mut ranges: Vec<Range> = snapshot.live.iter().map(range).collect();
-        let mut aligned = vec![0_u128; params.len().div_ceil(16).max(1)];
-        bytemuck::cast_slice_mut::<u128, u8>(&mut aligned)[..params.len()].copy_from_slice(params);
+        let mut aligned = vec![Line::zeroed(); params.len().div_ceil(size_of::<Line>()).max(1)];
+        bytemuck::cast_slice_mut::<Line, u8>(&mut aligned)[..params.len()].copy_from_slice(params);
         let arguments = LaunchArguments {
             grid: Index { x, y, z },
             threads,
@@ -212,6 +243,8 @@ impl Emulator {
             policy: self.options.policy,
             seed: self.options.seed,
             races: self.options.races.into(),
+            cluster,
+            registers: kernel.registers,
             global_races: (self.options.global_races && u64::from(x) * u64::from(y) * u64::from(z) > 1)
                 .into(),
             ranges: ranges.as_mut_ptr(),

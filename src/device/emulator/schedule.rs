@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
+use super::CopyPolicy;
 use super::fault::Fault;
 use super::kernels::Entry;
 use super::machine::{self, Block, Launch, LaunchArguments, Thread, WarpState};
@@ -202,7 +203,7 @@ impl Drop for LaunchGuard {
     }
 }
 
-/// Runs all blocks of a launch, at most `resident` at a time.
+/// Runs all blocks of a launch, at most `resident` at a time, or one cluster of them.
 ///
 /// # Safety
 /// `params` is what the kernel takes, and addresses in it belong to the ranges of `arguments`.
@@ -215,8 +216,10 @@ pub unsafe fn run(
 ) -> Result<(), Fault> {
     let mut order = Order::new(arguments.seed);
     let grid = arguments.grid;
+    let cluster = arguments.cluster as usize;
+    // First blocks of clusters.
     let mut waiting: Vec<[u32; 3]> = (0..grid.z)
-        .flat_map(|z| (0..grid.y).flat_map(move |y| (0..grid.x).map(move |x| [x, y, z])))
+        .flat_map(|z| (0..grid.y).flat_map(move |y| (0..grid.x).step_by(cluster).map(move |x| [x, y, z])))
         .collect();
     order.shuffle(&mut waiting);
     waiting.reverse();
@@ -227,19 +230,27 @@ pub unsafe fn run(
 
     let mut residents: Vec<Resident> = Vec::new();
     let mut outcome = Ok(());
+    // SAFETY: the record lives as long as the launch, and is not written while it is read here.
+    let record = || unsafe { &*machine::trencadis_emulator_fault(launch.0) };
     let mut changes = 0;
     let (mut idle, mut quiet) = (0, 0);
     'launch: loop {
-        while residents.len() < resident.max(1) {
+        while residents.is_empty() || residents.len() + cluster <= resident {
             let Some([x, y, z]) = waiting.pop() else { break };
             // SAFETY: the launch is under way.
-            let block = unsafe { machine::trencadis_emulator_block_begin(launch.0, x, y, z) };
-            match Resident::new(block, arguments.threads, kernel, params, &mut order) {
-                Some(block) => residents.push(block),
-                None => {
-                    outcome = Err(Fault::refused(name, "no memory for the stacks of its threads"));
-                    break 'launch;
+            let begun = unsafe { machine::trencadis_emulator_cluster_begin(launch.0, x, y, z) };
+            let mut complete = true;
+            for rank in 0..arguments.cluster {
+                // SAFETY: the cluster has this many blocks, and lives until the last of them has ended.
+                let block = unsafe { machine::trencadis_emulator_block(begun, rank) };
+                match Resident::new(block, arguments.threads, kernel, params, &mut order) {
+                    Some(block) => residents.push(block),
+                    None => complete = false,
                 }
+            }
+            if !complete {
+                outcome = Err(Fault::refused(name, "no memory for the stacks of its threads"));
+                break 'launch;
             }
         }
         if residents.is_empty() {
@@ -252,9 +263,23 @@ pub unsafe fn run(
             sum.ran |= one.ran;
             sum.advanced |= one.advanced;
             if one.faulted {
-                // SAFETY: the record lives as long as the launch.
-                let record = unsafe { &*machine::trencadis_emulator_fault(launch.0) };
-                outcome = Err(Fault::from_record(name, record));
+                outcome = Err(Fault::from_record(name, record()));
+                break 'launch;
+            }
+        }
+        // Copies under way arrive now and then, or as late as can be: when nobody gets on without them.
+        let now_and_then = arguments.policy == CopyPolicy::Random;
+        if now_and_then || !sum.advanced {
+            // SAFETY: the launch is under way, and none of its threads runs.
+            let mut arrived =
+                unsafe { machine::trencadis_emulator_progress(launch.0, now_and_then.into()) } != 0;
+            if !arrived && !sum.advanced {
+                // SAFETY: as above.
+                arrived = unsafe { machine::trencadis_emulator_progress(launch.0, 0) } != 0;
+            }
+            sum.ran |= arrived;
+            if record().set != 0 {
+                outcome = Err(Fault::from_record(name, record()));
                 break 'launch;
             }
         }
@@ -278,12 +303,12 @@ pub unsafe fn run(
         let stuck = !sum.ran || idle > IDLE_TURNS || quiet > QUIET_TURNS;
         if stuck && !residents.is_empty() {
             let blocks: Vec<*mut Block> = residents.iter().map(|resident| resident.block).collect();
+            let not_started = waiting.len() * cluster;
             // SAFETY: the launch and its resident blocks are under way.
-            let record = unsafe {
-                machine::trencadis_emulator_deadlock(launch.0, blocks.as_ptr(), blocks.len(), waiting.len());
-                &*machine::trencadis_emulator_fault(launch.0)
-            };
-            outcome = Err(Fault::from_record(name, record));
+            unsafe {
+                machine::trencadis_emulator_deadlock(launch.0, blocks.as_ptr(), blocks.len(), not_started);
+            }
+            outcome = Err(Fault::from_record(name, record()));
             break;
         }
     }
