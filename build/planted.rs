@@ -136,7 +136,13 @@ fn wgmma() -> Vec<Kernel> {
     let bad = WGMMA_BUGS.iter().map(|bug| {
         make(format!("hopper_wgmma_{bug}"), &format!("product<64, hopper_wgmma::Bug::{bug}>"))
     });
-    good.chain(bad).collect()
+    let patterns = ["none", "bytes_32", "bytes_64", "bytes_128"].iter().flat_map(|pattern| {
+        [("k", false), ("mn", true)].map(|(major, transposed)| {
+            let body = format!("patterns<Swizzle::{pattern}, {transposed}>");
+            make(format!("hopper_wgmma_{pattern}_{major}"), &body)
+        })
+    });
+    good.chain(patterns).chain(bad).collect()
 }
 
 fn copies() -> Vec<Kernel> {

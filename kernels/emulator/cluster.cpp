@@ -16,6 +16,13 @@ bool everyone_arrived(const Cluster& cluster)
     return true;
 }
 
+// What those knew that came to the cluster's barrier.
+void learn_of_cluster(Warp& warp)
+{
+    const Cluster& cluster = *warp.block->cluster;
+    if (warp.block->launch_races()) warp.clock.join(*cluster.complete, cluster.parties);
+}
+
 } // namespace
 
 void settle_cluster(Cluster& cluster)
@@ -28,6 +35,7 @@ void settle_cluster(Cluster& cluster)
         for (Warp& warp : block->warps) {
             if (!cluster.waiting[warp.party]) continue;
             cluster.waiting[warp.party] = false;
+            learn_of_cluster(warp);
             end_meeting(warp);
         }
     }
@@ -70,10 +78,10 @@ void cluster_wait(Site site)
         cluster.waiting[warp.party] = true;
         rest();
     } else {
+        // No other phase can have ended: this warp has not arrived at it.
+        learn_of_cluster(warp);
         part();
     }
-    // No other phase can have ended: this warp has not arrived at it.
-    if (block.launch_races()) warp.clock.join(*cluster.complete, cluster.parties);
 }
 
 Block& block_of(uint32_t& address, const char* verb, Site site)

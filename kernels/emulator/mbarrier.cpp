@@ -202,14 +202,19 @@ void mbarrier_wait(uint32_t address, uint32_t parity, Site site)
     Thread& thread = *current;
     Mbarrier& mbarrier = mbarrier_at(*thread.block, address - shared_origin, "waits at", site);
     if (parity > 1) fail(site, "waits at the mbarrier at byte %u for parity %u: 0 or 1", mbarrier.offset, parity);
-    // As on a GPU, a thread that comes back late may find the next phase over too, and miss it.
-    while ((mbarrier.phase & 1) == parity) {
+    uint32_t phase = mbarrier.phase;
+    if ((phase & 1) == parity) {
         mbarrier.waiting.push_back(&thread);
         thread.waits = &mbarrier;
         thread.parity = parity;
         thread.waiting = site;
         thread.warp->blocked |= 1u << thread.lane;
         rest();
+        if (mbarrier.phase != phase + 1) {
+            fail(site, "waits at the mbarrier at byte %u for the end of phase %u and finds the next over too: on a GPU "
+                       "it may have missed both",
+                 mbarrier.offset, phase);
+        }
     }
     observe(mbarrier);
 }

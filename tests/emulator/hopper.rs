@@ -69,7 +69,7 @@ impl Machine {
         self.map(tensor, self.result(&tensor.bytes))
     }
 
-    fn map(&self, tensor: &Tensor, address: u64) -> TensorMap {
+    pub fn map(&self, tensor: &Tensor, address: u64) -> TensorMap {
         let mut strides = Vec::new();
         let mut bytes = u64::from(tensor.element.bytes());
         for &size in &tensor.sizes[..tensor.sizes.len() - 1] {

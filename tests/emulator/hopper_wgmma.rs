@@ -40,6 +40,18 @@ fn operands(n: usize, depth: usize) -> (Vec<bf16>, Vec<bf16>) {
 }
 
 fn prepare(machine: &Machine, n: usize, depth: usize, variant: i32) -> Params {
+    prepare_boxes(machine, n, depth, variant, 64, TensorSwizzle::Bytes128)
+}
+
+/// The same in boxes of 64 rows of `width` elements.
+fn prepare_boxes(
+    machine: &Machine,
+    n: usize,
+    depth: usize,
+    variant: i32,
+    width: u32,
+    swizzle: TensorSwizzle,
+) -> Params {
     let (a, b) = operands(n, depth);
     let tensor = |x: &[bf16], rows: usize, transposed: bool| {
         // Rows of a transposed matrix end at a multiple of 16 bytes here: n is a multiple of 8.
@@ -48,7 +60,7 @@ fn prepare(machine: &Machine, n: usize, depth: usize, variant: i32) -> Params {
         } else {
             (x.to_vec(), [depth as u32, rows as u32])
         };
-        machine.tensor(&Tensor::bf16(&values, &sizes, &[64, 64], TensorSwizzle::Bytes128))
+        machine.tensor(&Tensor::bf16(&values, &sizes, &[width, 64], swizzle))
     };
     Params {
         a: tensor(&a, 64, variant & A_TRANSPOSED != 0),
@@ -78,4 +90,84 @@ fn every_n_in_both_majors_and_from_registers() {
             assert!(result == expected, "N {n}, variant {variant}");
         }
     }
+}
+
+#[test]
+fn matrices_that_lie_in_every_pattern() {
+    for (pattern, width, swizzle) in [
+        ("none", 8, TensorSwizzle::None),
+        ("bytes_32", 16, TensorSwizzle::Bytes32),
+        ("bytes_64", 32, TensorSwizzle::Bytes64),
+        ("bytes_128", 64, TensorSwizzle::Bytes128),
+    ] {
+        for (major, variant) in [("k", 0), ("mn", A_TRANSPOSED | B_TRANSPOSED)] {
+            let kernel = format!("hopper_wgmma_{pattern}_{major}");
+            let result: Vec<f32> = answer(&kernel, launch(64), |machine| {
+                prepare_boxes(machine, 64, 64, variant, width, swizzle)
+            });
+            assert!(result == reference(64, 64), "{kernel}");
+        }
+    }
+}
+
+#[test]
+fn products_over_several_stages_under_every_policy() {
+    for (n, variant) in [(8, 0), (64, A_TRANSPOSED), (96, B_TRANSPOSED), (136, FRAGMENTS), (256, 0)] {
+        let kernel = format!("hopper_wgmma_{n}");
+        let result: Vec<f32> = answer(&kernel, launch(n), |machine| prepare(machine, n, 192, variant));
+        assert!(result == reference(n, 192), "N {n}, variant {variant}");
+    }
+}
+
+/// The report that `bug` gives whatever the order, at a line that says `line`.
+fn caught(bug: &str, expected: &str, line: &str) {
+    let kernel = format!("hopper_wgmma_{bug}");
+    let fault = fault(&kernel, launch(64), &[expected], |machine| prepare(machine, 64, 64, 0));
+    let named = line_of(&fault, "tests/kernels/hopper_wgmma.cu", SOURCE);
+    assert!(named.contains(line), "{fault}\nnames the line: {named}");
+}
+
+#[test]
+fn what_a_warpgroup_must_not_do() {
+    caught("no_fence", "with no wgmma_fence in between", "ptx::wgmma<N, A_TRANSPOSED, B_TRANSPOSED>");
+    caught("written_before_wait", "the accumulator of this wgmma was written before it was waited for", "ptx::wgmma<N");
+    caught("overwritten_operand", "while a wgmma (tests/kernels/hopper_wgmma.cu:", "Bug::overwritten_operand");
+    caught("unnamed", "without naming its accumulator", "ptx::wgmma_wait<0>();");
+    caught("no_wait", "ends while this wgmma is under way", "ptx::wgmma<N");
+    caught("misaligned", "must begin where the pattern does, a multiple of 1024", "ptx::wgmma<N");
+    caught("past_end", "wgmma reads 16 bytes at byte", "ptx::wgmma<N");
+    caught("generic_operand", "by the asynchronous proxy, which thread 0 wrote", "ptx::wgmma<N");
+    caught("other_shape", "a wgmma of another shape", "ptx::wgmma<N / 2>");
+}
+
+#[test]
+fn half_a_warpgroup() {
+    let fault = fault("hopper_wgmma_half_a_group", launch(64), &["deadlock: no thread can go on"], |machine| {
+        prepare(machine, 64, 64, 0)
+    });
+    assert!(fault.what.contains("waits at wgmma_fence (tests/kernels/hopper_wgmma.cu:"), "{fault}");
+    assert!(fault.what.contains("for the other warps of its warpgroup"), "{fault}");
+}
+
+#[test]
+fn an_accumulator_read_too_early_holds_nan_or_depends_on_the_policy() {
+    let launch = launch(64);
+    let results: Vec<Vec<f32>> = crate::everywhere()
+        .map(|options| {
+            run(options, "hopper_wgmma_read_before_wait", launch, |machine| prepare(machine, 64, 64, 0))
+                .unwrap_or_else(|fault| panic!("{fault}"))
+        })
+        .collect();
+    let expected = reference(64, 64);
+    assert!(results.iter().any(|result| *result == expected), "as early as the hardware may");
+    assert!(results.iter().any(|result| result.iter().all(|x| x.is_nan())), "as late as it may");
+}
+
+#[test]
+fn a_descriptor_that_swizzles_otherwise_than_the_copy() {
+    let options = trencadis::device::emulator::EmulatorOptions::default();
+    let result: Vec<f32> =
+        run(options, "hopper_wgmma_wrong_swizzle", launch(64), |machine| prepare(machine, 64, 64, 0))
+            .unwrap_or_else(|fault| panic!("{fault}"));
+    assert!(result != reference(64, 64));
 }

@@ -3,6 +3,9 @@
 
 mod answers;
 mod hopper;
+mod hopper_copies;
+mod hopper_gemm;
+mod hopper_meetings;
 mod hopper_wgmma;
 mod launches;
 mod meetings;

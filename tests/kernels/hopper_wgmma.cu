@@ -133,4 +133,41 @@ DEVICE void product(const Params& p)
     if (BUG != Bug::read_before_wait) write<N>(p.c, d);
 }
 
+// c = a bᵀ for a and b of [64, 64], or their transposes where TRANSPOSED, in every way that a matrix can lie: in boxes
+// of 64 rows, as wide as the swizzle.
+template <Swizzle PATTERN, bool TRANSPOSED>
+DEVICE void patterns(const Params& p)
+{
+    constexpr uint32_t width = PATTERN == Swizzle::none ? 16
+        : PATTERN == Swizzle::bytes_32                  ? 32
+        : PATTERN == Swizzle::bytes_64                  ? 64
+                                                        : 128;
+    constexpr uint32_t elements = width / 2, box = 64 * width;
+    uint32_t full = ptx::shared_base(), tile_a = full + 1024, tile_b = tile_a + panel_bytes;
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::fence_mbarrier_init();
+        ptx::mbarrier_arrive_expect(full, 2 * panel_bytes);
+        for (uint32_t i = 0; i < 64 / elements; i++) {
+            ptx::tensor_load(tile_a + i * box, p.a, {int(i * elements), 0}, full);
+            ptx::tensor_load(tile_b + i * box, p.b, {int(i * elements), 0}, full);
+        }
+    }
+    ptx::barrier();
+    ptx::mbarrier_wait(full, 0);
+    constexpr bool exchanged = PATTERN == Swizzle::none && TRANSPOSED;
+    constexpr uint32_t leading = exchanged ? 8 * width : box, stride = exchanged ? box : 8 * width;
+    float d[32];
+    ptx::wgmma_fence(d);
+    UNROLL
+    for (uint32_t k = 0; k < 64; k += 16) {
+        uint32_t at = TRANSPOSED ? k * width : k / elements * box + k % elements * 2;
+        ptx::wgmma<64, TRANSPOSED, TRANSPOSED>(d, ptx::wgmma_matrix(tile_a + at, leading, stride, PATTERN),
+                                               ptx::wgmma_matrix(tile_b + at, leading, stride, PATTERN), k > 0);
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(d);
+    write<64>(p.c, d);
+}
+
 } // namespace hopper_wgmma
