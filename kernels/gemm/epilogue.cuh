@@ -6,7 +6,7 @@
 // columns, so that bias and LayerScale are read once.
 //
 // Rows of WN floats lie in chunks of 16 bytes; chunk c of row r lies at c ^ turn(c, r), such that neither the
-// pairs written by mma's layout nor the rows read back meet in a bank.
+// pairs written by mma's layout nor the rows read back meet in a bank (rows of 16 floats meet in pairs).
 #pragma once
 
 #include "../common/reduce.cuh"
@@ -24,6 +24,7 @@ struct GemmPlace {
     int warp_m;        // number of the warp along m in the block
     int live;          // rows of the result that are computed; the others are zeros
     int split;         // number of the slice of k
+    int splits;        // how many there are
 };
 
 struct alignas(8) GemmPair {
@@ -42,6 +43,7 @@ struct GemmStaging {
     // Byte offset of chunk `c`, four columns, of row `r`.
     static DEVICE uint32_t offset(uint32_t r, uint32_t c)
     {
+        if (WN == 16) return r * (WN * 4) + ((c ^ ((r >> 1) & 3)) << 4);
         uint32_t turn = WN == 64 ? c >> 3 : r & 1;
         return r * (WN * 4) + ((c ^ ((r & 3) << 1) ^ turn) << 4);
     }
@@ -102,66 +104,89 @@ DEVICE void gemm_load_row(float (&x)[8], const float* source, int column, bool v
 // is not read.
 template <bool GRADIENT>
 struct GemmOut {
-    template <int BN, int WARPS_M, int WN, int M, int N>
-    static DEVICE void run(const GemmParams& p, const GemmPlace& place, const float (&acc)[M][N][4])
+    static constexpr bool COLUMN_SUMS = GRADIENT;
+
+    // What a lane keeps of its eight columns on its way down the rows.
+    struct Columns {
+        int column;
+        bool inside;
+        GeluCurve curve;
+        float bias[8], gamma[8], sums[8];
+
+        DEVICE Columns(const GemmParams& p, int column)
+            : column(column), inside(column < p.n), curve(gelu_curve(p.gelu))
+        {
+            if constexpr (GRADIENT) {
+                UNROLL
+                for (int i = 0; i < 8; i++) sums[i] = 0.0f;
+            } else {
+                gemm_load_row(bias, p.bias, column, inside, 0.0f);
+                gemm_load_row(gamma, p.gamma, column, inside, 1.0f);
+            }
+        }
+    };
+
+    // The columns of this lane, of WN from `first` on.
+    template <int WN>
+    static DEVICE Columns columns(const GemmParams& p, const GemmPlace&, int first)
+    {
+        return Columns(p, first + int(ptx::lane_id() % GemmLanes<WN, 8>::LANES) * 8);
+    }
+
+    // The 16 rows from `first` on.
+    template <int WN, int N>
+    static DEVICE void rows(const GemmParams& p, const GemmPlace& place, Columns& c, int first,
+                            const float (&acc)[N][4])
     {
         using Lanes = GemmLanes<WN, 8>;
         using Staging = GemmStaging<WN>;
         uint32_t lane = ptx::lane_id();
         uint32_t chunk = lane % Lanes::LANES;
-        int column = place.column + int(chunk) * 8;
-        bool inside = column < p.n;
-        GeluCurve curve = gelu_curve(p.gelu);
-
-        float bias[8], gamma[8], sums[8];
-        if constexpr (GRADIENT) {
-            UNROLL
-            for (int i = 0; i < 8; i++) sums[i] = 0.0f;
-        } else {
-            gemm_load_row(bias, p.bias, column, inside, 0.0f);
-            gemm_load_row(gamma, p.gamma, column, inside, 1.0f);
-        }
-
+        Vec16 side[Lanes::COUNT];
         UNROLL
-        for (int m = 0; m < M; m++) {
-            Vec16 side[Lanes::COUNT];
-            UNROLL
-            for (int i = 0; i < Lanes::COUNT; i++) {
-                int row = place.row + m * 16 + i * Lanes::STEP + int(lane / Lanes::LANES);
-                side[i] = Vec16{{0, 0, 0, 0}};
-                if (p.side != nullptr && inside && row < place.live) {
-                    side[i] = Global<const bf16>(p.side).load_16(row * p.ld_side + column);
-                }
+        for (int i = 0; i < Lanes::COUNT; i++) {
+            int row = first + i * Lanes::STEP + int(lane / Lanes::LANES);
+            side[i] = Vec16{{0, 0, 0, 0}};
+            if (p.side != nullptr && c.inside && row < place.live) {
+                side[i] = Global<const bf16>(p.side).load_16(row * p.ld_side + c.column);
             }
-            Staging::write(place.staging, acc[m], lane);
-            ptx::warp_sync();
-            UNROLL
-            for (int i = 0; i < Lanes::COUNT; i++) {
-                uint32_t r = i * Lanes::STEP + lane / Lanes::LANES;
-                int row = place.row + m * 16 + int(r);
-                GemmQuad lower = Staging::read(place.staging, r, 2 * chunk);
-                GemmQuad upper = Staging::read(place.staging, r, 2 * chunk + 1);
-                float v[8] = {lower.x[0], lower.x[1], lower.x[2], lower.x[3],
-                              upper.x[0], upper.x[1], upper.x[2], upper.x[3]};
-                if (!inside || row >= p.m) continue;
-                bool live = row < place.live;
-                if constexpr (GRADIENT) {
-                    slope(curve, v, side[i]);
-                    UNROLL
-                    for (int j = 0; j < 8; j++) {
-                        v[j] = live ? v[j] : 0.0f;
-                        sums[j] += v[j];
-                    }
-                } else {
-                    forward(p, curve, v, side[i], bias, gamma, row, column, live);
-                }
-                Vec16 packed = pack_8(v);
-                Global<bf16>(p.out).store_16(row * p.ldc + column, packed);
-            }
-            ptx::warp_sync();
         }
+        Staging::write(place.staging, acc, lane);
+        ptx::warp_sync();
+        UNROLL
+        for (int i = 0; i < Lanes::COUNT; i++) {
+            uint32_t r = i * Lanes::STEP + lane / Lanes::LANES;
+            int row = first + int(r);
+            GemmQuad lower = Staging::read(place.staging, r, 2 * chunk);
+            GemmQuad upper = Staging::read(place.staging, r, 2 * chunk + 1);
+            float v[8] = {lower.x[0], lower.x[1], lower.x[2], lower.x[3],
+                          upper.x[0], upper.x[1], upper.x[2], upper.x[3]};
+            if (!c.inside || row >= p.m) continue;
+            bool live = row < place.live;
+            if constexpr (GRADIENT) {
+                slope(c.curve, v, side[i]);
+                UNROLL
+                for (int j = 0; j < 8; j++) {
+                    v[j] = live ? v[j] : 0.0f;
+                    c.sums[j] += v[j];
+                }
+            } else {
+                forward(p, c.curve, v, side[i], c.bias, c.gamma, row, c.column, live);
+            }
+            Vec16 packed = pack_8(v);
+            Global<bf16>(p.out).store_16(row * p.ldc + c.column, packed);
+        }
+        ptx::warp_sync();
+    }
+
+    template <int BN, int WARPS_M, int WN, int M, int N>
+    static DEVICE void run(const GemmParams& p, const GemmPlace& place, const float (&acc)[M][N][4])
+    {
+        Columns c = columns<WN>(p, place, place.column);
+        UNROLL
+        for (int m = 0; m < M; m++) rows<WN>(p, place, c, place.row + m * 16, acc[m]);
         if constexpr (GRADIENT) {
-            if (p.workspace != nullptr) column_sums<BN, WARPS_M, WN>(p, place, sums);
+            if (p.workspace != nullptr) column_sums<BN, WARPS_M, WN>(p, place, c.sums);
         }
     }
 
@@ -192,9 +217,9 @@ struct GemmOut {
         }
     }
 
-    // Sums of the block's rows: over the lanes of a warp by a tree, over the warps one after the other.
-    template <int BN, int WARPS_M, int WN>
-    static DEVICE void column_sums(const GemmParams& p, const GemmPlace& place, float (&sums)[8])
+    // Sums of a warp's rows, by a tree over its lanes, to WN floats of shared memory from `first` on.
+    template <int WN>
+    static DEVICE void warp_sums(const Shared<float>& columns, int first, float (&sums)[8])
     {
         using Lanes = GemmLanes<WN, 8>;
         uint32_t lane = ptx::lane_id();
@@ -203,12 +228,18 @@ struct GemmOut {
             UNROLL
             for (int mask = Lanes::LANES; mask < 32; mask *= 2) sums[j] += ptx::shuffle_xor(sums[j], mask);
         }
-        Shared<float> columns(place.columns);
         if (lane < Lanes::LANES) {
-            int first = place.warp_m * BN + place.column - place.tile_column + int(lane) * 8;
             UNROLL
-            for (int j = 0; j < 8; j++) columns.store(first + j, sums[j]);
+            for (int j = 0; j < 8; j++) columns.store(first + int(lane) * 8 + j, sums[j]);
         }
+    }
+
+    // Sums of the block's rows: of each warp, then over the warps one after the other.
+    template <int BN, int WARPS_M, int WN>
+    static DEVICE void column_sums(const GemmParams& p, const GemmPlace& place, float (&sums)[8])
+    {
+        Shared<float> columns(place.columns);
+        warp_sums<WN>(columns, place.warp_m * BN + place.column - place.tile_column, sums);
         ptx::barrier();
         Global<float> workspace(p.workspace);
         for (int c = threadIdx.x; c < BN && place.tile_column + c < p.n; c += blockDim.x) {
@@ -226,46 +257,68 @@ using GemmGeluGrad = GemmOut<true>;
 // f32 results: one slice of k goes to `sum`, added to or overwritten as the flag in memory says; of several
 // slices each goes to its own matrix in the workspace, and sum_slices adds them up.
 struct GemmSum {
-    template <int BN, int WARPS_M, int WN, int M, int N>
-    static DEVICE void run(const GemmParams& p, const GemmPlace& place, const float (&acc)[M][N][4])
+    static constexpr bool COLUMN_SUMS = false;
+
+    // Where the four columns of a lane go.
+    struct Columns {
+        Global<float> target;
+        int64_t stride;
+        int64_t origin;
+        bool add;
+        bool inside;
+    };
+
+    // The columns of this lane, of WN from `first` on.
+    template <int WN>
+    static DEVICE Columns columns(const GemmParams& p, const GemmPlace& place, int first)
+    {
+        int column = first + int(ptx::lane_id() % GemmLanes<WN, 4>::LANES) * 4;
+        bool sliced = place.splits > 1;
+        return Columns{Global<float>(sliced ? p.workspace : p.sum), sliced ? int64_t(p.n) : p.ldc,
+                       (sliced ? int64_t(place.split) * p.m * p.n : int64_t(0)) + column,
+                       !sliced && accumulates(p.accumulate), column < p.n};
+    }
+
+    // The 16 rows from `first` on.
+    template <int WN, int N>
+    static DEVICE void rows(const GemmParams& p, const GemmPlace& place, Columns& c, int first,
+                            const float (&acc)[N][4])
     {
         using Lanes = GemmLanes<WN, 4>;
         using Staging = GemmStaging<WN>;
         uint32_t lane = ptx::lane_id();
         uint32_t chunk = lane % Lanes::LANES;
-        int column = place.column + int(chunk) * 4;
-        bool sliced = gridDim.y > 1;
-        bool add = !sliced && accumulates(p.accumulate);
-        Global<float> target(sliced ? p.workspace : p.sum);
-        int64_t stride = sliced ? int64_t(p.n) : p.ldc;
-        int64_t origin = (sliced ? int64_t(place.split) * p.m * p.n : int64_t(0)) + column;
-
+        Vec16 before[Lanes::COUNT];
         UNROLL
-        for (int m = 0; m < M; m++) {
-            Vec16 before[Lanes::COUNT];
-            UNROLL
-            for (int i = 0; i < Lanes::COUNT; i++) {
-                int row = place.row + m * 16 + i * Lanes::STEP + int(lane / Lanes::LANES);
-                before[i] = Vec16{{0, 0, 0, 0}};
-                if (add && column < p.n && row < p.m) before[i] = target.load_16(origin + row * stride);
-            }
-            Staging::write(place.staging, acc[m], lane);
-            ptx::warp_sync();
-            UNROLL
-            for (int i = 0; i < Lanes::COUNT; i++) {
-                uint32_t r = i * Lanes::STEP + lane / Lanes::LANES;
-                int row = place.row + m * 16 + int(r);
-                GemmQuad v = Staging::read(place.staging, r, chunk);
-                if (column >= p.n || row >= p.m) continue;
-                Vec16 after;
-                UNROLL
-                for (int j = 0; j < 4; j++) {
-                    float x = row < place.live ? v.x[j] : 0.0f;
-                    after.word[j] = float_to_bits(bits_to_float(before[i].word[j]) + x);
-                }
-                target.store_16(origin + row * stride, after);
-            }
-            ptx::warp_sync();
+        for (int i = 0; i < Lanes::COUNT; i++) {
+            int row = first + i * Lanes::STEP + int(lane / Lanes::LANES);
+            before[i] = Vec16{{0, 0, 0, 0}};
+            if (c.add && c.inside && row < p.m) before[i] = c.target.load_16(c.origin + row * c.stride);
         }
+        Staging::write(place.staging, acc, lane);
+        ptx::warp_sync();
+        UNROLL
+        for (int i = 0; i < Lanes::COUNT; i++) {
+            uint32_t r = i * Lanes::STEP + lane / Lanes::LANES;
+            int row = first + int(r);
+            GemmQuad v = Staging::read(place.staging, r, chunk);
+            if (!c.inside || row >= p.m) continue;
+            Vec16 after;
+            UNROLL
+            for (int j = 0; j < 4; j++) {
+                float x = row < place.live ? v.x[j] : 0.0f;
+                after.word[j] = float_to_bits(bits_to_float(before[i].word[j]) + x);
+            }
+            c.target.store_16(c.origin + row * c.stride, after);
+        }
+        ptx::warp_sync();
+    }
+
+    template <int BN, int WARPS_M, int WN, int M, int N>
+    static DEVICE void run(const GemmParams& p, const GemmPlace& place, const float (&acc)[M][N][4])
+    {
+        Columns c = columns<WN>(p, place, place.column);
+        UNROLL
+        for (int m = 0; m < M; m++) rows<WN>(p, place, c, place.row + m * 16, acc[m]);
     }
 };

@@ -5,6 +5,12 @@
 
 #include "gelu.cuh"
 
+enum class GemmLayout {
+    NT,
+    NN,
+    TN,
+};
+
 struct GemmParams {
     const bf16* a;          // NT, NN: [m, k]; TN: [k, m]
     const bf16* b;          // NT: [n, k]; NN, TN: [k, n]

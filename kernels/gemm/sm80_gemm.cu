@@ -22,12 +22,6 @@
 #include "../common/tile.cuh"
 #include "epilogue.cuh"
 
-enum class GemmLayout {
-    NT,
-    NN,
-    TN,
-};
-
 // One operand: EXTENT rows or columns of C and BK of k make a tile.
 template <bool ROWS_ARE_K, int EXTENT, int BK, int THREADS>
 struct GemmOperand {
@@ -239,5 +233,6 @@ DEVICE void gemm(const GemmParams& p)
     place.warp_m = int(warp_m);
     place.live = live_m;
     place.split = int(blockIdx.y);
+    place.splits = int(gridDim.y);
     Epilogue::template run<BN, WARPS_M, WN>(p, place, acc);
 }

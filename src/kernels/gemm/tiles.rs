@@ -24,6 +24,15 @@ pub enum Kind {
     Sum,
 }
 
+/// How the two warpgroups that multiply share the tiles of a block, on Hopper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Each has half the rows of every tile.
+    Cooperative,
+    /// Each has every other tile: one writes its result while the other multiplies.
+    PingPong,
+}
+
 /// Part of the result that a block computes, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
@@ -33,17 +42,44 @@ pub struct Tile {
     pub n: u32,
     /// Elements of k in a stage.
     pub k: u32,
-    /// Rows of a warp's part.
+    /// Rows of a warp's part; of a warpgroup's on Hopper.
     pub warp_m: u32,
-    /// Columns of a warp's part.
+    /// Columns of it.
     pub warp_n: u32,
     /// Blocks of a multiprocessor that registers are spared for.
     pub blocks: u32,
+    /// How Hopper's own kernel computes it; none for the kernel of every GPU.
+    pub hopper: Option<Scheme>,
 }
 
 const fn tile(m: u32, n: u32, k: u32, warp: u32, blocks: u32) -> Tile {
-    Tile { m, n, k, warp_m: warp, warp_n: warp, blocks }
+    Tile { m, n, k, warp_m: warp, warp_n: warp, blocks, hopper: None }
 }
+
+const fn hopper(m: u32, n: u32, scheme: Scheme) -> Tile {
+    let warp_m = match scheme {
+        Scheme::Cooperative => m / 2,
+        Scheme::PingPong => m,
+    };
+    Tile { m, n, k: 64, warp_m, warp_n: n, blocks: 1, hopper: Some(scheme) }
+}
+
+/// Every tile of Hopper's kernel: more columns where the accumulators of half a tile fit a thread, fewer where the
+/// other warpgroup is to write meanwhile. 160 and 208 divide widths that 128, 192 and 256 do not.
+pub const HOPPER_TILES: [Tile; 6] = [
+    hopper(128, 256, Scheme::Cooperative),
+    hopper(256, 128, Scheme::Cooperative),
+    hopper(128, 208, Scheme::Cooperative),
+    hopper(128, 192, Scheme::PingPong),
+    hopper(128, 160, Scheme::PingPong),
+    hopper(128, 128, Scheme::PingPong),
+];
+
+/// Threads of a block of Hopper's kernel: a warpgroup that copies and two that multiply.
+pub const HOPPER_THREADS: u32 = 384;
+
+/// Shared memory of such a block: all there is.
+pub const HOPPER_SHARED_BYTES: u32 = 232_448;
 
 /// Every tile. Stages of 32 are for GPUs whose shared memory does not hold enough stages of 64.
 pub const TILES: [Tile; 5] = [
@@ -89,7 +125,26 @@ impl Kind {
 impl Tile {
     /// Threads of a block.
     pub const fn threads(self) -> u32 {
-        32 * (self.m / self.warp_m) * (self.n / self.warp_n)
+        match self.hopper {
+            None => 32 * (self.m / self.warp_m) * (self.n / self.warp_n),
+            Some(_) => HOPPER_THREADS,
+        }
+    }
+
+    /// Whether there is a kernel that makes this of a product. On Hopper long epilogues have the tiles that hide them,
+    /// and sums, which have few tiles and long k, the largest.
+    pub fn has(self, kind: Kind) -> bool {
+        match (self.hopper, kind) {
+            (None, _) | (_, Kind::Store) => true,
+            (Some(scheme), Kind::GeluGrad) => scheme == Scheme::PingPong,
+            (Some(_), Kind::Sum) => matches!((self.m, self.n), (128, 256) | (256, 128) | (128, 128)),
+        }
+    }
+
+    /// Whether the blocks of a cluster share the first operand, and lie next to each other along n; else they share
+    /// the second.
+    pub const fn shares_a(self) -> bool {
+        self.m > self.n
     }
 
     /// Shared memory of a stage: both operands.
@@ -101,30 +156,55 @@ impl Tile {
 /// Symbol of a kernel.
 pub fn name(layout: Layout, kind: Kind, tile: Tile) -> String {
     let Tile { m, n, k, .. } = tile;
-    format!("gemm_bf16_{}_{}_{m}x{n}x{k}", layout.names().0, kind.names().0)
+    let scheme = match tile.hopper {
+        None => "",
+        Some(Scheme::Cooperative) => "_hopper",
+        Some(Scheme::PingPong) => "_hopper_pingpong",
+    };
+    format!("gemm_bf16_{}_{}_{m}x{n}x{k}{scheme}", layout.names().0, kind.names().0)
+}
+
+fn kernel(layout: Layout, kind: Kind, tile: Tile) -> Kernel {
+    let Tile { m, n, k, warp_m, warp_n, blocks, .. } = tile;
+    let (layout_name, kind_name) = (layout.names().1, kind.names().1);
+    let (body, params) = match tile.hopper {
+        None => (
+            format!("gemm<GemmLayout::{layout_name}, {m}, {n}, {k}, {warp_m}, {warp_n}, {kind_name}>"),
+            "GemmParams",
+        ),
+        Some(scheme) => (
+            format!(
+                "hopper_gemm<GemmLayout::{layout_name}, {m}, {n}, {}, {kind_name}>",
+                scheme == Scheme::PingPong
+            ),
+            "HopperGemmParams",
+        ),
+    };
+    Kernel {
+        name: name(layout, kind, tile),
+        body,
+        params,
+        threads: tile.threads(),
+        min_blocks: blocks,
+        tensor_cores: true,
+    }
+}
+
+/// Every kernel of these tiles.
+fn kernels(tiles: &[Tile]) -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    for &tile in tiles {
+        for layout in Layout::ALL {
+            for kind in Kind::ALL.into_iter().filter(|&kind| tile.has(kind)) {
+                kernels.push(kernel(layout, kind, tile));
+            }
+        }
+    }
+    kernels
 }
 
 /// The GEMM kernels, and the sums that end a reduction over blocks.
 pub fn sources() -> Vec<Source> {
-    let mut kernels = Vec::new();
-    for tile in TILES {
-        for layout in Layout::ALL {
-            for kind in Kind::ALL {
-                let Tile { m, n, k, warp_m, warp_n, blocks } = tile;
-                let (layout_name, kind_name) = (layout.names().1, kind.names().1);
-                kernels.push(Kernel {
-                    name: name(layout, kind, tile),
-                    body: format!(
-                        "gemm<GemmLayout::{layout_name}, {m}, {n}, {k}, {warp_m}, {warp_n}, {kind_name}>"
-                    ),
-                    params: "GemmParams",
-                    threads: tile.threads(),
-                    min_blocks: blocks,
-                    tensor_cores: true,
-                });
-            }
-        }
-    }
     let sum = |name: &str, body: &str, params| Kernel {
         name: name.into(),
         body: body.into(),
@@ -134,7 +214,8 @@ pub fn sources() -> Vec<Source> {
         tensor_cores: false,
     };
     vec![
-        Source { file: "gemm/sm80_gemm.cu", tier: Tier::Sm80, kernels },
+        Source { file: "gemm/sm80_gemm.cu", tier: Tier::Sm80, kernels: kernels(&TILES) },
+        Source { file: "gemm/sm90_gemm.cu", tier: Tier::Sm90, kernels: kernels(&HOPPER_TILES) },
         Source {
             file: "gemm/sm80_reduce.cu",
             tier: Tier::Sm80,

@@ -1,0 +1,386 @@
+// C = A op B with bf16 operands and f32 accumulators on Hopper: wgmma fed by a ring of tiles that the tensor memory
+// accelerator fills. Layouts, operands and results as in sm80_gemm.cu; an operand whose rows are k is taken as it is.
+//
+// A block is three warpgroups and stays for many tiles. One thread of the first copies stage after stage, tile after
+// tile, as fast as the others give stages back. The other two multiply:
+//
+//   cooperative   both have half the rows of each tile
+//   ping-pong     each has every other tile, so that one writes its result while the other multiplies
+//
+// Clusters are two blocks whose tiles lie next to each other, along m or (where SHARE_A) along n: what both need, each
+// copies half of for both. At an edge one of them has a tile outside the result; it copies its share, and what it
+// would compute is zeros that nobody writes.
+//
+// Items of work are pairs of tiles, and slices of k for f32 results. Pairs are walked down `group` columns at a time,
+// as in sm80_gemm.cu.
+//
+// Rows of the batch that do not live are never used: they only reach dead rows of the result, which become zeros, and
+// where they are the last of k (TN) they are cleared in shared memory.
+#include "../common/wgmma.cuh"
+#include "epilogue.cuh"
+
+struct HopperGemmParams {
+    TensorMap a; // boxes of 64 k by BM rows (half of them, where shared), or of 64 columns by 64 k
+    TensorMap b; // the same with BN
+    GemmParams gemm;
+    int splits; // slices of k
+    int clusters;
+};
+
+// A tile of one operand in shared memory: EXTENT rows or columns of C by 64 k. K-major it is one box; where rows are k
+// it is boxes of 64 columns, one after another.
+template <bool ROWS_ARE_K, int EXTENT, bool SHARED>
+struct HopperOperand {
+    static constexpr int BOXES = ROWS_ARE_K ? (EXTENT + 63) / 64 : 1;
+    static constexpr uint32_t BOX_BYTES = ROWS_ARE_K ? 64 * 128 : EXTENT * 128;
+    static constexpr uint32_t BYTES = BOXES * BOX_BYTES;
+    static_assert(BYTES % 1024 == 0, "the swizzle repeats every 1024 bytes");
+
+    // Begins to copy the tile at `first`, or of what the cluster shares the half of this block.
+    static DEVICE void load(uint32_t address, const TensorMap& map, int first, int k, uint32_t mbarrier, uint32_t rank)
+    {
+        if constexpr (!SHARED) {
+            UNROLL
+            for (int i = 0; i < BOXES; i++) {
+                uint32_t box = address + i * BOX_BYTES;
+                if constexpr (ROWS_ARE_K) {
+                    ptx::tensor_load(box, map, {first + 64 * i, k}, mbarrier);
+                } else {
+                    ptx::tensor_load(box, map, {k, first}, mbarrier);
+                }
+            }
+        } else if constexpr (ROWS_ARE_K) {
+            UNROLL
+            for (int i = 0; i < BOXES; i++) {
+                if (uint32_t(i % 2) != rank) continue;
+                ptx::tensor_load_multicast(address + i * BOX_BYTES, map, {first + 64 * i, k}, mbarrier, 3);
+            }
+        } else {
+            ptx::tensor_load_multicast(address + rank * (BYTES / 2), map, {k, first + int(rank) * (EXTENT / 2)},
+                                       mbarrier, 3);
+        }
+    }
+
+    // The operand of wgmma from row or column `first` of the tile on, at the first 16 k.
+    static DEVICE uint64_t matrix(uint32_t address, uint32_t first)
+    {
+        uint32_t begin = address + first / 64 * (64 * 128);
+        return ptx::wgmma_matrix(begin, ROWS_ARE_K ? BOX_BYTES : 16, 1024, Swizzle::bytes_128);
+    }
+
+    // Bytes to the next 16 k.
+    static constexpr uint32_t STEP = ROWS_ARE_K ? 16 * 128 : 32;
+
+    // Clears k from `valid` on, by `threads` threads.
+    static DEVICE void clear(uint32_t address, int valid, uint32_t thread, uint32_t threads)
+    {
+        for (uint32_t i = thread; i < uint32_t(BOXES * 64 * 8); i += threads) {
+            if (int(i / 8 % 64) >= valid) {
+                Shared<Vec16>(address + i / 512 * BOX_BYTES + i % 512 * 16).store(0, Vec16{{0, 0, 0, 0}});
+            }
+        }
+    }
+};
+
+// Where a place in the ring of stages is: its number, and the parity of the phase of its mbarriers.
+template <int STAGES>
+struct HopperRing {
+    uint32_t stage = 0;
+    uint32_t parity = 0;
+
+    DEVICE void next()
+    {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+
+    // `count` stages further on.
+    DEVICE void skip(uint32_t count)
+    {
+        uint32_t to = stage + count;
+        parity ^= to / STAGES % 2;
+        stage = to % STAGES;
+    }
+};
+
+template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue>
+struct HopperGemm {
+    static constexpr bool A_ROWS_ARE_K = LAYOUT == GemmLayout::TN;
+    static constexpr bool B_ROWS_ARE_K = LAYOUT != GemmLayout::NT;
+    static constexpr bool SHARE_A = BM > BN;
+    static constexpr uint32_t CONSUMERS = 2;                       // warpgroups that multiply
+    static constexpr int GROUP_M = PINGPONG ? BM : BM / 2;         // rows of a tile that one of them has
+    static constexpr int BLOCKS = GROUP_M / 64;                    // of 64 rows
+    using A = HopperOperand<A_ROWS_ARE_K, BM, SHARE_A>;
+    using B = HopperOperand<B_ROWS_ARE_K, BN, !SHARE_A>;
+    static constexpr uint32_t STAGE_BYTES = A::BYTES + B::BYTES;
+    // Of each warp that multiplies, 16 rows of 64 f32; and column sums.
+    static constexpr uint32_t STAGING_BYTES = 16 * 64 * 4;
+    static constexpr uint32_t COLUMN_BYTES = Epilogue::COLUMN_SUMS ? CONSUMERS * 4 * BN * 4 : 0;
+    static constexpr uint32_t MBARRIER_BYTES = 1024;
+    static constexpr uint32_t REST_BYTES = MBARRIER_BYTES + CONSUMERS * 4 * STAGING_BYTES + COLUMN_BYTES;
+    static constexpr int STAGES = int((232448 - 1024 - REST_BYTES) / STAGE_BYTES);
+    static_assert(STAGES >= 3, "a shorter ring hides nothing");
+    static_assert(BM % 128 == 0 && BN % 16 == 0, "");
+
+    // An item of work as this block sees it.
+    struct Work {
+        int tile_m, tile_n, split;
+        int first_k, end_k;
+        int steps; // of 64 k
+    };
+
+    const HopperGemmParams& p;
+    uint32_t rank;
+    uint32_t full, empty, staging, columns, ring;
+    int tiles_m, tiles_n, pairs_m, pairs_n, items;
+    int live_m, live_k;
+
+    DEVICE explicit HopperGemm(const HopperGemmParams& p) : p(p), rank(ptx::cluster_rank())
+    {
+        // The ring begins where the swizzle does.
+        ring = (ptx::shared_base() + 1023) / 1024 * 1024;
+        full = ring + STAGES * STAGE_BYTES;
+        empty = full + 8 * STAGES;
+        staging = full + MBARRIER_BYTES;
+        columns = staging + CONSUMERS * 4 * STAGING_BYTES;
+        const GemmParams& g = p.gemm;
+        tiles_m = ceil_div(g.m, BM);
+        tiles_n = ceil_div(g.n, BN);
+        pairs_m = SHARE_A ? tiles_m : ceil_div(tiles_m, 2);
+        pairs_n = SHARE_A ? ceil_div(tiles_n, 2) : tiles_n;
+        items = pairs_m * pairs_n * p.splits;
+    }
+
+    // Reads how many rows live; after the wait for the launch before.
+    DEVICE void read_live()
+    {
+        const GemmParams& g = p.gemm;
+        live_m = g.m;
+        live_k = g.k;
+        if (g.live == nullptr) return;
+        int live = Global<const int>(g.live).load(0);
+        if (A_ROWS_ARE_K) {
+            live_k = live < live_k ? live : live_k;
+        } else {
+            live_m = live < live_m ? live : live_m;
+        }
+    }
+
+    DEVICE Work work(int item) const
+    {
+        Work w;
+        int pairs = pairs_m * pairs_n;
+        w.split = item / pairs;
+        int pair = item - w.split * pairs;
+        int group = p.gemm.group;
+        int before = pair / (group * pairs_m) * group;
+        int width = pairs_n - before < group ? pairs_n - before : group;
+        int inside = pair - before * pairs_m;
+        int pair_m = inside / width;
+        int pair_n = before + inside % width;
+        w.tile_m = SHARE_A ? pair_m : 2 * pair_m + int(rank);
+        w.tile_n = SHARE_A ? 2 * pair_n + int(rank) : pair_n;
+        int slice = ceil_div(ceil_div(live_k, 64), p.splits) * 64;
+        w.first_k = w.split * slice;
+        w.end_k = w.first_k + slice < live_k ? w.first_k + slice : live_k;
+        // Both blocks of the cluster must come to the same number.
+        int first_m = (SHARE_A ? pair_m : 2 * pair_m) * BM;
+        w.steps = first_m < live_m && w.first_k < w.end_k ? ceil_div(w.end_k - w.first_k, 64) : 0;
+        return w;
+    }
+
+    // One thread: copies.
+    DEVICE void copy()
+    {
+        ptx::prefetch_tensor_map(p.a);
+        ptx::prefetch_tensor_map(p.b);
+        HopperRing<STAGES> at;
+        for (int item = int(blockIdx.x) / 2; item < items; item += p.clusters) {
+            Work w = work(item);
+            int k = w.first_k;
+            for (int step = 0; step < w.steps; step++, k += 64, at.next()) {
+                uint32_t mbarrier = full + 8 * at.stage;
+                uint32_t address = ring + at.stage * STAGE_BYTES;
+                ptx::mbarrier_wait(empty + 8 * at.stage, at.parity ^ 1);
+                ptx::mbarrier_arrive_expect(mbarrier, STAGE_BYTES);
+                A::load(address, p.a, w.tile_m * BM, k, mbarrier, rank);
+                B::load(address + A::BYTES, p.b, w.tile_n * BN, k, mbarrier, rank);
+            }
+        }
+    }
+
+    // Gives a stage back to both blocks that fill it.
+    DEVICE void release(uint32_t stage, uint32_t thread) const
+    {
+        if (thread < 2) ptx::mbarrier_arrive_peer(ptx::peer_address(empty + 8 * stage, thread));
+    }
+
+    // A warpgroup: multiplies and writes results.
+    DEVICE void multiply(uint32_t group)
+    {
+        uint32_t thread = threadIdx.x % 128;
+        HopperRing<STAGES> at;
+        uint32_t turn = 0;
+        for (int item = int(blockIdx.x) / 2; item < items; item += p.clusters, turn ^= 1) {
+            Work w = work(item);
+            if (PINGPONG && turn != group) {
+                at.skip(w.steps);
+                continue;
+            }
+            float d[BLOCKS][BN / 2];
+            UNROLL
+            for (int i = 0; i < BLOCKS; i++) {
+                UNROLL
+                for (int j = 0; j < BN / 2; j++) d[i][j] = 0.0f;
+            }
+            uint32_t before = 0;
+            for (int step = 0; step < w.steps; step++, at.next()) {
+                uint32_t address = ring + at.stage * STAGE_BYTES;
+                ptx::mbarrier_wait(full + 8 * at.stage, at.parity);
+                if constexpr (A_ROWS_ARE_K) clear_dead(address, live_k - w.first_k - 64 * step, group, thread);
+                uint32_t row = PINGPONG ? 0 : group * GROUP_M;
+                UNROLL
+                for (int i = 0; i < BLOCKS; i++) ptx::wgmma_fence(d[i]);
+                UNROLL
+                for (int i = 0; i < 4; i++) {
+                    uint64_t b = ptx::wgmma_advance(B::matrix(address + A::BYTES, 0), i * B::STEP);
+                    UNROLL
+                    for (int j = 0; j < BLOCKS; j++) {
+                        uint64_t a = ptx::wgmma_advance(A::matrix(address, row + 64 * j), i * A::STEP);
+                        ptx::wgmma<BN, A_ROWS_ARE_K, B_ROWS_ARE_K>(d[j], a, b, true);
+                    }
+                }
+                ptx::wgmma_commit();
+                // The products of the step before have been computed.
+                wait<1>(d);
+                if (step > 0) release(before, thread);
+                before = at.stage;
+            }
+            wait<0>(d);
+            if (w.steps > 0) release(before, thread);
+            write(w, group, d);
+        }
+    }
+
+    template <int PENDING>
+    static DEVICE void wait(float (&d)[BLOCKS][BN / 2])
+    {
+        if constexpr (BLOCKS == 1) {
+            ptx::wgmma_wait<PENDING>(d[0]);
+        } else {
+            ptx::wgmma_wait<PENDING>(d[0], d[1]);
+        }
+    }
+
+    // Clears the rows of k that do not live, of which the stage has some behind `valid`.
+    DEVICE void clear_dead(uint32_t address, int valid, uint32_t group, uint32_t thread) const
+    {
+        if (valid >= 64 || live_k == p.gemm.k) return;
+        constexpr uint32_t THREADS = PINGPONG ? 128 : 256;
+        uint32_t own = PINGPONG ? thread : group * 128 + thread;
+        A::clear(address, valid, own, THREADS);
+        B::clear(address + A::BYTES, valid, own, THREADS);
+        ptx::fence_proxy_async();
+        ptx::barrier(PINGPONG ? 1 + group : 1, THREADS);
+    }
+
+    // Writes the part of a tile that this warpgroup has.
+    DEVICE void write(const Work& w, uint32_t group, const float (&d)[BLOCKS][BN / 2]) const
+    {
+        uint32_t warp = threadIdx.x % 128 / 32;
+        GemmPlace place;
+        place.staging = staging + (group * 4 + warp) * STAGING_BYTES;
+        // Ping-pong, each warpgroup sums columns of its own tile.
+        place.columns = columns + (PINGPONG ? group * 4 : 0) * BN * 4;
+        place.row = w.tile_m * BM + (PINGPONG ? 0 : int(group) * GROUP_M) + int(warp) * 16;
+        place.column = w.tile_n * BN;
+        place.tile_m = w.tile_m;
+        place.tile_column = place.column;
+        place.warp_m = PINGPONG ? int(warp) : int(group * 4 + warp);
+        place.live = live_m;
+        place.split = w.split;
+        place.splits = p.splits;
+        slice<0>(place, d);
+        if constexpr (Epilogue::COLUMN_SUMS) {
+            if (p.gemm.workspace != nullptr) column_sums(place, group);
+        }
+    }
+
+    // Up to 64 columns of it from COLUMN on, and those that follow.
+    template <int COLUMN>
+    DEVICE void slice(const GemmPlace& place, const float (&d)[BLOCKS][BN / 2]) const
+    {
+        if constexpr (COLUMN < BN) {
+            // Beside this many accumulators there are registers for half as many rows under way.
+            constexpr int MOST = BLOCKS * BN > 320 ? 32 : 64;
+            constexpr int LEFT = BN - COLUMN;
+            constexpr int WN = LEFT >= MOST ? MOST : LEFT >= 32 ? 32 : 16;
+            auto lane = Epilogue::template columns<WN>(p.gemm, place, place.column + COLUMN);
+            UNROLL
+            for (int i = 0; i < BLOCKS; i++) {
+                float acc[WN / 8][4];
+                UNROLL
+                for (int j = 0; j < WN / 2; j++) acc[j / 4][j % 4] = d[i][COLUMN / 2 + j];
+                Epilogue::template rows<WN>(p.gemm, place, lane, place.row + 64 * i, acc);
+            }
+            if constexpr (Epilogue::COLUMN_SUMS) {
+                if (p.gemm.workspace != nullptr) {
+                    Epilogue::template warp_sums<WN>(Shared<float>(place.columns), place.warp_m * BN + COLUMN,
+                                                     lane.sums);
+                }
+            }
+            slice<COLUMN + WN>(place, d);
+        }
+    }
+
+    // Adds up what the warps of a tile have summed, and gives the memory back.
+    DEVICE void column_sums(const GemmPlace& place, uint32_t group) const
+    {
+        constexpr uint32_t THREADS = PINGPONG ? 128 : 256;
+        constexpr int WARPS = THREADS / 32;
+        uint32_t id = PINGPONG ? 1 + group : 1;
+        ptx::barrier(id, THREADS);
+        Shared<float> sums(place.columns);
+        Global<float> workspace(p.gemm.workspace);
+        int own = PINGPONG ? int(threadIdx.x % 128) : int(group * 128 + threadIdx.x % 128);
+        for (int c = own; c < BN && place.tile_column + c < p.gemm.n && place.tile_m < tiles_m; c += THREADS) {
+            float sum = sums.load(c);
+            UNROLL
+            for (int w = 1; w < WARPS; w++) sum += sums.load(w * BN + c);
+            workspace.store(int64_t(place.tile_m) * p.gemm.n + place.tile_column + c, sum);
+        }
+        ptx::barrier(id, THREADS);
+    }
+};
+
+template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue>
+DEVICE void hopper_gemm(const HopperGemmParams& p)
+{
+    using Gemm = HopperGemm<LAYOUT, BM, BN, PINGPONG, Epilogue>;
+    Gemm gemm(p);
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < Gemm::STAGES; stage++) {
+            ptx::mbarrier_init(gemm.full + 8 * stage, 1);
+            // Of both blocks, each warpgroup that reads the stage.
+            ptx::mbarrier_init(gemm.empty + 8 * stage, PINGPONG ? 2 : 4);
+        }
+        ptx::fence_mbarrier_init();
+    }
+    ptx::cluster_barrier();
+    ptx::dependency_wait();
+    gemm.read_live();
+    uint32_t group = ptx::warp_id() / 4;
+    if (group == 0) {
+        ptx::decrease_registers<24>();
+        if (ptx::warp_id() == 0 && ptx::elect()) gemm.copy();
+    } else {
+        ptx::increase_registers<240>();
+        gemm.multiply(group - 1);
+    }
+    ptx::launch_dependents();
+    // The peer may still give stages back to this block.
+    ptx::cluster_barrier();
+}
