@@ -133,9 +133,9 @@ const WGMMA_BUGS: [&str; 12] = [
 fn wgmma() -> Vec<Kernel> {
     let make = |name: String, body: &str| kernel("hopper_wgmma", &name, body, 128);
     let good = (8..=256).step_by(8).map(|n| make(format!("hopper_wgmma_{n}"), &format!("product<{n}>")));
-    let bad = WGMMA_BUGS.iter().map(|bug| {
-        make(format!("hopper_wgmma_{bug}"), &format!("product<64, hopper_wgmma::Bug::{bug}>"))
-    });
+    let bad = WGMMA_BUGS
+        .iter()
+        .map(|bug| make(format!("hopper_wgmma_{bug}"), &format!("product<64, hopper_wgmma::Bug::{bug}>")));
     let patterns = ["none", "bytes_32", "bytes_64", "bytes_128"].iter().flat_map(|pattern| {
         [("k", false), ("mn", true)].map(|(major, transposed)| {
             let body = format!("patterns<Swizzle::{pattern}, {transposed}>");
@@ -176,7 +176,11 @@ pub fn sources() -> Vec<Source> {
     vec![
         source("../tests/kernels/planted.cu", Tier::Sm80, listed("planted", &PLANTED)),
         source("../tests/kernels/hopper_copies.cu", Tier::Sm90, copies()),
-        source("../tests/kernels/hopper_meetings.cu", Tier::Sm90, listed("hopper_meetings", &HOPPER_MEETINGS)),
+        source(
+            "../tests/kernels/hopper_meetings.cu",
+            Tier::Sm90,
+            listed("hopper_meetings", &HOPPER_MEETINGS),
+        ),
         source("../tests/kernels/hopper_wgmma.cu", Tier::Sm90, wgmma()),
         source("../tests/kernels/hopper_gemm.cu", Tier::Sm90, listed("hopper_gemm", &HOPPER_GEMM)),
     ]

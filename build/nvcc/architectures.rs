@@ -1,5 +1,7 @@
 //! Which GPUs the kernels are compiled for.
 
+use crate::registry::Tier;
+
 /// One target of nvcc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -7,6 +9,18 @@ pub struct Target {
     pub arch: String,
     /// What is kept: machine code (`sm_80`) or PTX (`compute_80`).
     pub code: String,
+}
+
+/// The targets of a tier; none where `CUDA_COMPUTE_CAP` leaves out what its kernels run on.
+pub fn of_tier(tier: Tier, compute_cap: Option<&str>) -> Result<Vec<Target>, String> {
+    let portable = targets(compute_cap)?;
+    Ok(match tier {
+        Tier::Sm80 => portable,
+        Tier::Sm90 => {
+            let hopper = portable.iter().any(|target| matches!(target.code.as_str(), "sm_90" | "sm_90a"));
+            if hopper { vec![target("90a", "sm_90a")] } else { Vec::new() }
+        }
+    })
 }
 
 /// The targets of the portable tier: machine code for Ampere and Hopper, and PTX for what comes later.
@@ -72,6 +86,18 @@ mod tests {
             assert_eq!(codes(list).unwrap(), wanted, "{list}");
         }
         assert_eq!(targets(None), targets(Some(" ")));
+    }
+
+    #[test]
+    fn kernels_for_hopper_are_compiled_for_it_alone() {
+        for (list, compiled) in
+            [(None, true), (Some("90"), true), (Some("80,9.0a"), true), (Some("80,120"), false)]
+        {
+            let targets = of_tier(Tier::Sm90, list).unwrap();
+            let codes: Vec<_> = targets.iter().map(|target| target.code.as_str()).collect();
+            assert_eq!(codes, if compiled { &["sm_90a"][..] } else { &[] }, "{list:?}");
+            assert_eq!(of_tier(Tier::Sm80, list), super::targets(list));
+        }
     }
 
     #[test]

@@ -16,25 +16,33 @@ use crate::units;
 struct Job {
     stem: &'static str,
     file: &'static str,
+    options: Vec<String>,
     unit: PathBuf,
     /// Its name holds a hash of everything that it is made from.
     fatbin: PathBuf,
 }
 
-/// Compiles what has changed; stem and fatbin of every source.
+/// What became of a source.
+pub struct Compiled {
+    pub stem: String,
+    pub fatbin: PathBuf,
+    /// What it is compiled for, such as `sm_80`.
+    pub architectures: Vec<String>,
+}
+
+/// Compiles what has changed, of all sources that there are targets for.
 pub fn all(
     nvcc: &Nvcc,
-    sources: &[Source],
-    targets: &[Target],
+    sources: &[(&Source, Vec<Target>)],
     kernels: &Path,
     out: &Path,
-) -> Result<Vec<(String, PathBuf)>, String> {
+) -> Result<Vec<Compiled>, String> {
     let folder = out.join("kernels");
     let failed = |path: &Path, cause| format!("{} cannot be written: {cause}", path.display());
     fs::create_dir_all(&folder).map_err(|cause| failed(&folder, cause))?;
-    let options = options(nvcc, targets);
     let mut jobs = Vec::new();
-    for source in sources {
+    for (source, targets) in sources {
+        let options = options(nvcc, targets);
         let (stem, text) = (source.stem(), units::unit(source));
         let all = units::contents(&text, kernels)
             .map_err(|cause| format!("kernels/{} cannot be read: {cause}", source.file))?;
@@ -46,14 +54,21 @@ pub fn all(
         jobs.push(Job {
             stem,
             file: source.file,
+            options,
             unit,
             fatbin: folder.join(format!("{stem}-{key:016x}.fatbin")),
         });
     }
     clean(&folder, &jobs);
     let stale: Vec<&Job> = jobs.iter().filter(|job| !job.fatbin.is_file() && !borrow(job, out)).collect();
-    run(nvcc, &options, kernels, &stale)?;
-    Ok(jobs.into_iter().map(|job| (job.stem.into(), job.fatbin)).collect())
+    run(nvcc, kernels, &stale)?;
+    let names = |targets: &[Target]| targets.iter().map(|target| target.code.clone()).collect();
+    let compiled = |(job, (_, targets)): (Job, &(&Source, Vec<Target>))| Compiled {
+        stem: job.stem.into(),
+        fatbin: job.fatbin,
+        architectures: names(targets),
+    };
+    Ok(jobs.into_iter().zip(sources).map(compiled).collect())
 }
 
 /// What nvcc is told, apart from files and threads.
@@ -138,7 +153,7 @@ fn finish(job: &Job) -> std::io::Result<()> {
     fs::rename(temporary(job), &job.fatbin)
 }
 
-fn run(nvcc: &Nvcc, options: &[String], kernels: &Path, jobs: &[&Job]) -> Result<(), String> {
+fn run(nvcc: &Nvcc, kernels: &Path, jobs: &[&Job]) -> Result<(), String> {
     let cores = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1);
     let workers = cores.min(jobs.len());
     // Targets of one source beside each other, where there are more cores than sources.
@@ -149,7 +164,7 @@ fn run(nvcc: &Nvcc, options: &[String], kernels: &Path, jobs: &[&Job]) -> Result
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(job) = queue.lock().ok().and_then(|mut queue| queue.next().copied()) {
-                    if let Err(error) = compile(nvcc, options, threads, kernels, job)
+                    if let Err(error) = compile(nvcc, threads, kernels, job)
                         && let Ok(mut errors) = errors.lock()
                     {
                         errors.push(error);
@@ -162,14 +177,14 @@ fn run(nvcc: &Nvcc, options: &[String], kernels: &Path, jobs: &[&Job]) -> Result
     if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
 }
 
-fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job: &Job) -> Result<(), String> {
+fn compile(nvcc: &Nvcc, threads: usize, kernels: &Path, job: &Job) -> Result<(), String> {
     let failed = |what: String| {
         let file = job.file;
         format!("kernels/{file} does not compile for the GPU (TRENCADIS_NO_CUDA=1 builds without):\n{what}")
     };
     let (start, times) = (Instant::now(), job.fatbin.with_extension("times"));
     let done = timed(&nvcc.path, &times)
-        .args(options)
+        .args(&job.options)
         .args(["--threads", &threads.to_string(), "-I"])
         .arg(kernels)
         .arg("-o")
@@ -181,6 +196,9 @@ fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job:
     if !done.status.success() {
         return Err(failed(said));
     }
+    if let Some(line) = said.lines().find(|line| is_grave(line)) {
+        return Err(failed(line.into()));
+    }
     for line in said.lines().filter(|line| !line.trim().is_empty()) {
         println!("cargo::warning={}: {line}", job.stem);
     }
@@ -191,9 +209,30 @@ fn compile(nvcc: &Nvcc, options: &[String], threads: usize, kernels: &Path, job:
         .map_err(|cause| failed(cause.to_string()))
 }
 
+/// Whether a word of ptxas means that a kernel for Hopper is not what it was written to be: matrix instructions that
+/// wait for one another, registers that stay where they are.
+pub fn is_grave(line: &str) -> bool {
+    line.contains("C7510") || (line.contains("setmaxnreg") && line.contains("ignored"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::processor_seconds;
+    use super::{is_grave, processor_seconds};
+
+    #[test]
+    fn what_ptxas_must_not_say() {
+        for (line, grave) in [
+            (
+                "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",
+                true,
+            ),
+            ("ptxas info    : (C7508) setmaxnreg ignored to allow call to extern function", true),
+            ("ptxas info    : (C7519) warpgroup.arrive is injected in around line 7", false),
+            ("ptxas info    : Used 168 registers", false),
+        ] {
+            assert_eq!(is_grave(line), grave, "{line}");
+        }
+    }
 
     #[test]
     fn what_the_shell_says_of_times() {

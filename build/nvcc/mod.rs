@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+use compile::Compiled;
+
 use crate::registry::Source;
 use crate::units;
 
@@ -43,32 +45,36 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
                  CPU; `tools/install-cuda` fetches it (docs/building.md)"
             );
         }
-        report(&out, None, &[], &[])?;
+        report(&out, None, &[])?;
         return write(&out, None, &[], &[], &hash);
     };
     nvcc.warn();
-    let targets = architectures::targets(env::var("CUDA_COMPUTE_CAP").ok().as_deref())?;
-    let fatbins = compile::all(&nvcc, sources, &targets, &kernels, &out)?;
+    let list = env::var("CUDA_COMPUTE_CAP").ok();
+    let mut jobs = Vec::new();
+    for source in sources {
+        let targets = architectures::of_tier(source.tier, list.as_deref())?;
+        if !targets.is_empty() {
+            jobs.push((source, targets));
+        }
+    }
+    let fatbins = compile::all(&nvcc, &jobs, &kernels, &out)?;
+    // What the build runs on is what its portable kernels run on.
+    let targets = architectures::targets(list.as_deref())?;
     let names: Vec<String> = targets.iter().map(|target| target.code.clone()).collect();
-    report(&out, Some(&nvcc), &names, &fatbins)?;
+    report(&out, Some(&nvcc), &fatbins)?;
     write(&out, Some(&nvcc.version), &names, &fatbins, &hash)
 }
 
 /// The compiler, and of every fatbin its file, its architectures and how many seconds of the processor that
 /// took, in this build or the one that it is from; nothing in a build without kernels.
-fn report(
-    out: &Path,
-    nvcc: Option<&find::Nvcc>,
-    architectures: &[String],
-    fatbins: &[(String, PathBuf)],
-) -> Result<(), String> {
+fn report(out: &Path, nvcc: Option<&find::Nvcc>, fatbins: &[Compiled]) -> Result<(), String> {
     let mut text = String::new();
     if let Some(nvcc) = nvcc {
         let _ = writeln!(text, "nvcc\t{}", nvcc.path.display());
     }
-    for (stem, path) in fatbins {
-        let seconds = fs::read_to_string(compile::seconds(path)).unwrap_or_default();
-        let (file, targets) = (path.display(), architectures.join(","));
+    for Compiled { stem, fatbin, architectures } in fatbins {
+        let seconds = fs::read_to_string(compile::seconds(fatbin)).unwrap_or_default();
+        let (file, targets) = (fatbin.display(), architectures.join(","));
         let _ = writeln!(text, "fatbin\t{stem}\t{file}\t{targets}\t{}", seconds.trim());
     }
     let path = out.join("fatbins.tsv");
@@ -84,7 +90,7 @@ fn write(
     out: &Path,
     compiler: Option<&str>,
     architectures: &[String],
-    fatbins: &[(String, PathBuf)],
+    fatbins: &[Compiled],
     hash: &str,
 ) -> Result<(), String> {
     let mut text = String::from("// Written by build.rs.\n");
@@ -94,8 +100,8 @@ fn write(
     let _ = write!(text, "pub const FATBINS: Option<&[(&str, &[u8])]> = ");
     if compiler.is_some() {
         text += "Some(&[\n";
-        for (stem, path) in fatbins {
-            let _ = writeln!(text, "    ({stem:?}, include_bytes!({path:?})),");
+        for Compiled { stem, fatbin, .. } in fatbins {
+            let _ = writeln!(text, "    ({stem:?}, include_bytes!({fatbin:?})),");
         }
         text += "]);\n";
     } else {

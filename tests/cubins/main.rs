@@ -8,7 +8,16 @@
 
 mod allowed;
 mod dump;
+#[path = "../../src/hash.rs"]
+#[allow(dead_code)] // The build's own modules, of which only the units are needed.
+mod hash;
+mod hopper;
+#[path = "../../build/planted.rs"]
+mod planted;
 mod report;
+#[path = "../../build/units.rs"]
+#[allow(dead_code)]
+mod units;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -17,8 +26,9 @@ use std::path::PathBuf;
 use allowed::Exception;
 use dump::{Dump, Instructions, Resources};
 use rayon::prelude::*;
+use registry::{Kernel, Source, Tier, sources};
 use report::{Fatbin, Report};
-use trencadis::kernels::registry::{Kernel, Source, Tier, sources};
+use trencadis::kernels::registry;
 
 /// Seconds of the processor for all sources: ten minutes on two cores.
 const BUILD_SECONDS: f64 = 1200.0;
@@ -30,6 +40,7 @@ const FATBIN_BYTES: u64 = 30_000_000;
 fn promised(tier: Tier) -> &'static [&'static str] {
     match tier {
         Tier::Sm80 => &["sm_80", "sm_90", "compute_80"],
+        Tier::Sm90 => &["sm_90a"],
     }
 }
 
@@ -202,6 +213,17 @@ fn compiled_kernels_keep_their_limits() {
     print!("{table}");
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/kernels.txt"), table).unwrap();
     assert!(findings.faults.is_empty(), "\n{}\n", findings.faults.join("\n"));
+}
+
+#[test]
+fn the_name_of_a_source_tells_its_tier() {
+    for source in sources() {
+        let prefix = match source.tier {
+            Tier::Sm80 => "sm80_",
+            Tier::Sm90 => "sm90_",
+        };
+        assert!(source.stem().starts_with(prefix), "{}", source.file);
+    }
 }
 
 #[test]

@@ -112,8 +112,7 @@ pub fn answer<P: Pod, T: Pod + PartialEq + std::fmt::Debug>(
     let results: Vec<Vec<T>> = everywhere()
         .map(|options| {
             let told = format!("{options:?}");
-            run(options, kernel, launch, &prepare)
-                .unwrap_or_else(|fault| panic!("{fault}\nwith {told}"))
+            run(options, kernel, launch, &prepare).unwrap_or_else(|fault| panic!("{fault}\nwith {told}"))
         })
         .collect();
     for result in &results[1..] {

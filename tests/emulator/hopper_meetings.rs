@@ -37,17 +37,27 @@ fn numbers_through_a_ring_of_mbarriers() {
 }
 
 #[test]
+fn a_launch_so_long_that_epochs_run_out() {
+    let n = 40_000;
+    let result: Vec<u32> = run(EmulatorOptions::default(), "hopper_ring", pair(), words(n, 32))
+        .unwrap_or_else(|fault| panic!("{fault}"));
+    let sum = (0..n as u32).fold(0_u32, |sum, i| sum.wrapping_add(100 * i));
+    let expected: Vec<u32> = (0..32).map(|lane| sum.wrapping_add(n as u32 * (31 - lane))).collect();
+    assert_eq!(result, expected);
+}
+
+#[test]
 fn a_ring_with_a_wait_or_an_arrival_missing() {
-    let caught = |bug: &str, expected: &[&str]| {
-        fault(&format!("hopper_ring_{bug}"), pair(), expected, words(7, 32))
-    };
+    let caught =
+        |bug: &str, expected: &[&str]| fault(&format!("hopper_ring_{bug}"), pair(), expected, words(7, 32));
     let unread = ["which nobody wrote", "race: reads", "race: writes"];
     caught("wrong_parity", &["which nobody wrote", "race: reads", "deadlock"]);
     caught("no_full_wait", &unread);
     caught("no_empty_wait", &["race: ", "finds the next over too", "deadlock"]);
     caught("no_warp_sync", &["race: writes"]);
     let fault = caught("no_arrival", &["deadlock: no thread can go on"]);
-    let expected = "wait at the mbarrier at byte 16 for the end of phase 0, parity 0 (tests/kernels/hopper_meetings.cu:";
+    let expected =
+        "wait at the mbarrier at byte 16 for the end of phase 0, parity 0 (tests/kernels/hopper_meetings.cu:";
     assert!(fault.what.contains(expected), "{fault}");
     assert!(fault.what.contains("1 of 1 arrivals and 0 bytes are missing"), "{fault}");
 }
@@ -81,10 +91,14 @@ fn registers_that_warpgroups_give_up_and_take() {
     assert_eq!(answer::<_, u32>("hopper_registers", launch, &all), (0..384).collect::<Vec<u32>>());
     let caught = |kernel: &str, expected: &str| fault(kernel, launch, &[expected], &all);
     let half = caught("hopper_registers_half", "waits at set_registers");
-    assert!(half.what.contains("deadlock") && half.what.contains("for the other warps of its warpgroup"), "{half}");
+    assert!(
+        half.what.contains("deadlock") && half.what.contains("for the other warps of its warpgroup"),
+        "{half}"
+    );
     caught("hopper_registers_too_many", "it wants 248 a thread, and 64 are free");
     caught("hopper_registers_no_decrease", "it wants 240 a thread, and 0 are free");
-    let backwards = caught("hopper_registers_backwards", "increases the registers of a thread to 160, but has 168");
+    let backwards =
+        caught("hopper_registers_backwards", "increases the registers of a thread to 160, but has 168");
     assert!(line_of(&backwards, FILE, SOURCE).contains("increase_registers<160>"));
 }
 

@@ -74,7 +74,8 @@ fn prepare_boxes(
 
 fn reference(n: usize, depth: usize) -> Vec<f32> {
     let (a, b) = operands(n, depth);
-    let row = |a: &[bf16], b: &[bf16]| a.iter().zip(b).map(|(x, y)| x.to_f64() * y.to_f64()).sum::<f64>() as f32;
+    let row =
+        |a: &[bf16], b: &[bf16]| a.iter().zip(b).map(|(x, y)| x.to_f64() * y.to_f64()).sum::<f64>() as f32;
     a.chunks(depth).flat_map(|a| b.chunks(depth).map(move |b| row(a, b))).collect()
 }
 
@@ -83,10 +84,13 @@ fn every_n_in_both_majors_and_from_registers() {
     for n in (8..=256).step_by(8) {
         let kernel = format!("hopper_wgmma_{n}");
         let expected = reference(n, 64);
-        for variant in [0, A_TRANSPOSED, B_TRANSPOSED, A_TRANSPOSED | B_TRANSPOSED, FRAGMENTS, FRAGMENTS | B_TRANSPOSED] {
+        for variant in
+            [0, A_TRANSPOSED, B_TRANSPOSED, A_TRANSPOSED | B_TRANSPOSED, FRAGMENTS, FRAGMENTS | B_TRANSPOSED]
+        {
             let options = trencadis::device::emulator::EmulatorOptions::default();
             let result: Vec<f32> =
-                run(options, &kernel, launch(n), |machine| prepare(machine, n, 64, variant)).unwrap_or_else(|fault| panic!("{fault}"));
+                run(options, &kernel, launch(n), |machine| prepare(machine, n, 64, variant))
+                    .unwrap_or_else(|fault| panic!("{fault}"));
             assert!(result == expected, "N {n}, variant {variant}");
         }
     }
@@ -130,8 +134,16 @@ fn caught(bug: &str, expected: &str, line: &str) {
 #[test]
 fn what_a_warpgroup_must_not_do() {
     caught("no_fence", "with no wgmma_fence in between", "ptx::wgmma<N, A_TRANSPOSED, B_TRANSPOSED>");
-    caught("written_before_wait", "the accumulator of this wgmma was written before it was waited for", "ptx::wgmma<N");
-    caught("overwritten_operand", "while a wgmma (tests/kernels/hopper_wgmma.cu:", "Bug::overwritten_operand");
+    caught(
+        "written_before_wait",
+        "the accumulator of this wgmma was written before it was waited for",
+        "ptx::wgmma<N",
+    );
+    caught(
+        "overwritten_operand",
+        "while a wgmma (tests/kernels/hopper_wgmma.cu:",
+        "Bug::overwritten_operand",
+    );
     caught("unnamed", "without naming its accumulator", "ptx::wgmma_wait<0>();");
     caught("no_wait", "ends while this wgmma is under way", "ptx::wgmma<N");
     caught("misaligned", "must begin where the pattern does, a multiple of 1024", "ptx::wgmma<N");
@@ -142,9 +154,10 @@ fn what_a_warpgroup_must_not_do() {
 
 #[test]
 fn half_a_warpgroup() {
-    let fault = fault("hopper_wgmma_half_a_group", launch(64), &["deadlock: no thread can go on"], |machine| {
-        prepare(machine, 64, 64, 0)
-    });
+    let fault =
+        fault("hopper_wgmma_half_a_group", launch(64), &["deadlock: no thread can go on"], |machine| {
+            prepare(machine, 64, 64, 0)
+        });
     assert!(fault.what.contains("waits at wgmma_fence (tests/kernels/hopper_wgmma.cu:"), "{fault}");
     assert!(fault.what.contains("for the other warps of its warpgroup"), "{fault}");
 }

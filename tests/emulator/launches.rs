@@ -25,7 +25,8 @@ fn launches_that_do_not_fit_are_refused() {
     let params = Params::default();
     let short = &bytemuck::bytes_of(&params)[..16];
     // SAFETY: refused for the size of its parameters.
-    let fault = unsafe { emulator.launch("planted_reverse", Launch::new([1; 3], 64, 256), short) }.expect_err("refused");
+    let fault = unsafe { emulator.launch("planted_reverse", Launch::new([1; 3], 64, 256), short) }
+        .expect_err("refused");
     assert!(fault.what.contains("its parameters are 16 bytes here and 32 bytes in the kernel"), "{fault}");
 }
 

@@ -64,7 +64,9 @@ fn memory_that_was_freed() {
     emulator.free(a);
     let params = Params { a, b: 0, c, n: 3, variant: 12 };
     // SAFETY: the parameters are the kernel's; the use of what was freed is found out before it happens.
-    let result = unsafe { emulator.launch("planted_access", Launch::new([1; 3], 32, 512), bytemuck::bytes_of(&params)) };
+    let result = unsafe {
+        emulator.launch("planted_access", Launch::new([1; 3], 32, 512), bytemuck::bytes_of(&params))
+    };
     let fault = result.expect_err("use after free");
     assert!(
         fault.what.contains("global memory that was freed, at byte 12 of an allocation of 40"),

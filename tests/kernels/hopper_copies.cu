@@ -8,7 +8,7 @@ struct Params {
     TensorMap out;
     const void* x;
     void* y;
-    int32_t at[4];   // coordinates
+    int32_t at[5];   // coordinates
     int32_t bytes;   // of a box
     int32_t variant;
 };
@@ -69,7 +69,7 @@ enum class Bug {
     past_end,             // of shared memory
 };
 
-// out = in + 1 for a box of f32, by way of shared memory: in by a copy, on by threads, out by a copy, or added.
+// out = in + 1 for a box of f32 out of rows of 60, by way of shared memory: in by a copy, on by threads, out by a copy, or added.
 template <Bug BUG = Bug::none, bool ADD = false>
 DEVICE void increment(const Params& p)
 {
@@ -91,7 +91,8 @@ DEVICE void increment(const Params& p)
         ptx::mbarrier_arrive_expect(full, p.bytes + wrong);
         ptx::tensor_load(box, p.in, {p.at[0], p.at[1]}, full);
         if (BUG == Bug::source_overwritten) {
-            Global<float>(static_cast<float*>(const_cast<void*>(p.x))).store(0, 100.0f);
+            Global<float> source(static_cast<float*>(const_cast<void*>(p.x)));
+            source.store(int64_t(p.at[1]) * 60 + p.at[0], 100.0f);
         }
         if (BUG == Bug::destination_written) values.store(0, 0.0f);
         if (BUG == Bug::two_arrivals) ptx::mbarrier_arrive(full);

@@ -17,6 +17,24 @@
 //! [`CopyPolicy`]. Until then its destination may be neither read nor written. Shared memory, new
 //! allocations and destinations of copies under way begin as NaN.
 //!
+//! # Hopper
+//!
+//! The blocks of a cluster ([`Launch::cluster`]) run together and share one set of clocks. Everything below follows
+//! the same policies and orders.
+//!
+//! * An *mbarrier* has a phase, the arrivals that are missing and the bytes that are. A thread that waits for one is
+//!   switched off until the phase ends, and then knows what those knew that arrived.
+//! * A *bulk copy* into shared memory lands at its issue, when no thread can go on without it, or in between, and takes
+//!   its bytes, those outside the tensor included, off the mbarrier. What it wrote is there for those who have waited
+//!   for that mbarrier. A copy out of shared memory reads at its issue; what it wrote shows between then and
+//!   `bulk_wait` or the end of its thread.
+//! * *wgmma* is met by the four warps of a warpgroup. Its operands count as being read, and its accumulator is NaN or
+//!   has the result, until `wgmma_wait`.
+//! * The *asynchronous proxy*, that is copies and wgmma, sees what threads wrote if a `fence_proxy_async` lies in
+//!   between: of the writer, and then a barrier, or of one who has come after a barrier.
+//! * *Registers* that warpgroups shift come out of what the launch bounds leave to a block.
+//! * `elect` chooses lane 0 with seed 0 only.
+//!
 //! # What is reported
 //!
 //! A [`Fault`] ends the launch:
@@ -30,9 +48,17 @@
 //!   `warp_sync` even if that lane names the row;
 //! * *asynchronous copies* read or overwritten before their wait, read by other threads before a barrier,
 //!   or whose source changed under way;
+//! * *mbarriers* used before their initialisation is known or shown to copies and peers, with one arrival too many,
+//!   left behind by a phase that nobody saw, or written over;
+//! * *the asynchronous proxy* reading or overwriting what was written without a fence; shared memory that is
+//!   overwritten while a copy or a wgmma reads it; blocks that end before their copies have;
+//! * *wgmma* without `wgmma_fence`, accumulators that are written before the wait or not named to it, descriptors that
+//!   leave shared memory or begin inside the swizzle's pattern;
+//! * *peers* in a cluster that reach into a block which may have ended, or whose writes they have no barrier for;
 //! * *divergence*: lanes of a warp at different collectives (by kind and by source line), lanes that ended
-//!   while others wait, barriers with different numbers of threads;
-//! * *deadlock*: when nothing can go on, who waits where, and which flags are polled in vain;
+//!   while others wait, warps of a warpgroup at different places, barriers with different numbers of threads;
+//! * *deadlock*: when nothing can go on, who waits where, which arrivals and bytes an mbarrier is short of, and which
+//!   flags are polled in vain;
 //! * *blocks in each other's way*: different values written to the same global memory, or a plain load of
 //!   what another block wrote, unless an atomic or a coherent load told the block of it.
 //!
@@ -46,9 +72,9 @@
 //!   functions are rounded correctly.
 //! * A thread that spins without a collective or `load_coherent` hangs the launch.
 //! * Shared memory is followed by two bytes: elements of one byte do not compile.
-//! * What only Hopper has (mbarrier, TMA, wgmma, clusters) has no wrapper yet; it takes a place beside the
-//!   operations of `kernels/emulator/operations.h`, a collective of a warp group being a meeting of four
-//!   warps.
+//! * Fences between proxies for global memory; a fragment of a that is overwritten while a wgmma reads it from
+//!   registers; an accumulator that is read before the wait, unless the result shows it.
+//! * A tensor map whose swizzle is wider than its boxes, base offsets in descriptors, waiting for the mbarrier of a peer.
 //!
 //! # Reading a fault
 //!
@@ -88,7 +114,7 @@ const MOST_THREADS_OF_A_CLUSTER: u32 = 4096;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Line([u8; 64]);
 
-/// When a copy from global to shared memory (`cp.async`) happens between its issue and the wait for it.
+/// When an asynchronous operation (`cp.async`, a bulk copy, `wgmma`) happens between its issue and the wait for it.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CopyPolicy {
@@ -107,9 +133,9 @@ pub struct EmulatorOptions {
     /// Permutes the order of blocks, warps and lanes, and draws for [`CopyPolicy::Random`]; 0 is the natural
     /// order.
     pub seed: u64,
-    /// When asynchronous copies happen.
+    /// When asynchronous operations happen.
     pub policy: CopyPolicy,
-    /// Blocks that run at a time; the others start when one ends.
+    /// Blocks that run at a time, or else one cluster; the others start when one ends.
     pub resident_blocks: usize,
     /// Most bytes of shared memory that a block may have.
     pub shared_per_block: u32,
@@ -180,12 +206,7 @@ impl Emulator {
     ///
     /// # Errors
     /// A launch that does not fit the kernel or the device, and whatever the kernel does wrong.
-    pub unsafe fn launch(
-        &self,
-        name: &str,
-        launch: Launch,
-        params: &[u8],
-    ) -> Result<(), Fault> {
+    pub unsafe fn launch(&self, name: &str, launch: Launch, params: &[u8]) -> Result<(), Fault> {
         let Launch { grid, threads, shared_bytes, cluster, dependent: _ } = launch;
         let refused = |what: String| Err(Fault::refused(name, what));
         let Some(kernel) = kernels::find(name) else {

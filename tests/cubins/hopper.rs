@@ -1,0 +1,98 @@
+//! The wrappers for Hopper are what nvcc takes: the emulator's own test kernels that do nothing wrong, compiled for
+//! sm_90a, have its instructions.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use rayon::prelude::*;
+use trencadis::kernels::registry::{Source, Tier};
+
+use crate::{built, planted, units};
+
+/// Every form of these must be in the code of a source: bulk copies, matrix instructions, mbarriers, registers that
+/// move, barriers of a cluster.
+const INSTRUCTIONS: [(&str, &[&str]); 4] = [
+    (
+        "hopper_copies",
+        &[
+            "UTMALDG.1D",
+            "UTMALDG.5D",
+            "UTMASTG.2D",
+            "UTMAREDG.2D.ADD",
+            "UBLKCP",
+            "UBLKRED",
+            "SYNCS.PHASECHK",
+            "UTMACCTL.PF",
+        ],
+    ),
+    (
+        "hopper_meetings",
+        &[
+            "SYNCS.ARRIVE",
+            "USETMAXREG",
+            "UCGABAR_ARV",
+            "UCGABAR_WAIT",
+            "STSM.16.M88.4",
+            "STSM.16.MT88.2",
+            "ELECT",
+        ],
+    ),
+    ("hopper_wgmma", &["HGMMA.64x8x16.F32.BF16", "HGMMA.64x136x16.F32.BF16", "HGMMA.64x256x16.F32.BF16"]),
+    ("hopper_gemm", &["UTMALDG.2D.MULTICAST", "HGMMA.64x128x16.F32.BF16", "USETMAXREG", "UTMASTG.2D"]),
+];
+
+/// Kernels without a bug; what is wrong on purpose may well be what ptxas warns of.
+fn right(mut source: Source) -> Source {
+    source.kernels.retain(|kernel| {
+        let of = |what: &str, good: &str| !kernel.body.contains(what) || kernel.body.contains(good);
+        of("Bug::", "Bug::none") && of("Shift::", "Shift::good") && of("Peer::", "Peer::good")
+    });
+    source
+}
+
+/// What ptxas says of the source, and its machine code.
+fn compile(nvcc: &Path, cuobjdump: &Path, source: &Source, folder: &Path) -> (String, String) {
+    let unit = folder.join(source.stem()).with_extension("cu");
+    let cubin = unit.with_extension("cubin");
+    std::fs::write(&unit, units::unit(source)).unwrap();
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let done = Command::new(nvcc)
+        .args(["-cubin", "-std=c++17", "-O3", "-arch=sm_90a", "-Xptxas", "--warn-on-spills", "-I"])
+        .arg(kernels)
+        .arg("-o")
+        .args([&cubin, &unit])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{}: {said}", source.file);
+    let code = Command::new(cuobjdump).arg("-sass").arg(&cubin).output().unwrap();
+    (said, String::from_utf8_lossy(&code.stdout).into_owned())
+}
+
+#[test]
+fn wrappers_for_hopper_compile_to_its_instructions() {
+    let (report, cuobjdump) = match built() {
+        Ok(built) => built,
+        Err(reason) => {
+            assert!(std::env::var_os("TRENCADIS_REQUIRE_KERNELS").is_none_or(|v| v != "1"), "{reason}");
+            let _ = writeln!(std::io::stderr(), "skipped: compiled kernels ({reason})");
+            return;
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let sources: Vec<Source> =
+        planted::sources().into_iter().filter(|source| source.tier == Tier::Sm90).map(right).collect();
+    assert_eq!(sources.len(), INSTRUCTIONS.len());
+    sources.par_iter().for_each(|source| {
+        let (said, code) = compile(&report.nvcc, &cuobjdump, source, folder.path());
+        for word in ["C7510", "setmaxnreg", "spill"] {
+            assert!(!said.contains(word), "{}: {said}", source.file);
+        }
+        let (_, instructions) =
+            INSTRUCTIONS.iter().find(|(stem, _)| *stem == source.stem()).expect("what it is made of");
+        for instruction in *instructions {
+            assert!(code.contains(instruction), "{}: no {instruction}", source.file);
+        }
+    });
+}
