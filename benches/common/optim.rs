@@ -105,7 +105,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         launch_lamb(kernels, stream.raw(), chunks, arena.tensors().len(), &update(set, false))
     };
     let zero = |stream: &Stream, set: usize| {
-        let params = ZeroParams { out: average.ptr(set), size: len as i64 };
+        let params = ZeroParams { out: average.ptr(set), step: Ptr::null(), size: len as i64 };
         // SAFETY: as above.
         unsafe { launch_zero(kernels, stream.raw(), &params) }
     };

@@ -1,0 +1,7 @@
+//! stub
+use crate::error::Result;
+use crate::recipe::ModelConfig;
+/// stub
+pub fn check(_: &ModelConfig) -> Result<()> {
+    Ok(())
+}
