@@ -48,6 +48,29 @@ pub fn round_trips(device: &Device) {
 }
 
 #[test]
+fn memory_is_counted() {
+    // Other tests use the GPU at the same time.
+    let quiet = devices().into_iter().filter(|device| device.info().driver.is_none());
+    quiet.for_each(|device| counts(&device));
+}
+
+/// Buffers count while anything of them lives; pinned host memory does not.
+pub fn counts(device: &Device) {
+    let (free, begin) = (device.free_bytes().unwrap(), device.allocated_bytes());
+    let buffer = device.alloc::<u32>(1000).unwrap();
+    let (more, empty) = (device.upload(&[1u8; 77]).unwrap(), device.zeros::<u64>(0).unwrap());
+    let pinned = device.pinned::<u64>(100).unwrap();
+    assert_eq!((device.allocated_bytes() - begin, pinned.len(), empty.len()), (4077, 100, 0));
+    assert_eq!(free - device.free_bytes().unwrap(), 4077);
+    let view = buffer.view::<u8>(8..9).unwrap();
+    drop((buffer, more));
+    assert_eq!(device.allocated_bytes() - begin, 4000, "the view keeps the whole buffer");
+    drop(view);
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (begin, free));
+    assert!(device.alloc::<u64>(usize::MAX / 2).is_err() && device.allocated_bytes() == begin);
+}
+
+#[test]
 fn views_are_the_same_memory() {
     for device in devices() {
         let words = device.upload(&[1u32, 2, 3, 4]).unwrap();
