@@ -21,8 +21,10 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+mod planned;
 mod report;
 mod stream;
+mod words;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;

@@ -1,6 +1,6 @@
 //! What holds on every device: the emulator, and a GPU where there is one.
 
-use trencadis::device::{Buffer, Device, Launch, Ptr, Stream};
+use trencadis::device::{Buffer, Device, DeviceInfo, Launch, Ptr, Stream};
 
 use crate::support::devices::devices;
 
@@ -51,7 +51,9 @@ pub fn round_trips(device: &Device) {
 fn memory_is_counted() {
     // Other tests use the GPU at the same time.
     let quiet = devices().into_iter().filter(|device| device.info().driver.is_none());
-    quiet.for_each(|device| counts(&device));
+    for device in quiet.chain([Device::planned(DeviceInfo::h100())]) {
+        counts(&device);
+    }
 }
 
 /// Buffers count while anything of them lives; pinned host memory does not.
