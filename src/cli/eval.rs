@@ -33,7 +33,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    device::select(args.device)?;
+    device::select(args.device)?.cpu_only()?;
     let mut trained = Trained::load(&args.model)?;
     let mut recipe = trained.recipe.clone();
     let dataset = match &args.data {

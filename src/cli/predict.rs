@@ -32,7 +32,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    device::select(args.device)?;
+    device::select(args.device)?.cpu_only()?;
     if args.top == 0 {
         return Err(Error::usage("--top must be at least 1"));
     }

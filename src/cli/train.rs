@@ -35,7 +35,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    let device = device::select(args.device)?;
+    let device = device::select(args.device)?.cpu_only()?;
     if let Some(folder) = &args.resume {
         if args.dry_run {
             return Err(Error::usage("--dry-run goes with a recipe, not with --resume"));

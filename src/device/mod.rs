@@ -29,7 +29,7 @@ mod words;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, select};
+pub use choice::{DeviceChoice, Selected, select};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};

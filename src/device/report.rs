@@ -24,7 +24,7 @@ pub fn report() -> Result<String> {
         Ok(fatbins) => kernels(&mut text, fatbins),
         Err(reason) => line(&mut text, "kernels", format_args!("none: {reason}")),
     }
-    line(&mut text, "models run on", select(DeviceChoice::Auto)?);
+    line(&mut text, "models run on", select(DeviceChoice::Auto)?.description);
     Ok(text)
 }
 
