@@ -21,12 +21,15 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+mod planned;
 mod report;
 mod stream;
+mod words;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, select};
+pub use choice::{DeviceChoice, Selected, select};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};
@@ -49,9 +52,16 @@ struct Inner {
     kernels: Kernels,
     backend: Box<dyn Backend>,
     faults: Faults,
+    /// Bytes of live buffers.
+    allocated: AtomicUsize,
 }
 
 impl Device {
+    fn new(kernels: Kernels, backend: Box<dyn Backend>) -> Self {
+        let (faults, allocated) = (Faults::default(), AtomicUsize::new(0));
+        Self(Arc::new(Inner { kernels, backend, faults, allocated }))
+    }
+
     /// GPU number `ordinal` of those that the driver shows (`CUDA_VISIBLE_DEVICES` chooses among them).
     ///
     /// # Errors
@@ -59,7 +69,7 @@ impl Device {
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         let (kernels, backend) = cuda::open(ordinal)?;
-        Ok(Self(Arc::new(Inner { kernels, backend, faults: Faults::default() })))
+        Ok(Self::new(kernels, backend))
     }
 
     /// A device that runs the kernels on the host, on the thread that launches them.
@@ -68,7 +78,7 @@ impl Device {
         let info = emulated::describe(&options);
         let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
         let kernels = Kernels::new(Box::new(host.clone()), info);
-        Self(Arc::new(Inner { kernels, backend: Box::new(host), faults: Faults::default() }))
+        Self::new(kernels, Box::new(host))
     }
 
     /// Whether `other` is this very device, with the same memory and streams.
@@ -88,6 +98,10 @@ impl Device {
 
     fn faults(&self) -> &Faults {
         &self.0.faults
+    }
+
+    fn allocated(&self) -> &AtomicUsize {
+        &self.0.allocated
     }
 
     fn backend(&self) -> &dyn Backend {

@@ -80,7 +80,7 @@ fn what_was_found_is_said() {
         "CUDA 13.0\n",
         "  kernels         machine code for sm_90\n",
         " by nvcc 13.0.1 for sm_90\n",
-        "\nmodels run on     cpu, ",
+        "\nmodels run on     Fake GPU 0, 16.0 GiB\n",
     ] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
@@ -105,7 +105,9 @@ fn whatever_will_not_do_is_one_sentence() {
     ] {
         let text = fake.inspect(&[(name, value)]);
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
-        assert!(text.contains("models run on     cpu, "), "{text}");
+        let runs_on = text.lines().find(|line| line.starts_with("models run on     cpu, ")).unwrap();
+        let (_, reason) = runs_on.split_once("(no GPU: ").unwrap();
+        assert!(reason.ends_with(')') && !reason.contains(';'), "{runs_on}");
     }
 }
 
