@@ -60,6 +60,8 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         clip: 1.0,
         ema_decay: 0.9999,
         seed: 1,
+        continues: 0,
+        unfinished: 0,
     };
     let step = gpu.device.upload(&[step])?;
     let state = gpu.device.zeros::<OptimizerState>(1)?;
