@@ -71,9 +71,10 @@ fn dry_run(args: &Args) -> Result<()> {
             (description, Some(device.info().clone()), device.free_bytes()?)
         }
         // A plan for a GPU needs none.
-        Err(reason) if args.device == DeviceChoice::Cuda => {
+        Err(_) if args.device == DeviceChoice::Cuda => {
             let info = DeviceInfo::h100();
-            (format!("planned for {}; {reason}", info.name), Some(info.clone()), info.memory_bytes)
+            let description = format!("{}, assumed as there is no GPU to be used here", info.name);
+            (description, Some(info.clone()), info.memory_bytes)
         }
         Err(reason) => return Err(reason),
     };

@@ -94,6 +94,16 @@ fn a_run_of_the_cpu_goes_on_on_a_device() {
     follows(&losses(&place, "runs/digits-1")[380..], &losses(&place, "runs/whole-1")[380..], 0.2);
 }
 
+/// A loss that is not finite is told by its step, though the next is under way by then.
+#[test]
+fn a_loss_that_is_not_finite_ends_a_run_on_a_device() {
+    let place = Place::new();
+    let sets = small(&["train.lr=1e30", "train.warmup=0", "train.clip=0.0", "train.save_every=1"]);
+    let done = place.train("--device emulator", &sets);
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    done.says_err(&["error: step ", " is NaN; the last good checkpoint is runs/digits-1/last.safetensors of step "]);
+}
+
 #[test]
 fn what_a_device_cannot_do_is_said_at_the_start() {
     let place = Place::new();
