@@ -101,13 +101,19 @@ fn a_loss_that_is_not_finite_ends_a_run_on_a_device() {
     let sets = small(&["train.lr=1e30", "train.warmup=0", "train.clip=0.0", "train.save_every=1"]);
     let done = place.train("--device emulator", &sets);
     assert_eq!(done.code, Some(1), "{}", done.err);
-    done.says_err(&["error: step ", " is NaN; the last good checkpoint is runs/digits-1/last.safetensors of step "]);
+    done.says_err(&[
+        "error: step ",
+        " is NaN; the last good checkpoint is runs/digits-1/last.safetensors of step ",
+    ]);
 }
 
 #[test]
 fn what_a_device_cannot_do_is_said_at_the_start() {
     let place = Place::new();
-    let no_kernel = [("model.head_dim=12", ["model.head_dim", "8 or 16"])];
+    let no_kernel = [(
+        "model.head_dim=12",
+        ["model.head_dim = 12 has no kernel on a GPU", "model.head_dim = 8 or 16, or use"],
+    )];
     for (set, parts) in no_kernel {
         for words in ["--device emulator", "--device emulator --dry-run"] {
             place.train(words, &[set]).refuses(&parts);
@@ -130,7 +136,7 @@ fn what_a_device_cannot_do_is_said_at_the_start() {
         place.train("--device cuda", &[]).refuses(&["--device cuda: ", "use --device cpu"]);
         let plan = place.train("--device cuda --dry-run", &[]).succeeds();
         plan.says(&[
-            "device            planned for NVIDIA H100 80GB HBM3; --device cuda: ",
+            "device            NVIDIA H100 80GB HBM3, assumed as there is no GPU",
             "device memory     ",
         ]);
     }
