@@ -1,5 +1,6 @@
 //! Devices behind one interface: memory, streams, events, graphs and kernels of an NVIDIA GPU, or of the
-//! emulator that runs the same kernels on the host (feature `emulator`, for tests).
+//! emulator that runs the same kernels on the host (feature `emulator`, for tests). [`Device::planned`] only counts
+//! memory.
 //!
 //! A [`Device`] gives [`Buffer`]s, [`Stream`]s and loaded [`Kernels`]. The driver is looked for when a
 //! device is made and never linked, so a program that is built with all this runs where there is none.

@@ -8,7 +8,10 @@ use trencadis::models::{limits, vit};
 use trencadis::recipe::*;
 use trencadis::rng::{Purpose, Stream};
 
-use crate::case::{CLASSES, TOKENS, variants};
+use crate::case::*;
+use crate::support::batch;
+use crate::support::devices::devices;
+use crate::support::numbers::distance;
 
 const POSITIONS: [(PositionBasis, PositionCombination); 8] = [
     (PositionBasis::None, PositionCombination::Sum),
@@ -135,6 +138,39 @@ fn checking_tells_what_laying_out_finds() {
     let [no, yes] = counts;
     println!("{yes} models with all kernels, {no} without");
     assert!(yes > 1000 && no > 1000, "{yes} and {no}");
+}
+
+/// Odd models that have all their kernels, run: the launches take what was laid out, and compute the step.
+#[test]
+fn what_has_its_kernels_runs() {
+    let devices = devices();
+    let mut stream = Stream::new(23, 0, 0, Purpose::Init);
+    for i in 0..POSITIONS.len() {
+        let (heads, head_dim, pool) = (1 + i % 3, [8, 24, 40][i / 3], POOLS[i % POOLS.len()]);
+        let mut config = ModelConfig { width: 48, heads, head_dim, pool, ..variants()[0].1.clone() };
+        (config.patch, config.patch_norm_in) = if i % 2 == 0 { (3, false) } else { (4, true) };
+        (config.position.basis, config.position.combination) = POSITIONS[i];
+        draw(&mut config, &mut stream);
+        config.validate().unwrap();
+        limits::check(&config).unwrap();
+        let batch = batch(&GRIDS[..3], config.prefix(), config.patch_dim(), CLASSES, TOKENS, 2);
+        let recorded = record(&config, &batch, LossKind::Softmax);
+        let (loss, logits, grads) = on_cpu(&recorded, &batch);
+        for device in &devices {
+            let got = on_device(&mut executor(device, &recorded, &batch), &recorded, &batch);
+            assert!(distance(&got.0, &loss) < 1e-3 && distance(&got.1, &logits) < 1e-3, "{config:?}");
+            for ((param, got), want) in recorded.graph.params().iter().zip(&got.2).zip(&grads) {
+                let apart = distance(got, want);
+                // A bias on k cancels in the softmax: what comes out is rounding.
+                let cancels = param.name.ends_with("k_norm.bias");
+                assert!(
+                    apart < 1e-3 || cancels,
+                    "the gradient of {} is {apart:.1e} apart: {config:?}",
+                    param.name
+                );
+            }
+        }
+    }
 }
 
 /// The largest that has a kernel, and the first that has none.
