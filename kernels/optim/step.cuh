@@ -19,11 +19,13 @@ struct OptimizerStep {
     double clip;      // largest gradient norm; 0 does not clip
     double ema_decay; // of the moving average
     uint64_t seed;    // key of stochastic rounding
+    int continues;    // not 0: gradients are added to those of the batch before
+    int unfinished;   // not 0: another batch follows, nothing is updated yet
 };
 
 // The step's numbers as the elements need them, rounded once from f64.
 struct OptimizerFactors {
-    int skip;         // not 0: the gradients are not finite, nothing changes
+    int skip;         // not 0: nothing changes, as the gradients are not finite or not yet whole
     float grad_scale; // clipping
     float inverse1;   // 1 / (1 - beta1^t)
     float rate;       // lr / (1 - beta1^t)

@@ -101,7 +101,7 @@ fn model(args: Model) -> Result<()> {
     let mut forward = Graph::new();
     vit::record(&mut forward, &recipe, classes, recipe.packing.tokens, slots, false)?;
     let dims = recipe.model.dimensions()?;
-    let plan = RunPlan::of(&recipe, &step, slots);
+    let plan = RunPlan::of(&recipe, &step, slots, None);
     let mut text = String::new();
     let _ = writeln!(
         text,

@@ -1,5 +1,6 @@
 //! Devices behind one interface: memory, streams, events, graphs and kernels of an NVIDIA GPU, or of the
-//! emulator that runs the same kernels on the host (feature `emulator`, for tests).
+//! emulator that runs the same kernels on the host (feature `emulator`, for tests). [`Device::planned`] only counts
+//! memory.
 //!
 //! A [`Device`] gives [`Buffer`]s, [`Stream`]s and loaded [`Kernels`]. The driver is looked for when a
 //! device is made and never linked, so a program that is built with all this runs where there is none.
@@ -21,13 +22,16 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+mod planned;
 mod report;
 mod stream;
 mod tensor_map;
+mod words;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, select};
+pub use choice::{DeviceChoice, Selected, select};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};
@@ -51,9 +55,16 @@ struct Inner {
     kernels: Kernels,
     backend: Box<dyn Backend>,
     faults: Faults,
+    /// Bytes of live buffers.
+    allocated: AtomicUsize,
 }
 
 impl Device {
+    fn new(kernels: Kernels, backend: Box<dyn Backend>) -> Self {
+        let (faults, allocated) = (Faults::default(), AtomicUsize::new(0));
+        Self(Arc::new(Inner { kernels, backend, faults, allocated }))
+    }
+
     /// GPU number `ordinal` of those that the driver shows (`CUDA_VISIBLE_DEVICES` chooses among them).
     ///
     /// # Errors
@@ -61,7 +72,7 @@ impl Device {
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         let (kernels, backend) = cuda::open(ordinal)?;
-        Ok(Self(Arc::new(Inner { kernels, backend, faults: Faults::default() })))
+        Ok(Self::new(kernels, backend))
     }
 
     /// A device that runs the kernels on the host, on the thread that launches them.
@@ -70,7 +81,7 @@ impl Device {
         let info = emulated::describe(&options);
         let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
         let kernels = Kernels::new(Box::new(host.clone()), info);
-        Self(Arc::new(Inner { kernels, backend: Box::new(host), faults: Faults::default() }))
+        Self::new(kernels, Box::new(host))
     }
 
     /// Whether `other` is this very device, with the same memory and streams.
@@ -90,6 +101,10 @@ impl Device {
 
     fn faults(&self) -> &Faults {
         &self.0.faults
+    }
+
+    fn allocated(&self) -> &AtomicUsize {
+        &self.0.allocated
     }
 
     fn backend(&self) -> &dyn Backend {

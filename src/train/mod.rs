@@ -1,6 +1,7 @@
 //! Training.
 
 pub mod checkpoint;
+pub mod engine;
 pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;

@@ -1,12 +1,17 @@
 //! What a run will need, told before anything is allocated.
+//!
+//! On the CPU the bytes follow from the record; on a device they are those that the engine allocates on a device
+//! that only counts ([`Device::planned`](crate::device::Device::planned)).
 
 use std::fmt;
 
 use crate::autograd::Workload;
 use crate::data::packing;
 use crate::data::resolution::mean_area;
+use crate::device::DeviceInfo;
 use crate::error::Result;
 use crate::recipe::Recipe;
+use crate::train::engine::DeviceMemory;
 use crate::train::step::TrainStep;
 
 /// Parameters, arithmetic and memory of a run.
@@ -24,12 +29,14 @@ pub struct RunPlan {
     pub flops_per_step: f64,
     /// Expected tokens per image, before dropping.
     pub tokens_per_image: f64,
-    /// Weights, gradients, moments and moving average, in bytes.
+    /// Weights, gradients, moments and moving average on the CPU, in bytes.
     pub state_bytes: usize,
-    /// Activations of a training batch at their peak, in bytes.
+    /// Activations of a training batch at their peak on the CPU, in bytes.
     pub activation_bytes: usize,
-    /// Activations of an evaluation, which keeps buffers of its own, in bytes.
+    /// Activations of an evaluation on the CPU, which keeps buffers of its own, in bytes.
     pub evaluation_bytes: usize,
+    /// Memory of the device that the run is on.
+    pub device: Option<DeviceMemory>,
     /// Batches that wait in the input queue, in bytes.
     pub queue_bytes: usize,
     /// Decoded images that may be kept, in bytes; not part of the total.
@@ -37,18 +44,19 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// Plans a run of `recipe` on the CPU device.
+    /// Plans a run of `recipe` on the CPU, or on such a device.
     ///
     /// # Errors
-    /// If the model's shape is invalid.
-    pub fn new(recipe: &Recipe, classes: usize) -> Result<Self> {
+    /// If the model's shape is invalid, or the device has no kernels for it.
+    pub fn new(recipe: &Recipe, classes: usize, device: Option<&DeviceInfo>) -> Result<Self> {
         let slots = packing::slots(recipe);
         let step = TrainStep::new(recipe, classes, slots)?;
-        Ok(Self::of(recipe, &step, slots))
+        let memory = device.map(|info| DeviceMemory::plan(info, recipe, classes, slots)).transpose()?;
+        Ok(Self::of(recipe, &step, slots, memory))
     }
 
     /// The plan of a recorded step.
-    pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize) -> Self {
+    pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize, device: Option<DeviceMemory>) -> Self {
         let parameters = step.graph().parameter_count();
         let tokens = recipe.packing.tokens;
         let tokens_per_image = expected_tokens(recipe);
@@ -72,6 +80,7 @@ impl RunPlan {
             state_bytes: copies * parameters * size_of::<f32>(),
             activation_bytes: step.plan().peak_elements * size_of::<f32>(),
             evaluation_bytes: step.evaluation_elements() * size_of::<f32>(),
+            device,
             queue_bytes,
             cache_bytes: if recipe.data.path.is_empty() {
                 0
@@ -81,9 +90,39 @@ impl RunPlan {
         }
     }
 
-    /// All memory together, in bytes.
+    /// All memory of a run on the CPU, in bytes.
     pub fn total_bytes(&self) -> usize {
         self.state_bytes + self.activation_bytes + self.evaluation_bytes + self.queue_bytes
+    }
+
+    fn memory(&self) -> String {
+        let parts = |parts: &[(&str, usize)]| {
+            parts.iter().map(|(what, bytes)| format!("{what} {}", mib(*bytes))).collect::<Vec<_>>().join(", ")
+        };
+        match self.device {
+            Some(memory) => format!(
+                "device memory     {} ({})\nhost memory       {}",
+                mib(memory.total()),
+                parts(&[
+                    ("weights and optimiser", memory.state),
+                    ("activations", memory.activations),
+                    ("input", memory.input),
+                    ("workspace", memory.workspace),
+                    ("evaluation", memory.evaluation),
+                ]),
+                parts(&[("input", self.queue_bytes)])
+            ),
+            None => format!(
+                "peak memory       {} ({})",
+                mib(self.total_bytes()),
+                parts(&[
+                    ("weights and optimiser", self.state_bytes),
+                    ("activations", self.activation_bytes),
+                    ("evaluation", self.evaluation_bytes),
+                    ("input", self.queue_bytes),
+                ])
+            ),
+        }
     }
 }
 
@@ -121,15 +160,7 @@ impl fmt::Display for RunPlan {
         )?;
         let digits = if self.flops_per_step < 1e9 { 3 } else { 1 };
         writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
-        write!(
-            f,
-            "peak memory       {} (weights and optimiser {}, activations {}, evaluation {}, input {})",
-            mib(self.total_bytes()),
-            mib(self.state_bytes),
-            mib(self.activation_bytes),
-            mib(self.evaluation_bytes),
-            mib(self.queue_bytes)
-        )?;
+        write!(f, "{}", self.memory())?;
         if self.cache_bytes > 0 {
             write!(f, ", and up to {} of decoded images (data.cache_mib)", mib(self.cache_bytes))?;
         }

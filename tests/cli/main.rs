@@ -1,6 +1,7 @@
 //! The binary from end to end, on models of a few thousand parameters.
 
 mod bad_input;
+mod device;
 mod inspect;
 #[path = "../support/places.rs"]
 mod places;

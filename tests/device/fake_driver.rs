@@ -8,7 +8,7 @@ use tempfile::{TempDir, tempdir};
 use trencadis::device::{Device, Kernels, Launch, RawStream};
 use trencadis::kernels::registry;
 
-use crate::any_device::{capture_refuses, round_trips};
+use crate::any_device::{capture_refuses, counts, round_trips};
 use crate::support::places;
 
 /// Set in the process that has the fake driver.
@@ -80,7 +80,7 @@ fn what_was_found_is_said() {
         "CUDA 13.0\n",
         "  kernels         machine code for sm_90\n",
         " by nvcc 13.0.1 for sm_90\n",
-        "\nmodels run on     cpu, ",
+        "\nmodels run on     Fake GPU 0, 16.0 GiB\n",
     ] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
@@ -105,7 +105,9 @@ fn whatever_will_not_do_is_one_sentence() {
     ] {
         let text = fake.inspect(&[(name, value)]);
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
-        assert!(text.contains("models run on     cpu, "), "{text}");
+        let runs_on = text.lines().find(|line| line.starts_with("models run on     cpu, ")).unwrap();
+        let (_, reason) = runs_on.split_once("(no GPU: ").unwrap();
+        assert!(reason.ends_with(')') && !reason.contains(';'), "{runs_on}");
     }
 }
 
@@ -172,10 +174,10 @@ fn memory_and_streams() {
     let stream = device.stream().unwrap();
     stream.begin_capture().unwrap();
     drop(stream);
-    let error = device.alloc::<u8>(5 << 30).err().unwrap();
+    let error = device.alloc::<u8>(17 << 30).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "5120.0 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
+        "17408.0 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
     );
     let error = Device::cuda(3).err().unwrap();
     assert_eq!(
@@ -185,6 +187,102 @@ fn memory_and_streams() {
     // Another thread has no context yet.
     let copy = device.clone();
     std::thread::spawn(move || copy.upload(&[1u32]).unwrap().download().unwrap()).join().unwrap();
+}
+
+#[test]
+fn memory_ends_where_the_gpu_says() {
+    let fake = Fake::new();
+    let text = fake.inspect(&[("FAKE_CUDA_MEMORY", &(48u64 << 30).to_string())]);
+    assert!(text.contains("  memory          48.0 GiB, L2"), "{text}");
+    assert!(text.contains("models run on     Fake GPU 0, 48.0 GiB\n"), "{text}");
+    let log = fake.runs("little_memory", &[("FAKE_CUDA_MEMORY", "3000000")]);
+    let count = |part: &str| log.iter().filter(|line| line.starts_with(part)).count();
+    assert_eq!((count("alloc"), count("alloc 1500000")), (count("free"), 2), "{log:#?}");
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: memory_ends_where_the_gpu_says"]
+fn little_memory() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    let device = Device::cuda(0).unwrap();
+    assert_eq!((device.info().memory_bytes, device.free_bytes().unwrap()), (3_000_000, 3_000_000));
+    counts(&device);
+    let large = device.zeros::<u8>(1_500_000).unwrap();
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (1_500_000, 1_500_000));
+    let error = device.zeros::<u8>(1_500_001).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "1.4 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
+    );
+    assert_eq!((error.exit_code(), device.allocated_bytes()), (1, 1_500_000));
+    // What a graph may use is not free, though no buffer has it any more.
+    let stream = device.stream().unwrap();
+    stream.begin_capture().unwrap();
+    let graph = stream.end_capture().unwrap();
+    drop(large);
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (0, 1_500_000));
+    drop(graph);
+    assert_eq!(device.free_bytes().unwrap(), 3_000_000);
+    device.zeros::<u8>(1_500_000).unwrap();
+    // Another device of the process has buffers of its own and the same memory.
+    let other = Device::cuda(0).unwrap();
+    let buffer = other.zeros::<u8>(1000).unwrap();
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (0, 2_999_000));
+    assert_eq!((other.allocated_bytes(), buffer.len()), (1000, 1000));
+}
+
+#[test]
+fn a_lost_gpu_is_told_by_whatever_comes_next() {
+    let log = Fake::new().runs("a_lost_gpu", &[("FAKE_CUDA_FAIL_AFTER", "2")]);
+    let count = |part: &str| log.iter().filter(|line| line.starts_with(part)).count();
+    assert_eq!(count("graph of"), 1, "{log:#?}");
+    assert_eq!((count("stream"), count("end of graph")), (count("end of stream"), 1), "{log:#?}");
+    assert_eq!(count("free"), 0, "nothing is known to have ended: {log:#?}");
+    assert_eq!(log.last().unwrap(), "release 0", "{log:#?}");
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: a_lost_gpu_is_told_by_whatever_comes_next"]
+fn a_lost_gpu() {
+    let (Some((name, threads)), true) = (a_kernel(), std::env::var_os(INSIDE).is_some()) else { return };
+    let device = Device::cuda(0).unwrap();
+    let (stream, buffer) = (device.stream().unwrap(), device.upload(&[1u8; 10]).unwrap());
+    let (start, mut pinned) = (stream.record().unwrap(), device.pinned::<u8>(10).unwrap());
+    stream.begin_capture().unwrap();
+    let graph = stream.end_capture().unwrap();
+    graph.launch(&stream).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(buffer.download().unwrap(), [1; 10]);
+
+    let launch = Launch::new([1, 1, 1], threads, 0);
+    // SAFETY: refused.
+    let launched = || unsafe { device.kernels().launch(&name, launch, stream.raw(), &[0u64; 3]) };
+    for (outcome, part) in [
+        (graph.launch(&stream), "a graph cannot be launched: "),
+        (stream.synchronize(), "the GPU has failed: "),
+        (start.synchronize(), "the GPU has failed: "),
+        (stream.wait(&start), "a stream cannot wait for an event: "),
+        (stream.record().map(drop), "no event can be made on the GPU: "),
+        (stream.begin_capture(), "a graph cannot be captured: "),
+        (buffer.download().map(drop), "the GPU has failed: "),
+        (buffer.write(&stream, &[2; 10]), "data cannot be copied to the GPU: "),
+        (buffer.read_pinned(&stream, &mut pinned), "data cannot be copied from the GPU: "),
+        (device.zeros::<u8>(1).map(drop), "0.0 MiB of GPU memory cannot be had: "),
+        (device.free_bytes().map(drop), "the GPU has failed: "),
+        (device.stream().map(drop), "no stream can be made on the GPU: "),
+        (launched(), "cannot be loaded: "),
+        (graph.launch(&stream), "a graph cannot be launched: "),
+    ] {
+        let error = outcome.unwrap_err();
+        assert!(error.to_string().contains(part), "`{part}` is missing in: {error}");
+        assert!(
+            error.to_string().ends_with(": CUDA_ERROR_LAUNCH_FAILED (unspecified launch failure)"),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), 1);
+    }
 }
 
 #[test]

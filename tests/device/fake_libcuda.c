@@ -1,7 +1,8 @@
 // A CUDA driver without a GPU, for the tests of the device layer: memory is host memory, everything runs
 // at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one line a
-// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES and FAKE_CUDA_CAPABILITY choose what it is,
-// FAKE_CUDA_PTX the architecture that kernels were made for.
+// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_MEMORY (bytes)
+// choose what it is, FAKE_CUDA_PTX the architecture that kernels were made for. From the launch of a graph on that
+// FAKE_CUDA_FAIL_AFTER counts to (1: the first), the GPU is lost.
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,7 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, NOT_FOUND = 500, CAPTURED = 900 };
+enum {
+    SUCCESS = 0,
+    INVALID = 1,
+    OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
+    NO_CONTEXT = 201,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    CAPTURED = 900
+};
 
 typedef int Result;
 // A stream that has waited for an event of a captured one is captured with it.
@@ -20,6 +30,10 @@ typedef struct { Stream* stream; } Event;
 static _Thread_local void* current;
 static int captures;
 static char context_of_gpu;
+static int graph_launches;
+static int lost;
+// Bytes of live allocations, and of what the memory pool has had for them: it gives nothing back.
+static size_t used, reserved;
 
 static int setting(const char* name, int otherwise)
 {
@@ -44,6 +58,8 @@ static Result note(const char* format, ...)
 
 // Most calls need a current context.
 #define IN_CONTEXT if (!current) return NO_CONTEXT
+// So does everything that makes, does or waits for something, and none of it works on a lost GPU.
+#define WORKING IN_CONTEXT; if (lost) return LAUNCH_FAILED
 
 Result cuDriverGetVersion(int* version)
 {
@@ -59,13 +75,17 @@ Result cuInit(unsigned flags)
 
 Result cuGetErrorName(Result error, const char** name)
 {
-    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_FAKE";
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+        : error == LAUNCH_FAILED   ? "CUDA_ERROR_LAUNCH_FAILED"
+                                   : "CUDA_ERROR_FAKE";
     return SUCCESS;
 }
 
 Result cuGetErrorString(Result error, const char** text)
 {
-    *text = error == OUT_OF_MEMORY ? "out of memory" : "something else";
+    *text = error == OUT_OF_MEMORY ? "out of memory"
+        : error == LAUNCH_FAILED   ? "unspecified launch failure"
+                                   : "something else";
     return SUCCESS;
 }
 
@@ -87,10 +107,16 @@ Result cuDeviceGetName(char* name, int length, int device)
     return SUCCESS;
 }
 
+static size_t total_memory(void)
+{
+    const char* value = getenv("FAKE_CUDA_MEMORY");
+    return value ? strtoull(value, NULL, 10) : (size_t)16 << 30;
+}
+
 Result cuDeviceTotalMem_v2(size_t* bytes, int device)
 {
     (void)device;
-    *bytes = (size_t)16 << 30;
+    *bytes = total_memory();
     return SUCCESS;
 }
 
@@ -160,7 +186,7 @@ Result cuCtxGetDevice(int* device)
 
 Result cuCtxSynchronize(void)
 {
-    IN_CONTEXT;
+    WORKING;
     return captures ? CAPTURED : SUCCESS;
 }
 
@@ -177,11 +203,28 @@ Result cuMemPoolSetAttribute(void* pool, int attribute, void* value)
     return attribute == 4 && *(uint64_t*)value == UINT64_MAX ? SUCCESS : INVALID;
 }
 
+Result cuMemPoolGetAttribute(void* pool, int attribute, void* value)
+{
+    (void)pool;
+    *(uint64_t*)value = attribute == 5 ? reserved : used;
+    return attribute == 5 || attribute == 7 ? SUCCESS : INVALID;
+}
+
+Result cuMemGetInfo_v2(size_t* left, size_t* total)
+{
+    WORKING;
+    *total = total_memory();
+    *left = *total - reserved;
+    return SUCCESS;
+}
+
 Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream) return INVALID;
-    if (bytes > (size_t)1 << 32) return OUT_OF_MEMORY;
+    if (bytes > total_memory() - used) return OUT_OF_MEMORY;
+    used += bytes;
+    if (reserved < used) reserved = used;
     size_t* memory = aligned_alloc(256, 256 + (bytes + 255) / 256 * 256);
     *memory = bytes;
     *address = (uint64_t)(uintptr_t)memory + 256;
@@ -190,17 +233,18 @@ Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
 
 Result cuMemFreeAsync(uint64_t address, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream) return INVALID;
     size_t* memory = (void*)(uintptr_t)(address - 256);
     size_t bytes = *memory;
+    used -= bytes;
     free(memory);
     return note("free %zu", bytes);
 }
 
 Result cuMemHostAlloc(void** memory, size_t bytes, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *memory = malloc(bytes);
     return note("pin %zu, flags %u", bytes, flags);
 }
@@ -214,7 +258,7 @@ Result cuMemFreeHost(void* memory)
 
 Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream) return INVALID;
     memset((void*)(uintptr_t)address, value, bytes);
     return SUCCESS;
@@ -222,7 +266,7 @@ Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stre
 
 Result cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream || stream->capturing) return INVALID;
     memcpy((void*)(uintptr_t)target, source, bytes);
     return SUCCESS;
@@ -230,7 +274,7 @@ Result cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, size_t bytes, S
 
 Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream || stream->capturing) return INVALID;
     memcpy(target, (const void*)(uintptr_t)source, bytes);
     return SUCCESS;
@@ -238,7 +282,7 @@ Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream*
 
 Result cuStreamCreate(Stream** stream, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *stream = calloc(1, sizeof(Stream));
     return note("stream, flags %u", flags);
 }
@@ -252,7 +296,7 @@ Result cuStreamDestroy_v2(Stream* stream)
 
 Result cuStreamSynchronize(Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     return stream->capturing ? INVALID : SUCCESS;
 }
 
@@ -263,7 +307,7 @@ static int captured(const Stream* stream)
 
 Result cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     if (stream && event && event->stream->capturing) stream->origin = event->stream;
     return stream && event && !flags ? note("wait") : INVALID;
 }
@@ -277,7 +321,7 @@ Result cuStreamIsCapturing(Stream* stream, int* status)
 
 Result cuStreamBeginCapture_v2(Stream* stream, int mode)
 {
-    IN_CONTEXT;
+    WORKING;
     stream->capturing = 1;
     captures++;
     stream->launches = 0;
@@ -297,7 +341,7 @@ Result cuStreamEndCapture(Stream* stream, int** graph)
 
 Result cuGraphInstantiateWithFlags(int** executable, int* graph, unsigned long long flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *executable = malloc(sizeof(int));
     **executable = *graph;
     return flags ? INVALID : SUCCESS;
@@ -306,6 +350,9 @@ Result cuGraphInstantiateWithFlags(int** executable, int* graph, unsigned long l
 Result cuGraphLaunch(int* executable, Stream* stream)
 {
     IN_CONTEXT;
+    int last = setting("FAKE_CUDA_FAIL_AFTER", 0);
+    if (last && ++graph_launches >= last) lost = 1;
+    if (lost) return LAUNCH_FAILED;
     return stream ? note("graph of %d launches", *executable) : INVALID;
 }
 
@@ -325,7 +372,7 @@ Result cuGraphDestroy(int* graph)
 
 Result cuEventCreate(Event** event, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *event = calloc(1, sizeof(Event));
     return flags ? INVALID : SUCCESS;
 }
@@ -339,27 +386,27 @@ Result cuEventDestroy_v2(void* event)
 
 Result cuEventRecord(Event* event, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (event) event->stream = stream;
     return event && stream ? SUCCESS : INVALID;
 }
 
 Result cuEventSynchronize(void* event)
 {
-    IN_CONTEXT;
+    WORKING;
     return event ? SUCCESS : INVALID;
 }
 
 Result cuEventElapsedTime_v2(float* milliseconds, void* start, void* end)
 {
-    IN_CONTEXT;
+    WORKING;
     *milliseconds = 0.5f;
     return start && end ? SUCCESS : INVALID;
 }
 
 Result cuModuleLoadData(void** module, const void* image)
 {
-    IN_CONTEXT;
+    WORKING;
     *module = strdup(image);
     return note("load %s", (const char*)image);
 }
@@ -419,7 +466,7 @@ typedef struct {
 
 Result cuLaunchKernelEx(const Config* config, void* function, void** params, void** extra)
 {
-    IN_CONTEXT;
+    WORKING;
     if (extra) return INVALID;
     char more[64] = "";
     for (unsigned i = 0; i < config->count; i++) {

@@ -8,3 +8,4 @@ mod any_device;
 mod fake_driver;
 mod fatbins;
 mod kernel_registry;
+mod planned;

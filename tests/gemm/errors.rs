@@ -10,17 +10,7 @@ use trencadis::kernels::gemm::{
 use trencadis::recipe::GeluKind;
 
 fn device() -> DeviceInfo {
-    DeviceInfo {
-        name: "a GPU".into(),
-        capability: (9, 0),
-        multiprocessors: 132,
-        shared_per_block: 227 << 10,
-        shared_per_multiprocessor: 228 << 10,
-        l2_bytes: 50 << 20,
-        memory_bytes: 80 << 30,
-        clock_khz: 1_500_000,
-        driver: None,
-    }
+    DeviceInfo { name: "a GPU".into(), ..DeviceInfo::h100() }
 }
 
 fn matrix<T>(address: u64, stride: usize, len: usize) -> Matrix<'static, T> {
@@ -72,7 +62,7 @@ fn sum() -> Sum<'static> {
     Sum { out: matrix(4 * FAR, 76, PLENTY), accumulate: vector(7 * FAR, 1) }
 }
 
-const PLAN: Plan = Plan { tile: TILES[2], stages: 3, splits: 1, group: 2 };
+const PLAN: Plan = Plan { tile: TILES[2], stages: 3, splits: 1, group: 2, clusters: 0 };
 
 fn outcome(gemm: &Gemm<'_>, epilogue: Epilogue<'_>, plan: Plan, workspace: Vector<'_, u8>) -> String {
     match gemm.check(&epilogue, &plan, &workspace, &device()) {

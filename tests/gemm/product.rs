@@ -4,7 +4,9 @@ use half::bf16;
 
 use trencadis::cpu::gemm::{Mat, MatMut, gemm};
 use trencadis::device::{Buffer, Device};
-use trencadis::kernels::gemm::{Epilogue, Gemm, Layout, Matrix, Plan, Shape, TILES, Tile, Vector};
+use trencadis::kernels::gemm::{
+    Epilogue, Gemm, HOPPER_TILES, Kind, Layout, Matrix, Plan, Shape, TILES, Tile, Vector,
+};
 
 use crate::support::numbers::{distance, random};
 
@@ -137,13 +139,16 @@ impl Operands {
 
 /// A plan with a tile, as small as it can be.
 pub fn with_tile(tile: Tile) -> Plan {
-    Plan { tile, stages: 3, splits: 1, group: 1 }
+    Plan { tile, stages: 3, splits: 1, group: 1, clusters: u32::from(tile.hopper.is_some()) }
 }
 
-/// Every tile that a device has room for.
-pub fn tiles(device: &Device) -> Vec<Tile> {
+/// Every tile that a device has room for and that has a kernel of this kind.
+pub fn tiles(device: &Device, kind: Kind) -> Vec<Tile> {
+    let hopper = HOPPER_TILES.into_iter().filter(|_| device.info().hopper);
     TILES
         .into_iter()
+        .chain(hopper)
+        .filter(|tile| tile.has(kind))
         .filter(|&tile| with_tile(tile).shared_bytes() <= device.info().shared_per_block)
         .collect()
 }

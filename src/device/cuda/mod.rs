@@ -17,16 +17,18 @@ use modules::Modules;
 use super::backend::Backend;
 use super::fatbins::Fatbins;
 use super::{DeviceInfo, Kernels};
+use crate::kernels::registry::{self, Tier};
 use crate::{Error, Result};
 
 /// Opens GPU number `ordinal` with its kernels.
 pub(super) fn open(ordinal: usize) -> Result<(Kernels, Box<dyn Backend>)> {
     let version = driver::start()?;
     let device = driver::device(ordinal)?;
-    let info = driver::describe(device, version)?;
+    let mut info = driver::describe(device, version)?;
     new_enough(&info)?;
     let fatbins = Fatbins::find()?;
     code_for(&info, &fatbins)?;
+    info.hopper = has_hopper(&info, &fatbins);
     let context = Arc::new(Context::primary(device)?);
     let memory = Memory::new(context.clone(), device)?;
     let modules = Modules::new(context, fatbins, info.shared_per_block);
@@ -43,12 +45,23 @@ pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
 pub(super) fn for_current_context() -> Result<Kernels> {
     let version = driver::start()?;
     let (context, device) = Context::current()?;
-    let info = driver::describe(device, version)?;
+    let mut info = driver::describe(device, version)?;
     new_enough(&info)?;
     let fatbins = Fatbins::find()?;
     code_for(&info, &fatbins)?;
+    info.hopper = has_hopper(&info, &fatbins);
     let modules = Modules::new(Arc::new(context), fatbins, info.shared_per_block);
     Ok(Kernels::new(Box::new(modules), info))
+}
+
+/// Variable that keeps to the portable kernels where it is set and not 0: to compare, or where the others fail.
+const PORTABLE: &str = "TRENCADIS_PORTABLE";
+
+/// Whether the kernels of the sm90 tier are there for a GPU, and wanted.
+fn has_hopper(info: &DeviceInfo, fatbins: &Fatbins) -> bool {
+    let portable = std::env::var_os(PORTABLE).is_some_and(|value| value != "0" && !value.is_empty());
+    let mut own = registry::sources().into_iter().filter(|source| source.tier == Tier::Sm90);
+    info.capability == (9, 0) && !portable && own.all(|source| fatbins.position(source.stem()).is_some())
 }
 
 /// Refuses GPUs that no build has kernels for.

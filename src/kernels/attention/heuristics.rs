@@ -105,6 +105,7 @@ mod tests {
         DeviceInfo {
             name: "test".into(),
             capability: (8, 0),
+            hopper: false,
             multiprocessors: 100,
             shared_per_block: shared_per_block << 10,
             shared_per_multiprocessor: shared_per_multiprocessor << 10,

@@ -205,7 +205,16 @@ impl Gemm<'_> {
     }
 
     fn check_plan(&self, epilogue: &Epilogue<'_>, plan: &Plan, device: &DeviceInfo) -> Result<()> {
-        if !(MIN_STAGES..=MAX_STAGES).contains(&plan.stages) {
+        if plan.tile.hopper.is_some() {
+            let kind = epilogue.kind();
+            if !device.hopper || !plan.tile.has(kind) || plan.clusters == 0 {
+                return refuse(format_args!(
+                    "the plan has a tile of {}x{} for Hopper in {} clusters; {} has no such kernel for this epilogue, \
+                     or the clusters are none",
+                    plan.tile.m, plan.tile.n, plan.clusters, device.name
+                ));
+            }
+        } else if !(MIN_STAGES..=MAX_STAGES).contains(&plan.stages) {
             return refuse(format_args!(
                 "the plan has {} stages; it must have {MIN_STAGES} to {MAX_STAGES}",
                 plan.stages

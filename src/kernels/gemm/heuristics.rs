@@ -4,11 +4,12 @@
 //! the bandwidth of shared memory (each fragment is read once a warp, each tile written once), and its share
 //! of the L2 cache's bandwidth. Blocks of one multiprocessor share its units and hide each other's latency;
 //! the last wave is charged for what it leaves idle. Only ratios matter: the model ranks choices and
-//! predicts no time.
+//! predicts no time. Hopper's own kernel has a model of its own, in the same cycles, so that both tiers compete.
 
 use crate::device::DeviceInfo;
 
-use super::tiles::{Kind, Layout, MAX_STAGES, MIN_STAGES, TILES, Tile};
+use super::hopper;
+use super::tiles::{HOPPER_SHARED_BYTES, Kind, Layout, MAX_STAGES, MIN_STAGES, TILES, Tile};
 
 /// Extents of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Plan {
     pub splits: u32,
     /// Columns of tiles that are walked down together.
     pub group: u32,
+    /// Pairs of blocks that stay for all the work, on Hopper; else 0.
+    pub clusters: u32,
 }
 
 /// Stages beyond this many hide no more latency.
@@ -66,7 +69,10 @@ const MIN_SLICE: usize = 256;
 impl Plan {
     /// Dynamic shared memory of a block.
     pub const fn shared_bytes(&self) -> u32 {
-        self.stages * self.tile.stage_bytes()
+        match self.tile.hopper {
+            None => self.stages * self.tile.stage_bytes(),
+            Some(_) => HOPPER_SHARED_BYTES,
+        }
     }
 
     /// Blocks that cover the result once.
@@ -84,20 +90,39 @@ pub fn plan(shape: Shape, kind: Kind, device: &DeviceInfo) -> Option<Plan> {
     let mut best: Option<(f64, Plan)> = None;
     for tile in TILES {
         let Some((stages, resident)) = residency(tile, device) else { continue };
-        let most = match kind {
-            Kind::Sum => u32::try_from(shape.k / MIN_SLICE).unwrap_or(MAX_SPLITS).clamp(1, MAX_SPLITS),
-            Kind::Store | Kind::GeluGrad => 1,
-        };
-        for splits in 1..=most {
+        for splits in 1..=most_splits(shape, kind) {
             let group = group(tile, shape, device.multiprocessors * resident);
-            let plan = Plan { tile, stages, splits, group };
+            let plan = Plan { tile, stages, splits, group, clusters: 0 };
             let cycles = cycles(&plan, shape, resident, device);
             if best.is_none_or(|(least, _)| cycles < least) {
                 best = Some((cycles, plan));
             }
         }
     }
+    for (cycles, plan) in hopper::plans(shape, kind, device) {
+        if best.is_none_or(|(least, _)| cycles < least) {
+            best = Some((cycles, plan));
+        }
+    }
     best.map(|(_, plan)| plan)
+}
+
+/// Most slices of k that a product may be cut into.
+pub(super) fn most_splits(shape: Shape, kind: Kind) -> u32 {
+    match kind {
+        Kind::Sum => u32::try_from(shape.k / MIN_SLICE).unwrap_or(MAX_SPLITS).clamp(1, MAX_SPLITS),
+        Kind::Store | Kind::GeluGrad => 1,
+    }
+}
+
+/// Cycles to write the slices of k and to add them up.
+pub(super) fn reduction(splits: u32, shape: Shape, device: &DeviceInfo) -> f64 {
+    if splits == 1 {
+        return 0.0;
+    }
+    // Every slice is written and read once.
+    let bytes = 8.0 * f64::from(splits) * shape.m as f64 * shape.n as f64;
+    LAUNCH_CYCLES + bytes / (MEMORY_BYTES * f64::from(device.multiprocessors))
 }
 
 /// Stages of a tile and blocks of it on a multiprocessor: as many blocks as registers allow, then as many
@@ -143,18 +168,12 @@ fn cycles(plan: &Plan, shape: Shape, resident: u32, device: &DeviceInfo) -> f64 
         let alone = if blocks == 1 && plan.tile.threads() <= 128 { LONE_BLOCK } else { 1.0 };
         if blocks == 0 { 0.0 } else { blocks as f64 * block / alone + ends }
     };
-    let mut cycles = full as f64 * wave(resident as usize) + wave(last);
-    if plan.splits > 1 {
-        // Every slice is written and read once.
-        let bytes = 8.0 * f64::from(plan.splits) * shape.m as f64 * shape.n as f64;
-        cycles += LAUNCH_CYCLES + bytes / (MEMORY_BYTES * f64::from(device.multiprocessors));
-    }
-    cycles
+    full as f64 * wave(resident as usize) + wave(last) + reduction(plan.splits, shape, device)
 }
 
 /// Columns of tiles walked down together so that `resident` blocks in a row read the fewest rows and
 /// columns of the operands.
-fn group(tile: Tile, shape: Shape, resident: u32) -> u32 {
+pub(super) fn group(tile: Tile, shape: Shape, resident: u32) -> u32 {
     let wide = u32::try_from(shape.n.div_ceil(tile.n as usize)).unwrap_or(u32::MAX).max(1);
     let reads = |group: u32| group * tile.n + resident.div_ceil(group) * tile.m;
     (1..=wide.min(32)).min_by_key(|&group| reads(group)).unwrap_or(1)
@@ -168,6 +187,7 @@ mod tests {
         DeviceInfo {
             name: name.into(),
             capability,
+            hopper: false,
             multiprocessors,
             shared_per_block: kib * 1024,
             shared_per_multiprocessor: (kib + 1) * 1024,

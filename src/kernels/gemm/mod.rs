@@ -42,6 +42,7 @@ pub mod raw;
 mod bias_grad;
 mod checked;
 mod heuristics;
+mod hopper;
 mod memory;
 
 pub use super::registry::gemm as tiles;
@@ -50,4 +51,4 @@ pub use bias_grad::BiasGrad;
 pub use checked::{Epilogue, GeluGrad, Gemm, Store, Sum};
 pub use heuristics::{Plan, Shape, plan};
 pub use memory::{Matrix, Vector};
-pub use tiles::{Kind, Layout, TILES, Tile};
+pub use tiles::{HOPPER_TILES, Kind, Layout, Scheme, TILES, Tile};

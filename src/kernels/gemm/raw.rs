@@ -4,7 +4,9 @@
 use half::bf16;
 
 use crate::Result;
-use crate::device::{Kernels, Launch, Ptr, RawStream};
+use crate::device::{
+    Kernels, Launch, Ptr, RawStream, TensorBoxes, TensorElement, TensorMap, TensorSwizzle,
+};
 
 use super::heuristics::Plan;
 use super::tiles::{self, Kind, Layout};
@@ -93,11 +95,62 @@ pub unsafe fn gemm(
     params: &GemmParams,
     dependent: bool,
 ) -> Result<()> {
+    let name = tiles::name(layout, kind, plan.tile);
+    if plan.tile.hopper.is_some() {
+        let (params, launch) = hopper(kernels, layout, plan, params)?;
+        let launch = Launch { dependent, ..launch };
+        // SAFETY: the caller answers for addresses and stream.
+        return unsafe { kernels.launch(&name, launch, stream, &params) };
+    }
     let tiles = plan.tiles(params.m as usize, params.n as usize);
     let mut launch = Launch::new([tiles as u32, plan.splits, 1], plan.tile.threads(), plan.shared_bytes());
     launch.dependent = dependent;
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(&tiles::name(layout, kind, plan.tile), launch, stream, params) }
+    unsafe { kernels.launch(&name, launch, stream, params) }
+}
+
+/// Constant arguments of Hopper's kernel, mirror of `HopperGemmParams`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct HopperGemmParams {
+    a: TensorMap,
+    b: TensorMap,
+    gemm: GemmParams,
+    splits: i32,
+    clusters: i32,
+}
+
+/// What Hopper's kernel is launched with.
+fn hopper(
+    kernels: &Kernels,
+    layout: Layout,
+    plan: &Plan,
+    params: &GemmParams,
+) -> Result<(HopperGemmParams, Launch)> {
+    let tile = plan.tile;
+    // An operand of rows of C and k elements, of which a block copies `own` rows at a time.
+    let map = |address: Ptr<bf16>, rows: i32, stride: i64, rows_are_k: bool, own: u32| {
+        let (rows, k) = (rows as u32, params.k as u32);
+        let (sizes, side) = if rows_are_k { ([rows, k], 64) } else { ([k, rows], own) };
+        kernels.tensor_map(&TensorBoxes {
+            element: TensorElement::Bf16,
+            address: address.address(),
+            sizes: &sizes,
+            strides: &[2 * stride as u64],
+            tile: &[64, side],
+            swizzle: TensorSwizzle::Bytes128,
+        })
+    };
+    let [own_a, own_b] = if tile.shares_a() { [tile.m / 2, tile.n] } else { [tile.m, tile.n / 2] };
+    let params = HopperGemmParams {
+        a: map(params.a, params.m, params.lda, layout == Layout::Tn, own_a)?,
+        b: map(params.b, params.n, params.ldb, layout != Layout::Nt, own_b)?,
+        gemm: *params,
+        splits: plan.splits as i32,
+        clusters: plan.clusters as i32,
+    };
+    let launch = Launch::new([2 * plan.clusters, 1, 1], tile.threads(), plan.shared_bytes());
+    Ok((params, Launch { cluster: 2, ..launch }))
 }
 
 /// Constant arguments of `sum_f32_slices`: `out[r, c] = (out[r, c] if accumulate) + Σ_s slices[s, r, c]`.

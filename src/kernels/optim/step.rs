@@ -21,6 +21,10 @@ pub struct OptimizerStep {
     pub ema_decay: f64,
     /// Key of stochastic rounding.
     pub seed: u64,
+    /// Not 0 where gradients are added to those of the batch before.
+    pub continues: i32,
+    /// Not 0 where another batch follows: nothing is updated yet.
+    pub unfinished: i32,
 }
 
 /// What the kernels write. A new run begins with zeros; one that is resumed sets [`step`](Self::step).
@@ -43,7 +47,7 @@ pub struct OptimizerState {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
 pub struct Factors {
-    /// Not 0 where the last step was left out.
+    /// Not 0 where the last step was left out, or is not finished.
     pub skip: i32,
     /// Factor on the gradients: clipping.
     pub grad_scale: f32,

@@ -1,0 +1,330 @@
+//! A device: forward and backward on the kernels in bf16, parameters and optimiser in f32, all in device memory.
+//!
+//! Two batches have a place there. While the device works on one, the next is copied to the other on a stream of
+//! its own. From the second batch on each place has its launches captured: zero gradients where a step begins,
+//! forward, loss, backward, update where it ends, all one graph, whose replays read what changes from step to step
+//! from device memory. Losses and ranks go back to pinned memory behind each batch, and are looked at once the
+//! next one is queued.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::memory::DeviceMemory;
+use super::moments::{Moments, Turn};
+use super::{Engine, TrainState, loss_scale};
+use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
+use crate::autograd::{DeviceExecutor, ParamSpec, StepState, Workload};
+use crate::data::batch::PackedBatch;
+use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
+use crate::error::{Error, Result};
+use crate::eval::device::DeviceModel;
+use crate::eval::model::Forward;
+use crate::kernels::loss;
+use crate::kernels::optim::OptimizerState;
+use crate::models::limits;
+use crate::recipe::Recipe;
+use crate::train::optimizer::weight_decay;
+use crate::train::step::{StepOutcome, TrainStep};
+
+/// Batches that have a place on the device.
+const PLACES: usize = 2;
+
+/// How a device runs steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Every kernel is launched by itself: slower, but an error names the kernel.
+    pub no_graph: bool,
+}
+
+/// A training on a device.
+pub struct DeviceEngine {
+    step: TrainStep,
+    executor: DeviceExecutor,
+    moments: Moments,
+    evaluated: DeviceModel,
+    memory: DeviceMemory,
+    places: Vec<Place>,
+    /// Losses of the batch that ran last, `[N]`.
+    per_image: Buffer<f32>,
+    /// The stream of copies to the device.
+    copies: Stream,
+    options: DeviceOptions,
+    seed: u64,
+    /// Batches queued so far.
+    queued: u64,
+    under_way: VecDeque<Batch>,
+    /// The step whose batches are being collected.
+    partial: Partial,
+    finished: VecDeque<StepOutcome>,
+    /// When the batch that was collected last had run; none where something else ran since.
+    ended: Option<Arc<Event>>,
+}
+
+/// What belongs to one of the batches in device memory.
+struct Place {
+    graph: Option<Graph>,
+    losses: Pinned<f32>,
+    rank: Pinned<i32>,
+    fault: Pinned<i32>,
+    state: Pinned<OptimizerState>,
+    /// When the newest batch here had run.
+    ended: Option<Arc<Event>>,
+}
+
+/// A batch that is queued.
+struct Batch {
+    place: usize,
+    turn: Turn,
+    loss_scale: f64,
+    tokens: usize,
+    budget: usize,
+    flops: f64,
+    begun: Event,
+    ended: Arc<Event>,
+}
+
+#[derive(Default)]
+struct Partial {
+    outcome: StepOutcome,
+    recognised: u64,
+    idle: Option<f64>,
+}
+
+impl DeviceEngine {
+    /// The training of `recipe`, its weights and everything else zeros until [`load`](Self::load). All device memory
+    /// that it will ever use is allocated here.
+    ///
+    /// # Errors
+    /// A model or batch that the kernels do not take; no room on the device.
+    pub fn new(
+        device: &Device,
+        recipe: &Recipe,
+        step: TrainStep,
+        slots: usize,
+        options: DeviceOptions,
+    ) -> Result<Self> {
+        limits::check(&recipe.model)?;
+        let shape = BatchShape::of_recipe(recipe, slots, 0);
+        let before = device.allocated_bytes();
+        let decay = |param: &ParamSpec| weight_decay(param, &recipe.train);
+        let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(step.graph()), &decay)?)?);
+        let executor = DeviceExecutor::with_params(device, step.graph(), shape, PLACES, params.clone())?;
+        let moments = Moments::new(device, &params, &recipe.train, PLACES)?;
+        let trained = device.allocated_bytes();
+        let average = moments.average().unwrap_or(&params).clone();
+        // An evaluation may be of another resolution than the training.
+        let shape = BatchShape::of_recipe(recipe, slots, recipe.eval.resolution);
+        let evaluated = DeviceModel::beside(&executor, recipe, step.classes(), shape, average)?;
+        let state = params.bytes() + size_of::<f32>() * executor.grads().len() + moments.bytes();
+        let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
+        let memory = DeviceMemory {
+            state,
+            activations,
+            input,
+            workspace: trained - before - state - activations - input,
+            evaluation: device.allocated_bytes() - trained,
+        };
+        let place = |_| {
+            Ok(Place {
+                graph: None,
+                losses: device.pinned(slots)?,
+                rank: device.pinned(slots)?,
+                fault: device.pinned(1)?,
+                state: device.pinned(1)?,
+                ended: None,
+            })
+        };
+        Ok(Self {
+            places: (0..PLACES).map(place).collect::<Result<_>>()?,
+            per_image: executor.kept_f32(step.per_image())?,
+            copies: device.stream()?,
+            seed: recipe.train.seed,
+            queued: 0,
+            under_way: VecDeque::new(),
+            partial: Partial::default(),
+            finished: VecDeque::new(),
+            ended: None,
+            options,
+            memory,
+            evaluated,
+            moments,
+            executor,
+            step,
+        })
+    }
+
+    /// Replaces weights, average, moments and count of steps.
+    ///
+    /// # Errors
+    /// Tensors of another model; a failed device.
+    pub fn load(&mut self, state: &TrainState<'_>) -> Result<()> {
+        self.settle()?;
+        self.executor.params().write(self.executor.stream(), &state.weights)?;
+        self.moments.load(&self.executor, state)
+    }
+
+    /// Device memory of the training.
+    pub fn memory(&self) -> DeviceMemory {
+        self.memory
+    }
+
+    /// What runs the step.
+    pub fn executor(&self) -> &DeviceExecutor {
+        &self.executor
+    }
+
+    /// Queues one batch of a step.
+    fn queue_batch(&mut self, batch: &PackedBatch, lr: f64, loss_scale: f64, turn: Turn) -> Result<()> {
+        let at = (self.queued % PLACES as u64) as usize;
+        if self.under_way.len() == PLACES {
+            self.collect_batch()?;
+        }
+        // What is there now must have been read before it is overwritten.
+        if let Some(ended) = &self.places[at].ended {
+            self.copies.wait(ended)?;
+        }
+        let state = StepState { seed: self.seed, loss_scale };
+        self.executor.write_batch(at, &self.copies, batch, &state)?;
+        self.moments.write(at, &self.copies, lr, turn)?;
+        let copied = self.copies.record()?;
+        self.executor.stream().wait(&copied)?;
+        let begun = self.executor.stream().record()?;
+        self.run(at)?;
+        let (stream, place) = (self.executor.stream(), &mut self.places[at]);
+        self.per_image.read_pinned(stream, &mut place.losses)?;
+        self.executor.rank().read_pinned(stream, &mut place.rank)?;
+        self.executor.label_fault().read_pinned(stream, &mut place.fault)?;
+        self.moments.state().read_pinned(stream, &mut place.state)?;
+        let ended = Arc::new(stream.record()?);
+        place.ended = Some(ended.clone());
+        self.queued += 1;
+        self.under_way.push_back(Batch {
+            place: at,
+            turn,
+            loss_scale,
+            tokens: batch.live_tokens(),
+            budget: batch.tokens(),
+            flops: self.step.flops(&Workload::of(batch)),
+            begun,
+            ended,
+        });
+        Ok(())
+    }
+
+    /// Queues the launches over batch `at`. The first ones are plain: they load the kernels' code, which takes
+    /// time and memory that a capture should not wait for.
+    fn run(&mut self, at: usize) -> Result<()> {
+        let stream = self.executor.stream();
+        if self.options.no_graph || self.queued == 0 {
+            return self.launch(at);
+        }
+        if self.places[at].graph.is_none() {
+            stream.begin_capture()?;
+            let launched = self.launch(at);
+            let graph = stream.end_capture();
+            launched?;
+            self.places[at].graph = Some(graph?);
+        }
+        self.places[at].graph.as_ref().map_or(Ok(()), |graph| graph.launch(stream))
+    }
+
+    fn launch(&self, at: usize) -> Result<()> {
+        self.moments.before(at, &self.executor)?;
+        self.executor.launch(at)?;
+        self.moments.after(at, &self.executor)
+    }
+
+    /// Waits for the oldest batch and reads what it did.
+    fn collect_batch(&mut self) -> Result<()> {
+        let Some(batch) = self.under_way.pop_front() else {
+            return Err(Error::failure("no step is queued that could be collected"));
+        };
+        let place = &mut self.places[batch.place];
+        let losses = place.losses.read()?;
+        let loss: f64 = losses.iter().map(|x| f64::from(*x)).sum();
+        loss::fault(place.fault.read()?[0])?;
+        let Partial { outcome, recognised, idle } = &mut self.partial;
+        outcome.loss += loss * batch.loss_scale;
+        outcome.tokens += batch.tokens;
+        outcome.budget += batch.budget;
+        outcome.flops += batch.flops;
+        // -1 where an image has no weight.
+        for rank in place.rank.read()?.iter().filter(|rank| **rank >= 0) {
+            outcome.images += 1;
+            *recognised += u64::from(*rank == 0);
+        }
+        if let Some(before) = self.ended.replace(batch.ended.clone()) {
+            let seconds = f64::from(before.elapsed_ms(&batch.begun)?.max(0.0)) / 1e3;
+            *idle = Some(idle.unwrap_or(0.0) + seconds);
+        }
+        if batch.turn.last {
+            let Partial { mut outcome, recognised, idle } = std::mem::take(&mut self.partial);
+            outcome.accuracy = recognised as f64 / outcome.images.max(1) as f64;
+            outcome.grad_norm = place.state.read()?[0].norm;
+            // Of the first step nobody knows how long the device had waited.
+            outcome.idle = Some(idle.unwrap_or(0.0));
+            self.finished.push_back(outcome);
+        }
+        Ok(())
+    }
+
+    /// Waits for everything that is queued, so that something else can run.
+    fn settle(&mut self) -> Result<()> {
+        while !self.under_way.is_empty() {
+            self.collect_batch()?;
+        }
+        self.ended = None;
+        self.executor.check()
+    }
+}
+
+impl Engine for DeviceEngine {
+    fn params(&self) -> &[ParamSpec] {
+        self.step.params()
+    }
+
+    fn depth(&self) -> usize {
+        PLACES
+    }
+
+    fn queue(&mut self, batches: &[PackedBatch], lr: f64) -> Result<()> {
+        let scale = loss_scale(batches);
+        for (i, batch) in batches.iter().enumerate() {
+            let turn = Turn { first: i == 0, last: i + 1 == batches.len() };
+            self.queue_batch(batch, lr, scale, turn)?;
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutcome> {
+        loop {
+            if let Some(outcome) = self.finished.pop_front() {
+                return Ok(outcome);
+            }
+            self.collect_batch()?;
+        }
+    }
+
+    fn state(&mut self) -> Result<TrainState<'_>> {
+        self.settle()?;
+        let params = self.executor.params();
+        let [m, v] = self.moments.read(params)?;
+        let ema = self.moments.average().map(|average| average.read()).transpose()?;
+        let state = self.moments.state().download()?;
+        Ok(TrainState {
+            weights: params.read()?.into(),
+            ema: ema.map(Into::into),
+            m: m.into(),
+            v: v.into(),
+            optimizer_step: state[0].step,
+        })
+    }
+
+    fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
+        self.settle()?;
+        if let Some(average) = self.moments.average() {
+            average.round(self.executor.stream())?;
+        }
+        Ok(Box::new(&mut self.evaluated))
+    }
+}
