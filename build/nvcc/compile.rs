@@ -212,7 +212,8 @@ fn compile(nvcc: &Nvcc, threads: usize, kernels: &Path, job: &Job) -> Result<(),
 /// Whether a word of ptxas means that a kernel for Hopper is not what it was written to be: matrix instructions that
 /// wait for one another, registers that stay where they are.
 pub fn is_grave(line: &str) -> bool {
-    line.contains("C7510") || (line.contains("setmaxnreg") && line.contains("ignored"))
+    let serialized = line.contains("wgmma.mma_async instructions are serialized");
+    serialized || (line.contains("setmaxnreg") && line.contains("ignored"))
 }
 
 #[cfg(test)]

@@ -202,8 +202,8 @@ void warp_ends(Warp& warp)
         }
         for (const Block::Visit& visit : block.visits) {
             if (visit.epoch <= block.ended_clock->known(visit.owner)) continue;
-            fail(visit.site, "block rank %u ends, for all it knows before %s is here at its shared memory: a barrier "
-                             "of the cluster must come between",
+            fail(visit.site, "block rank %u may have ended before %s comes to its shared memory here: a barrier of "
+                             "the cluster must come between",
                  block.rank, Owner(cluster, visit.owner).text);
         }
     }

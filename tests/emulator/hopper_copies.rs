@@ -98,7 +98,10 @@ fn tensors_of_one_to_five_dimensions() {
     let values = ramp(16 * 3 * 5 * 2 * 2);
     check(&Tensor::f32(&values, &[480], &[64], TensorSwizzle::None), &[30]);
     check(&Tensor::f32(&values, &[16, 3, 5, 4], &[8, 2, 3, 3], TensorSwizzle::Bytes32), &[6, 2, 1, 2]);
-    check(&Tensor::f32(&values, &[16, 3, 5, 2, 2], &[8, 2, 3, 2, 3], TensorSwizzle::Bytes32), &[6, 2, 1, 1, -1]);
+    check(
+        &Tensor::f32(&values, &[16, 3, 5, 2, 2], &[8, 2, 3, 2, 3], TensorSwizzle::Bytes32),
+        &[6, 2, 1, 1, -1],
+    );
 }
 
 /// Adds 1 to a box of 32 x 8 f32 at (20, 3) of [60, 20] on its way to (40, 15) of [60, 20].

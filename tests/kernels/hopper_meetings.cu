@@ -165,7 +165,7 @@ DEVICE void exchange(const Params& p)
             if (r != rank && lane == 0) ptx::mbarrier_arrive_peer(ptx::peer_address(base + 128, r));
         }
         if (PEER == Peer::late_arrival) return;
-        ptx::mbarrier_wait(base + 128, 0);
+        ptx::mbarrier_wait_peers(base + 128, 0);
         uint32_t before = (rank + ptx::cluster_size() - 1) % ptx::cluster_size();
         bool right = Shared<uint32_t>(base + 256).load(31 - lane) == 7 + before
             && Shared<uint32_t>(base + 384).load(127 - lane) == before;
