@@ -224,10 +224,15 @@ mod tests {
     fn what_ptxas_must_not_say() {
         for (line, grave) in [
             (
-                "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",
+                "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+                 non wgmma instructions reading accumulator registers",
                 true,
             ),
-            ("ptxas info    : (C7508) setmaxnreg ignored to allow call to extern function", true),
+            (
+                "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine \
+                 register count at entry.",
+                true,
+            ),
             ("ptxas info    : (C7519) warpgroup.arrive is injected in around line 7", false),
             ("ptxas info    : Used 168 registers", false),
         ] {

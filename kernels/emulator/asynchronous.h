@@ -125,6 +125,9 @@ void begin_reading(Block& block, uint32_t chunk_number);
 Block& block_of(uint32_t& address, const char* verb, Site site);
 void note_visit(Block& block, Site site);
 
+// Block `to` may count on the writes to global memory that block `from` made or had learned of.
+void tell_of_global(const Block& from, const Block& to);
+
 // Lets one of the copies under way arrive.
 void land_a_copy(Launch& launch, size_t which);
 

@@ -31,6 +31,9 @@ void settle_cluster(Cluster& cluster)
     if (!any || !everyone_arrived(cluster)) return;
     cluster.launch->changes++;
     if (cluster.complete) cluster.complete->join(*cluster.gathering, cluster.parties);
+    // Everyone knows what the first does once it knows what everyone does.
+    for (const Block* block : cluster.blocks) tell_of_global(*block, *cluster.blocks[0]);
+    for (const Block* block : cluster.blocks) tell_of_global(*cluster.blocks[0], *block);
     for (Block* block : cluster.blocks) {
         for (Warp& warp : block->warps) {
             if (!cluster.waiting[warp.party]) continue;

@@ -174,4 +174,16 @@ DEVICE void exchange(const Params& p)
     }
 }
 
+// Block 0 of each cluster writes to global memory, and the others read it after their barrier: y[0..blocks] and
+// y[blocks..2 blocks]. The bug comes before the barrier.
+template <bool BUG>
+DEVICE void share(const Params& p)
+{
+    uint32_t first = blockIdx.x - ptx::cluster_rank();
+    if (threadIdx.x == 0 && ptx::cluster_rank() == 0) words(p.y).store(first, 1000 + first);
+    if (!BUG) ptx::cluster_barrier();
+    if (threadIdx.x == 0) words(p.y).store(gridDim.x + blockIdx.x, words(p.y).load(first));
+    if (BUG) ptx::cluster_barrier();
+}
+
 } // namespace hopper_meetings
