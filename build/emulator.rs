@@ -15,8 +15,9 @@ use crate::registry::Source;
 use crate::{planted, units};
 
 /// Files of the emulator itself, below `kernels/emulator`.
-const RUNTIME: [&str; 9] = [
+const RUNTIME: [&str; 10] = [
     "machine.cpp",
+    "launch.cpp",
     "shared.cpp",
     "global.cpp",
     "collectives.cpp",

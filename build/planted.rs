@@ -81,7 +81,7 @@ const COPY_BUGS: [&str; 20] = [
 ];
 
 #[rustfmt::skip]
-const HOPPER_MEETINGS: [(&str, &str, u32); 21] = [
+const HOPPER_MEETINGS: [(&str, &str, u32); 23] = [
     ("hopper_ring", "ring<>", 64),
     ("hopper_ring_wrong_parity", "ring<hopper_meetings::Bug::wrong_parity>", 64),
     ("hopper_ring_no_arrival", "ring<hopper_meetings::Bug::no_arrival>", 64),
@@ -103,6 +103,8 @@ const HOPPER_MEETINGS: [(&str, &str, u32); 21] = [
     ("hopper_exchange_past_end", "exchange<hopper_meetings::Peer::past_end>", 32),
     ("hopper_exchange_no_such_rank", "exchange<hopper_meetings::Peer::no_such_rank>", 32),
     ("hopper_exchange_arrive_twice", "exchange<hopper_meetings::Peer::arrive_twice>", 32),
+    ("hopper_share", "share<false>", 32),
+    ("hopper_share_race", "share<true>", 32),
 ];
 
 #[rustfmt::skip]

@@ -212,7 +212,8 @@ fn compile(nvcc: &Nvcc, threads: usize, kernels: &Path, job: &Job) -> Result<(),
 /// Whether a word of ptxas means that a kernel for Hopper is not what it was written to be: matrix instructions that
 /// wait for one another, registers that stay where they are.
 pub fn is_grave(line: &str) -> bool {
-    (line.contains("wgmma") && line.contains("serialized")) || (line.contains("setmaxnreg") && line.contains("ignored"))
+    let serialized = line.contains("wgmma.mma_async instructions are serialized");
+    serialized || (line.contains("setmaxnreg") && line.contains("ignored"))
 }
 
 #[cfg(test)]
@@ -223,10 +224,15 @@ mod tests {
     fn what_ptxas_must_not_say() {
         for (line, grave) in [
             (
-                "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",
+                "ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+                 non wgmma instructions reading accumulator registers",
                 true,
             ),
-            ("ptxas info    : (C7508) setmaxnreg ignored to allow call to extern function", true),
+            (
+                "ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine \
+                 register count at entry.",
+                true,
+            ),
             ("ptxas info    : (C7519) warpgroup.arrive is injected in around line 7", false),
             ("ptxas info    : Used 168 registers", false),
         ] {

@@ -234,6 +234,22 @@ DEVICE void mbarrier_wait(uint32_t address, uint32_t parity)
     while (!mbarrier_test(address, parity)) {}
 }
 
+// The same, and what peers of the cluster stored here before they arrived is there.
+DEVICE void mbarrier_wait_peers(uint32_t address, uint32_t parity)
+{
+    uint32_t over = 0;
+    while (over == 0) {
+        asm volatile("{\n"
+                     ".reg .pred p;\n"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n"
+                     "}"
+                     : "=r"(over)
+                     : "r"(address), "r"(parity)
+                     : "memory");
+    }
+}
+
 // Orders what this thread wrote to shared memory, or has learned of, before what copies and wgmma do after a barrier
 // that follows.
 DEVICE void fence_proxy_async()

@@ -23,8 +23,9 @@ namespace ptx {
 
 // A matrix in shared memory, as wgmma takes it. Of width W bytes (16 where there is no swizzle), begin at a multiple
 // of 8 W:
-//   K-major, 8 rows (m or n) of W bytes follow one another:  `stride` bytes from 8 rows to the next 8; k + 16 is 32 bytes
-//     on. Not swizzled, a row is 8 k and `leading` bytes lie between k and k + 8; else `leading` counts for nothing.
+//   K-major, 8 rows (m or n) of W bytes follow one another: `stride` bytes from 8 rows to the next 8; k + 16 is 32
+//     bytes on. Not swizzled, a row is 8 k and `leading` bytes lie between k and k + 8; else `leading` counts for
+//     nothing.
 //   MN-major ("transposed"), 8 rows (k) of W bytes follow one another: `stride` bytes from 8 k to the next 8, `leading`
 //     from W/2 elements of m or n to the next. Not swizzled, the two change places.
 DEVICE uint64_t wgmma_matrix(uint32_t address, uint32_t leading, uint32_t stride, Swizzle swizzle)
@@ -230,6 +231,15 @@ DEVICE void wgmma_wait(float (&d)[C], float (&e)[E])
     wgmma_wait<pending>();
     hold(d);
     hold(e);
+}
+
+template <int pending, int C, int E, int F>
+DEVICE void wgmma_wait(float (&d)[C], float (&e)[E], float (&f)[F])
+{
+    wgmma_wait<pending>();
+    hold(d);
+    hold(e);
+    hold(f);
 }
 
 } // namespace ptx

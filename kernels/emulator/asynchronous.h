@@ -72,7 +72,7 @@ struct BulkStore {
     std::vector<uint8_t> data; // as it lies in the box
     bool reading = true;
     bool written = false;
-    Site site;
+    Site site{};
 };
 
 // One wgmma under way.
@@ -125,8 +125,11 @@ void begin_reading(Block& block, uint32_t chunk_number);
 Block& block_of(uint32_t& address, const char* verb, Site site);
 void note_visit(Block& block, Site site);
 
-// Lets one of the copies under way arrive; false where there is none, or a fault came up.
-bool land_a_copy(Launch& launch, size_t which);
+// Block `to` may count on the writes to global memory that block `from` made or had learned of.
+void tell_of_global(const Block& from, const Block& to);
+
+// Lets one of the copies under way arrive.
+void land_a_copy(Launch& launch, size_t which);
 
 void thread_ends(Thread& thread);
 void warp_ends(Warp& warp);

@@ -64,7 +64,8 @@ Box box_of(const Map& map, const int* at)
 
 Box plain_box(void* global, uint32_t bytes, Site site)
 {
-    if (bytes == 0 || bytes % chunk != 0) fail(site, "copies %u bytes at once: must be a multiple of %u", bytes, chunk);
+    if (bytes == 0 || bytes % chunk != 0)
+        fail(site, "copies %u bytes at once: must be a multiple of %u", bytes, chunk);
     return {{{static_cast<uint8_t*>(global), 0, bytes}}, bytes, 0};
 }
 
@@ -141,7 +142,7 @@ void issue_load(uint32_t destination, Box whole, uint32_t alignment, uint32_t mb
 
 } // namespace
 
-bool land_a_copy(Launch& launch, size_t which)
+void land_a_copy(Launch& launch, size_t which)
 {
     std::unique_ptr<BulkLoad> load = std::move(launch.loads[which]);
     launch.loads.erase(launch.loads.begin() + long(which));
@@ -156,7 +157,6 @@ bool land_a_copy(Launch& launch, size_t which)
     mbarrier.landed.push_back({load->offset, box.bytes, launch.place(load->site)});
     mbarrier.bytes -= box.bytes;
     settle(mbarrier);
-    return true;
 }
 
 void tensor_load(uint32_t destination, const void* words, const int* at, uint32_t rank, uint32_t mbarrier,
@@ -229,10 +229,12 @@ void issue_store(uint32_t source, Box box, uint32_t alignment, BulkKind kind, Si
         const void* value = kind == BulkKind::store ? data.data() + row.offset : row.global;
         note_global_write(range, reinterpret_cast<uint64_t>(row.global), row.bytes, value, site);
     }
-    auto store = new BulkStore{kind, thread.store_groups + 1, offset, std::move(box), std::move(data), true, false, site};
+    auto store = new BulkStore{kind, thread.store_groups + 1, offset, std::move(box), std::move(data)};
+    store->site = site;
     thread.stores.push_back(store);
     CopyPolicy policy = launch.arguments.policy;
-    if (policy == CopyPolicy::at_issue || (policy == CopyPolicy::random && launch.next_random() % 2)) write_out(*store);
+    bool early = policy == CopyPolicy::at_issue || (policy == CopyPolicy::random && launch.next_random() % 2);
+    if (early) write_out(*store);
 }
 
 } // namespace

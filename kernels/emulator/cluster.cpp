@@ -31,6 +31,9 @@ void settle_cluster(Cluster& cluster)
     if (!any || !everyone_arrived(cluster)) return;
     cluster.launch->changes++;
     if (cluster.complete) cluster.complete->join(*cluster.gathering, cluster.parties);
+    // Everyone knows what the first does once it knows what everyone does.
+    for (const Block* block : cluster.blocks) tell_of_global(*block, *cluster.blocks[0]);
+    for (const Block* block : cluster.blocks) tell_of_global(*cluster.blocks[0], *block);
     for (Block* block : cluster.blocks) {
         for (Warp& warp : block->warps) {
             if (!cluster.waiting[warp.party]) continue;
@@ -202,8 +205,8 @@ void warp_ends(Warp& warp)
         }
         for (const Block::Visit& visit : block.visits) {
             if (visit.epoch <= block.ended_clock->known(visit.owner)) continue;
-            fail(visit.site, "block rank %u ends, for all it knows before %s is here at its shared memory: a barrier "
-                             "of the cluster must come between",
+            fail(visit.site, "block rank %u may have ended before %s comes to its shared memory here: a barrier of "
+                             "the cluster must come between",
                  block.rank, Owner(cluster, visit.owner).text);
         }
     }

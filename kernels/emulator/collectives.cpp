@@ -81,7 +81,9 @@ void store_matrices(const uint32_t* registers, uint32_t address, uint32_t count,
         uint32_t j = l / 8, row = l % 8;
         uint32_t values[4];
         for (uint32_t pair = 0; pair < 4; pair++) {
-            auto of = [&](uint32_t lane) { return static_cast<const MatrixStore*>(warp.arguments[lane])->registers[j]; };
+            auto of = [&](uint32_t lane) {
+                return static_cast<const MatrixStore*>(warp.arguments[lane])->registers[j];
+            };
             if (!transposed) {
                 values[pair] = of(4 * row + pair);
                 continue;

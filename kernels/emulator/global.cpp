@@ -1,5 +1,5 @@
 // Global memory: bounds, and blocks of a launch that get in each other's way.
-#include "operations.h"
+#include "asynchronous.h"
 
 #include <algorithm>
 #include <iterator>
@@ -135,6 +135,13 @@ void note_coherent_read(const Range& range, uint64_t address)
     Launch& launch = *current->block->launch;
     if (is_known(launch, own, writer)) return;
     learn(known_to(launch, own), known_to(launch, writer));
+}
+
+void tell_of_global(const Block& from, const Block& to)
+{
+    Launch& launch = *from.launch;
+    if (!launch.arguments.global_races || &from == &to) return;
+    learn(known_to(launch, to.number), known_to(launch, from.number));
 }
 
 int add_to_global(int* counter, int x, Site site)

@@ -155,6 +155,11 @@ inline void mbarrier_wait(uint32_t address, uint32_t parity, Site site = Site::h
     emulator::mbarrier_wait(address, parity, site);
 }
 
+inline void mbarrier_wait_peers(uint32_t address, uint32_t parity, Site site = Site::here())
+{
+    emulator::mbarrier_wait(address, parity, site);
+}
+
 inline void fence_proxy_async()
 {
     emulator::proxy_fence();
@@ -275,6 +280,13 @@ inline void wgmma_wait(float (&d)[C], float (&e)[E], Site site = Site::here())
 {
     emulator::Registers named[] = {{d, C}, {e, E}};
     emulator::wgmma_wait({named, 2, pending}, site);
+}
+
+template <int pending, int C, int E, int F>
+inline void wgmma_wait(float (&d)[C], float (&e)[E], float (&f)[F], Site site = Site::here())
+{
+    emulator::Registers named[] = {{d, C}, {e, E}, {f, F}};
+    emulator::wgmma_wait({named, 3, pending}, site);
 }
 
 } // namespace ptx

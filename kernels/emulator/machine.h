@@ -363,6 +363,10 @@ void part_group();
 // Ends the meeting of a warp that is not that of the current thread.
 void end_meeting(Warp& warp);
 
+// What a collective is called, and the lanes that have come to the meeting under way.
+const char* name_of(Collective collective);
+uint32_t lanes_waiting(const Warp& warp);
+
 // Lets the current thread rest until someone makes it runnable.
 void rest();
 

@@ -150,6 +150,7 @@ void mbarrier_arrive(uint32_t address, uint32_t count, uint32_t bytes, bool peer
                  offset, block.rank);
         }
         note_visit(block, site);
+        tell_of_global(own, block);
     }
     if (count == 0 || count > mbarrier.missing) {
         fail(site, "arrives %u times at the mbarrier at byte %u (%s:%u), whose phase %u expects %u more of %u", count,

@@ -64,7 +64,8 @@ void claim_region(Block& block, uint32_t offset, uint32_t bytes, Site site)
         bool suspect = !same || (word >> owner_bits) > clock.seen[party_of(word)]
             || (!block.reading.empty() && block.reading[(offset + g * granule) / chunk] != 0);
         if (suspect) examine_write(block, offset + g * granule, chunk, nullptr, site);
-        if (!same || !is_visible(block, word, clock)) examine_fences("writes", block, offset + g * granule, clock, site);
+        if (!same || !is_visible(block, word, clock))
+            examine_fences("writes", block, offset + g * granule, clock, site);
     }
     if (block.launch_races()) {
         bool suspect = block.read_by_peers;
@@ -97,8 +98,8 @@ void examine_asynchronous_read(const Block& block, uint32_t offset, uint32_t byt
             if (epoch > block.start && (epoch <= clock.known(owner) || (alone && owner == current->owner))) continue;
             // Says what is wrong, as for a plain read; the other warps of a warpgroup may know less than this one.
             examine_read(block, at + i * granule, granule, !alone, site);
-            fail(site, "race: reads byte %u of shared memory, which %s wrote with no barrier of the whole warpgroup in "
-                       "between",
+            fail(site, "race: reads byte %u of shared memory, which %s wrote with no barrier of the whole warpgroup "
+                       "in between",
                  at + i * granule, Owner(*block.cluster, owner).text);
         }
         examine_fences("reads", block, at, clock, site);

@@ -96,8 +96,8 @@ const Clock& common_clock()
 }
 
 // Loads [count, 16] from shared memory as f32, element (r, k) to out[r * by_row + k * by_k].
-void load_operand(float* out, const Descriptor& matrix, bool transposed, uint32_t count, uint32_t by_row, uint32_t by_k,
-                  const Clock& clock, WgmmaRead& read, Site site)
+void load_operand(float* out, const Descriptor& matrix, bool transposed, uint32_t count, uint32_t by_row,
+                  uint32_t by_k, const Clock& clock, WgmmaRead& read, Site site)
 {
     Block& block = *current->block;
     uint32_t step_r = transposed ? 8 : 1, step_k = transposed ? 1 : 8;
@@ -284,7 +284,8 @@ void examine_named(const Accumulator& accumulator, Site site)
     for (uint32_t t = 0; t < group_threads; t++) {
         const WarpgroupWait& wait = brought<WarpgroupWait>(t);
         bool named = false;
-        for (uint32_t i = 0; i < wait.count; i++) named = named || wait.accumulators[i].first == accumulator.registers[t];
+        for (uint32_t i = 0; i < wait.count; i++)
+            named = named || wait.accumulators[i].first == accumulator.registers[t];
         if (named) continue;
         blamed = &thread_of_group(t);
         fail(site, "waits for a wgmma (%s:%u) without naming its accumulator, which the compiler may then read too "

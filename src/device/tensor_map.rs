@@ -89,7 +89,7 @@ impl TensorBoxes<'_> {
         if self.sizes.contains(&0) {
             return refused(format!("the sizes {:?} are empty", self.sizes));
         }
-        if self.strides.iter().any(|&stride| stride == 0 || stride % 16 != 0 || stride >= 1 << 40) {
+        if self.strides.iter().any(|&stride| stride == 0 || !stride.is_multiple_of(16) || stride >= 1 << 40) {
             return refused(format!("the strides {:?} are not all multiples of 16 bytes", self.strides));
         }
         if self.tile.iter().any(|side| !(1..=256).contains(side)) {
@@ -98,7 +98,7 @@ impl TensorBoxes<'_> {
         let row = self.tile[0] * self.element.bytes();
         match self.swizzle.row_bytes() {
             Some(bytes) if row != bytes => refused(format!("rows of {row} bytes, swizzled by {bytes}")),
-            None if row % 16 != 0 => refused(format!("rows of {row} bytes, no multiple of 16")),
+            None if !row.is_multiple_of(16) => refused(format!("rows of {row} bytes, no multiple of 16")),
             _ => Ok(()),
         }
     }

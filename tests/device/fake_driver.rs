@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use tempfile::{TempDir, tempdir};
-use trencadis::device::{Device, Kernels, Launch, RawStream};
+use trencadis::device::{Device, Kernels, Launch, RawStream, TensorBoxes, TensorElement, TensorSwizzle};
 use trencadis::kernels::registry;
 
 use crate::any_device::{capture_refuses, counts, round_trips};
@@ -321,6 +321,50 @@ fn kernels_that_cannot_wait_are_not_started_early() {
         let log = Fake::new().runs("launches", &[("FAKE_CUDA_PTX", made_for)]);
         assert_eq!(log.iter().filter(|line| line.contains("dependent 1")).count(), early, "{log:#?}");
     }
+}
+
+#[test]
+fn tensor_maps_say_what_was_asked() {
+    let log = Fake::new().runs("tensor_maps", &[]);
+    let maps: Vec<_> = log.iter().filter(|line| line.starts_with("tensor map")).collect();
+    // Types, swizzles and the fetch from L2 by the driver's numbers; steps of 1, not interleaved, zeros outside.
+    assert_eq!(
+        maps,
+        [
+            "tensor map of 9 at 0x1000: sizes 100 7 strides 208 box 64 8 steps 1 1, interleave 0 swizzle 3 L2 3 fill 0",
+            "tensor map of 7 at 0x2000: sizes 40 6 5 strides 160 960 box 16 2 3 steps 1 1 1, interleave 0 swizzle 2 L2 3 fill 0",
+        ]
+    );
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: tensor_maps_say_what_was_asked"]
+fn tensor_maps() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    let device = Device::cuda(0).unwrap();
+    let matrix = TensorBoxes {
+        element: TensorElement::Bf16,
+        address: 0x1000,
+        sizes: &[100, 7],
+        strides: &[208],
+        tile: &[64, 8],
+        swizzle: TensorSwizzle::Bytes128,
+    };
+    let map = device.kernels().tensor_map(&matrix).unwrap();
+    assert_eq!(bytemuck::bytes_of(&map), [0xab; 128]);
+    let matrices = TensorBoxes {
+        element: TensorElement::F32,
+        address: 0x2000,
+        sizes: &[40, 6, 5],
+        strides: &[160, 960],
+        tile: &[16, 2, 3],
+        swizzle: TensorSwizzle::Bytes64,
+    };
+    device.kernels().tensor_map(&matrices).unwrap();
+    let refused = device.kernels().tensor_map(&TensorBoxes { address: 8, ..matrix }).unwrap_err().to_string();
+    assert_eq!(refused, "a tensor map cannot be made: the address 0x8 is not a multiple of 16");
 }
 
 /// Some kernel of the registry, and its threads.

@@ -487,3 +487,24 @@ Result cuLaunchKernelEx(const Config* config, void* function, void** params, voi
                 config->grid[0], config->grid[1], config->grid[2], config->block[0], config->block[1],
                 config->block[2], config->shared, more, (unsigned long long)first);
 }
+
+Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* sizes,
+                              const uint64_t* strides, const unsigned* box, const unsigned* steps, int interleave,
+                              int swizzle, int promotion, int fill)
+{
+    if (rank == 0 || rank > 5) return INVALID;
+    char text[4][80] = {"", "", "", ""};
+    for (unsigned i = 0; i < rank; i++) {
+        size_t used = strlen(text[0]);
+        snprintf(text[0] + used, sizeof text[0] - used, " %llu", (unsigned long long)sizes[i]);
+        used = strlen(text[1]);
+        if (i + 1 < rank) snprintf(text[1] + used, sizeof text[1] - used, " %llu", (unsigned long long)strides[i]);
+        used = strlen(text[2]);
+        snprintf(text[2] + used, sizeof text[2] - used, " %u", box[i]);
+        used = strlen(text[3]);
+        snprintf(text[3] + used, sizeof text[3] - used, " %u", steps[i]);
+    }
+    memset(map, 0xab, 128);
+    return note("tensor map of %d at %p: sizes%s strides%s box%s steps%s, interleave %d swizzle %d L2 %d fill %d", type,
+                address, text[0], text[1], text[2], text[3], interleave, swizzle, promotion, fill);
+}

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
-use trencadis::device::{Launch, TensorElement, TensorMap, TensorSwizzle};
+use trencadis::device::{Device, Launch, TensorBoxes, TensorElement, TensorMap, TensorSwizzle};
 
 use crate::hopper::{Machine, Tensor, answer, fault, line_of, run};
 use crate::ramp;
@@ -98,7 +98,10 @@ fn tensors_of_one_to_five_dimensions() {
     let values = ramp(16 * 3 * 5 * 2 * 2);
     check(&Tensor::f32(&values, &[480], &[64], TensorSwizzle::None), &[30]);
     check(&Tensor::f32(&values, &[16, 3, 5, 4], &[8, 2, 3, 3], TensorSwizzle::Bytes32), &[6, 2, 1, 2]);
-    check(&Tensor::f32(&values, &[16, 3, 5, 2, 2], &[8, 2, 3, 2, 3], TensorSwizzle::Bytes32), &[6, 2, 1, 1, -1]);
+    check(
+        &Tensor::f32(&values, &[16, 3, 5, 2, 2], &[8, 2, 3, 2, 3], TensorSwizzle::Bytes32),
+        &[6, 2, 1, 1, -1],
+    );
 }
 
 /// Adds 1 to a box of 32 x 8 f32 at (20, 3) of [60, 20] on its way to (40, 15) of [60, 20].
@@ -238,4 +241,35 @@ fn a_source_that_is_overwritten_while_it_is_copied() {
         assert!(fault.what.contains("the source of this asynchronous copy was overwritten"), "{fault}");
         assert!(line_of(&fault, FILE, SOURCE).contains("ptx::tensor_load(box, p.in"), "{fault}");
     }
+}
+
+#[test]
+fn a_device_makes_tensor_maps_and_runs_clusters() {
+    let device = Device::emulator(EmulatorOptions::default());
+    let (stream, values) = (device.stream().unwrap(), ramp(64));
+    let input = device.upload(&values).unwrap();
+    let output = device.zeros::<f32>(32).unwrap();
+    let boxes = TensorBoxes {
+        element: TensorElement::F32,
+        address: input.ptr().address(),
+        sizes: &[16, 4],
+        strides: &[64],
+        tile: &[8, 4],
+        swizzle: TensorSwizzle::None,
+    };
+    let params = Params {
+        input: device.kernels().tensor_map(&boxes).unwrap(),
+        y: output.ptr().address(),
+        at: [8, 0, 0, 0, 0],
+        bytes: 128,
+        ..Params::zeroed()
+    };
+    // Both blocks write the same.
+    let launch = Launch { cluster: 2, ..Launch::new([2, 1, 1], 64, 2048) };
+    // SAFETY: the parameters are the kernel's, and the buffers live on.
+    unsafe { device.kernels().launch("hopper_load_2", launch, stream.raw(), &params).unwrap() };
+    let expected: Vec<f32> = values.chunks(16).flat_map(|row| row[8..].to_vec()).collect();
+    assert_eq!(output.download().unwrap(), expected);
+    let refused = device.kernels().tensor_map(&TensorBoxes { sizes: &[16], ..boxes }).unwrap_err();
+    assert!(refused.to_string().contains("1 sizes, 1 strides"), "{refused}");
 }

@@ -138,6 +138,17 @@ fn what_blocks_of_a_cluster_must_not_do() {
 }
 
 #[test]
+fn blocks_of_a_cluster_learn_of_global_memory_at_their_barrier() {
+    let result: Vec<u32> = answer("hopper_share", clusters(8, 4), words(0, 16));
+    assert_eq!(result[8..], [1000, 1000, 1000, 1000, 1004, 1004, 1004, 1004]);
+    // Where the reader comes first, it reads what nobody has written yet.
+    let options = || EmulatorOptions { resident_blocks: 8, ..EmulatorOptions::default() };
+    let fault =
+        run::<_, u32>(options(), "hopper_share_race", clusters(8, 4), words(0, 16)).expect_err("a race");
+    assert!(fault.what.contains("race: reads byte 0 of an allocation of global memory"), "{fault}");
+}
+
+#[test]
 fn clusters_that_do_not_fit_are_refused() {
     for (launch, expected) in [
         (clusters(4, 3), "clusters of 3 blocks are out of range"),

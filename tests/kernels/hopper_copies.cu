@@ -69,7 +69,8 @@ enum class Bug {
     past_end,             // of shared memory
 };
 
-// out = in + 1 for a box of f32 out of rows of 60, by way of shared memory: in by a copy, on by threads, out by a copy, or added.
+// out = in + 1 for a box of f32 out of rows of 60, by way of shared memory: in by a copy, on by threads, out by a
+// copy, or added.
 template <Bug BUG = Bug::none, bool ADD = false>
 DEVICE void increment(const Params& p)
 {

@@ -165,13 +165,25 @@ DEVICE void exchange(const Params& p)
             if (r != rank && lane == 0) ptx::mbarrier_arrive_peer(ptx::peer_address(base + 128, r));
         }
         if (PEER == Peer::late_arrival) return;
-        ptx::mbarrier_wait(base + 128, 0);
+        ptx::mbarrier_wait_peers(base + 128, 0);
         uint32_t before = (rank + ptx::cluster_size() - 1) % ptx::cluster_size();
         bool right = Shared<uint32_t>(base + 256).load(31 - lane) == 7 + before
             && Shared<uint32_t>(base + 384).load(127 - lane) == before;
         words(p.y).store(int64_t(gridDim.x + blockIdx.x) * 32 + lane, right);
         ptx::cluster_barrier();
     }
+}
+
+// Block 0 of each cluster writes to global memory, and the others read it after their barrier: y[0..blocks] and
+// y[blocks..2 blocks]. The bug comes before the barrier.
+template <bool BUG>
+DEVICE void share(const Params& p)
+{
+    uint32_t first = blockIdx.x - ptx::cluster_rank();
+    if (threadIdx.x == 0 && ptx::cluster_rank() == 0) words(p.y).store(first, 1000 + first);
+    if (!BUG) ptx::cluster_barrier();
+    if (threadIdx.x == 0) words(p.y).store(gridDim.x + blockIdx.x, words(p.y).load(first));
+    if (BUG) ptx::cluster_barrier();
 }
 
 } // namespace hopper_meetings

@@ -54,8 +54,8 @@ DEVICE void multiply_64(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumula
     }
 }
 
-// c = a b for a warpgroup: a [64, depth] and b [N, depth], or their transposes where MN-major, in panels of 64 x 64 that
-// are copied by the tensor memory accelerator.
+// c = a bᵀ for a warpgroup: a [64, depth] and b [N, depth], or their transposes where MN-major, in panels of 64 x 64
+// that are copied by the tensor memory accelerator.
 template <int N, Bug BUG = Bug::none>
 DEVICE void product(const Params& p)
 {
@@ -133,8 +133,8 @@ DEVICE void product(const Params& p)
     if (BUG != Bug::read_before_wait) write<N>(p.c, d);
 }
 
-// c = a bᵀ for a and b of [64, 64], or their transposes where TRANSPOSED, in every way that a matrix can lie: in boxes
-// of 64 rows, as wide as the swizzle.
+// c = a bᵀ for a and b of [64, 64], or their transposes where TRANSPOSED, in every way that a matrix can lie: in
+// boxes of 64 rows, as wide as the swizzle.
 template <Swizzle PATTERN, bool TRANSPOSED>
 DEVICE void patterns(const Params& p)
 {
