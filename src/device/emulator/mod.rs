@@ -73,6 +73,11 @@ pub use fault::Fault;
 
 use machine::{Index, LaunchArguments, Range};
 
+/// Bytes of the parameter struct of the kernel `name`, where there is such a kernel.
+pub fn parameter_bytes(name: &str) -> Option<usize> {
+    kernels::find(name).map(|kernel| kernel.params_bytes)
+}
+
 /// When a copy from global to shared memory (`cp.async`) happens between its issue and the wait for it.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
