@@ -1,9 +1,11 @@
 //! `trencadis train --device cuda` over the fake driver: what a run asks a GPU for, step by step.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use trencadis::device::emulator::parameter_bytes;
 use trencadis::kernels::registry;
+use trencadis::train::checkpoint::load_header;
 
 use crate::fake::Fake;
 use crate::support::places;
@@ -203,4 +205,46 @@ fn a_run_survives_a_lost_gpu() {
     assert!(done.err.contains("run               runs/digits-1, from step 6\n"), "{}", done.err);
     assert_eq!(place.steps(), Vec::from_iter(1..=9));
     assert_eq!(done.count("graph of"), 2, "all but the first step of a process");
+}
+
+#[test]
+fn a_gpu_lost_before_the_first_checkpoint_is_told_as_such() {
+    let place = Place::new();
+    let mut sentences = BTreeSet::new();
+    for after in ["1", "2", "5"] {
+        sentences.insert(place.train("", &[], &[("FAKE_CUDA_FAIL_AFTER", after)]).fails(1));
+    }
+    let sentence = "error: a graph cannot be launched: CUDA_ERROR_LAUNCH_FAILED (unspecified launch failure); nothing is \
+                    saved that could be resumed";
+    assert_eq!(Vec::from_iter(sentences), [sentence]);
+}
+
+/// Wherever the host hears of it: in a step, an evaluation, a save.
+#[test]
+fn a_gpu_is_lost_at_any_time() {
+    let place = Place::new();
+    let sets = ["packing.tokens=2048", "train.steps=6", "train.eval_every=4", "train.save_every=2"];
+    let mut ends = BTreeSet::new();
+    for wait in (16..).step_by(7) {
+        let words = format!("--name at-{wait}");
+        let done = place.train(&words, &sets, &[("FAKE_CUDA_FAIL_AT_WAIT", &wait.to_string())]);
+        if done.code == Some(0) {
+            break;
+        }
+        let error = done.fails(1);
+        let (failed, end) = error.split_once("; ").unwrap();
+        assert!(failed.contains("the GPU has failed: "), "{error}");
+        let run = format!("runs/at-{wait}-1");
+        let saved = place.0.path().join(&run).join("last.safetensors");
+        let says = match saved.exists() {
+            true => {
+                let step = load_header(&saved).unwrap().progress.step;
+                ends.insert(step);
+                format!("step {step} is saved, continue with: trencadis train --resume {run}")
+            }
+            false => "nothing is saved that could be resumed".into(),
+        };
+        assert_eq!(end, says);
+    }
+    assert!([2, 4].iter().all(|step| ends.contains(step)), "{ends:?}");
 }
