@@ -139,14 +139,12 @@ impl Trainer {
         if self.diverged {
             return error;
         }
-        if step == 0 {
-            if matches!(error, Error::Usage(_)) {
-                self.run.discard();
-            }
+        if step == 0 && matches!(error, Error::Usage(_)) {
+            self.run.discard();
             return error;
         }
         self.progress.finish();
-        if self.saved != Some(step) && self.queued.is_empty() {
+        if step > 0 && self.saved != Some(step) && self.queued.is_empty() {
             // Where this fails too, the former checkpoint stands.
             let _ = self.save(false, false);
         }

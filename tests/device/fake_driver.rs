@@ -1,72 +1,11 @@
 //! The CUDA half of the device layer over a driver that runs nothing (`fake_libcuda.c`): what it asks the
 //! driver for, and what it says of drivers and GPUs that will not do.
 
-use std::fs;
-use std::process::Command;
-
-use tempfile::{TempDir, tempdir};
 use trencadis::device::{Device, Kernels, Launch, RawStream, TensorBoxes, TensorElement, TensorSwizzle};
 use trencadis::kernels::registry;
 
 use crate::any_device::{capture_refuses, counts, round_trips};
-use crate::support::places;
-
-/// Set in the process that has the fake driver.
-const INSIDE: &str = "TRENCADIS_TEST_FAKE_DRIVER";
-
-/// A folder with the fake driver and one with kernels for it.
-struct Fake(TempDir);
-
-impl Fake {
-    fn new() -> Self {
-        let place = tempdir().unwrap();
-        let source = places::root().join("tests/device/fake_libcuda.c");
-        let done = Command::new("cc")
-            .args(["-shared", "-fPIC", "-o"])
-            .arg(place.path().join("libcuda.so"))
-            .arg(source)
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let kernels = place.path().join("kernels");
-        fs::create_dir(&kernels).unwrap();
-        crate::fatbins::write(&kernels);
-        Self(place)
-    }
-
-    /// `program` where the fake driver is found.
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command.env("LD_LIBRARY_PATH", self.0.path());
-        command.env("TRENCADIS_KERNELS", self.0.path().join("kernels"));
-        command
-    }
-
-    /// What `trencadis inspect device` says.
-    fn inspect(&self, settings: &[(&str, &str)]) -> String {
-        let mut command = self.command(places::program());
-        let done = command.args(["inspect", "device"]).envs(settings.iter().copied()).output().unwrap();
-        assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).unwrap()
-    }
-
-    /// Runs the ignored test `name` of this file in a process of its own; the driver's log.
-    fn runs(&self, name: &str, settings: &[(&str, &str)]) -> Vec<String> {
-        let log = self.0.path().join("log");
-        let done = self
-            .command(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("fake_driver::{name}"), "--ignored", "--nocapture"])
-            .env(INSIDE, "1")
-            .env("FAKE_CUDA_LOG", &log)
-            .envs(settings.iter().copied())
-            .output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(done.status.success(), "{}\n{}", text(&done.stdout), text(&done.stderr));
-        assert!(text(&done.stdout).contains("1 passed"), "{}", text(&done.stdout));
-        fs::read_to_string(log).unwrap_or_default().lines().map(String::from).collect()
-    }
-}
+use crate::fake::{Fake, INSIDE};
 
 #[test]
 fn what_was_found_is_said() {
@@ -295,13 +234,13 @@ fn launches_carry_their_attributes() {
     assert_eq!(
         launches,
         [
-            &format!("launch {name} grid 7,2,1 {block} shared 0, first parameter 11"),
-            &format!("launch {name} grid 4,1,1 {block} shared 50000 cluster 2,1,1, first parameter 11"),
-            &format!("launch {name} grid 4,1,1 {block} shared 60000 dependent 1, first parameter 11"),
+            &format!("launch {name} grid 7,2,1 {block} shared 0 on 2, first parameter 11"),
+            &format!("launch {name} grid 4,1,1 {block} shared 50000 cluster 2,1,1 on 2, first parameter 11"),
+            &format!("launch {name} grid 4,1,1 {block} shared 60000 dependent 1 on 2, first parameter 11"),
             &format!(
-                "launch {name} grid 4,1,1 {block} shared 49152 cluster 4,1,1 dependent 1, first parameter 11"
+                "launch {name} grid 4,1,1 {block} shared 49152 cluster 4,1,1 dependent 1 on 2, first parameter 11"
             ),
-            &format!("launch {name} grid 1,1,1 {block} shared 0, first parameter 12"),
+            &format!("launch {name} grid 1,1,1 {block} shared 0 on 0, first parameter 12"),
         ]
     );
     let count = |part: &str| log.iter().filter(|line| line.contains(part)).count();

@@ -1,8 +1,10 @@
-// A CUDA driver without a GPU, for the tests of the device layer: memory is host memory, everything runs
-// at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one line a
-// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_MEMORY (bytes)
-// choose what it is, FAKE_CUDA_PTX the architecture that kernels were made for. From the launch of a graph on that
-// FAKE_CUDA_FAIL_AFTER counts to (1: the first), the GPU is lost.
+// A CUDA driver without a GPU, for the tests of the device layer: memory is host memory and zeros at first,
+// everything runs at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one
+// line a call; streams and events are told apart by numbers. FAKE_CUDA_VERSION, FAKE_CUDA_INIT,
+// FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_MEMORY (bytes) choose what it is, FAKE_CUDA_PTX the
+// architecture that kernels were made for. The file FAKE_CUDA_PARAMETERS has a line `name bytes` for each kernel;
+// without it, all take 24 bytes. From the launch of a graph on that FAKE_CUDA_FAIL_AFTER counts to (1: the first),
+// the GPU is lost, or from the host's wait for an event on that FAKE_CUDA_FAIL_AT_WAIT counts to.
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stddef.h>
@@ -24,14 +26,15 @@ enum {
 
 typedef int Result;
 // A stream that has waited for an event of a captured one is captured with it.
-typedef struct Stream { int capturing; int launches; struct Stream* origin; } Stream;
-typedef struct { Stream* stream; } Event;
+typedef struct Stream { int number; int capturing; int launches; struct Stream* origin; } Stream;
+typedef struct { int number; Stream* stream; } Event;
 
 static _Thread_local void* current;
 static int captures;
 static char context_of_gpu;
-static int graph_launches;
+static int graph_launches, event_waits;
 static int lost;
+static int streams, events;
 // Bytes of live allocations, and of what the memory pool has had for them: it gives nothing back.
 static size_t used, reserved;
 
@@ -187,6 +190,7 @@ Result cuCtxGetDevice(int* device)
 Result cuCtxSynchronize(void)
 {
     WORKING;
+    note("host waits for everything");
     return captures ? CAPTURED : SUCCESS;
 }
 
@@ -225,7 +229,9 @@ Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
     if (bytes > total_memory() - used) return OUT_OF_MEMORY;
     used += bytes;
     if (reserved < used) reserved = used;
-    size_t* memory = aligned_alloc(256, 256 + (bytes + 255) / 256 * 256);
+    size_t room = 256 + (bytes + 255) / 256 * 256;
+    size_t* memory = aligned_alloc(256, room);
+    memset(memory, 0, room);
     *memory = bytes;
     *address = (uint64_t)(uintptr_t)memory + 256;
     return note("alloc %zu", bytes);
@@ -269,7 +275,7 @@ Result cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, size_t bytes, S
     WORKING;
     if (!stream || stream->capturing) return INVALID;
     memcpy((void*)(uintptr_t)target, source, bytes);
-    return SUCCESS;
+    return note("copy in of %zu on %d", bytes, stream->number);
 }
 
 Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream* stream)
@@ -277,14 +283,15 @@ Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream*
     WORKING;
     if (!stream || stream->capturing) return INVALID;
     memcpy(target, (const void*)(uintptr_t)source, bytes);
-    return SUCCESS;
+    return note("copy out of %zu on %d", bytes, stream->number);
 }
 
 Result cuStreamCreate(Stream** stream, unsigned flags)
 {
     WORKING;
     *stream = calloc(1, sizeof(Stream));
-    return note("stream, flags %u", flags);
+    (*stream)->number = ++streams;
+    return note("stream, flags %u, number %d", flags, streams);
 }
 
 Result cuStreamDestroy_v2(Stream* stream)
@@ -297,6 +304,7 @@ Result cuStreamDestroy_v2(Stream* stream)
 Result cuStreamSynchronize(Stream* stream)
 {
     WORKING;
+    note("host waits for stream %d", stream->number);
     return stream->capturing ? INVALID : SUCCESS;
 }
 
@@ -309,7 +317,7 @@ Result cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags)
 {
     WORKING;
     if (stream && event && event->stream->capturing) stream->origin = event->stream;
-    return stream && event && !flags ? note("wait") : INVALID;
+    return stream && event && !flags ? note("wait of %d for event %d", stream->number, event->number) : INVALID;
 }
 
 Result cuStreamIsCapturing(Stream* stream, int* status)
@@ -336,7 +344,7 @@ Result cuStreamEndCapture(Stream* stream, int** graph)
     captures--;
     *graph = malloc(sizeof(int));
     **graph = stream->launches;
-    return SUCCESS;
+    return note("captured %d launches", stream->launches);
 }
 
 Result cuGraphInstantiateWithFlags(int** executable, int* graph, unsigned long long flags)
@@ -353,7 +361,7 @@ Result cuGraphLaunch(int* executable, Stream* stream)
     int last = setting("FAKE_CUDA_FAIL_AFTER", 0);
     if (last && ++graph_launches >= last) lost = 1;
     if (lost) return LAUNCH_FAILED;
-    return stream ? note("graph of %d launches", *executable) : INVALID;
+    return stream ? note("graph of %d launches on %d", *executable, stream->number) : INVALID;
 }
 
 Result cuGraphExecDestroy(int* executable)
@@ -374,6 +382,7 @@ Result cuEventCreate(Event** event, unsigned flags)
 {
     WORKING;
     *event = calloc(1, sizeof(Event));
+    (*event)->number = ++events;
     return flags ? INVALID : SUCCESS;
 }
 
@@ -387,14 +396,16 @@ Result cuEventDestroy_v2(void* event)
 Result cuEventRecord(Event* event, Stream* stream)
 {
     WORKING;
-    if (event) event->stream = stream;
-    return event && stream ? SUCCESS : INVALID;
+    if (!event || !stream) return INVALID;
+    event->stream = stream;
+    return note("event %d on %d", event->number, stream->number);
 }
 
-Result cuEventSynchronize(void* event)
+Result cuEventSynchronize(Event* event)
 {
+    if (++event_waits == setting("FAKE_CUDA_FAIL_AT_WAIT", 0)) lost = 1;
     WORKING;
-    return event ? SUCCESS : INVALID;
+    return event ? note("host waits for event %d", event->number) : INVALID;
 }
 
 Result cuEventElapsedTime_v2(float* milliseconds, void* start, void* end)
@@ -440,11 +451,24 @@ Result cuFuncSetAttribute(void* function, int attribute, int value)
     return attribute == 8 ? note("%s may have %d bytes", (char*)function, value) : INVALID;
 }
 
+static size_t parameters_of(const char* function)
+{
+    const char* path = getenv("FAKE_CUDA_PARAMETERS");
+    FILE* file = path ? fopen(path, "r") : NULL;
+    if (!file) return 24;
+    char name[256];
+    size_t bytes = 0;
+    while (fscanf(file, "%255s %zu", name, &bytes) == 2 && strcmp(name, function)) bytes = 0;
+    fclose(file);
+    return bytes;
+}
+
 Result cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* bytes)
 {
+    if (!function || index) return INVALID;
     *offset = 0;
-    *bytes = 24;
-    return function && index == 0 ? SUCCESS : INVALID;
+    *bytes = parameters_of(function);
+    return *bytes ? SUCCESS : NOT_FOUND;
 }
 
 typedef struct {
@@ -483,9 +507,10 @@ Result cuLaunchKernelEx(const Config* config, void* function, void** params, voi
     if (config->stream) config->stream->launches++;
     uint64_t first;
     memcpy(&first, params[0], 8);
-    return note("launch %s grid %u,%u,%u block %u,%u,%u shared %u%s, first parameter %llu", (char*)function,
+    return note("launch %s grid %u,%u,%u block %u,%u,%u shared %u%s on %d, first parameter %llu", (char*)function,
                 config->grid[0], config->grid[1], config->grid[2], config->block[0], config->block[1],
-                config->block[2], config->shared, more, (unsigned long long)first);
+                config->block[2], config->shared, more, config->stream ? config->stream->number : 0,
+                (unsigned long long)first);
 }
 
 Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* sizes,
