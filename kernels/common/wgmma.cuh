@@ -189,6 +189,14 @@ DEVICE void wgmma_fence(float (&d)[C])
     wgmma_fence();
 }
 
+template <int C, int E>
+DEVICE void wgmma_fence(float (&d)[C], float (&e)[E])
+{
+    hold(d);
+    hold(e);
+    wgmma_fence();
+}
+
 // d = a b, plus d where `accumulate`, with both operands in shared memory, K-major unless transposed. Collective.
 template <int N, bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate)

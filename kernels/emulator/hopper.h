@@ -135,6 +135,11 @@ inline void mbarrier_arrive_peer(uint32_t address, Site site = Site::here())
     emulator::mbarrier_arrive(address, 1, 0, true, site);
 }
 
+inline void mbarrier_free_peer(uint32_t address, Site site = Site::here())
+{
+    emulator::mbarrier_arrive(address, 1, 0, true, site);
+}
+
 inline void mbarrier_arrive_expect(uint32_t address, uint32_t bytes, Site site = Site::here())
 {
     emulator::mbarrier_arrive(address, 1, bytes, false, site);
@@ -241,6 +246,12 @@ inline void wgmma_fence(Site site = Site::here())
 
 template <int C>
 inline void wgmma_fence(float (&)[C], Site site = Site::here())
+{
+    emulator::wgmma_fence(site);
+}
+
+template <int C, int E>
+inline void wgmma_fence(float (&)[C], float (&)[E], Site site = Site::here())
 {
     emulator::wgmma_fence(site);
 }

@@ -7,6 +7,9 @@
 //   cooperative   both have half the rows of each tile
 //   ping-pong     each has every other tile, so that one writes its result while the other multiplies
 //
+// Ping-pong they multiply by turns. Were one to look ahead to a tile whose stages hold another's still, it would take a
+// parity of two phases ago for that of its own; and the tensor cores are better used by one of them at its full rate.
+//
 // Clusters are two blocks whose tiles lie next to each other, along m or (where SHARE_A) along n: what both need, each
 // copies half of for both. At an edge one of them has a tile outside the result; it copies its share, and what it
 // would compute is zeros that nobody writes.
@@ -135,7 +138,7 @@ struct HopperGemm {
     const HopperGemmParams& p;
     uint32_t rank;
     uint32_t full, empty, staging, columns, ring;
-    int tiles_m, tiles_n, pairs_m, pairs_n, items;
+    int pairs_m, pairs_n, items;
     int live_m, live_k;
 
     DEVICE explicit HopperGemm(const HopperGemmParams& p) : p(p), rank(ptx::cluster_rank())
@@ -147,8 +150,8 @@ struct HopperGemm {
         staging = full + MBARRIER_BYTES;
         columns = staging + CONSUMERS * 4 * STAGING_BYTES;
         const GemmParams& g = p.gemm;
-        tiles_m = ceil_div(g.m, BM);
-        tiles_n = ceil_div(g.n, BN);
+        int tiles_m = ceil_div(g.m, BM);
+        int tiles_n = ceil_div(g.n, BN);
         pairs_m = SHARE_A ? tiles_m : ceil_div(tiles_m, 2);
         pairs_n = SHARE_A ? ceil_div(tiles_n, 2) : tiles_n;
         items = pairs_m * pairs_n * p.splits;
@@ -195,8 +198,6 @@ struct HopperGemm {
     // One thread: copies.
     DEVICE void copy()
     {
-        ptx::prefetch_tensor_map(p.a);
-        ptx::prefetch_tensor_map(p.b);
         HopperRing<STAGES> at;
         for (int item = int(blockIdx.x) / 2; item < items; item += p.clusters) {
             Work w = work(item);
@@ -210,12 +211,14 @@ struct HopperGemm {
                 B::load(address + A::BYTES, p.b, w.tile_n * BN, k, mbarrier, rank);
             }
         }
+        // The next launch may take the multiprocessors that run out of work; it waits before it reads results.
+        ptx::launch_dependents();
     }
 
     // Gives a stage back to both blocks that fill it.
     DEVICE void release(uint32_t stage, uint32_t thread) const
     {
-        if (thread < 2) ptx::mbarrier_arrive_peer(ptx::peer_address(empty + 8 * stage, thread));
+        if (thread < 2) ptx::mbarrier_free_peer(ptx::peer_address(empty + 8 * stage, thread));
     }
 
     // A warpgroup: multiplies and writes results.
@@ -236,14 +239,14 @@ struct HopperGemm {
                 UNROLL
                 for (int j = 0; j < BN / 2; j++) d[i][j] = 0.0f;
             }
+            if (PINGPONG && item >= p.clusters) ptx::barrier(turn_of(group), 256);
             uint32_t before = 0;
             for (int step = 0; step < w.steps; step++, at.next()) {
                 uint32_t address = ring + at.stage * STAGE_BYTES;
                 ptx::mbarrier_wait(full + 8 * at.stage, at.parity);
-                if constexpr (A_ROWS_ARE_K) clear_dead(address, live_k - w.first_k - 64 * step, group, thread);
+                if constexpr (A_ROWS_ARE_K) clear_dead(address, w.end_k - w.first_k - 64 * step, group, thread);
                 uint32_t row = PINGPONG ? 0 : group * GROUP_M;
-                UNROLL
-                for (int i = 0; i < BLOCKS; i++) ptx::wgmma_fence(d[i]);
+                fence(d);
                 UNROLL
                 for (int i = 0; i < 4; i++) {
                     uint64_t b = ptx::wgmma_advance(B::matrix(address + A::BYTES, 0), i * B::STEP);
@@ -259,9 +262,23 @@ struct HopperGemm {
                 if (step > 0) release(before, thread);
                 before = at.stage;
             }
+            if (PINGPONG && item + p.clusters < items) ptx::barrier_arrive(turn_of(group ^ 1), 256);
             wait<0>(d);
             if (w.steps > 0) release(before, thread);
             write(w, group, d);
+        }
+    }
+
+    // Named barriers: of a warpgroup alone (of both, cooperative), and where it waits for its turn to multiply.
+    static DEVICE uint32_t own(uint32_t group) { return PINGPONG ? 1 + group : 1; }
+    static DEVICE uint32_t turn_of(uint32_t group) { return 3 + group; }
+
+    static DEVICE void fence(float (&d)[BLOCKS][BN / 2])
+    {
+        if constexpr (BLOCKS == 1) {
+            ptx::wgmma_fence(d[0]);
+        } else {
+            ptx::wgmma_fence(d[0], d[1]);
         }
     }
 
@@ -280,11 +297,11 @@ struct HopperGemm {
     {
         if (valid >= 64 || live_k == p.gemm.k) return;
         constexpr uint32_t THREADS = PINGPONG ? 128 : 256;
-        uint32_t own = PINGPONG ? thread : group * 128 + thread;
-        A::clear(address, valid, own, THREADS);
-        B::clear(address + A::BYTES, valid, own, THREADS);
+        uint32_t first = PINGPONG ? thread : group * 128 + thread;
+        A::clear(address, valid, first, THREADS);
+        B::clear(address + A::BYTES, valid, first, THREADS);
         ptx::fence_proxy_async();
-        ptx::barrier(PINGPONG ? 1 + group : 1, THREADS);
+        ptx::barrier(own(group), THREADS);
     }
 
     // Writes the part of a tile that this warpgroup has.
@@ -341,18 +358,18 @@ struct HopperGemm {
     {
         constexpr uint32_t THREADS = PINGPONG ? 128 : 256;
         constexpr int WARPS = THREADS / 32;
-        uint32_t id = PINGPONG ? 1 + group : 1;
-        ptx::barrier(id, THREADS);
+        ptx::barrier(own(group), THREADS);
         Shared<float> sums(place.columns);
         Global<float> workspace(p.gemm.workspace);
-        int own = PINGPONG ? int(threadIdx.x % 128) : int(group * 128 + threadIdx.x % 128);
-        for (int c = own; c < BN && place.tile_column + c < p.gemm.n && place.tile_m < tiles_m; c += THREADS) {
+        int first = PINGPONG ? int(threadIdx.x % 128) : int(group * 128 + threadIdx.x % 128);
+        bool inside = place.tile_m * BM < p.gemm.m;
+        for (int c = first; c < BN && place.tile_column + c < p.gemm.n && inside; c += THREADS) {
             float sum = sums.load(c);
             UNROLL
             for (int w = 1; w < WARPS; w++) sum += sums.load(w * BN + c);
             workspace.store(int64_t(place.tile_m) * p.gemm.n + place.tile_column + c, sum);
         }
-        ptx::barrier(id, THREADS);
+        ptx::barrier(own(group), THREADS);
     }
 };
 
@@ -362,6 +379,8 @@ DEVICE void hopper_gemm(const HopperGemmParams& p)
     using Gemm = HopperGemm<LAYOUT, BM, BN, PINGPONG, Epilogue>;
     Gemm gemm(p);
     if (threadIdx.x == 0) {
+        ptx::prefetch_tensor_map(p.a);
+        ptx::prefetch_tensor_map(p.b);
         for (int stage = 0; stage < Gemm::STAGES; stage++) {
             ptx::mbarrier_init(gemm.full + 8 * stage, 1);
             // Of both blocks, each warpgroup that reads the stage.
@@ -380,7 +399,6 @@ DEVICE void hopper_gemm(const HopperGemmParams& p)
         ptx::increase_registers<240>();
         gemm.multiply(group - 1);
     }
-    ptx::launch_dependents();
     // The peer may still give stages back to this block.
     ptx::cluster_barrier();
 }

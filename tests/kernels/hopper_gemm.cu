@@ -57,7 +57,7 @@ DEVICE void copy(const Params& p, const Layout& shared, uint32_t rank)
 DEVICE void release(const Layout& shared, uint32_t stage)
 {
     uint32_t thread = threadIdx.x % 128;
-    if (thread < 2) ptx::mbarrier_arrive_peer(ptx::peer_address(shared.empty + 8 * stage, thread));
+    if (thread < 2) ptx::mbarrier_free_peer(ptx::peer_address(shared.empty + 8 * stage, thread));
 }
 
 template <Bug BUG>

@@ -171,7 +171,7 @@ fn cycles(plan: &Plan, shape: Shape, resident: u32, device: &DeviceInfo) -> f64 
     full as f64 * wave(resident as usize) + wave(last) + reduction(plan.splits, shape, device)
 }
 
-/// Columns of tiles walked down together so that `resident` blocks in a row read the fewest rows and
+/// Columns of tiles walked down together so that `resident` of them in a row read the fewest rows and
 /// columns of the operands.
 pub(super) fn group(tile: Tile, shape: Shape, resident: u32) -> u32 {
     let wide = u32::try_from(shape.n.div_ceil(tile.n as usize)).unwrap_or(u32::MAX).max(1);

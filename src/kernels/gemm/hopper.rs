@@ -34,7 +34,7 @@ pub(super) fn plans(shape: Shape, kind: Kind, device: &DeviceInfo) -> Vec<(f64, 
         for splits in 1..=most_splits(shape, kind) {
             let most = device.multiprocessors / 2;
             let clusters = u32::try_from(items(tile, shape, splits)).unwrap_or(most).min(most);
-            let group = group(tile, shape, device.multiprocessors);
+            let group = group(pair(tile), shape, most);
             let plan = Plan { tile, stages: 0, splits, group, clusters };
             plans.push((cycles(&plan, shape, kind, device), plan));
         }
@@ -42,17 +42,22 @@ pub(super) fn plans(shape: Shape, kind: Kind, device: &DeviceInfo) -> Vec<(f64, 
     plans
 }
 
+/// What a cluster computes at once, as a tile.
+fn pair(tile: Tile) -> Tile {
+    if tile.shares_a() { Tile { n: 2 * tile.n, ..tile } } else { Tile { m: 2 * tile.m, ..tile } }
+}
+
 /// Pairs of tiles, times slices.
 fn items(tile: Tile, shape: Shape, splits: u32) -> usize {
-    let (m, n) = (shape.m.div_ceil(tile.m as usize), shape.n.div_ceil(tile.n as usize));
-    let pairs = if tile.shares_a() { m * n.div_ceil(2) } else { m.div_ceil(2) * n };
-    pairs * splits as usize
+    let Tile { m, n, .. } = pair(tile);
+    shape.m.div_ceil(m as usize) * shape.n.div_ceil(n as usize) * splits as usize
 }
 
 fn cycles(plan: &Plan, shape: Shape, kind: Kind, device: &DeviceInfo) -> f64 {
     let Tile { m, n, .. } = plan.tile;
     // Where rows are k, boxes are 64 columns wide.
-    let copied = |extent: u32, rows_are_k: bool| if rows_are_k { extent.next_multiple_of(64) } else { extent };
+    let copied =
+        |extent: u32, rows_are_k: bool| if rows_are_k { extent.next_multiple_of(64) } else { extent };
     let a = f64::from(copied(m, shape.layout == Layout::Tn));
     let b = f64::from(copied(n, shape.layout != Layout::Nt));
     let (m, n) = (f64::from(m), f64::from(n));
@@ -102,7 +107,9 @@ mod tests {
     /// Multiprocessors that have work, of those that the rounds take.
     fn busy(plan: &Plan, shape: Shape) -> f64 {
         let items = items(plan.tile, shape, plan.splits);
-        items as f64 / (items.div_ceil(plan.clusters as usize) * (DeviceInfo::h100().multiprocessors as usize / 2)) as f64
+        items as f64
+            / (items.div_ceil(plan.clusters as usize) * (DeviceInfo::h100().multiprocessors as usize / 2))
+                as f64
     }
 
     #[test]
@@ -119,9 +126,13 @@ mod tests {
     fn small_products_and_other_devices_keep_to_the_portable_kernels() {
         assert_eq!(chosen(Kind::Store, Layout::Nt, 64, 1000, 768).tile.hopper, None);
         let portable = DeviceInfo { hopper: false, ..DeviceInfo::h100() };
-        assert!(plans(Shape { layout: Layout::Nt, m: 8192, n: 768, k: 768 }, Kind::Store, &portable).is_empty());
+        assert!(
+            plans(Shape { layout: Layout::Nt, m: 8192, n: 768, k: 768 }, Kind::Store, &portable).is_empty()
+        );
         let little = DeviceInfo { shared_per_block: 99 << 10, ..DeviceInfo::h100() };
-        assert!(plans(Shape { layout: Layout::Nt, m: 8192, n: 768, k: 768 }, Kind::Store, &little).is_empty());
+        assert!(
+            plans(Shape { layout: Layout::Nt, m: 8192, n: 768, k: 768 }, Kind::Store, &little).is_empty()
+        );
     }
 
     /// A product whose pairs are fewer than the clusters has no idle ones.

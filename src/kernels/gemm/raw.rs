@@ -4,9 +4,7 @@
 use half::bf16;
 
 use crate::Result;
-use crate::device::{
-    Kernels, Launch, Ptr, RawStream, TensorBoxes, TensorElement, TensorMap, TensorSwizzle,
-};
+use crate::device::{Kernels, Launch, Ptr, RawStream, TensorBoxes, TensorElement, TensorMap, TensorSwizzle};
 
 use super::heuristics::Plan;
 use super::tiles::{self, Kind, Layout};
