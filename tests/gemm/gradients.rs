@@ -24,7 +24,7 @@ fn adds(flag: Option<i32>) -> f64 {
 
 /// Runs and compares with f64; returns bits of the result and of the column sums.
 #[track_caller]
-fn slope(
+pub fn slope(
     device: &Device,
     product: &Product,
     plan: &Plan,
@@ -101,7 +101,7 @@ fn slope_of_gelu_with_the_gradient_of_the_bias() {
 
 /// Runs and compares with f64; returns the result's bits.
 #[track_caller]
-fn sum(device: &Device, product: &Product, plan: &Plan, flag: Option<i32>) -> Vec<u32> {
+pub fn sum(device: &Device, product: &Product, plan: &Plan, flag: Option<i32>) -> Vec<u32> {
     let (m, n) = (product.shape.m, product.shape.n);
     let before: Vec<f32> = random(m * n, 7);
     let want: Vec<f64> =

@@ -3,6 +3,7 @@
 mod cpu;
 mod errors;
 mod gradients;
+mod hopper;
 mod product;
 mod store;
 #[path = "../support/mod.rs"]

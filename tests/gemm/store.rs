@@ -15,17 +15,17 @@ use crate::support::numbers::random;
 
 /// What is asked of the epilogue.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ask {
-    bias: bool,
-    gelu: Option<GeluKind>,
-    pre: bool,
-    residual: bool,
-    gamma: bool,
-    keep: bool,
+pub struct Ask {
+    pub bias: bool,
+    pub gelu: Option<GeluKind>,
+    pub pre: bool,
+    pub residual: bool,
+    pub gamma: bool,
+    pub keep: bool,
 }
 
 /// Bits of the result and of what lies before GELU.
-type Bits = (Vec<u16>, Option<Vec<u16>>);
+pub type Bits = (Vec<u16>, Option<Vec<u16>>);
 
 fn bits(x: &[bf16]) -> Vec<u16> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -33,7 +33,7 @@ fn bits(x: &[bf16]) -> Vec<u16> {
 
 /// Runs and compares with f64; returns the result's bits.
 #[track_caller]
-fn check(device: &Device, product: &Product, plan: &Plan, ask: Ask) -> Bits {
+pub fn check(device: &Device, product: &Product, plan: &Plan, ask: Ask) -> Bits {
     let shape = product.shape;
     let (m, n) = (shape.m, shape.n);
     let live = match shape.layout {

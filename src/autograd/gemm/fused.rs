@@ -7,7 +7,9 @@ use super::super::residual::{DropPath, keep};
 use super::{padding, planned, product_flops};
 use crate::cpu;
 use crate::error::Result;
-use crate::kernels::gemm::{Epilogue, GeluGrad, Gemm, Kind, Layout, Matrix as Operand, Shape, Store, Vector};
+use crate::kernels::gemm::{
+    Epilogue, Finish, GeluGrad, Gemm, Layout, Matrix as Operand, Shape, Store, Vector,
+};
 use crate::recipe::GeluKind;
 
 /// `dpre = (dy w) ⊙ gelu'(pre)` in the place of `pre`, and where wanted `db += Σ dpre`.
@@ -40,7 +42,7 @@ impl Op for InputGeluGrad {
         let (pre, dy, w) = (site.input(0)?, site.input(1)?, site.input(2)?);
         let (dpre, db) = (site.output(0)?, site.output_f32(1)?);
         let shape = Shape { layout: Layout::Nn, m: dy.rows, n: w.cols, k: dy.cols };
-        let plan = planned(site, shape, Kind::GeluGrad, db.is_some())?;
+        let plan = planned(site, shape, Finish::gelu_grad(), db.is_some())?;
         let gelu = self.0;
         Ok(Box::new(move |step| {
             let product =
@@ -102,7 +104,7 @@ impl Op for LinearResidual {
         let (bias, gamma, branch) = (site.input_f32(3)?, site.input_f32(4)?, site.output_opt(1)?);
         let dropped = self.0.map(|drop_path| site.drop_path(drop_path));
         let shape = Shape { layout: Layout::Nt, m: a.rows, n: w.rows, k: a.cols };
-        let plan = planned(site, shape, Kind::Store, false)?;
+        let plan = planned(site, shape, Finish::store(false, false, true), false)?;
         Ok(Box::new(move |step| {
             let store = Store {
                 out: out.operand(),

@@ -19,7 +19,7 @@ use super::op::{Io, Op, Workload, on_cpu};
 use crate::cpu;
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{
-    BiasGrad as BiasGradKernel, Epilogue, Gemm, Kind, Layout, Matrix as Operand, Plan, Shape, Store, Sum,
+    BiasGrad as BiasGradKernel, Epilogue, Finish, Gemm, Layout, Matrix as Operand, Plan, Shape, Store, Sum,
     Vector, plan, raw,
 };
 use crate::recipe::GeluKind;
@@ -86,15 +86,15 @@ fn padding(i: usize) -> [usize; 2] {
 }
 
 /// The plan of a product, for which the workspace is made large enough.
-fn planned(site: &mut Site<'_>, shape: Shape, kind: Kind, column_sums: bool) -> Result<Plan> {
+fn planned(site: &mut Site<'_>, shape: Shape, finish: Finish, column_sums: bool) -> Result<Plan> {
     let info = site.device().info();
-    let Some(plan) = plan(shape, kind, info) else {
+    let Some(plan) = plan(shape, finish, info) else {
         return Err(Error::failure(format!(
             "{} has {} bytes of shared memory for a block, which hold no tile of a product; use --device cpu",
             info.name, info.shared_per_block
         )));
     };
-    site.workspace(raw::workspace_bytes(&plan, kind, shape.m, shape.n, column_sums));
+    site.workspace(raw::workspace_bytes(&plan, finish.kind, shape.m, shape.n, column_sums));
     Ok(plan)
 }
 
@@ -103,7 +103,7 @@ fn prepare_store(site: &mut Site<'_>, gelu: Option<GeluKind>) -> Result<Launch> 
     let (x, w, out) = (site.input(0)?, site.input(1)?, site.output(0)?);
     let (bias, pre) = (site.input_f32(2)?, if gelu.is_some() { site.output_opt(1)? } else { None });
     let shape = Shape { layout: Layout::Nt, m: x.rows, n: w.rows, k: x.cols };
-    let plan = planned(site, shape, Kind::Store, false)?;
+    let plan = planned(site, shape, Finish::store(gelu.is_some(), pre.is_some(), false), false)?;
     Ok(Box::new(move |step| {
         let mut store = Store::plain(out.operand());
         store.bias = bias.as_ref().map_or(Vector::none(), Vector::from);
@@ -243,7 +243,7 @@ impl Op for InputGrad {
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (dy, w, dx) = (site.input(0)?, site.input(1)?, site.output(0)?);
         let shape = Shape { layout: Layout::Nn, m: dy.rows, n: w.cols, k: dy.cols };
-        let plan = planned(site, shape, Kind::Store, false)?;
+        let plan = planned(site, shape, Finish::store(false, false, false), false)?;
         Ok(Box::new(move |step| {
             let product =
                 Gemm { shape, a: dy.operand(), b: w.operand(), live: step.live_rows(&dy), dependent: false };
@@ -281,7 +281,7 @@ impl Op for WeightGrad {
         let dw = site.output_f32(0)?;
         let dw = site.present(dw)?;
         let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: dy.rows };
-        let plan = planned(site, shape, Kind::Sum, false)?;
+        let plan = planned(site, shape, Finish::sum(), false)?;
         Ok(Box::new(move |step| {
             let product =
                 Gemm { shape, a: dy.operand(), b: x.operand(), live: step.live_rows(&dy), dependent: false };

@@ -6,7 +6,7 @@ use crate::device::{DeviceInfo, Kernels, Ptr, RawStream, Stream};
 use crate::recipe::GeluKind;
 use crate::{Error, Result};
 
-use super::heuristics::{self, Plan, Shape};
+use super::heuristics::{self, Finish, Plan, Shape};
 use super::memory::{Matrix, Vector};
 use super::raw::{self, GemmParams, SumRowsParams, SumSlicesParams};
 use super::tiles::{Kind, Layout, MAX_STAGES, MIN_STAGES};
@@ -110,6 +110,15 @@ impl Epilogue<'_> {
         }
     }
 
+    /// What it takes beside the product.
+    pub fn finish(&self) -> Finish {
+        match self {
+            Self::Store(e) => Finish::store(e.gelu.is_some(), !e.pre.is_none(), !e.residual.is_none()),
+            Self::GeluGrad(_) => Finish::gelu_grad(),
+            Self::Sum(_) => Finish::sum(),
+        }
+    }
+
     fn column_sums(&self) -> bool {
         matches!(self, Self::GeluGrad(e) if !e.bias_grad.is_none())
     }
@@ -144,7 +153,7 @@ impl Gemm<'_> {
     /// # Errors
     /// A device whose shared memory holds no tile.
     pub fn plan(&self, epilogue: &Epilogue<'_>, device: &DeviceInfo) -> Result<Plan> {
-        match heuristics::plan(self.shape, epilogue.kind(), device) {
+        match heuristics::plan(self.shape, epilogue.finish(), device) {
             Some(plan) => Ok(plan),
             None => refuse(format_args!(
                 "{} has {} bytes of shared memory for a block, which hold no tile; use the CPU device",

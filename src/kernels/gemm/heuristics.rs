@@ -81,30 +81,62 @@ impl Plan {
     }
 }
 
+/// What is done to a result on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finish {
+    /// The kernel that does it.
+    pub kind: Kind,
+    /// Bytes of memory read and written for an element.
+    pub bytes: u32,
+    /// Whether GELU or its slope is computed.
+    pub gelu: bool,
+}
+
+impl Finish {
+    /// bf16 results, with what is kept before GELU, and with a residual.
+    pub const fn store(gelu: bool, pre: bool, residual: bool) -> Self {
+        Self { kind: Kind::Store, bytes: 2 + 2 * (pre as u32 + residual as u32), gelu }
+    }
+
+    /// Times the slope of GELU.
+    pub const fn gelu_grad() -> Self {
+        Self { kind: Kind::GeluGrad, bytes: 4, gelu: true }
+    }
+
+    /// f32 results, added to what is there.
+    pub const fn sum() -> Self {
+        Self { kind: Kind::Sum, bytes: 8, gelu: false }
+    }
+}
+
 /// The plan with the least cycles.
 ///
 /// Every row of the result is summed in the same order by every plan with one slice, so the bits of a
-/// forward pass depend on no choice made here. `None` where not even the smallest tile fits the device's
-/// shared memory, which no GPU since Ampere is.
-pub fn plan(shape: Shape, kind: Kind, device: &DeviceInfo) -> Option<Plan> {
-    let mut best: Option<(f64, Plan)> = None;
+/// forward pass depend on no choice made here, but for that of the tier, which is the device's and the shape's.
+/// `None` where not even the smallest tile fits the device's shared memory, which no GPU since Ampere is.
+pub fn plan(shape: Shape, finish: Finish, device: &DeviceInfo) -> Option<Plan> {
+    plans(shape, finish, device).first().copied()
+}
+
+/// The best plan of every tile that the device has room for, the one with the least cycles first.
+pub fn plans(shape: Shape, finish: Finish, device: &DeviceInfo) -> Vec<Plan> {
+    let mut all = hopper::plans(shape, finish, device);
     for tile in TILES {
         let Some((stages, resident)) = residency(tile, device) else { continue };
-        for splits in 1..=most_splits(shape, kind) {
+        for splits in 1..=most_splits(shape, finish.kind) {
             let group = group(tile, shape, device.multiprocessors * resident);
             let plan = Plan { tile, stages, splits, group, clusters: 0 };
-            let cycles = cycles(&plan, shape, resident, device);
-            if best.is_none_or(|(least, _)| cycles < least) {
-                best = Some((cycles, plan));
-            }
+            all.push((cycles(&plan, shape, resident, device), plan));
         }
     }
-    for (cycles, plan) in hopper::plans(shape, kind, device) {
-        if best.is_none_or(|(least, _)| cycles < least) {
-            best = Some((cycles, plan));
+    all.sort_by(|(x, _), (y, _)| x.total_cmp(y));
+    let mut best: Vec<Plan> = Vec::new();
+    for (_, plan) in all {
+        if best.iter().all(|other| other.tile != plan.tile) {
+            best.push(plan);
         }
     }
-    best.map(|(_, plan)| plan)
+    best
 }
 
 /// Most slices of k that a product may be cut into.
@@ -232,8 +264,12 @@ mod tests {
         all
     }
 
+    fn finish(kind: Kind) -> Finish {
+        Finish { kind, bytes: 4, gelu: false }
+    }
+
     fn chosen(device: &DeviceInfo, kind: Kind, shape: Shape) -> Plan {
-        plan(shape, kind, device).unwrap()
+        plan(shape, finish(kind), device).unwrap()
     }
 
     #[test]
@@ -294,7 +330,7 @@ mod tests {
         assert_eq!(residency(tile(64), &small), Some((3, 1)));
         assert_eq!(residency(tile(32), &small), Some((3, 2)));
         let tiny = device("16 KB", (8, 0), 1, 16);
-        assert_eq!(plan(forward(128, 128, 128), Kind::Store, &tiny), None);
+        assert_eq!(plan(forward(128, 128, 128), finish(Kind::Store), &tiny), None);
     }
 
     #[test]

@@ -138,6 +138,11 @@ impl<'a, T> Matrix<'a, T> {
         self.start.ptr
     }
 
+    /// Whether it is not there.
+    pub const fn is_none(&self) -> bool {
+        self.start.is_none()
+    }
+
     /// Elements from the start of a row to that of the next.
     pub const fn stride(&self) -> usize {
         self.stride

@@ -49,6 +49,6 @@ pub use super::registry::gemm as tiles;
 
 pub use bias_grad::BiasGrad;
 pub use checked::{Epilogue, GeluGrad, Gemm, Store, Sum};
-pub use heuristics::{Plan, Shape, plan};
+pub use heuristics::{Finish, Plan, Shape, plan, plans};
 pub use memory::{Matrix, Vector};
 pub use tiles::{HOPPER_TILES, Kind, Layout, Scheme, TILES, Tile};
