@@ -1,5 +1,7 @@
 //! The training loop.
 
+mod steps;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -9,14 +11,11 @@ use super::interrupt::Interrupt;
 use super::metrics::MetricsLog;
 use super::plan::RunPlan;
 use super::progress::Progress;
-use super::report::{EvalReport, StepReport};
+use super::report::EvalReport;
 use super::run_dir::RunDir;
-use super::schedule::learning_rate;
-use super::step::StepOutcome;
 use super::tensorboard::EventWriter;
 use super::terminal::{quoted, say, tell};
 use crate::autograd::ParamSpec;
-use crate::data::batch::PackedBatch;
 use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
@@ -224,106 +223,6 @@ impl Trainer {
         Ok(stop || last)
     }
 
-    /// Loads the batches of the next step and queues it.
-    fn queue_step(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        let config = &self.recipe.train;
-        let mut batches: Vec<PackedBatch> = Vec::with_capacity(config.accumulate);
-        let mut loader = None;
-        let mut packing = PackingStats::default();
-        for _ in 0..config.accumulate {
-            let loaded = self.loader.next_batch()?;
-            packing.add(&loaded.stats);
-            batches.push(loaded.batch);
-            loader = Some(loaded.state_after);
-        }
-        let waiting = begun.elapsed().as_secs_f64();
-        if batches.iter().flat_map(|b| &b.weights).all(|w| *w == 0.0) {
-            let example = self.loader.report().newest.clone().unwrap_or_default();
-            return Err(Error::failure(format!("no image of the step could be read; the last is {example}")));
-        }
-        let Some(loader) = loader else {
-            return Err(Error::usage("train.accumulate is 0, expected at least 1"));
-        };
-        let learning_rate = learning_rate(config, self.begun());
-        self.engine.queue(&batches, learning_rate)?;
-        self.queued.push_back(Queued { learning_rate, packing, loader, waiting });
-        Ok(())
-    }
-
-    /// Waits for the oldest step under way and counts it.
-    fn collect_step(&mut self) -> Result<()> {
-        let outcome = self.engine.collect()?;
-        let Some(queued) = self.queued.pop_front() else {
-            return Err(Error::failure("a step was collected that was not queued"));
-        };
-        let number = self.header.progress.step + 1;
-        if !outcome.loss.is_finite() {
-            return Err(self.diverged(number, &format!("the loss is {}", outcome.loss)));
-        }
-        if !outcome.grad_norm.is_finite() {
-            return Err(self.diverged(number, &format!("the gradient norm is {}", outcome.grad_norm)));
-        }
-        let progress = &mut self.header.progress;
-        progress.loader = serde_json::to_value(&queued.loader)
-            .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
-        progress.step = number;
-        progress.images_seen += outcome.images;
-        progress.packing.add(&queued.packing);
-        self.warn_of_unreadable();
-        let now = Instant::now();
-        let seconds = (now - self.clock.since).as_secs_f64();
-        self.clock.since = now;
-        self.clock.steps += seconds;
-        self.clock.waiting += outcome.idle.unwrap_or(queued.waiting);
-        self.report(&outcome, queued.learning_rate, seconds)
-    }
-
-    fn report(&mut self, outcome: &StepOutcome, lr: f64, seconds: f64) -> Result<()> {
-        let report = StepReport {
-            step: self.header.progress.step,
-            loss: outcome.loss,
-            accuracy: outcome.accuracy,
-            learning_rate: lr,
-            grad_norm: outcome.grad_norm,
-            images: outcome.images,
-            tokens: outcome.tokens as u64,
-            token_rows: outcome.budget as u64,
-            flop: outcome.flops,
-            seconds,
-        };
-        self.progress.step(&report);
-        let every = self.recipe.train.log_every.max(1);
-        if report.step.is_multiple_of(every) || report.step == self.recipe.train.steps {
-            self.metrics.train(&report)?;
-            self.events.scalars(
-                report.step,
-                &[
-                    ("train/loss", report.loss),
-                    ("train/accuracy", report.accuracy),
-                    ("train/learning_rate", lr),
-                    ("train/grad_norm", report.grad_norm),
-                    ("train/padding", report.padding()),
-                    ("speed/images_per_second", report.images as f64 / seconds),
-                    ("speed/tokens_per_second", report.tokens as f64 / seconds),
-                ],
-            )?;
-        }
-        Ok(())
-    }
-
-    fn warn_of_unreadable(&mut self) {
-        let report = self.loader.report();
-        if report.unreadable > self.unreadable {
-            self.unreadable = report.unreadable;
-            let newest = report.newest.as_deref().unwrap_or_default();
-            self.progress.message(&format!(
-                "skipped {} unreadable images so far, the newest: {newest}",
-                report.unreadable
-            ));
-        }
-    }
-
     /// Evaluates the weights that will be used, the moving average where there is one. Returns
     /// whether they are the best so far; `None` if it was interrupted.
     fn evaluate(&mut self) -> Result<Option<bool>> {
@@ -371,6 +270,13 @@ impl Trainer {
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {
         let state = self.engine.state()?;
+        let step = self.header.progress.step;
+        if state.optimizer_step != step {
+            return Err(Error::failure(format!(
+                "the weights are those of step {} and the run is at step {step}",
+                state.optimizer_step
+            )));
+        }
         // A checkpoint that is not finite would replace the last good one.
         if !state.weights.iter().flatten().all(|w| w.is_finite()) {
             drop(state);

@@ -5,15 +5,16 @@ use serde::Serialize;
 use super::{DeviceEngine, DeviceOptions};
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
-use crate::train::plan::mib;
+use crate::recipe::{PackingKind, Recipe};
 use crate::train::step::TrainStep;
+use crate::train::terminal::mib;
 
 /// Tokens of a batch are a multiple of this.
 const TOKEN_UNIT: usize = 128;
-/// Share of the free memory that a run may plan with: code of the kernels, graphs and the allocator's rounding take
-/// theirs.
-const USABLE: f64 = 0.98;
+/// What code of the kernels, graphs and the allocator's rounding take besides: a share of what is free, and bytes at
+/// least.
+const RESERVED: f64 = 0.02;
+const LEAST_RESERVED: usize = 256 << 20;
 
 /// Device memory of a training, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -59,7 +60,8 @@ pub fn check_fits(
     slots: usize,
 ) -> Result<DeviceMemory> {
     let memory = DeviceMemory::plan(info, recipe, classes, slots)?;
-    let usable = (USABLE * free as f64) as usize;
+    let reserved = ((RESERVED * free as f64) as usize).max(LEAST_RESERVED);
+    let usable = free.saturating_sub(reserved);
     if memory.total() <= usable {
         return Ok(memory);
     }
@@ -83,15 +85,16 @@ pub fn check_fits(
         remedies.push(format!("take a smaller model: weights and optimiser alone are {}", mib(memory.state)));
     }
     Err(Error::usage(format!(
-        "the run needs {} of device memory and {} of {} are free; {}, or use --device cpu",
+        "the run needs {} of device memory, and of {} free on {} it may take {}; {}, or use --device cpu",
         mib(memory.total()),
         mib(free),
         info.name,
+        mib(usable),
         remedies.join(", or ")
     )))
 }
 
-/// The largest budget of tokens with which the run fits, where there is one that holds the longest image.
+/// About the largest budget of tokens with which the run fits, where there is one that holds the longest image.
 fn fewer_tokens(
     info: &DeviceInfo,
     usable: usize,
@@ -99,9 +102,13 @@ fn fewer_tokens(
     classes: usize,
     memory: &DeviceMemory,
 ) -> Result<Option<usize>> {
+    let packing = &recipe.packing;
+    // Bins fill a batch to the last token.
+    let bin = if packing.kind == PackingKind::Bins { packing.sequence.max(1) } else { 1 };
+    let unit = (1..=bin).map(|n| n * TOKEN_UNIT).find(|unit| unit.is_multiple_of(bin)).unwrap_or(TOKEN_UNIT);
     // Everything but the state grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
     let share = usable.saturating_sub(memory.state) as f64 / (memory.total() - memory.state) as f64;
-    let mut tokens = (share * recipe.packing.tokens as f64) as usize / TOKEN_UNIT * TOKEN_UNIT;
+    let mut tokens = (share * packing.tokens as f64) as usize / unit * unit;
     for _ in 0..8 {
         let mut smaller = recipe.clone();
         smaller.packing.tokens = tokens;
@@ -112,7 +119,7 @@ fn fewer_tokens(
         if DeviceMemory::plan(info, &smaller, classes, slots)?.total() <= usable {
             return Ok(Some(tokens));
         }
-        tokens = (tokens * 15 / 16) / TOKEN_UNIT * TOKEN_UNIT;
+        tokens = (tokens * 15 / 16 / unit * unit).min(tokens - unit);
     }
     Ok(None)
 }
