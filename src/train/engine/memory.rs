@@ -3,9 +3,10 @@
 use serde::Serialize;
 
 use super::{DeviceEngine, DeviceOptions};
+use crate::data::packing;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
+use crate::recipe::{PackingKind, Recipe};
 use crate::train::plan::mib;
 use crate::train::step::TrainStep;
 
@@ -91,6 +92,25 @@ pub fn check_fits(
     )))
 }
 
+/// The largest budget of tokens, up to that of `recipe`, with which a run fits `free` bytes of such a device; none
+/// where not even the longest image fits.
+///
+/// # Errors
+/// A model that the kernels do not take.
+pub fn largest_tokens(
+    info: &DeviceInfo,
+    free: usize,
+    recipe: &Recipe,
+    classes: usize,
+) -> Result<Option<usize>> {
+    let memory = DeviceMemory::plan(info, recipe, classes, packing::slots(recipe))?;
+    let usable = (USABLE * free as f64) as usize;
+    match memory.total() <= usable {
+        true => Ok(Some(recipe.packing.tokens)),
+        false => fewer_tokens(info, usable, recipe, classes, &memory),
+    }
+}
+
 /// The largest budget of tokens with which the run fits, where there is one that holds the longest image.
 fn fewer_tokens(
     info: &DeviceInfo,
@@ -99,20 +119,28 @@ fn fewer_tokens(
     classes: usize,
     memory: &DeviceMemory,
 ) -> Result<Option<usize>> {
+    // Bins divide a batch.
+    let unit = match recipe.packing.kind {
+        PackingKind::Flat => TOKEN_UNIT,
+        PackingKind::Bins => (1..=TOKEN_UNIT)
+            .map(|times| times * recipe.packing.sequence)
+            .find(|tokens| tokens.is_multiple_of(TOKEN_UNIT))
+            .unwrap_or(TOKEN_UNIT),
+    };
     // Everything but the state grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
     let share = usable.saturating_sub(memory.state) as f64 / (memory.total() - memory.state) as f64;
-    let mut tokens = (share * recipe.packing.tokens as f64) as usize / TOKEN_UNIT * TOKEN_UNIT;
+    let mut tokens = (share * recipe.packing.tokens as f64) as usize / unit * unit;
     for _ in 0..8 {
         let mut smaller = recipe.clone();
         smaller.packing.tokens = tokens;
         if tokens == 0 || smaller.validate().is_err() {
             return Ok(None);
         }
-        let slots = crate::data::packing::slots(&smaller);
+        let slots = packing::slots(&smaller);
         if DeviceMemory::plan(info, &smaller, classes, slots)?.total() <= usable {
             return Ok(Some(tokens));
         }
-        tokens = (tokens * 15 / 16) / TOKEN_UNIT * TOKEN_UNIT;
+        tokens = (tokens * 15 / 16) / unit * unit;
     }
     Ok(None)
 }
