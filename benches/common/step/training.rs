@@ -1,5 +1,5 @@
 //! A training over batches of random pixels, as fast as its device runs it. It is also what
-//! `examples/torch_bridge.rs` holds against PyTorch.
+//! `examples/torch_bridge` holds against PyTorch.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
