@@ -10,10 +10,12 @@ use common::shapes::{Images, Shape, parse};
 use common::step;
 use criterion::Criterion;
 use support::devices::devices;
-use trencadis::data::batch::PackedBatch;
+use trencadis::data::batch::{PackedBatch, Patches};
+use trencadis::data::packing;
 use trencadis::device::Stream;
 use trencadis::kernels::gemm::Layout;
 use trencadis::kernels::measure::{CopyParams, launch_copy};
+use trencadis::recipe::Recipe;
 
 #[test]
 fn own_shapes_are_read() {
@@ -176,6 +178,26 @@ fn every_family_gives_lines_of_the_table() {
             "bias_grad",
         ];
         assert_eq!(kernels, expected);
+    }
+}
+
+/// Batches of the recipes are as full as those of a training.
+#[test]
+fn batches_of_every_recipe() {
+    for name in step::RECIPES {
+        let recipe = Recipe::load(name, &[]).unwrap();
+        let batch = &step::training::batches(&recipe, step::classes(name), 1).unwrap()[0];
+        let (live, budget) = (batch.live_tokens(), recipe.packing.tokens);
+        assert_eq!((batch.tokens(), batch.slots()), (budget, packing::slots(&recipe)), "{name}");
+        assert!(live as f64 > 0.97 * budget as f64, "{name}: {live} of {budget}");
+        if name == "vit-b16" {
+            assert_eq!((batch.images, live), (128, 128 * 197));
+        }
+        let Patches::U8(pixels) = &batch.patches else { panic!("{name} has no pixels") };
+        let rows: Vec<&[u8]> = pixels.chunks(batch.patch_dim).collect();
+        let blank = |row: &[u8]| row.iter().all(|&x| x == 0);
+        let prefix = batch.images * recipe.model.prefix();
+        assert_eq!(rows.iter().filter(|row| blank(row)).count(), prefix + budget - live, "{name}");
     }
 }
 

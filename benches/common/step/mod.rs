@@ -15,7 +15,7 @@ use super::shapes::{Shape, own};
 use training::{Run, Training};
 
 /// Recipes that are measured.
-const RECIPES: [&str; 6] = ["digits", "photos", "vit-b16", "navit-b16", "deit3-b16", "navit-l16"];
+pub const RECIPES: [&str; 6] = ["digits", "photos", "vit-b16", "navit-b16", "deit3-b16", "navit-l16"];
 /// Fewest steps of a sample: what the clock misses of its ends then weighs little.
 const STEPS: usize = 5;
 /// Samples of a recipe, the fewest that criterion takes. They are the last ones that it asks for.
