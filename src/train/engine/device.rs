@@ -62,6 +62,19 @@ pub struct DeviceEngine {
     ended: Option<Arc<Event>>,
 }
 
+/// A part of a step, for measuring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Zero gradients.
+    Zero,
+    /// What the nodes share, see [`DeviceExecutor::launch_tables`].
+    Tables,
+    /// A node by its place in [`DeviceExecutor::launched`].
+    Node(usize),
+    /// The optimiser.
+    Update,
+}
+
 /// What belongs to one of the batches in device memory.
 struct Place {
     graph: Option<Graph>,
@@ -172,6 +185,24 @@ impl DeviceEngine {
     /// What runs the step.
     pub fn executor(&self) -> &DeviceExecutor {
         &self.executor
+    }
+
+    /// Queues a part of a step by itself over the newest batch. All parts in order are a step; otherwise what is
+    /// trained is of no use afterwards.
+    ///
+    /// # Errors
+    /// No batch was queued yet; what a launch refuses; a failed device.
+    pub fn launch_part(&self, part: Part) -> Result<()> {
+        let Some(newest) = self.queued.checked_sub(1) else {
+            return Err(Error::failure("no batch was queued over which a part of a step could run"));
+        };
+        let at = (newest % PLACES as u64) as usize;
+        match part {
+            Part::Zero => self.optimizer.before(at, &self.executor),
+            Part::Tables => self.executor.launch_tables(at),
+            Part::Node(node) => self.executor.launch_node(at, node),
+            Part::Update => self.optimizer.after(at, &self.executor),
+        }
     }
 
     /// Queues one batch, the first of a step or not, and the update where it is the last.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{DeviceEngine, DeviceOptions};
+use crate::data::packing;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::recipe::{PackingKind, Recipe};
@@ -48,6 +49,11 @@ impl DeviceMemory {
     }
 }
 
+/// What a run may take of the free memory.
+fn usable(free: usize) -> usize {
+    free.saturating_sub(((RESERVED * free as f64) as usize).max(LEAST_RESERVED))
+}
+
 /// Checks that a run of `recipe` fits `free` bytes of such a device, and returns what it takes.
 ///
 /// # Errors
@@ -60,8 +66,7 @@ pub fn check_fits(
     slots: usize,
 ) -> Result<DeviceMemory> {
     let memory = DeviceMemory::plan(info, recipe, classes, slots)?;
-    let reserved = ((RESERVED * free as f64) as usize).max(LEAST_RESERVED);
-    let usable = free.saturating_sub(reserved);
+    let usable = usable(free);
     if memory.total() <= usable {
         return Ok(memory);
     }
@@ -94,6 +99,25 @@ pub fn check_fits(
     )))
 }
 
+/// The largest budget of tokens, up to that of `recipe`, with which a run fits `free` bytes of such a device; none
+/// where not even the longest image fits.
+///
+/// # Errors
+/// A model that the kernels do not take.
+pub fn largest_tokens(
+    info: &DeviceInfo,
+    free: usize,
+    recipe: &Recipe,
+    classes: usize,
+) -> Result<Option<usize>> {
+    let memory = DeviceMemory::plan(info, recipe, classes, packing::slots(recipe))?;
+    let usable = usable(free);
+    match memory.total() <= usable {
+        true => Ok(Some(recipe.packing.tokens)),
+        false => fewer_tokens(info, usable, recipe, classes, &memory),
+    }
+}
+
 /// About the largest budget of tokens with which the run fits, where there is one that holds the longest image.
 fn fewer_tokens(
     info: &DeviceInfo,
@@ -102,20 +126,19 @@ fn fewer_tokens(
     classes: usize,
     memory: &DeviceMemory,
 ) -> Result<Option<usize>> {
-    let packing = &recipe.packing;
     // Bins fill a batch to the last token.
-    let bin = if packing.kind == PackingKind::Bins { packing.sequence.max(1) } else { 1 };
+    let bin = if recipe.packing.kind == PackingKind::Bins { recipe.packing.sequence.max(1) } else { 1 };
     let unit = (1..=bin).map(|n| n * TOKEN_UNIT).find(|unit| unit.is_multiple_of(bin)).unwrap_or(TOKEN_UNIT);
     // Everything but the state grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
     let share = usable.saturating_sub(memory.state) as f64 / (memory.total() - memory.state) as f64;
-    let mut tokens = (share * packing.tokens as f64) as usize / unit * unit;
+    let mut tokens = (share * recipe.packing.tokens as f64) as usize / unit * unit;
     for _ in 0..8 {
         let mut smaller = recipe.clone();
         smaller.packing.tokens = tokens;
         if tokens == 0 || smaller.validate().is_err() {
             return Ok(None);
         }
-        let slots = crate::data::packing::slots(&smaller);
+        let slots = packing::slots(&smaller);
         if DeviceMemory::plan(info, &smaller, classes, slots)?.total() <= usable {
             return Ok(Some(tokens));
         }

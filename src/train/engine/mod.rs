@@ -12,8 +12,8 @@ mod memory;
 use std::borrow::Cow;
 
 pub use cpu::CpuEngine;
-pub use device::{DeviceEngine, DeviceOptions};
-pub use memory::{DeviceMemory, check_fits};
+pub use device::{DeviceEngine, DeviceOptions, Part};
+pub use memory::{DeviceMemory, check_fits, largest_tokens};
 
 use super::step::StepOutcome;
 use crate::autograd::ParamSpec;
