@@ -74,6 +74,8 @@ pub(super) struct Trainer {
     clock: Clock,
     /// Whether the newest error is one that a save would only make permanent.
     diverged: bool,
+    /// Whether the engine has failed: nobody knows then which step its weights are of.
+    failed: bool,
 }
 
 impl Trainer {
@@ -111,6 +113,7 @@ impl Trainer {
             unreadable: 0,
             clock: Clock { steps: 0.0, waiting: 0.0, since: Instant::now() },
             diverged: false,
+            failed: false,
             queued: VecDeque::new(),
             params: engine.params().to_vec(),
             recipe,
@@ -133,7 +136,7 @@ impl Trainer {
     /// Saves what an error would lose, and says how to go on.
     fn rescue(&mut self, error: Error) -> Error {
         // What is under way belongs to the state that would be saved. Of a device that has failed, nothing comes.
-        while !self.diverged && !self.queued.is_empty() && self.collect_step().is_ok() {}
+        while !self.diverged && !self.failed && !self.queued.is_empty() && self.collect_step().is_ok() {}
         let step = self.header.progress.step;
         if self.diverged {
             return error;
@@ -143,7 +146,7 @@ impl Trainer {
             return error;
         }
         self.progress.finish();
-        if step > 0 && self.saved != Some(step) && self.queued.is_empty() {
+        if step > 0 && self.saved != Some(step) && self.queued.is_empty() && !self.failed {
             // Where this fails too, the former checkpoint stands.
             let _ = self.save(false, false);
         }
@@ -270,13 +273,6 @@ impl Trainer {
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {
         let state = self.engine.state()?;
-        let step = self.header.progress.step;
-        if state.optimizer_step != step {
-            return Err(Error::failure(format!(
-                "the weights are those of step {} and the run is at step {step}",
-                state.optimizer_step
-            )));
-        }
         // A checkpoint that is not finite would replace the last good one.
         if !state.weights.iter().flatten().all(|w| w.is_finite()) {
             drop(state);

@@ -22,7 +22,7 @@ impl Trainer {
             packing.add(&stats);
             weight += batch.weights.iter().sum::<f32>();
             if number < accumulate {
-                self.engine.add(&batch, None)?;
+                self.engine.add(&batch, None).inspect_err(|_| self.failed = true)?;
                 while self.engine.is_ready() {
                     self.collect_step()?;
                 }
@@ -35,7 +35,7 @@ impl Trainer {
                 )));
             }
             let learning_rate = learning_rate(&self.recipe.train, self.begun());
-            self.engine.add(&batch, Some(learning_rate))?;
+            self.engine.add(&batch, Some(learning_rate)).inspect_err(|_| self.failed = true)?;
             self.queued.push_back(Queued { learning_rate, packing, loader: state_after, waiting });
             return Ok(());
         }
@@ -44,7 +44,7 @@ impl Trainer {
 
     /// Waits for the oldest step under way and counts it.
     pub(super) fn collect_step(&mut self) -> Result<()> {
-        let outcome = self.engine.collect()?;
+        let outcome = self.engine.collect().inspect_err(|_| self.failed = true)?;
         let Some(queued) = self.queued.pop_front() else {
             return Err(Error::failure("a step was collected that was not queued"));
         };
