@@ -1,6 +1,8 @@
-//! A whole training step on the CPU device: forward, loss, backward, AdamW.
+//! A whole training step, forward, loss, backward, AdamW: of NaViT and ViT on the CPU device, and of the recipes on
+//! a GPU.
 //!
-//! `cargo bench --bench step` measures NaViT and ViT with criterion; throughput counts tokens.
+//! `cargo bench --bench step` measures both with criterion; throughput counts tokens. A step is one batch, whatever
+//! the recipe accumulates.
 //! `cargo bench --bench step -- --json --model navit --shape Ti --steps 3 --tokens 4096` runs a
 //! fixed number of steps after one to warm up and prints one JSON line with tokens per second and
 //! the process's peak memory: what `tools/compare_torch.py` asks for.
@@ -12,8 +14,10 @@ use trencadis::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use trencadis::nn::init::initialise;
 use trencadis::recipe::Recipe;
 use trencadis::rng::{Purpose, Stream};
-use trencadis::train::optimizer::Optimizer;
+use trencadis::train::engine::{CpuEngine, Engine, TrainState};
 use trencadis::train::step::TrainStep;
+
+mod common;
 
 const CLASSES: usize = 1000;
 const PATCH: usize = 16;
@@ -77,25 +81,16 @@ fn batch(model: &str, tokens: usize, prefix: usize, seed: u64) -> PackedBatch {
     }
 }
 
-struct Trainer {
-    step: TrainStep,
-    params: Vec<Vec<f32>>,
-    optimizer: Optimizer,
+fn engine(recipe: &Recipe, slots: usize) -> CpuEngine {
+    let step = TrainStep::new(recipe, CLASSES, slots).unwrap_or_else(|e| panic!("{e}"));
+    let state = TrainState::fresh(initialise(step.params(), 0), false);
+    CpuEngine::new(recipe, step, slots, state).unwrap_or_else(|e| panic!("{e}"))
 }
 
-impl Trainer {
-    fn new(recipe: &Recipe, slots: usize) -> Self {
-        let step = TrainStep::new(recipe, CLASSES, slots).unwrap_or_else(|e| panic!("{e}"));
-        let params = initialise(step.params(), 0);
-        let optimizer = Optimizer::new(step.params(), &recipe.train);
-        Self { step, params, optimizer }
-    }
-
-    fn run(&mut self, batch: &PackedBatch) {
-        let outcome = self.step.run(&self.params, std::slice::from_ref(batch), 0);
-        assert!(outcome.loss.is_finite());
-        self.optimizer.step(1e-4, &mut self.params, self.step.grads()).expect("finite gradients");
-    }
+fn run(engine: &mut CpuEngine, batch: &PackedBatch) {
+    let outcome = engine.queue(std::slice::from_ref(batch), 1e-4).and_then(|()| engine.collect());
+    let outcome = outcome.unwrap_or_else(|e| panic!("{e}"));
+    assert!(outcome.loss.is_finite() && outcome.grad_norm.is_finite());
 }
 
 fn measure(c: &mut Criterion) {
@@ -105,9 +100,9 @@ fn measure(c: &mut Criterion) {
         for shape in ["Ti", "S"] {
             let recipe = recipe(model, shape, 4096);
             let batch = batch(model, 4096, recipe.model.prefix(), 0);
-            let mut trainer = Trainer::new(&recipe, batch.images);
+            let mut engine = engine(&recipe, batch.images);
             group.throughput(Throughput::Elements(batch.live_tokens() as u64));
-            group.bench_function(BenchmarkId::new(model, shape), |b| b.iter(|| trainer.run(&batch)));
+            group.bench_function(BenchmarkId::new(model, shape), |b| b.iter(|| run(&mut engine, &batch)));
         }
     }
     group.finish();
@@ -128,10 +123,10 @@ fn json() {
         (0..=steps).map(|i| batch(&model, tokens, recipe.model.prefix(), i as u64)).collect();
     let slots = batches.iter().map(|b| b.images).max().unwrap_or(1);
     let batches: Vec<_> = batches.into_iter().map(|b| with_slots(b, slots)).collect();
-    let mut trainer = Trainer::new(&recipe, slots);
-    trainer.run(&batches[0]);
+    let mut engine = engine(&recipe, slots);
+    run(&mut engine, &batches[0]);
     let begun = Instant::now();
-    batches[1..].iter().for_each(|b| trainer.run(b));
+    batches[1..].iter().for_each(|b| run(&mut engine, b));
     let seconds = begun.elapsed().as_secs_f64();
     // Patch tokens alone: what the peers count too.
     let patches: usize =
@@ -177,5 +172,6 @@ fn main() {
     }
     let mut criterion = Criterion::default().configure_from_args();
     measure(&mut criterion);
+    common::step::bench(&mut criterion);
     criterion.final_summary();
 }

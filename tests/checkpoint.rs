@@ -7,11 +7,10 @@ use serde_json::json;
 use trencadis::autograd::ParamSpec;
 use trencadis::autograd::graph::Init;
 use trencadis::data::packing::PackingStats;
-use trencadis::recipe::TrainConfig;
 use trencadis::train::checkpoint::{
     Best, Header, Progress, Snapshot, load_header, load_model, load_training, save_model,
 };
-use trencadis::train::optimizer::Optimizer;
+use trencadis::train::engine::TrainState;
 use trencadis::train::run_dir::RunDir;
 use trencadis::weights::Weights;
 
@@ -46,12 +45,16 @@ fn header(step: u64) -> Header {
     }
 }
 
-fn optimizer(params: &[ParamSpec], value: f32, step: u64) -> Optimizer {
-    let mut optimizer = Optimizer::new(params, &TrainConfig::default());
-    optimizer.m = filled(params, value + 0.25);
-    optimizer.v = filled(params, value + 0.5);
-    optimizer.step = step;
-    optimizer
+/// Weights that are all `value`, and everything else near it.
+fn state(params: &[ParamSpec], value: f32, average: bool, step: u64) -> TrainState<'static> {
+    let all = |offset: f32| filled(params, value + offset).into();
+    TrainState {
+        weights: all(0.0),
+        ema: average.then(|| all(0.75)),
+        m: all(0.25),
+        v: all(0.5),
+        optimizer_step: step,
+    }
 }
 
 #[test]
@@ -59,26 +62,21 @@ fn round_trip_with_and_without_a_moving_average() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("last.safetensors");
     let params = params(5);
-    let (weights, average) = (filled(&params, 1.0), filled(&params, 2.0));
-    let optimizer = optimizer(&params, 7.0, 41);
     let header = header(42);
-    for ema in [None, Some(&average[..])] {
-        let snapshot =
-            Snapshot { header: &header, params: &params, weights: &weights, ema, optimizer: &optimizer };
+    for average in [false, true] {
+        let state = state(&params, 1.0, average, 41);
+        let snapshot = Snapshot { header: &header, params: &params, state: &state };
         snapshot.save_training(&path).unwrap();
 
         let (loaded, training) = load_training(&path, &params).unwrap();
         assert_eq!(loaded, header);
-        assert_eq!(training.weights, weights);
-        assert_eq!(training.ema.as_deref(), ema);
-        assert_eq!((training.m, training.v), (optimizer.m.clone(), optimizer.v.clone()));
-        assert_eq!(training.optimizer_step, 41);
+        assert_eq!(training, state);
 
         // The same file is a model, under plain names.
         let (loaded, model) = load_model(&path).unwrap();
         assert_eq!(loaded, Some(header.clone()));
         assert_eq!(model.tensors.keys().collect::<Vec<_>>(), ["blocks.0.weight", "head.bias"]);
-        assert_eq!(model.tensors["head.bias"].1, ema.unwrap_or(&weights)[1]);
+        assert_eq!(model.tensors["head.bias"].1, state.ema.as_ref().unwrap_or(&state.weights)[1]);
 
         let alone = dir.path().join("best.safetensors");
         snapshot.save_model(&alone).unwrap();
@@ -93,9 +91,8 @@ fn a_run_holds_what_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDir::create(dir.path(), "a", "").unwrap();
     let params = params(2);
-    let (weights, optimizer, header) = (filled(&params, 1.0), optimizer(&params, 0.0, 3), header(3));
-    let snapshot =
-        Snapshot { header: &header, params: &params, weights: &weights, ema: None, optimizer: &optimizer };
+    let (state, header) = (state(&params, 1.0, false, 3), header(3));
+    let snapshot = Snapshot { header: &header, params: &params, state: &state };
     snapshot.save(&run, false, false).unwrap();
     assert!(run.last().exists() && !run.best().exists() && !run.step(3).exists());
     snapshot.save(&run, true, true).unwrap();
@@ -127,12 +124,8 @@ fn errors_are_one_sentence() {
     save_model(&path, &header(1), &params, &filled(&params, 0.0)).unwrap();
     assert!(message(&params).contains("without training state"));
 
-    let optimizer = optimizer(&params, 0.0, 1);
-    let weights = filled(&params, 0.0);
-    let header = header(1);
-    Snapshot { header: &header, params: &params, weights: &weights, ema: None, optimizer: &optimizer }
-        .save_training(&path)
-        .unwrap();
+    let (state, header) = (state(&params, 0.0, false, 1), header(1));
+    Snapshot { header: &header, params: &params, state: &state }.save_training(&path).unwrap();
     let wider = self::params(6);
     assert!(message(&wider).contains("blocks.0.weight [5, 3] (expected [6, 3])"), "{}", message(&wider));
 
@@ -166,10 +159,8 @@ fn child_saves_for_ever() {
 
 fn save_step(run: &RunDir, params: &[ParamSpec], step: u64) {
     let header = header(step);
-    let (weights, average) = (filled(params, step as f32), filled(params, step as f32 + 0.75));
-    let optimizer = optimizer(params, step as f32, step);
-    let snapshot =
-        Snapshot { header: &header, params, weights: &weights, ema: Some(&average), optimizer: &optimizer };
+    let state = state(params, step as f32, true, step);
+    let snapshot = Snapshot { header: &header, params, state: &state };
     snapshot.save(run, true, false).unwrap();
 }
 
@@ -211,12 +202,7 @@ fn a_kill_at_any_time_leaves_a_whole_checkpoint() {
         let step = header.progress.step;
         assert!(step > before);
         before = step;
-        let value = step as f32;
-        assert_eq!(training.weights, filled(&params, value));
-        assert_eq!(training.ema, Some(filled(&params, value + 0.75)));
-        assert_eq!(training.m, filled(&params, value + 0.25));
-        assert_eq!(training.v, filled(&params, value + 0.5));
-        assert_eq!(training.optimizer_step, step);
+        assert_eq!(training, state(&params, step as f32, true, step));
         // `best` is at most one save ahead, never behind.
         let (header, model) = load_model(&best).unwrap();
         let ahead = header.unwrap().progress.step;

@@ -6,10 +6,11 @@ mod places;
 
 use std::path::{Path, PathBuf};
 
+use trencadis::autograd::ParamSpec;
 use trencadis::data::batch::{PackedBatch, Patches, Targets};
 use trencadis::eval::forward::{self, ForwardOutput, RawImage};
 use trencadis::recipe::*;
-use trencadis::train::optimizer::Optimizer;
+use trencadis::train::engine::{CpuEngine, Engine, TrainState};
 use trencadis::train::step::TrainStep;
 use trencadis::weights::{Policy, Weights, assign, foreign};
 
@@ -78,7 +79,7 @@ fn foreign_networks_give_their_own_logits() {
     let images = images();
     for case in CASES {
         let weights = read(&format!("{case}/weights.safetensors"));
-        let output = forward::run(weights, &recipe(&format!("{case}/config.toml")), &images).unwrap();
+        let output = forward::run(weights, &recipe(&format!("{case}/config.toml")), &images, None).unwrap();
         let error = error_of(case, &output);
         println!("{case:20} {error:.1e}");
         // Scores of na_vit are not divided by √head_dim, so its softmax magnifies rounding.
@@ -118,9 +119,9 @@ fn packing_does_not_change_a_foreign_network() {
     let images = images();
     for case in CASES {
         let (weights, recipe) = convert(case);
-        let packed = forward::run(weights.clone(), &recipe, &images).unwrap();
+        let packed = forward::run(weights.clone(), &recipe, &images, None).unwrap();
         for (i, image) in images.iter().enumerate() {
-            let alone = forward::run(weights.clone(), &recipe, std::slice::from_ref(image)).unwrap();
+            let alone = forward::run(weights.clone(), &recipe, std::slice::from_ref(image), None).unwrap();
             let k = packed.classes;
             let error = difference(&packed.logits[i * k..(i + 1) * k], &alone.logits);
             assert!(error < 2e-6, "{case}, image {i}: {error:e}");
@@ -152,7 +153,7 @@ fn a_wrong_setting_does_not_pass() {
     for (case, what, change) in mutations {
         let (weights, mut recipe) = convert(case);
         change(&mut recipe.model);
-        let error = error_of(case, &forward::run(weights, &recipe, &images).unwrap());
+        let error = error_of(case, &forward::run(weights, &recipe, &images, None).unwrap());
         println!("{case:20} {what:20} {error:.1e}");
         assert!(error > 2.5 * TOLERANCE, "{case} does not notice a wrong {what}: {error:e}");
     }
@@ -186,7 +187,7 @@ fn shapes_tell_the_settings() {
 
     // A network without a classifier gets the identity: its logits are its features.
     let (weights, recipe) = convert("siglip2");
-    let output = forward::run(weights, &recipe, &images()).unwrap();
+    let output = forward::run(weights, &recipe, &images(), None).unwrap();
     assert_eq!(output.logits, output.features);
 }
 
@@ -299,15 +300,15 @@ fn pack(images: &[RawImage], classes: &[i32], patch: usize, tokens: usize, slots
     }
 }
 
-/// The tensors of `file` under `prefix`, in the order of `step`'s parameters.
-fn ordered(file: &Weights, prefix: &str, step: &TrainStep) -> Vec<Vec<f32>> {
+/// The tensors of `file` under `prefix`, in the order of `params`.
+fn ordered(file: &Weights, prefix: &str, params: &[ParamSpec]) -> Vec<Vec<f32>> {
     let tensors = file
         .tensors
         .iter()
         .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone())))
         .collect();
     let weights = Weights { tensors, ..Weights::default() };
-    assign(Path::new(prefix), weights, step.params(), Policy::Exact).unwrap().0
+    assign(Path::new(prefix), weights, params, Policy::Exact).unwrap().0
 }
 
 /// Loss, every gradient, three AdamW steps and the parameters after them, as PyTorch has them; once
@@ -327,16 +328,22 @@ fn training_steps_are_those_of_pytorch() {
                 .filter(|range| !range.is_empty())
                 .map(|range| pack(&images[range.clone()], &classes[range], patch, tokens, 5))
                 .collect();
-            let mut step = TrainStep::new(&recipe, 6, 5).unwrap();
-            let mut params = ordered(&file, "param.", &step);
-            let mut optimizer = Optimizer::new(step.params(), &recipe.train);
+            let step = TrainStep::new(&recipe, 6, 5).unwrap();
+            let specs = step.params().to_vec();
+            let [params, grads, after] =
+                ["param.", "grad.", "after."].map(|kind| ordered(&file, kind, &specs));
+            let mut engine = CpuEngine::new(&recipe, step, 5, TrainState::fresh(params, false)).unwrap();
             for (n, expected) in losses.iter().enumerate() {
-                let outcome = step.run(&params, &batches, 0);
+                let outcome = if n < 3 {
+                    engine.queue(&batches, recipe.train.lr).unwrap();
+                    engine.collect().unwrap()
+                } else {
+                    engine.gradients(&batches)
+                };
                 let error = (outcome.loss as f32 - expected).abs();
                 assert!(error < 2e-5, "{kind}, step {n}: loss {} and not {expected}", outcome.loss);
                 if n == 0 {
-                    let grads = ordered(&file, "grad.", &step);
-                    for ((spec, got), expected) in step.params().iter().zip(step.grads()).zip(&grads) {
+                    for ((spec, got), expected) in specs.iter().zip(engine.grads()).zip(&grads) {
                         let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
                         let worst = got.iter().zip(expected).fold(0.0f32, |m, (g, e)| m.max((g - e).abs()));
                         assert!(scale > 1e-4, "{kind}: {} has no gradient to compare", spec.name);
@@ -347,12 +354,9 @@ fn training_steps_are_those_of_pytorch() {
                         );
                     }
                 }
-                if n < 3 {
-                    optimizer.step(recipe.train.lr, &mut params, step.grads()).unwrap();
-                }
             }
-            let after = ordered(&file, "after.", &step);
-            for ((spec, got), expected) in step.params().iter().zip(&params).zip(&after) {
+            let trained = engine.state().unwrap().weights;
+            for ((spec, got), expected) in specs.iter().zip(trained.iter()).zip(&after) {
                 let error = difference(got, expected);
                 assert!(error < 2e-4, "{kind}: {} after three steps is off by {error:e}", spec.name);
             }

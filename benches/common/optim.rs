@@ -60,6 +60,9 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         clip: 1.0,
         ema_decay: 0.9999,
         seed: 1,
+        images: 0.0,
+        continues: 0,
+        unfinished: 0,
     };
     let step = gpu.device.upload(&[step])?;
     let state = gpu.device.zeros::<OptimizerState>(1)?;
@@ -105,7 +108,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         launch_lamb(kernels, stream.raw(), chunks, arena.tensors().len(), &update(set, false))
     };
     let zero = |stream: &Stream, set: usize| {
-        let params = ZeroParams { out: average.ptr(set), size: len as i64 };
+        let params = ZeroParams { out: average.ptr(set), step: Ptr::null(), size: len as i64 };
         // SAFETY: as above.
         unsafe { launch_zero(kernels, stream.raw(), &params) }
     };

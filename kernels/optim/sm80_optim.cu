@@ -13,6 +13,7 @@ struct OptimNorm {
 
 struct OptimZero {
     float* out;
+    const OptimizerStep* step; // null: zeros in any case
     int64_t size; // a multiple of 8
 };
 
@@ -31,6 +32,7 @@ DEVICE void sum_squares(const OptimNorm& p)
 {
     constexpr int unroll = 4;
     ptx::dependency_wait();
+    if (read(p.step->unfinished) != 0) return;
     int64_t stride = int64_t(gridDim.x) * threads * 8;
     double sum[1] = {0.0};
     int64_t first = (int64_t(blockIdx.x) * threads + threadIdx.x) * 8;
@@ -64,6 +66,10 @@ DEVICE double power(double x, uint64_t n)
 DEVICE void finish(const OptimNorm& p)
 {
     ptx::dependency_wait();
+    if (read(p.step->unfinished) != 0) {
+        if (threadIdx.x == 0) write(p.state->factors.skip, 1);
+        return;
+    }
     Global<const double> partial(p.partial);
     double sum[1] = {0.0};
     for (int i = int(threadIdx.x); i < p.blocks; i += threads) sum[0] += partial.load(i);
@@ -71,7 +77,9 @@ DEVICE void finish(const OptimNorm& p)
     if (threadIdx.x != 0) return;
     const OptimizerStep& step = *p.step;
     OptimizerState& state = *p.state;
-    double norm = sqrt(sum[0]);
+    double images = read(step.images);
+    double scale = images > 0.0 ? 1.0 / images : 1.0;
+    double norm = scale * sqrt(sum[0]);
     // Infinity minus itself is NaN, as NaN is.
     bool finite = norm - norm == 0.0;
     write(state.norm, norm);
@@ -90,7 +98,7 @@ DEVICE void finish(const OptimNorm& p)
     OptimizerFactors& f = state.factors;
     write(state.step, t);
     write(state.lr, lr);
-    write(f.grad_scale, clip > 0.0 && norm > clip ? float(clip / norm) : 1.0f);
+    write(f.grad_scale, float(clip > 0.0 && norm > clip ? scale * (clip / norm) : scale));
     write(f.inverse1, float(1.0 / correction1));
     write(f.rate, float(lr / correction1));
     write(f.root2, float(1.0 / sqrt(correction2)));
@@ -131,10 +139,11 @@ DEVICE void adamw(const OptimUpdate& p)
 
 constexpr int flat_unroll = 4;
 
-// Zeros, eight elements a thread and unroll.
+// Zeros, eight elements a thread and unroll; nothing where the step continues.
 DEVICE void zero(const OptimZero& p)
 {
     ptx::dependency_wait();
+    if (p.step != nullptr && read(p.step->continues) != 0) return;
     constexpr float zeros[8] = {};
     UNROLL
     for (int u = 0; u < flat_unroll; u++) {

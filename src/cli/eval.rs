@@ -33,8 +33,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    device::select(args.device)?;
-    let mut trained = Trained::load(&args.model)?;
+    let device = device::select(args.device)?.device;
+    let highest = args.resolution.iter().copied().max().unwrap_or(0);
+    let mut trained = Trained::load(&args.model, device.as_ref(), highest)?;
     let mut recipe = trained.recipe.clone();
     let dataset = match &args.data {
         Some(path) => {
@@ -47,7 +48,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     let resolutions = if args.resolution.is_empty() { vec![0] } else { args.resolution };
     for resolution in resolutions {
         let source = images.clone();
-        let done = evaluate(&mut trained.model, &trained.params, source, &recipe, resolution, &|| false)?;
+        let done = evaluate(trained.model.as_mut(), source, &recipe, resolution, &|| false)?;
         let Some(done) = done else { continue };
         let m = &done.metrics;
         let shown = match (resolution, recipe.eval.resolution) {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::device::{self, DeviceChoice};
 use crate::error::Result;
 use crate::eval::forward;
 use crate::recipe::Recipe;
@@ -22,13 +23,17 @@ pub(super) struct Args {
     /// Where `logits` [N, classes], `features` [N, D] and `tokens.i` [n_i, D] are written.
     #[arg(long, value_name = "OUT.safetensors")]
     output: PathBuf,
+    /// Device to run on.
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    let device = device::select(args.device)?.device;
     let recipe = Recipe::load(&args.config, &[])?;
     let (_, weights) = checkpoint::load_model(&args.weights)?;
     let images = forward::images_of(&Weights::load(&args.input)?.tensors)?;
-    let output = forward::run(weights, &recipe, &images)?;
+    let output = forward::run(weights, &recipe, &images, device.as_ref())?;
     let n = images.len();
     let mut tensors = Weights::default();
     let mut insert = |name: String, shape, values| tensors.tensors.insert(name, (shape, values));

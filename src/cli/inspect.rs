@@ -9,7 +9,8 @@ use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
 use crate::models::vit;
 use crate::recipe::Recipe;
-use crate::train::plan::{RunPlan, mib};
+use crate::train::plan::RunPlan;
+use crate::train::terminal::mib;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -101,7 +102,7 @@ fn model(args: Model) -> Result<()> {
     let mut forward = Graph::new();
     vit::record(&mut forward, &recipe, classes, recipe.packing.tokens, slots, false)?;
     let dims = recipe.model.dimensions()?;
-    let plan = RunPlan::of(&recipe, &step, slots);
+    let plan = RunPlan::of(&recipe, &step, slots, None);
     let mut text = String::new();
     let _ = writeln!(
         text,

@@ -32,11 +32,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    device::select(args.device)?;
+    let device = device::select(args.device)?.device;
     if args.top == 0 {
         return Err(Error::usage("--top must be at least 1"));
     }
-    let mut trained = Trained::load(&args.model)?;
+    let mut trained = Trained::load(&args.model, device.as_ref(), args.resolution)?;
     let predictions = predict(&mut trained, args.images, args.top as usize, args.resolution)?;
     let mut text = String::new();
     for prediction in &predictions {

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use super::{RecipeArgs, print};
-use crate::data::source;
-use crate::device::{self, DeviceChoice};
+use crate::data::{packing, source};
+use crate::device::{self, DeviceChoice, DeviceInfo, Selected};
 use crate::error::{Error, Result};
+use crate::train::engine::{DeviceOptions, check_fits};
 use crate::train::plan::RunPlan;
-use crate::train::start::{self, TrainOptions};
+use crate::train::start::{self, Target, TrainOptions};
+use crate::train::step::TrainStep;
 use crate::weights::Weights;
 
 #[derive(Debug, clap::Args)]
@@ -29,29 +31,59 @@ pub(super) struct Args {
     /// Device to train on.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceChoice,
+    /// On a GPU, launch every kernel by itself instead of whole steps as graphs: slower, for debugging.
+    #[arg(long)]
+    no_graph: bool,
     /// Print parameters, FLOPs and memory, and stop before anything is allocated.
     #[arg(long)]
     dry_run: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    let device = device::select(args.device)?;
+    if args.dry_run {
+        return dry_run(&args);
+    }
+    let Selected { device, description } = device::select(args.device)?;
+    if args.no_graph && device.is_none() {
+        return Err(Error::usage("--no-graph goes with a GPU; the CPU has no graphs, so leave it out"));
+    }
+    let target = Target { device, options: DeviceOptions { no_graph: args.no_graph } };
+    let told = || print(&format!("device            {description}\n"));
     if let Some(folder) = &args.resume {
-        if args.dry_run {
-            return Err(Error::usage("--dry-run goes with a recipe, not with --resume"));
-        }
-        print(&format!("device            {device}\n"))?;
-        return start::resume(folder);
+        told()?;
+        return start::resume(folder, &target);
     }
     let (name, recipe) = args.recipe.load()?;
-    if args.dry_run {
-        if let Some(path) = &args.init {
-            Weights::load_metadata(path)?;
-        }
-        let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
-        let plan = RunPlan::new(&recipe, dataset.classes.len())?;
-        return print(&format!("device            {device}\n{plan}\n"));
+    told()?;
+    let options = TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init };
+    start::start(options, &target)
+}
+
+fn dry_run(args: &Args) -> Result<()> {
+    if args.resume.is_some() {
+        return Err(Error::usage("--dry-run goes with a recipe, not with --resume"));
     }
-    print(&format!("device            {device}\n"))?;
-    start::start(TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init })
+    let (_, recipe) = args.recipe.load()?;
+    if let Some(path) = &args.init {
+        Weights::load_metadata(path)?;
+    }
+    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    let classes = dataset.classes.len();
+    let (description, info, free) = match device::select(args.device) {
+        Ok(Selected { device: None, description }) => (description, None, 0),
+        Ok(Selected { device: Some(device), description }) => {
+            (description, Some(device.info().clone()), device.free_bytes()?)
+        }
+        // A plan for a GPU needs none.
+        Err(_) if args.device == DeviceChoice::Cuda => {
+            let info = DeviceInfo::h100();
+            let description = format!("{}, assumed as there is no GPU to be used here", info.name);
+            (description, Some(info.clone()), info.memory_bytes)
+        }
+        Err(reason) => return Err(reason),
+    };
+    let slots = packing::slots(&recipe);
+    let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots)).transpose()?;
+    let plan = RunPlan::of(&recipe, &TrainStep::new(&recipe, classes, slots)?, slots, memory);
+    print(&format!("device            {description}\n{plan}\n"))
 }

@@ -35,6 +35,22 @@ pub fn taps(batch: &PackedBatch, config: &PositionConfig) -> Result<Vec<Taps>> {
     }
 }
 
+/// Longest axis for which resampling filters are kept: there are as many as the square of it.
+pub const MAX_RESAMPLED: usize = 4096;
+/// Patches along an axis, in sides of a square, up to which an image is resampled as it is.
+const SLENDER: usize = 8;
+
+/// Most patches that an image at up to `resolution` pixels may have along an axis. Where tables are resampled, a
+/// device keeps the filters of every length, so that bounds it: at eight times the side of a square, which only an
+/// image more slender than 64:1 exceeds; it is scaled down. Elsewhere only the type of a position does.
+pub fn longest_axis(config: &PositionConfig, resolution: usize, patch: usize) -> usize {
+    let table = matches!(config.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
+    if !table || config.coordinate == PositionCoordinate::Absolute {
+        return usize::from(PREFIX[0]) - 1;
+    }
+    (SLENDER * resolution.div_ceil(patch.max(1))).clamp(1, MAX_RESAMPLED)
+}
+
 /// Checks that every image of the batch has a place in the position tables of `config`.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use crate::data::dropping::TokenDrop;
 use crate::data::packing::PlannedImage;
+use crate::data::positions::longest_axis;
 use crate::data::resolution::{self, Limits};
 use crate::error::Result;
 use crate::recipe::{
@@ -46,7 +47,7 @@ impl PackingSettings {
             resolution: recipe.resolution.clone(),
             drop: recipe.drop.clone(),
             packing: recipe.packing.clone(),
-            limits: position_limits(&recipe.model.position),
+            limits: position_limits(&recipe.model.position, recipe.resolution.max, recipe.model.patch),
             slots: slots(recipe),
             training: true,
             workers: match recipe.data.workers {
@@ -70,6 +71,7 @@ impl PackingSettings {
             settings.resolution.kind = ResolutionKind::Fixed;
         }
         settings.resolution.max = resolution;
+        settings.limits = position_limits(&recipe.model.position, resolution, recipe.model.patch);
         settings.drop.kind = DropKind::None;
         settings.packing.kind = PackingKind::Flat;
         settings.training = false;
@@ -148,14 +150,16 @@ pub fn slots(recipe: &Recipe) -> usize {
 }
 
 /// Under absolute coordinates a table bounds the grid: a longer image has to be scaled down, or it
-/// would have no position.
-fn position_limits(position: &PositionConfig) -> Limits {
+/// would have no position. Under fractional ones only the filters that resample it do.
+fn position_limits(position: &PositionConfig, resolution: usize, patch: usize) -> Limits {
+    let longest = longest_axis(position, resolution, patch);
+    let any = Limits { rows: longest, cols: longest, ..Limits::NONE };
     let has_table = matches!(position.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
     if !has_table || position.coordinate != PositionCoordinate::Absolute {
-        return Limits::NONE;
+        return any;
     }
     match position.combination {
-        PositionCombination::Flat => Limits { patches: position.rows * position.columns, ..Limits::NONE },
-        _ => Limits { rows: position.rows, cols: position.columns, ..Limits::NONE },
+        PositionCombination::Flat => Limits { patches: position.rows * position.columns, ..any },
+        _ => Limits { rows: position.rows, cols: position.columns, ..any },
     }
 }

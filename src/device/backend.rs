@@ -17,6 +17,12 @@ pub(super) trait Backend: Send + Sync {
     /// `address` comes from [`alloc`](Self::alloc) and is not used again.
     unsafe fn free(&self, address: u64);
 
+    /// Bytes that could still be allocated, as the driver counts them; none where only the buffers of this device
+    /// take memory.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Writes zeros and waits until they are there.
     ///
     /// # Safety

@@ -1,36 +1,126 @@
-//! Which device a person wants.
+//! Which device a person wants, and which one it becomes.
 
 use clap::ValueEnum;
 
+use super::Device;
+#[cfg(feature = "emulator")]
+use super::emulator::EmulatorOptions;
 use crate::error::{Error, Result};
 
 /// What a person asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DeviceChoice {
-    /// The fastest there is.
+    /// GPU 0 where there is one that the kernels run on, else the CPU.
     #[default]
     Auto,
-    /// The CPU device.
+    /// The CPU.
     Cpu,
-    /// An NVIDIA GPU.
+    /// GPU 0 of those that CUDA_VISIBLE_DEVICES shows.
     Cuda,
+    /// The GPU kernels on the CPU, very slowly: for tests.
+    #[cfg(feature = "emulator")]
+    Emulator,
 }
 
-const NOT_YET: &str = "a model on the GPU needs every operation as a kernel, and this version has them for \
-    matrix products, attention and pooling alone";
+/// Where models run.
+pub struct Selected {
+    /// What the kernels run on; none on the CPU device.
+    pub device: Option<Device>,
+    /// A line that says what runs, and why not something faster.
+    pub description: String,
+}
 
-/// Settles the choice and returns a line that says what runs, and why not something faster.
+/// Opens the device of `choice`.
 ///
 /// # Errors
 /// An explicit wish that cannot be met.
-pub fn select(choice: DeviceChoice) -> Result<String> {
+pub fn select(choice: DeviceChoice) -> Result<Selected> {
+    match choice {
+        DeviceChoice::Auto => Ok(Device::cuda(0).map_or_else(|error| cpu_instead(&error), gpu)),
+        DeviceChoice::Cpu => Ok(cpu("")),
+        DeviceChoice::Cuda => Device::cuda(0).map(gpu).map_err(not_there),
+        #[cfg(feature = "emulator")]
+        DeviceChoice::Emulator => Ok(Selected {
+            device: Some(Device::emulator(EmulatorOptions::default())),
+            description: "emulator, for tests".into(),
+        }),
+    }
+}
+
+fn gpu(device: Device) -> Selected {
+    let info = device.info();
+    let gib = info.memory_bytes as f64 / f64::from(1 << 30);
+    Selected { description: format!("{}, {gib:.1} GiB", info.name), device: Some(device) }
+}
+
+fn cpu(note: &str) -> Selected {
     let threads = rayon::current_num_threads();
     let plural = if threads == 1 { "" } else { "s" };
-    match choice {
-        DeviceChoice::Cpu => Ok(format!("cpu, {threads} thread{plural}")),
-        DeviceChoice::Auto => Ok(format!("cpu, {threads} thread{plural} (models do not run on the GPU yet)")),
-        DeviceChoice::Cuda => Err(Error::usage(format!(
-            "--device cuda: {NOT_YET}; use --device cpu, or auto to take what there is"
-        ))),
+    Selected { device: None, description: format!("cpu, {threads} thread{plural}{note}") }
+}
+
+/// The CPU, with as much of the reason as makes a short line: `trencadis inspect device` tells all of it.
+fn cpu_instead(error: &Error) -> Selected {
+    let reason = error.to_string();
+    let end = [" (", ";"].iter().filter_map(|mark| reason.find(mark)).min().unwrap_or(reason.len());
+    cpu(&format!(" (no GPU: {})", &reason[..end]))
+}
+
+fn not_there(error: Error) -> Error {
+    let say = |reason| format!("--device cuda: {reason}; use --device cpu, or auto to take what there is");
+    match error {
+        Error::Usage(reason) => Error::Usage(say(reason)),
+        Error::Failure(reason) => Error::Failure(say(reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceInfo;
+
+    #[test]
+    fn a_gpu_in_one_line() {
+        let selected = gpu(Device::planned(DeviceInfo::h100()));
+        assert_eq!(selected.description, "NVIDIA H100 80GB HBM3, 80.0 GiB");
+        assert!(selected.device.is_some());
+    }
+
+    #[test]
+    fn the_cpu_and_why() {
+        let description = |reason: &str| cpu_instead(&Error::usage(reason)).description;
+        let threads = match rayon::current_num_threads() {
+            1 => "cpu, 1 thread".into(),
+            n => format!("cpu, {n} threads"),
+        };
+        let cpu = select(DeviceChoice::Cpu).unwrap();
+        assert!(cpu.device.is_none() && cpu.description == threads);
+        for (reason, short) in [
+            ("no driver was found (libcuda cannot be opened); install one", "no driver was found"),
+            ("it is too old; update it (to 580)", "it is too old"),
+            ("nothing works", "nothing works"),
+        ] {
+            assert_eq!(description(reason), format!("{threads} (no GPU: {short})"));
+        }
+    }
+
+    #[test]
+    fn a_wish_that_cannot_be_met() {
+        for (error, code) in [(Error::usage("it is not there"), 2), (Error::failure("it is not there"), 1)] {
+            let error = not_there(error);
+            assert_eq!(
+                error.to_string(),
+                "--device cuda: it is not there; use --device cpu, or auto to take what there is"
+            );
+            assert_eq!(error.exit_code(), code);
+        }
+    }
+
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn the_emulator_is_a_choice() {
+        let selected = select(DeviceChoice::Emulator).unwrap();
+        assert_eq!(selected.description, "emulator, for tests");
+        assert_eq!(selected.device.unwrap().info().name, "emulator");
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::backend::{self, own};
 use super::emulator::{Emulator, EmulatorOptions};
+use super::words::Words;
 use super::{DeviceInfo, Launch, RawStream, TensorBoxes, TensorMap};
 use crate::{Error, Result};
 
@@ -15,13 +16,11 @@ pub(super) fn describe(options: &EmulatorOptions) -> DeviceInfo {
     DeviceInfo {
         name: "emulator".into(),
         capability: options.capability,
-        multiprocessors: 132,
         shared_per_block: options.shared_per_block,
         shared_per_multiprocessor: options.shared_per_block + 1024,
-        l2_bytes: 50 << 20,
         memory_bytes: 16 << 30,
         clock_khz: 0,
-        driver: None,
+        ..DeviceInfo::h100()
     }
 }
 
@@ -68,7 +67,7 @@ impl backend::Backend for Host {
     }
 
     fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
-        Ok(Box::new(Words { words: vec![0; bytes.div_ceil(16)], bytes }))
+        Ok(Box::new(Words::new(bytes)?))
     }
 
     fn stream(&self) -> Result<Box<dyn backend::Stream>> {
@@ -101,23 +100,6 @@ impl backend::Loaded for Host {
 
     fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
         Ok(self.0.tensor_map(boxes))
-    }
-}
-
-/// Host memory, aligned for every element.
-struct Words {
-    words: Vec<u128>,
-    /// How many count.
-    bytes: usize,
-}
-
-impl backend::HostMemory for Words {
-    fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.words)[..self.bytes]
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
     }
 }
 

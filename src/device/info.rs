@@ -19,8 +19,25 @@ pub struct DeviceInfo {
     pub memory_bytes: usize,
     /// Highest clock of the multiprocessors in kHz; 0 where nobody knows.
     pub clock_khz: u32,
-    /// The driver; none on the emulator.
+    /// The driver; none where there is no GPU.
     pub driver: Option<Driver>,
+}
+
+impl DeviceInfo {
+    /// An H100 SXM with 80 GB: what a plan assumes where no GPU is at hand.
+    pub fn h100() -> Self {
+        Self {
+            name: "NVIDIA H100 80GB HBM3".into(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            shared_per_block: 227 << 10,
+            shared_per_multiprocessor: 228 << 10,
+            l2_bytes: 50 << 20,
+            memory_bytes: 80 << 30,
+            clock_khz: 1_980_000,
+            driver: None,
+        }
+    }
 }
 
 /// The driver of a GPU.

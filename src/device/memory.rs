@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytemuck::Pod;
 
@@ -26,6 +27,7 @@ struct Memory {
     device: Device,
     /// 0 where it has no bytes.
     address: u64,
+    bytes: usize,
 }
 
 impl Drop for Memory {
@@ -33,6 +35,9 @@ impl Drop for Memory {
         if self.address != 0 {
             // SAFETY: the buffers were its owners, and none is left.
             unsafe { self.device.backend().free(self.address) };
+            for count in self.device.counts() {
+                count.fetch_sub(self.bytes, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -46,7 +51,10 @@ impl Device {
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = bytes::<T>(len)?;
         let address = if bytes == 0 { 0 } else { self.backend().alloc(bytes)? };
-        let memory = Arc::new(Memory { device: self.clone(), address });
+        for count in self.counts() {
+            count.fetch_add(bytes, Ordering::Relaxed);
+        }
+        let memory = Arc::new(Memory { device: self.clone(), address, bytes });
         Ok(Buffer { memory, address, len, element: PhantomData })
     }
 
@@ -83,6 +91,22 @@ impl Device {
     pub fn pinned<T: Pod>(&self, len: usize) -> Result<Pinned<T>> {
         let memory = self.backend().pinned(bytes::<T>(len)?)?;
         Ok(Pinned { memory, len, last: None, element: PhantomData })
+    }
+
+    /// Bytes of device memory that the buffers of this device hold now, of one that is
+    /// [counted apart](Self::counted_apart) those made through it. Pinned host memory does not count.
+    pub fn allocated_bytes(&self) -> usize {
+        self.count.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of device memory that could still be allocated: on a GPU, what no program has taken.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn free_bytes(&self) -> Result<usize> {
+        let all = self.counts().last().map_or(0, |count| count.load(Ordering::Relaxed));
+        let left = self.info().memory_bytes.saturating_sub(all);
+        Ok(self.backend().free_bytes()?.unwrap_or(left))
     }
 }
 

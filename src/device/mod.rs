@@ -1,5 +1,6 @@
 //! Devices behind one interface: memory, streams, events, graphs and kernels of an NVIDIA GPU, or of the
-//! emulator that runs the same kernels on the host (feature `emulator`, for tests).
+//! emulator that runs the same kernels on the host (feature `emulator`, for tests). [`Device::planned`] only counts
+//! memory.
 //!
 //! A [`Device`] gives [`Buffer`]s, [`Stream`]s and loaded [`Kernels`]. The driver is looked for when a
 //! device is made and never linked, so a program that is built with all this runs where there is none.
@@ -21,13 +22,16 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+mod planned;
 mod report;
 mod stream;
 mod tensor_map;
+mod words;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, select};
+pub use choice::{DeviceChoice, Selected, select};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};
@@ -44,7 +48,18 @@ use fault::Faults;
 
 /// A device with its memory and its kernels; clones are the same device.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device {
+    inner: Arc<Inner>,
+    count: Arc<Count>,
+}
+
+/// Bytes of live buffers.
+#[derive(Default)]
+struct Count {
+    bytes: AtomicUsize,
+    /// What they belong to as well.
+    outer: Option<Arc<Count>>,
+}
 
 struct Inner {
     // Dropped in this order: kernels are unloaded while the memory still holds the context.
@@ -54,6 +69,11 @@ struct Inner {
 }
 
 impl Device {
+    fn new(kernels: Kernels, backend: Box<dyn Backend>) -> Self {
+        let inner = Inner { kernels, backend, faults: Faults::default() };
+        Self { inner: Arc::new(inner), count: Arc::default() }
+    }
+
     /// GPU number `ordinal` of those that the driver shows (`CUDA_VISIBLE_DEVICES` chooses among them).
     ///
     /// # Errors
@@ -61,7 +81,7 @@ impl Device {
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         let (kernels, backend) = cuda::open(ordinal)?;
-        Ok(Self(Arc::new(Inner { kernels, backend, faults: Faults::default() })))
+        Ok(Self::new(kernels, backend))
     }
 
     /// A device that runs the kernels on the host, on the thread that launches them.
@@ -70,12 +90,19 @@ impl Device {
         let info = emulated::describe(&options);
         let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
         let kernels = Kernels::new(Box::new(host.clone()), info);
-        Self(Arc::new(Inner { kernels, backend: Box::new(host), faults: Faults::default() }))
+        Self::new(kernels, Box::new(host))
+    }
+
+    /// The same device, whose [`allocated_bytes`](Self::allocated_bytes) are those of buffers that are made through
+    /// this handle and its clones: what one user of a device takes, whatever others do meanwhile.
+    pub fn counted_apart(&self) -> Self {
+        let count = Count { bytes: AtomicUsize::new(0), outer: Some(self.count.clone()) };
+        Self { count: Arc::new(count), inner: self.inner.clone() }
     }
 
     /// Whether `other` is this very device, with the same memory and streams.
     fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// What the device is.
@@ -85,14 +112,19 @@ impl Device {
 
     /// Its kernels.
     pub fn kernels(&self) -> &Kernels {
-        &self.0.kernels
+        &self.inner.kernels
     }
 
     fn faults(&self) -> &Faults {
-        &self.0.faults
+        &self.inner.faults
+    }
+
+    /// The counts that a buffer made through this handle belongs to, that of all buffers last.
+    fn counts(&self) -> impl Iterator<Item = &AtomicUsize> {
+        std::iter::successors(Some(&*self.count), |count| count.outer.as_deref()).map(|count| &count.bytes)
     }
 
     fn backend(&self) -> &dyn Backend {
-        self.0.backend.as_ref()
+        self.inner.backend.as_ref()
     }
 }

@@ -24,7 +24,7 @@ pub fn report() -> Result<String> {
         Ok(fatbins) => kernels(&mut text, fatbins),
         Err(reason) => line(&mut text, "kernels", format_args!("none: {reason}")),
     }
-    line(&mut text, "models run on", select(DeviceChoice::Auto)?);
+    line(&mut text, "models run on", select(DeviceChoice::Auto)?.description);
     Ok(text)
 }
 
@@ -97,17 +97,8 @@ mod tests {
 
     #[test]
     fn a_gpu_in_words() {
-        let info = DeviceInfo {
-            name: "NVIDIA H100 80GB HBM3".into(),
-            capability: (9, 0),
-            multiprocessors: 132,
-            shared_per_block: 227 * 1024,
-            shared_per_multiprocessor: 228 * 1024,
-            l2_bytes: 50 << 20,
-            memory_bytes: 80 << 30,
-            clock_khz: 1_980_000,
-            driver: Some(Driver { cuda: (13, 0), release: Some("580.65.06".into()) }),
-        };
+        let driver = Some(Driver { cuda: (13, 0), release: Some("580.65.06".into()) });
+        let info = DeviceInfo { driver, ..DeviceInfo::h100() };
         let said = |info: &DeviceInfo| {
             let mut text = String::new();
             gpu(&mut text, 0, info, None);

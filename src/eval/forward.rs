@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::device::DeviceModel;
+use super::model::{Forward, Model};
+use crate::autograd::device::BatchShape;
 use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use crate::data::positions;
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::eval::model::Model;
 use crate::recipe::{ModelConfig, Recipe};
 use crate::weights::{Policy, Weights, assign, foreign};
 
@@ -33,11 +36,16 @@ pub struct ForwardOutput {
 pub type RawImage = (Vec<usize>, Vec<f32>);
 
 /// Runs `images` through the model of `recipe` with `weights` (ours, or any layout that
-/// [`foreign`] knows).
+/// [`foreign`] knows), on `device` where there is one.
 ///
 /// # Errors
-/// A weight or image whose shape does not fit.
-pub fn run(weights: Weights, recipe: &Recipe, images: &[RawImage]) -> Result<ForwardOutput> {
+/// A weight or image whose shape does not fit; a model that the device has no kernels for.
+pub fn run(
+    weights: Weights,
+    recipe: &Recipe,
+    images: &[RawImage],
+    device: Option<&Device>,
+) -> Result<ForwardOutput> {
     if images.is_empty() {
         return Err(Error::usage("no image to run: the input needs image.0, image.1, ..."));
     }
@@ -52,15 +60,24 @@ pub fn run(weights: Weights, recipe: &Recipe, images: &[RawImage]) -> Result<For
     positions::check(&batch, &recipe.model.position)?;
     let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), true)?;
     let (params, _) = assign(Path::new("the weights"), weights, model.params(), Policy::Exact)?;
-    let logits = model.run(&params, &batch).to_vec();
-    let features = model.features().to_vec();
+    let (logits, features, all_tokens) = match device {
+        None => {
+            let logits = model.run(&params, &batch).to_vec();
+            (logits, model.features().to_vec(), model.tokens().to_vec())
+        }
+        Some(device) => {
+            let shape = BatchShape::of(&batch);
+            let mut model = DeviceModel::new(device, &recipe, classes, shape, true, &params)?;
+            let logits = model.logits(&batch)?.to_vec();
+            (logits, model.features()?, model.tokens()?)
+        }
+    };
     let width = features.len() / images.len();
-    let tokens = (0..images.len())
-        .map(|i| {
-            let range = batch.range(i);
-            model.tokens()[range.start * width..range.end * width].to_vec()
-        })
-        .collect();
+    let rows = |i| {
+        let range = batch.range(i);
+        all_tokens[range.start * width..range.end * width].to_vec()
+    };
+    let tokens = (0..images.len()).map(rows).collect();
     Ok(ForwardOutput { classes, width, logits, features, tokens })
 }
 

@@ -1,5 +1,6 @@
 //! Evaluation: a recorded forward pass and the metrics over its results.
 
+pub mod device;
 pub mod forward;
 pub mod metrics;
 pub mod model;

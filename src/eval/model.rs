@@ -1,4 +1,6 @@
-//! A model that only runs forward.
+//! A model that only runs forward, on the CPU device; what evaluations ask of a model on any device.
+
+use std::borrow::BorrowMut;
 
 use crate::autograd::graph::{Graph, ParamSpec};
 use crate::autograd::{CpuExecutor, Plan, StepState, Workload};
@@ -7,7 +9,55 @@ use crate::error::Result;
 use crate::models::vit::{self, Outputs};
 use crate::recipe::Recipe;
 
-/// A recorded forward pass.
+/// A model with its weights, ready to run.
+pub trait Forward {
+    /// Number of classes.
+    fn classes(&self) -> usize;
+
+    /// FLOPs of a forward pass over this workload.
+    fn flops(&self, work: &Workload) -> f64;
+
+    /// Runs the batch and returns the logits `[N, classes]`, zero on unused slots.
+    ///
+    /// # Errors
+    /// A batch of another shape; a failed device.
+    fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]>;
+}
+
+impl<F: Forward + ?Sized> Forward for &mut F {
+    fn classes(&self) -> usize {
+        (**self).classes()
+    }
+
+    fn flops(&self, work: &Workload) -> f64 {
+        (**self).flops(work)
+    }
+
+    fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]> {
+        (**self).logits(batch)
+    }
+}
+
+/// The forward pass of `recipe` for batches of `tokens` tokens and `slots` images. `features_too` keeps tokens and
+/// pooled vectors besides the logits.
+pub(super) fn record(
+    recipe: &Recipe,
+    classes: usize,
+    tokens: usize,
+    slots: usize,
+    features_too: bool,
+) -> Result<(Graph, Outputs)> {
+    let mut graph = Graph::new();
+    let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, false)?;
+    graph.keep(outputs.logits);
+    if features_too {
+        graph.keep(outputs.tokens);
+        graph.keep(outputs.features);
+    }
+    Ok((graph, outputs))
+}
+
+/// A recorded forward pass on the CPU device.
 pub struct Model {
     graph: Graph,
     plan: Plan,
@@ -29,13 +79,7 @@ impl Model {
         slots: usize,
         features_too: bool,
     ) -> Result<Self> {
-        let mut graph = Graph::new();
-        let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, false)?;
-        graph.keep(outputs.logits);
-        if features_too {
-            graph.keep(outputs.tokens);
-            graph.keep(outputs.features);
-        }
+        let (graph, outputs) = record(recipe, classes, tokens, slots, features_too)?;
         let plan = Plan::new(&graph);
         Ok(Self { graph, plan, executor: CpuExecutor::new(), outputs, classes })
     }
@@ -73,5 +117,27 @@ impl Model {
     /// Pooled vectors `[N, D]` of the last run; panics as [`Model::tokens`] does.
     pub fn features(&self) -> &[f32] {
         self.executor.value(self.outputs.features)
+    }
+}
+
+/// A [`Model`] with weights of its own or borrowed ones, in the order of its parameters.
+pub struct WithParams<M, P> {
+    /// The model.
+    pub model: M,
+    /// The weights.
+    pub params: P,
+}
+
+impl<M: BorrowMut<Model>, P: AsRef<[Vec<f32>]>> Forward for WithParams<M, P> {
+    fn classes(&self) -> usize {
+        self.model.borrow().classes()
+    }
+
+    fn flops(&self, work: &Workload) -> f64 {
+        self.model.borrow().flops(work)
+    }
+
+    fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]> {
+        Ok(self.model.borrow_mut().run(self.params.as_ref(), batch))
     }
 }

@@ -53,7 +53,7 @@ pub fn predict(
     while let Some(loaded) = loader.next().transpose()? {
         let batch = &loaded.batch;
         // Without a readable image there is nothing to run.
-        let logits = if batch.images > 0 { trained.model.run(&trained.params, batch) } else { &[] };
+        let logits = if batch.images > 0 { trained.model.logits(batch)? } else { &[] };
         for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
             let logits = &logits[slot * trained.classes.len()..][..trained.classes.len()];
             let probabilities = probabilities(logits, recipe.train.loss);

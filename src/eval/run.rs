@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::metrics::{Classification, ClassificationReport};
-use super::model::Model;
+use super::model::Forward;
 use crate::autograd::Workload;
 use crate::data::batch::{PackedBatch, Targets};
 use crate::data::loader::{Loader, LoaderReport};
@@ -43,10 +43,9 @@ pub struct Evaluation {
 /// early, with `None`.
 ///
 /// # Errors
-/// Unreadable data beyond the recipe's share, or an image that has no place in the position tables.
+/// Unreadable data beyond the recipe's share, an image that has no place in the position tables, a failed device.
 pub fn evaluate(
-    model: &mut Model,
-    params: &[Vec<f32>],
+    model: &mut dyn Forward,
     source: Arc<dyn Source>,
     recipe: &Recipe,
     resolution: usize,
@@ -65,8 +64,7 @@ pub fn evaluate(
         if batch.images == 0 {
             continue;
         }
-        let logits = model.run(params, batch);
-        counts.add(logits, &labels(batch), &batch.weights);
+        counts.add(model.logits(batch)?, &labels(batch), &batch.weights);
         flops += model.flops(&Workload::of(batch));
         packing.add(&loaded.stats);
     }

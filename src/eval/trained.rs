@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::model::Model;
+use super::device::DeviceModel;
+use super::model::{Forward, Model, WithParams};
+use crate::autograd::device::BatchShape;
 use crate::data::packing;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::train::{checkpoint, run_dir};
@@ -17,18 +20,17 @@ pub struct Trained {
     pub recipe: Recipe,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
-    /// Parameters in the order of the model.
-    pub params: Vec<Vec<f32>>,
-    /// The recorded forward pass for batches of the recipe's size.
-    pub model: Model,
+    /// The forward pass for batches of the recipe's size, with its weights.
+    pub model: Box<dyn Forward>,
 }
 
 impl Trained {
-    /// Reads `path`: a checkpoint, or a run folder, whose best model (else the last) is taken.
+    /// Reads `path`: a checkpoint, or a run folder, whose best model (else the last) is taken. It runs on `device`,
+    /// where there is one, at up to `resolution` pixels (0: the recipe's).
     ///
     /// # Errors
-    /// If there is no checkpoint, or the file is one of another program.
-    pub fn load(path: &Path) -> Result<Self> {
+    /// If there is no checkpoint, or the file is one of another program; a model that does not run on the device.
+    pub fn load(path: &Path, device: Option<&Device>, resolution: usize) -> Result<Self> {
         let file = run_dir::model_file(path)?;
         let (header, weights) = checkpoint::load_model(&file)?;
         let Some(header) = header else {
@@ -43,6 +45,13 @@ impl Trained {
         let slots = packing::slots(&recipe);
         let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
-        Ok(Self { path: file, recipe, classes, params, model })
+        let model: Box<dyn Forward> = match device {
+            None => Box::new(WithParams { model, params }),
+            Some(device) => {
+                let shape = BatchShape::of_recipe(&recipe, slots, resolution);
+                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, false, &params)?)
+            }
+        };
+        Ok(Self { path: file, recipe, classes, model })
     }
 }

@@ -1,3 +1,4 @@
 //! Vision Transformers.
 
+pub mod limits;
 pub mod vit;

@@ -28,7 +28,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::optimizer::Optimizer;
+use super::engine::TrainState;
 use super::run_dir::RunDir;
 use crate::autograd::ParamSpec;
 use crate::data::packing::PackingStats;
@@ -77,21 +77,6 @@ pub struct Best {
     pub metric: f64,
 }
 
-/// State of a training, as loaded. All tensors are in the order of the parameters.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Training {
-    /// Weights that the optimiser changes.
-    pub weights: Vec<Vec<f32>>,
-    /// Moving average of the weights.
-    pub ema: Option<Vec<Vec<f32>>>,
-    /// First moments.
-    pub m: Vec<Vec<f32>>,
-    /// Second moments.
-    pub v: Vec<Vec<f32>>,
-    /// Steps of the optimiser.
-    pub optimizer_step: u64,
-}
-
 /// A borrowed state of a training, to be saved. All tensors are in the order of `params`.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot<'a> {
@@ -99,12 +84,8 @@ pub struct Snapshot<'a> {
     pub header: &'a Header,
     /// Names and shapes.
     pub params: &'a [ParamSpec],
-    /// Weights that the optimiser changes.
-    pub weights: &'a [Vec<f32>],
-    /// Moving average of the weights.
-    pub ema: Option<&'a [Vec<f32>]>,
-    /// Moments.
-    pub optimizer: &'a Optimizer,
+    /// Weights, moving average, moments.
+    pub state: &'a TrainState<'a>,
 }
 
 impl Snapshot<'_> {
@@ -128,7 +109,12 @@ impl Snapshot<'_> {
     /// # Errors
     /// [`Error::Failure`] if the file cannot be written.
     pub fn save_model(&self, path: &Path) -> Result<()> {
-        save_model(path, self.header, self.params, self.ema.unwrap_or(self.weights))
+        save_model(path, self.header, self.params, self.model())
+    }
+
+    /// The weights that are used: the moving average where there is one.
+    fn model(&self) -> &[Vec<f32>] {
+        self.state.ema.as_ref().unwrap_or(&self.state.weights)
     }
 
     /// Saves the model with everything that resuming needs.
@@ -136,14 +122,15 @@ impl Snapshot<'_> {
     /// # Errors
     /// [`Error::Failure`] if the file cannot be written.
     pub fn save_training(&self, path: &Path) -> Result<()> {
-        let mut tensors = named(self.params, "", self.ema.unwrap_or(self.weights));
-        tensors.extend(named(self.params, "training.m.", &self.optimizer.m));
-        tensors.extend(named(self.params, "training.v.", &self.optimizer.v));
-        if self.ema.is_some() {
-            tensors.extend(named(self.params, "training.weights.", self.weights));
+        let TrainState { weights, ema, m, v, optimizer_step } = self.state;
+        let mut tensors = named(self.params, "", self.model());
+        tensors.extend(named(self.params, "training.m.", m));
+        tensors.extend(named(self.params, "training.v.", v));
+        if ema.is_some() {
+            tensors.extend(named(self.params, "training.weights.", weights));
         }
         let mut metadata = self.header.metadata()?;
-        metadata.insert("optimizer_step".into(), self.optimizer.step.to_string());
+        metadata.insert("optimizer_step".into(), optimizer_step.to_string());
         save_atomic(path, &tensors, &metadata)
     }
 }
@@ -183,7 +170,7 @@ pub fn load_header(path: &Path) -> Result<Header> {
 /// # Errors
 /// [`Error::Usage`] naming the file, if it is absent, damaged, not written by trencadis, holds no
 /// training state, or does not fit `params`.
-pub fn load_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, Training)> {
+pub fn load_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, TrainState<'static>)> {
     let mut all = Weights::load(path)?;
     let header = Header::read(path, &all.metadata)?;
     let Some(optimizer_step) = all.metadata.get("optimizer_step") else {
@@ -205,7 +192,14 @@ pub fn load_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, Train
     let fit = |weights| assign(path, weights, params, Policy::Exact).map(|(values, _)| values);
     let model = fit(model)?;
     let (weights, ema) = if raw.tensors.is_empty() { (model, None) } else { (fit(raw)?, Some(model)) };
-    Ok((header, Training { weights, ema, m: fit(m)?, v: fit(v)?, optimizer_step }))
+    let state = TrainState {
+        weights: weights.into(),
+        ema: ema.map(Into::into),
+        m: fit(m)?.into(),
+        v: fit(v)?.into(),
+        optimizer_step,
+    };
+    Ok((header, state))
 }
 
 impl Header {

@@ -1,6 +1,7 @@
 //! Training.
 
 pub mod checkpoint;
+pub mod engine;
 pub mod interrupt;
 pub mod metrics;
 pub mod optimizer;
@@ -13,4 +14,4 @@ pub mod schedule;
 pub mod start;
 pub mod step;
 pub mod tensorboard;
-mod terminal;
+pub(crate) mod terminal;

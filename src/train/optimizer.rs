@@ -30,21 +30,25 @@ pub struct NonFinite {
     pub norm: f64,
 }
 
+/// Weight decay of `param`. It applies to parameters with `decay`: `head_weight_decay` to those of the head where it
+/// is set (not negative), `weight_decay` to the others.
+pub fn weight_decay(param: &ParamSpec, config: &TrainConfig) -> f64 {
+    match (param.decay, param.head && config.head_weight_decay >= 0.0) {
+        (false, _) => 0.0,
+        (true, true) => config.head_weight_decay,
+        (true, false) => config.weight_decay,
+    }
+}
+
 impl Optimizer {
-    /// Zero moments. Weight decay applies to parameters with `decay`: `head_weight_decay` to
-    /// those of the head where it is set (not negative), `weight_decay` to the others.
+    /// Zero moments.
     pub fn new(params: &[ParamSpec], config: &TrainConfig) -> Self {
         let zeros = || params.iter().map(|p| vec![0.0; p.len()]).collect();
-        let decay = |p: &ParamSpec| match (p.decay, p.head && config.head_weight_decay >= 0.0) {
-            (false, _) => 0.0,
-            (true, true) => config.head_weight_decay,
-            (true, false) => config.weight_decay,
-        };
         Self {
             m: zeros(),
             v: zeros(),
             step: 0,
-            decay: params.iter().map(decay).collect(),
+            decay: params.iter().map(|p| weight_decay(p, config)).collect(),
             beta1: config.beta1,
             beta2: config.beta2,
             eps: config.eps,

@@ -1,13 +1,16 @@
 //! What a run will need, told before anything is allocated.
+//!
+//! On the CPU the bytes follow from the record; on a device they are those that the engine allocates on a device
+//! that only counts ([`Device::planned`](crate::device::Device::planned)).
 
 use std::fmt;
 
 use crate::autograd::Workload;
-use crate::data::packing;
 use crate::data::resolution::mean_area;
-use crate::error::Result;
 use crate::recipe::Recipe;
+use crate::train::engine::DeviceMemory;
 use crate::train::step::TrainStep;
+use crate::train::terminal::mib;
 
 /// Parameters, arithmetic and memory of a run.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -24,12 +27,14 @@ pub struct RunPlan {
     pub flops_per_step: f64,
     /// Expected tokens per image, before dropping.
     pub tokens_per_image: f64,
-    /// Weights, gradients, moments and moving average, in bytes.
+    /// Weights, gradients, moments and moving average on the CPU, in bytes.
     pub state_bytes: usize,
-    /// Activations of a training batch at their peak, in bytes.
+    /// Activations of a training batch at their peak on the CPU, in bytes.
     pub activation_bytes: usize,
-    /// Activations of an evaluation, which keeps buffers of its own, in bytes.
+    /// Activations of an evaluation on the CPU, which keeps buffers of its own, in bytes.
     pub evaluation_bytes: usize,
+    /// Memory of the device that the run is on.
+    pub device: Option<DeviceMemory>,
     /// Batches that wait in the input queue, in bytes.
     pub queue_bytes: usize,
     /// Decoded images that may be kept, in bytes; not part of the total.
@@ -37,18 +42,8 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// Plans a run of `recipe` on the CPU device.
-    ///
-    /// # Errors
-    /// If the model's shape is invalid.
-    pub fn new(recipe: &Recipe, classes: usize) -> Result<Self> {
-        let slots = packing::slots(recipe);
-        let step = TrainStep::new(recipe, classes, slots)?;
-        Ok(Self::of(recipe, &step, slots))
-    }
-
-    /// The plan of a recorded step.
-    pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize) -> Self {
+    /// The plan of a recorded step, on the CPU or on a device whose memory it takes.
+    pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize, device: Option<DeviceMemory>) -> Self {
         let parameters = step.graph().parameter_count();
         let tokens = recipe.packing.tokens;
         let tokens_per_image = expected_tokens(recipe);
@@ -60,8 +55,10 @@ impl RunPlan {
         };
         let accumulate = recipe.train.accumulate.max(1);
         let copies = if recipe.train.ema > 0.0 { 5 } else { 4 };
-        // Two batches wait, one is being made, `accumulate` are held by the step.
-        let queue_bytes = (3 + accumulate) * tokens * recipe.model.patch_dim();
+        // Two batches wait and one is being made. The CPU holds those of a step; a device has two in pinned memory, and
+        // another is on its way there.
+        let held = if device.is_some() { 3 } else { accumulate };
+        let queue_bytes = (3 + held) * tokens * recipe.model.patch_dim();
         Self {
             parameters,
             tokens,
@@ -72,6 +69,7 @@ impl RunPlan {
             state_bytes: copies * parameters * size_of::<f32>(),
             activation_bytes: step.plan().peak_elements * size_of::<f32>(),
             evaluation_bytes: step.evaluation_elements() * size_of::<f32>(),
+            device,
             queue_bytes,
             cache_bytes: if recipe.data.path.is_empty() {
                 0
@@ -81,9 +79,39 @@ impl RunPlan {
         }
     }
 
-    /// All memory together, in bytes.
+    /// All memory of a run on the CPU, in bytes.
     pub fn total_bytes(&self) -> usize {
         self.state_bytes + self.activation_bytes + self.evaluation_bytes + self.queue_bytes
+    }
+
+    fn memory(&self) -> String {
+        let parts = |parts: &[(&str, usize)]| {
+            parts.iter().map(|(what, bytes)| format!("{what} {}", mib(*bytes))).collect::<Vec<_>>().join(", ")
+        };
+        match self.device {
+            Some(memory) => format!(
+                "device memory     {} ({})\nhost memory       {}",
+                mib(memory.total()),
+                parts(&[
+                    ("weights and optimiser", memory.state),
+                    ("activations", memory.activations),
+                    ("input", memory.input),
+                    ("workspace", memory.workspace),
+                    ("evaluation", memory.evaluation),
+                ]),
+                parts(&[("input", self.queue_bytes)])
+            ),
+            None => format!(
+                "peak memory       {} ({})",
+                mib(self.total_bytes()),
+                parts(&[
+                    ("weights and optimiser", self.state_bytes),
+                    ("activations", self.activation_bytes),
+                    ("evaluation", self.evaluation_bytes),
+                    ("input", self.queue_bytes),
+                ])
+            ),
+        }
     }
 }
 
@@ -91,16 +119,6 @@ impl RunPlan {
 fn expected_tokens(recipe: &Recipe) -> f64 {
     let patch = recipe.model.patch as f64;
     (mean_area(&recipe.resolution) / (patch * patch)).max(1.0) + recipe.model.prefix() as f64
-}
-
-/// Bytes as a person reads them.
-pub fn mib(bytes: usize) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    match mib {
-        0.0..9.95 => format!("{mib:.1} MiB"),
-        9.95..1023.5 => format!("{mib:.0} MiB"),
-        _ => format!("{:.1} GiB", mib / 1024.0),
-    }
 }
 
 impl fmt::Display for RunPlan {
@@ -121,15 +139,7 @@ impl fmt::Display for RunPlan {
         )?;
         let digits = if self.flops_per_step < 1e9 { 3 } else { 1 };
         writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
-        write!(
-            f,
-            "peak memory       {} (weights and optimiser {}, activations {}, evaluation {}, input {})",
-            mib(self.total_bytes()),
-            mib(self.state_bytes),
-            mib(self.activation_bytes),
-            mib(self.evaluation_bytes),
-            mib(self.queue_bytes)
-        )?;
+        write!(f, "{}", self.memory())?;
         if self.cache_bytes > 0 {
             write!(f, ", and up to {} of decoded images (data.cache_mib)", mib(self.cache_bytes))?;
         }

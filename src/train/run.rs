@@ -1,33 +1,53 @@
 //! The training loop.
 
+mod steps;
+
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::checkpoint::{Best, Header, Snapshot};
+use super::engine::Engine;
 use super::interrupt::Interrupt;
 use super::metrics::MetricsLog;
-use super::optimizer::Optimizer;
 use super::plan::RunPlan;
 use super::progress::Progress;
-use super::report::{EvalReport, StepReport};
+use super::report::EvalReport;
 use super::run_dir::RunDir;
-use super::schedule::learning_rate;
-use super::step::{StepOutcome, TrainStep};
 use super::tensorboard::EventWriter;
 use super::terminal::{quoted, say, tell};
-use crate::cpu::optim::moving_average;
-use crate::data::batch::PackedBatch;
-use crate::data::loader::Loader;
+use crate::autograd::ParamSpec;
+use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
 use crate::error::{Error, Result};
-use crate::eval::model::Model;
 use crate::eval::run::evaluate;
 use crate::recipe::Recipe;
 
 /// Where the time of a training goes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Clock {
     steps: f64,
+    waiting: f64,
+    /// Since when the next step to be collected counts.
+    since: Instant,
+}
+
+/// What a run is made of.
+pub(super) struct Parts {
+    pub recipe: Recipe,
+    pub dataset: Dataset,
+    pub engine: Box<dyn Engine>,
+    pub loader: Loader,
+    pub header: Header,
+    pub run: RunDir,
+}
+
+/// A step that the engine has and that was not collected.
+struct Queued {
+    learning_rate: f64,
+    packing: PackingStats,
+    loader: LoaderState,
+    /// Seconds spent waiting for its batches.
     waiting: f64,
 }
 
@@ -35,14 +55,14 @@ struct Clock {
 pub(super) struct Trainer {
     recipe: Recipe,
     dataset: Dataset,
-    step: TrainStep,
-    evaluated: Model,
-    params: Vec<Vec<f32>>,
-    ema: Option<Vec<Vec<f32>>>,
-    optimizer: Optimizer,
+    engine: Box<dyn Engine>,
+    /// Names and shapes of its parameters.
+    params: Vec<ParamSpec>,
     loader: Loader,
+    /// How far the collected steps have come.
     header: Header,
     run: RunDir,
+    queued: VecDeque<Queued>,
     metrics: MetricsLog,
     events: EventWriter,
     progress: Progress,
@@ -50,30 +70,20 @@ pub(super) struct Trainer {
     /// Step of the newest checkpoint on disk.
     saved: Option<u64>,
     unreadable: u64,
-    /// Seconds of this process's steps, and of these the ones that waited for batches.
+    /// Seconds of this process's steps, and of these the ones in which the device waited for batches.
     clock: Clock,
     /// Whether the newest error is one that a save would only make permanent.
     diverged: bool,
+    /// Whether the engine has failed: nobody knows then which step its weights are of.
+    failed: bool,
 }
 
 impl Trainer {
     /// Opens the run's files and tells what is about to be done.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn new(
-        recipe: Recipe,
-        dataset: Dataset,
-        step: TrainStep,
-        slots: usize,
-        params: Vec<Vec<f32>>,
-        ema: Option<Vec<Vec<f32>>>,
-        optimizer: Optimizer,
-        loader: Loader,
-        header: Header,
-        run: RunDir,
-    ) -> Result<Self> {
+    pub(super) fn new(parts: Parts, plan: &RunPlan) -> Result<Self> {
+        let Parts { recipe, dataset, engine, loader, header, run } = parts;
         let done = header.progress.step;
         let config = &recipe.train;
-        let evaluated = Model::new(&recipe, dataset.classes.len(), recipe.packing.tokens, slots, false)?;
         let opened = MetricsLog::open(&run.metrics(), done)
             .and_then(|metrics| Ok((metrics, EventWriter::create(run.path(), done)?)));
         if opened.is_err() && done == 0 {
@@ -90,26 +100,25 @@ impl Trainer {
         if dataset.validation.is_empty() {
             say("evaluation        none: there are no validation images, and so no best checkpoint");
         }
-        say(&RunPlan::of(&recipe, &step, slots).to_string());
+        say(&plan.to_string());
         let from = if done > 0 { format!(", from step {done}") } else { String::new() };
         say(&format!("run               {}{from}\n", run.path().display()));
         let progress = Progress::new(config.steps, done, config.log_every);
         Ok(Self {
-            evaluated,
             metrics,
             events,
             progress,
             interrupt: Interrupt::install()?,
             saved: (done > 0).then_some(done),
             unreadable: 0,
-            clock: Clock::default(),
+            clock: Clock { steps: 0.0, waiting: 0.0, since: Instant::now() },
             diverged: false,
+            failed: false,
+            queued: VecDeque::new(),
+            params: engine.params().to_vec(),
             recipe,
             dataset,
-            step,
-            params,
-            ema,
-            optimizer,
+            engine,
             loader,
             header,
             run,
@@ -126,18 +135,18 @@ impl Trainer {
 
     /// Saves what an error would lose, and says how to go on.
     fn rescue(&mut self, error: Error) -> Error {
+        // What is under way belongs to the state that would be saved. Of a device that has failed, nothing comes.
+        while !self.diverged && !self.failed && !self.queued.is_empty() && self.collect_step().is_ok() {}
         let step = self.header.progress.step;
         if self.diverged {
             return error;
         }
-        if step == 0 {
-            if matches!(error, Error::Usage(_)) {
-                self.run.discard();
-            }
+        if step == 0 && matches!(error, Error::Usage(_)) {
+            self.run.discard();
             return error;
         }
         self.progress.finish();
-        if self.saved != Some(step) {
+        if step > 0 && self.saved != Some(step) && self.queued.is_empty() && !self.failed {
             // Where this fails too, the former checkpoint stands.
             let _ = self.save(false, false);
         }
@@ -155,138 +164,80 @@ impl Trainer {
     }
 
     fn run(&mut self) -> Result<()> {
-        let config = self.recipe.train.clone();
         loop {
-            let step = self.header.progress.step;
-            let due = |every: u64| every > 0 && step > 0 && step.is_multiple_of(every);
-            let last = step >= config.steps;
-            let mut improved = None;
-            // An evaluation that an interrupt prevented is still owed after a resume.
-            let check = due(config.eval_every) || last;
-            let nothing_to_evaluate = self.dataset.validation.is_empty();
-            if check && !nothing_to_evaluate && self.header.progress.evaluated != Some(step) {
-                improved = self.evaluate()?;
+            if self.queued.is_empty() && self.between_steps()? {
+                return Ok(());
             }
-            let stop = self.interrupt.requested();
-            if stop && step > 0 {
-                self.progress.message("stopping once this step is saved; interrupt again to stop at once");
+            while self.queued.len() < self.engine.depth() && self.goes_on() {
+                self.queue_step()?;
             }
-            let keep = due(config.keep_every);
-            let unsaved = self.saved != Some(step)
-                && (stop || keep || due(config.save_every) || check && nothing_to_evaluate);
-            if step > 0 && (improved.is_some() || unsaved) {
-                self.save(improved == Some(true), keep)?;
-            }
-            if stop {
-                return self.interrupted();
-            }
-            if last {
-                return self.finish();
-            }
-            self.one_step()?;
+            self.collect_step()?;
         }
     }
 
-    /// Loads the step's batches, runs it and updates the weights.
-    fn one_step(&mut self) -> Result<()> {
-        let begun = Instant::now();
+    /// Steps that have been queued, the collected ones among them.
+    fn begun(&self) -> u64 {
+        self.header.progress.step + self.queued.len() as u64
+    }
+
+    /// Whether nothing has to happen before another step is queued: what is evaluated or saved after a step must not
+    /// have seen the next.
+    fn goes_on(&self) -> bool {
         let config = &self.recipe.train;
-        let mut batches: Vec<PackedBatch> = Vec::with_capacity(config.accumulate);
-        let mut state = None;
-        let mut packing = PackingStats::default();
-        for _ in 0..config.accumulate {
-            let loaded = self.loader.next_batch()?;
-            packing.add(&loaded.stats);
-            batches.push(loaded.batch);
-            state = Some(loaded.state_after);
-        }
-        let waiting = begun.elapsed().as_secs_f64();
-        if batches.iter().flat_map(|b| &b.weights).all(|w| *w == 0.0) {
-            let example = self.loader.report().newest.clone().unwrap_or_default();
-            return Err(Error::failure(format!("no image of the step could be read; the last is {example}")));
-        }
-        let number = self.header.progress.step + 1;
-        let outcome = self.step.run(&self.params, &batches, config.seed);
-        if !outcome.loss.is_finite() {
-            return Err(self.diverged(number, &format!("the loss is {}", outcome.loss)));
-        }
-        let lr = learning_rate(config, number - 1);
-        let grad_norm = match self.optimizer.step(lr, &mut self.params, self.step.grads()) {
-            Ok(norm) => norm,
-            Err(e) => return Err(self.diverged(number, &e.to_string())),
-        };
-        if let Some(ema) = &mut self.ema {
-            ema.iter_mut().zip(&self.params).for_each(|(e, p)| moving_average(e, p, config.ema));
-        }
-        let progress = &mut self.header.progress;
-        progress.loader = serde_json::to_value(&state)
-            .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
-        progress.step = number;
-        progress.images_seen += outcome.images;
-        progress.packing.add(&packing);
-        self.warn_of_unreadable();
-        let seconds = begun.elapsed().as_secs_f64();
-        self.clock.steps += seconds;
-        self.clock.waiting += waiting;
-        self.report(&outcome, lr, grad_norm, seconds)
+        let begun = self.begun();
+        let due = |every: u64| every > 0 && begun.is_multiple_of(every);
+        self.queued.is_empty()
+            || !(begun >= config.steps
+                || due(config.eval_every)
+                || due(config.save_every)
+                || due(config.keep_every)
+                || self.interrupt.requested())
     }
 
-    fn report(&mut self, outcome: &StepOutcome, lr: f64, grad_norm: f64, seconds: f64) -> Result<()> {
-        let report = StepReport {
-            step: self.header.progress.step,
-            loss: outcome.loss,
-            accuracy: outcome.accuracy,
-            learning_rate: lr,
-            grad_norm,
-            images: outcome.images,
-            tokens: outcome.tokens as u64,
-            token_rows: outcome.budget as u64,
-            flop: outcome.flops,
-            seconds,
-        };
-        self.progress.step(&report);
-        let every = self.recipe.train.log_every.max(1);
-        if report.step.is_multiple_of(every) || report.step == self.recipe.train.steps {
-            self.metrics.train(&report)?;
-            self.events.scalars(
-                report.step,
-                &[
-                    ("train/loss", report.loss),
-                    ("train/accuracy", report.accuracy),
-                    ("train/learning_rate", lr),
-                    ("train/grad_norm", grad_norm),
-                    ("train/padding", report.padding()),
-                    ("speed/images_per_second", report.images as f64 / seconds),
-                    ("speed/tokens_per_second", report.tokens as f64 / seconds),
-                ],
-            )?;
+    /// Evaluates and saves what is due, with nothing under way. Returns whether the training has ended.
+    fn between_steps(&mut self) -> Result<bool> {
+        let config = self.recipe.train.clone();
+        let step = self.header.progress.step;
+        let due = |every: u64| every > 0 && step > 0 && step.is_multiple_of(every);
+        let last = step >= config.steps;
+        let mut improved = None;
+        // An evaluation that an interrupt prevented is still owed after a resume.
+        let check = due(config.eval_every) || last;
+        let nothing_to_evaluate = self.dataset.validation.is_empty();
+        if check && !nothing_to_evaluate && self.header.progress.evaluated != Some(step) {
+            improved = self.evaluate()?;
         }
-        Ok(())
-    }
-
-    fn warn_of_unreadable(&mut self) {
-        let report = self.loader.report();
-        if report.unreadable > self.unreadable {
-            self.unreadable = report.unreadable;
-            let newest = report.newest.as_deref().unwrap_or_default();
-            self.progress.message(&format!(
-                "skipped {} unreadable images so far, the newest: {newest}",
-                report.unreadable
-            ));
+        let stop = self.interrupt.requested();
+        if stop && step > 0 {
+            self.progress.message("stopping once this step is saved; interrupt again to stop at once");
         }
+        let keep = due(config.keep_every);
+        let unsaved = self.saved != Some(step)
+            && (stop || keep || due(config.save_every) || check && nothing_to_evaluate);
+        if step > 0 && (improved.is_some() || unsaved) {
+            self.save(improved == Some(true), keep)?;
+        }
+        if stop {
+            self.interrupted()?;
+        } else if last {
+            self.finish()?;
+        }
+        self.clock.since = Instant::now();
+        Ok(stop || last)
     }
 
     /// Evaluates the weights that will be used, the moving average where there is one. Returns
     /// whether they are the best so far; `None` if it was interrupted.
     fn evaluate(&mut self) -> Result<Option<bool>> {
         let begun = Instant::now();
-        let params = self.ema.as_ref().unwrap_or(&self.params);
         let interrupt = self.interrupt.clone();
         let stop = || interrupt.requested();
         let source = self.dataset.validation.clone();
-        let Some(done) = evaluate(&mut self.evaluated, params, source, &self.recipe, 0, &stop)? else {
+        let mut model = self.engine.model()?;
+        let Some(done) = evaluate(model.as_mut(), source, &self.recipe, 0, &stop)? else {
             return Ok(None);
         };
+        drop(model);
         let step = self.header.progress.step;
         if !done.metrics.loss.is_finite() {
             return Err(self.diverged(step, &format!("the evaluation's loss is {}", done.metrics.loss)));
@@ -321,18 +272,15 @@ impl Trainer {
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {
+        let state = self.engine.state()?;
         // A checkpoint that is not finite would replace the last good one.
-        if !self.params.iter().flatten().all(|w| w.is_finite()) {
+        if !state.weights.iter().flatten().all(|w| w.is_finite()) {
+            drop(state);
             return Err(self.diverged(self.header.progress.step, "the weights are no longer finite"));
         }
         self.metrics.sync()?;
-        let snapshot = Snapshot {
-            header: &self.header,
-            params: self.step.params(),
-            weights: &self.params,
-            ema: self.ema.as_deref(),
-            optimizer: &self.optimizer,
-        };
+        let params = self.params.as_slice();
+        let snapshot = Snapshot { header: &self.header, params, state: &state };
         snapshot.save(&self.run, improved, keep)?;
         self.saved = Some(self.header.progress.step);
         Ok(())

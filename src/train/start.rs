@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, Header, Progress as Progressed};
-use super::optimizer::Optimizer;
-use super::run::Trainer;
+use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, Engine, TrainState, check_fits};
+use super::plan::RunPlan;
+use super::run::{Parts, Trainer};
 use super::run_dir::RunDir;
 use super::step::TrainStep;
 use super::terminal::{quoted, say, tell};
 use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::init::initialise;
 use crate::recipe::Recipe;
@@ -29,22 +31,31 @@ pub struct TrainOptions {
     pub init: Option<PathBuf>,
 }
 
+/// What a run takes place on.
+#[derive(Clone, Default)]
+pub struct Target {
+    /// The device; none is the CPU.
+    pub device: Option<Device>,
+    /// How it runs steps.
+    pub options: DeviceOptions,
+}
+
 /// Starts a run.
 ///
 /// # Errors
-/// Bad data, recipe or weights, before anything is written; later failures name the last checkpoint.
-pub fn start(options: TrainOptions) -> Result<()> {
+/// Bad data, recipe or weights, or a device without room or kernels for it, before anything is written; later
+/// failures name the last checkpoint.
+pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let recipe = options.recipe;
     let dataset = open_data(&recipe)?;
-    let classes = dataset.classes.len();
-    let slots = packing::slots(&recipe);
-    let step = TrainStep::new(&recipe, classes, slots)?;
+    let step = TrainStep::new(&recipe, dataset.classes.len(), packing::slots(&recipe))?;
     let mut notes = Vec::new();
     let params = match &options.init {
         None => initialise(step.params(), recipe.train.seed),
         Some(path) => initial_weights(path, &recipe, &dataset.classes, &step, &mut notes)?,
     };
-    let optimizer = Optimizer::new(step.params(), &recipe.train);
+    let state = TrainState::fresh(params, recipe.train.ema > 0.0);
+    let (engine, plan) = engine(target, &recipe, step, state)?;
     let mut loader = Loader::train(dataset.train.clone(), &recipe, None)?;
     loader.ready()?;
     let header = Header {
@@ -52,17 +63,16 @@ pub fn start(options: TrainOptions) -> Result<()> {
         classes: dataset.classes.clone(),
         progress: Progressed::default(),
     };
-    let ema = (recipe.train.ema > 0.0).then(|| params.clone());
     let run = RunDir::create(&options.out, &options.name, &header.recipe)?;
     notes.iter().for_each(|note| say(note));
-    Trainer::new(recipe, dataset, step, slots, params, ema, optimizer, loader, header, run)?.train()
+    Trainer::new(Parts { recipe, dataset, engine, loader, header, run }, &plan)?.train()
 }
 
-/// Continues the run in `folder` from its last checkpoint, exactly.
+/// Continues the run in `folder` from its last checkpoint, exactly where it is on the device that it was on.
 ///
 /// # Errors
-/// If `folder` holds no checkpoint, or its data has changed.
-pub fn resume(folder: &Path) -> Result<()> {
+/// If `folder` holds no checkpoint, or its data has changed; a device without room or kernels for it.
+pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     let run = RunDir::resume(folder)?;
     let header = checkpoint::load_header(&run.last())?;
     let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
@@ -84,16 +94,32 @@ pub fn resume(folder: &Path) -> Result<()> {
              evaluate it with: trencadis eval {run}"
         ));
     }
-    let slots = packing::slots(&recipe);
-    let step = TrainStep::new(&recipe, dataset.classes.len(), slots)?;
-    let (header, training) = checkpoint::load_training(&run.last(), step.params())?;
-    let state: LoaderState = serde_json::from_value(header.progress.loader.clone())
+    let step = TrainStep::new(&recipe, dataset.classes.len(), packing::slots(&recipe))?;
+    let (header, state) = checkpoint::load_training(&run.last(), step.params())?;
+    let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
         .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
-    let loader = Loader::train(dataset.train.clone(), &recipe, Some(&state))?;
-    let mut optimizer = Optimizer::new(step.params(), &recipe.train);
-    (optimizer.m, optimizer.v, optimizer.step) = (training.m, training.v, training.optimizer_step);
-    let (weights, ema) = (training.weights, training.ema);
-    Trainer::new(recipe, dataset, step, slots, weights, ema, optimizer, loader, header, run)?.train()
+    let (engine, plan) = engine(target, &recipe, step, state)?;
+    let loader = Loader::train(dataset.train.clone(), &recipe, Some(&loader_state))?;
+    Trainer::new(Parts { recipe, dataset, engine, loader, header, run }, &plan)?.train()
+}
+
+/// The engine of a run with its weights, and what it needs.
+fn engine(
+    target: &Target,
+    recipe: &Recipe,
+    step: TrainStep,
+    state: TrainState<'static>,
+) -> Result<(Box<dyn Engine>, RunPlan)> {
+    let slots = packing::slots(recipe);
+    let Some(device) = &target.device else {
+        let plan = RunPlan::of(recipe, &step, slots, None);
+        return Ok((Box::new(CpuEngine::new(recipe, step, slots, state)?), plan));
+    };
+    let memory = check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots)?;
+    let plan = RunPlan::of(recipe, &step, slots, Some(memory));
+    let mut engine = DeviceEngine::new(device, recipe, step, slots, target.options)?;
+    engine.load(&state)?;
+    Ok((Box::new(engine), plan))
 }
 
 fn open_data(recipe: &Recipe) -> Result<Dataset> {

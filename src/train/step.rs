@@ -1,21 +1,16 @@
-//! One training step: forward, loss and backward over one or more packed batches.
+//! One training step as it is recorded: forward, loss and backward of a packed batch.
 
 use crate::autograd::graph::{Graph, ParamSpec, Tensor};
 use crate::autograd::loss::{self, Loss};
-use crate::autograd::{CpuExecutor, Plan, StepState, Workload};
-use crate::data::batch::PackedBatch;
+use crate::autograd::{Plan, Workload};
 use crate::error::Result;
-use crate::eval::metrics::Classification;
-use crate::eval::run::labels;
 use crate::models::vit;
 use crate::recipe::{LossKind, Recipe};
 
-/// A recorded training step with the gradients it fills.
+/// A recorded training step; an [`engine`](super::engine) runs it.
 pub struct TrainStep {
     graph: Graph,
     plan: Plan,
-    executor: CpuExecutor<f32>,
-    grads: Vec<Vec<f32>>,
     loss: Loss,
     logits: Tensor,
     classes: usize,
@@ -31,6 +26,8 @@ pub struct StepOutcome {
     pub loss: f64,
     /// Share of the images that were recognised, 0 to 1.
     pub accuracy: f64,
+    /// Global gradient norm before clipping. Where it is not finite, nothing was updated.
+    pub grad_norm: f64,
     /// Images with weight.
     pub images: u64,
     /// Live tokens.
@@ -39,6 +36,8 @@ pub struct StepOutcome {
     pub budget: usize,
     /// Model FLOPs: three times the forward pass, recomputation not counted.
     pub flops: f64,
+    /// Seconds for which the device had nothing to do before this step; none where the step began with its call.
+    pub idle: Option<f64>,
 }
 
 impl TrainStep {
@@ -57,17 +56,8 @@ impl TrainStep {
         graph.keep(loss.per_image);
         graph.keep(outputs.logits);
         let plan = Plan::new(&graph);
-        Ok(Self {
-            plan,
-            grads: Vec::new(),
-            executor: CpuExecutor::new(),
-            loss,
-            logits: outputs.logits,
-            classes,
-            loss_kind: recipe.train.loss,
-            forward,
-            graph,
-        })
+        let (logits, loss_kind) = (outputs.logits, recipe.train.loss);
+        Ok(Self { plan, loss, logits, classes, loss_kind, forward, graph })
     }
 
     /// The recorded step.
@@ -78,6 +68,26 @@ impl TrainStep {
     /// Liveness and memory of the step.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// `[N]`, kept: the weighted loss of each image.
+    pub fn per_image(&self) -> Tensor {
+        self.loss.per_image
+    }
+
+    /// `[N, classes]`, kept.
+    pub fn logits(&self) -> Tensor {
+        self.logits
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The loss.
+    pub fn loss_kind(&self) -> LossKind {
+        self.loss_kind
     }
 
     /// Most elements of activations that an evaluation of such a batch holds at one time.
@@ -92,41 +102,8 @@ impl TrainStep {
         self.graph.params()
     }
 
-    /// Gradients of the last step, in the order of the parameters.
-    pub fn grads(&self) -> &[Vec<f32>] {
-        &self.grads
-    }
-
     /// Model FLOPs of one step over a batch of this workload.
     pub fn flops(&self, work: &Workload) -> f64 {
         3.0 * self.forward.flops(work)
-    }
-
-    /// Runs forward and backward over `batches`, whose gradients are summed; the loss is the mean
-    /// over all their images.
-    pub fn run(&mut self, params: &[Vec<f32>], batches: &[PackedBatch], seed: u64) -> StepOutcome {
-        if self.grads.is_empty() {
-            self.grads = self.graph.params().iter().map(|p| vec![0.0; p.len()]).collect();
-        }
-        for grad in &mut self.grads {
-            grad.fill(0.0);
-        }
-        let weight: f64 = batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum();
-        let step = StepState { seed, loss_scale: 1.0 / weight.max(1.0) };
-        let mut outcome = StepOutcome::default();
-        let mut counts = Classification::new(self.classes, self.loss_kind);
-        for batch in batches {
-            let feeds = Default::default();
-            self.executor.run(&self.graph, &self.plan, params, &mut self.grads, &feeds, batch, &step);
-            let per_image = self.executor.value(self.loss.per_image);
-            outcome.loss += per_image.iter().map(|l| f64::from(*l)).sum::<f64>() * step.loss_scale;
-            counts.add(self.executor.value(self.logits), &labels(batch), &batch.weights);
-            outcome.tokens += batch.live_tokens();
-            outcome.budget += batch.tokens();
-            outcome.flops += self.flops(&Workload::of(batch));
-        }
-        let report = counts.report();
-        (outcome.accuracy, outcome.images) = (report.top1, report.images);
-        outcome
     }
 }

@@ -17,7 +17,13 @@ impl Drop for Guarded {
 }
 
 /// Sends `name` once the run has come to `step`; whether it was still running.
-fn signal_at(place: &Place, mut command: Command, run: &str, step: u64, name: &str) -> (bool, String) {
+pub(crate) fn signal_at(
+    place: &Place,
+    mut command: Command,
+    run: &str,
+    step: u64,
+    name: &str,
+) -> (bool, String) {
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut child = Guarded(child);
     let metrics = place.path(run).join("metrics.jsonl");

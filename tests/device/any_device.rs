@@ -1,6 +1,6 @@
 //! What holds on every device: the emulator, and a GPU where there is one.
 
-use trencadis::device::{Buffer, Device, Launch, Ptr, Stream};
+use trencadis::device::{Buffer, Device, DeviceInfo, Launch, Ptr, Stream};
 
 use crate::support::devices::devices;
 
@@ -45,6 +45,31 @@ pub fn round_trips(device: &Device) {
     assert!(empty.is_empty() && empty.ptr().is_null() && empty.download().unwrap().is_empty());
     let error = device.alloc::<u64>(usize::MAX / 2).err().unwrap();
     assert!(error.to_string().contains("do not fit"), "{error}");
+}
+
+#[test]
+fn memory_is_counted() {
+    // Other tests use the GPU at the same time.
+    let quiet = devices().into_iter().filter(|device| device.info().driver.is_none());
+    for device in quiet.chain([Device::planned(DeviceInfo::h100())]) {
+        counts(&device);
+    }
+}
+
+/// Buffers count while anything of them lives; pinned host memory does not.
+pub fn counts(device: &Device) {
+    let (free, begin) = (device.free_bytes().unwrap(), device.allocated_bytes());
+    let buffer = device.alloc::<u32>(1000).unwrap();
+    let (more, empty) = (device.upload(&[1u8; 77]).unwrap(), device.zeros::<u64>(0).unwrap());
+    let pinned = device.pinned::<u64>(100).unwrap();
+    assert_eq!((device.allocated_bytes() - begin, pinned.len(), empty.len()), (4077, 100, 0));
+    assert_eq!(free - device.free_bytes().unwrap(), 4077);
+    let view = buffer.view::<u8>(8..9).unwrap();
+    drop((buffer, more));
+    assert_eq!(device.allocated_bytes() - begin, 4000, "the view keeps the whole buffer");
+    drop(view);
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (begin, free));
+    assert!(device.alloc::<u64>(usize::MAX / 2).is_err() && device.allocated_bytes() == begin);
 }
 
 #[test]

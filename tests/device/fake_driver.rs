@@ -1,72 +1,11 @@
 //! The CUDA half of the device layer over a driver that runs nothing (`fake_libcuda.c`): what it asks the
 //! driver for, and what it says of drivers and GPUs that will not do.
 
-use std::fs;
-use std::process::Command;
-
-use tempfile::{TempDir, tempdir};
 use trencadis::device::{Device, Kernels, Launch, RawStream, TensorBoxes, TensorElement, TensorSwizzle};
 use trencadis::kernels::registry;
 
-use crate::any_device::{capture_refuses, round_trips};
-use crate::support::places;
-
-/// Set in the process that has the fake driver.
-const INSIDE: &str = "TRENCADIS_TEST_FAKE_DRIVER";
-
-/// A folder with the fake driver and one with kernels for it.
-struct Fake(TempDir);
-
-impl Fake {
-    fn new() -> Self {
-        let place = tempdir().unwrap();
-        let source = places::root().join("tests/device/fake_libcuda.c");
-        let done = Command::new("cc")
-            .args(["-shared", "-fPIC", "-o"])
-            .arg(place.path().join("libcuda.so"))
-            .arg(source)
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let kernels = place.path().join("kernels");
-        fs::create_dir(&kernels).unwrap();
-        crate::fatbins::write(&kernels);
-        Self(place)
-    }
-
-    /// `program` where the fake driver is found.
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command.env("LD_LIBRARY_PATH", self.0.path());
-        command.env("TRENCADIS_KERNELS", self.0.path().join("kernels"));
-        command
-    }
-
-    /// What `trencadis inspect device` says.
-    fn inspect(&self, settings: &[(&str, &str)]) -> String {
-        let mut command = self.command(places::program());
-        let done = command.args(["inspect", "device"]).envs(settings.iter().copied()).output().unwrap();
-        assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).unwrap()
-    }
-
-    /// Runs the ignored test `name` of this file in a process of its own; the driver's log.
-    fn runs(&self, name: &str, settings: &[(&str, &str)]) -> Vec<String> {
-        let log = self.0.path().join("log");
-        let done = self
-            .command(std::env::current_exe().unwrap())
-            .args(["--exact", &format!("fake_driver::{name}"), "--ignored", "--nocapture"])
-            .env(INSIDE, "1")
-            .env("FAKE_CUDA_LOG", &log)
-            .envs(settings.iter().copied())
-            .output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(done.status.success(), "{}\n{}", text(&done.stdout), text(&done.stderr));
-        assert!(text(&done.stdout).contains("1 passed"), "{}", text(&done.stdout));
-        fs::read_to_string(log).unwrap_or_default().lines().map(String::from).collect()
-    }
-}
+use crate::any_device::{capture_refuses, counts, round_trips};
+use crate::fake::{Fake, INSIDE};
 
 #[test]
 fn what_was_found_is_said() {
@@ -80,7 +19,7 @@ fn what_was_found_is_said() {
         "CUDA 13.0\n",
         "  kernels         machine code for sm_90\n",
         " by nvcc 13.0.1 for sm_90\n",
-        "\nmodels run on     cpu, ",
+        "\nmodels run on     Fake GPU 0, 16.0 GiB\n",
     ] {
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
     }
@@ -105,7 +44,9 @@ fn whatever_will_not_do_is_one_sentence() {
     ] {
         let text = fake.inspect(&[(name, value)]);
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");
-        assert!(text.contains("models run on     cpu, "), "{text}");
+        let runs_on = text.lines().find(|line| line.starts_with("models run on     cpu, ")).unwrap();
+        let (_, reason) = runs_on.split_once("(no GPU: ").unwrap();
+        assert!(reason.ends_with(')') && !reason.contains(';'), "{runs_on}");
     }
 }
 
@@ -172,10 +113,10 @@ fn memory_and_streams() {
     let stream = device.stream().unwrap();
     stream.begin_capture().unwrap();
     drop(stream);
-    let error = device.alloc::<u8>(5 << 30).err().unwrap();
+    let error = device.alloc::<u8>(17 << 30).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "5120.0 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
+        "17408.0 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
     );
     let error = Device::cuda(3).err().unwrap();
     assert_eq!(
@@ -188,6 +129,102 @@ fn memory_and_streams() {
 }
 
 #[test]
+fn memory_ends_where_the_gpu_says() {
+    let fake = Fake::new();
+    let text = fake.inspect(&[("FAKE_CUDA_MEMORY", &(48u64 << 30).to_string())]);
+    assert!(text.contains("  memory          48.0 GiB, L2"), "{text}");
+    assert!(text.contains("models run on     Fake GPU 0, 48.0 GiB\n"), "{text}");
+    let log = fake.runs("little_memory", &[("FAKE_CUDA_MEMORY", "3000000")]);
+    let count = |part: &str| log.iter().filter(|line| line.starts_with(part)).count();
+    assert_eq!((count("alloc"), count("alloc 1500000")), (count("free"), 2), "{log:#?}");
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: memory_ends_where_the_gpu_says"]
+fn little_memory() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    let device = Device::cuda(0).unwrap();
+    assert_eq!((device.info().memory_bytes, device.free_bytes().unwrap()), (3_000_000, 3_000_000));
+    counts(&device);
+    let large = device.zeros::<u8>(1_500_000).unwrap();
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (1_500_000, 1_500_000));
+    let error = device.zeros::<u8>(1_500_001).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "1.4 MiB of GPU memory cannot be had: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"
+    );
+    assert_eq!((error.exit_code(), device.allocated_bytes()), (1, 1_500_000));
+    // What a graph may use is not free, though no buffer has it any more.
+    let stream = device.stream().unwrap();
+    stream.begin_capture().unwrap();
+    let graph = stream.end_capture().unwrap();
+    drop(large);
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (0, 1_500_000));
+    drop(graph);
+    assert_eq!(device.free_bytes().unwrap(), 3_000_000);
+    device.zeros::<u8>(1_500_000).unwrap();
+    // Another device of the process has buffers of its own and the same memory.
+    let other = Device::cuda(0).unwrap();
+    let buffer = other.zeros::<u8>(1000).unwrap();
+    assert_eq!((device.allocated_bytes(), device.free_bytes().unwrap()), (0, 2_999_000));
+    assert_eq!((other.allocated_bytes(), buffer.len()), (1000, 1000));
+}
+
+#[test]
+fn a_lost_gpu_is_told_by_whatever_comes_next() {
+    let log = Fake::new().runs("a_lost_gpu", &[("FAKE_CUDA_FAIL_AFTER", "2")]);
+    let count = |part: &str| log.iter().filter(|line| line.starts_with(part)).count();
+    assert_eq!(count("graph of"), 1, "{log:#?}");
+    assert_eq!((count("stream"), count("end of graph")), (count("end of stream"), 1), "{log:#?}");
+    assert_eq!(count("free"), 0, "nothing is known to have ended: {log:#?}");
+    assert_eq!(log.last().unwrap(), "release 0", "{log:#?}");
+}
+
+#[test]
+#[ignore = "for a process that has the fake driver: a_lost_gpu_is_told_by_whatever_comes_next"]
+fn a_lost_gpu() {
+    let (Some((name, threads)), true) = (a_kernel(), std::env::var_os(INSIDE).is_some()) else { return };
+    let device = Device::cuda(0).unwrap();
+    let (stream, buffer) = (device.stream().unwrap(), device.upload(&[1u8; 10]).unwrap());
+    let (start, mut pinned) = (stream.record().unwrap(), device.pinned::<u8>(10).unwrap());
+    stream.begin_capture().unwrap();
+    let graph = stream.end_capture().unwrap();
+    graph.launch(&stream).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(buffer.download().unwrap(), [1; 10]);
+
+    let launch = Launch::new([1, 1, 1], threads, 0);
+    // SAFETY: refused.
+    let launched = || unsafe { device.kernels().launch(&name, launch, stream.raw(), &[0u64; 3]) };
+    for (outcome, part) in [
+        (graph.launch(&stream), "a graph cannot be launched: "),
+        (stream.synchronize(), "the GPU has failed: "),
+        (start.synchronize(), "the GPU has failed: "),
+        (stream.wait(&start), "a stream cannot wait for an event: "),
+        (stream.record().map(drop), "no event can be made on the GPU: "),
+        (stream.begin_capture(), "a graph cannot be captured: "),
+        (buffer.download().map(drop), "the GPU has failed: "),
+        (buffer.write(&stream, &[2; 10]), "data cannot be copied to the GPU: "),
+        (buffer.read_pinned(&stream, &mut pinned), "data cannot be copied from the GPU: "),
+        (device.zeros::<u8>(1).map(drop), "0.0 MiB of GPU memory cannot be had: "),
+        (device.free_bytes().map(drop), "the GPU has failed: "),
+        (device.stream().map(drop), "no stream can be made on the GPU: "),
+        (launched(), "cannot be loaded: "),
+        (graph.launch(&stream), "a graph cannot be launched: "),
+    ] {
+        let error = outcome.unwrap_err();
+        assert!(error.to_string().contains(part), "`{part}` is missing in: {error}");
+        assert!(
+            error.to_string().ends_with(": CUDA_ERROR_LAUNCH_FAILED (unspecified launch failure)"),
+            "{error}"
+        );
+        assert_eq!(error.exit_code(), 1);
+    }
+}
+
+#[test]
 fn launches_carry_their_attributes() {
     let Some((name, threads)) = a_kernel() else { return };
     let fake = Fake::new();
@@ -197,13 +234,13 @@ fn launches_carry_their_attributes() {
     assert_eq!(
         launches,
         [
-            &format!("launch {name} grid 7,2,1 {block} shared 0, first parameter 11"),
-            &format!("launch {name} grid 4,1,1 {block} shared 50000 cluster 2,1,1, first parameter 11"),
-            &format!("launch {name} grid 4,1,1 {block} shared 60000 dependent 1, first parameter 11"),
+            &format!("launch {name} grid 7,2,1 {block} shared 0 on 2, first parameter 11"),
+            &format!("launch {name} grid 4,1,1 {block} shared 50000 cluster 2,1,1 on 2, first parameter 11"),
+            &format!("launch {name} grid 4,1,1 {block} shared 60000 dependent 1 on 2, first parameter 11"),
             &format!(
-                "launch {name} grid 4,1,1 {block} shared 49152 cluster 4,1,1 dependent 1, first parameter 11"
+                "launch {name} grid 4,1,1 {block} shared 49152 cluster 4,1,1 dependent 1 on 2, first parameter 11"
             ),
-            &format!("launch {name} grid 1,1,1 {block} shared 0, first parameter 12"),
+            &format!("launch {name} grid 1,1,1 {block} shared 0 on 0, first parameter 12"),
         ]
     );
     let count = |part: &str| log.iter().filter(|line| line.contains(part)).count();

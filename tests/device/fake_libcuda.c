@@ -1,7 +1,10 @@
-// A CUDA driver without a GPU, for the tests of the device layer: memory is host memory, everything runs
-// at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one line a
-// call. FAKE_CUDA_VERSION, FAKE_CUDA_INIT, FAKE_CUDA_DEVICES and FAKE_CUDA_CAPABILITY choose what it is,
-// FAKE_CUDA_PTX the architecture that kernels were made for.
+// A CUDA driver without a GPU, for the tests of the device layer: memory is host memory and zeros at first,
+// everything runs at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one
+// line a call; streams and events are told apart by numbers. FAKE_CUDA_VERSION, FAKE_CUDA_INIT,
+// FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_MEMORY (bytes) choose what it is, FAKE_CUDA_PTX the
+// architecture that kernels were made for. The file FAKE_CUDA_PARAMETERS has a line `name bytes` for each kernel;
+// without it, all take 24 bytes. From the launch of a graph on that FAKE_CUDA_FAIL_AFTER counts to (1: the first),
+// the GPU is lost, or from the host's wait for an event on that FAKE_CUDA_FAIL_AT_WAIT counts to.
 #define _GNU_SOURCE
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,16 +13,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, NOT_FOUND = 500, CAPTURED = 900 };
+enum {
+    SUCCESS = 0,
+    INVALID = 1,
+    OUT_OF_MEMORY = 2,
+    NO_DEVICE = 100,
+    NO_CONTEXT = 201,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    CAPTURED = 900
+};
 
 typedef int Result;
 // A stream that has waited for an event of a captured one is captured with it.
-typedef struct Stream { int capturing; int launches; struct Stream* origin; } Stream;
-typedef struct { Stream* stream; } Event;
+typedef struct Stream { int number; int capturing; int launches; struct Stream* origin; } Stream;
+typedef struct { int number; Stream* stream; } Event;
 
 static _Thread_local void* current;
 static int captures;
 static char context_of_gpu;
+static int graph_launches, event_waits;
+static int lost;
+static int streams, events;
+// Bytes of live allocations, and of what the memory pool has had for them: it gives nothing back.
+static size_t used, reserved;
 
 static int setting(const char* name, int otherwise)
 {
@@ -44,6 +61,8 @@ static Result note(const char* format, ...)
 
 // Most calls need a current context.
 #define IN_CONTEXT if (!current) return NO_CONTEXT
+// So does everything that makes, does or waits for something, and none of it works on a lost GPU.
+#define WORKING IN_CONTEXT; if (lost) return LAUNCH_FAILED
 
 Result cuDriverGetVersion(int* version)
 {
@@ -59,13 +78,17 @@ Result cuInit(unsigned flags)
 
 Result cuGetErrorName(Result error, const char** name)
 {
-    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_FAKE";
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+        : error == LAUNCH_FAILED   ? "CUDA_ERROR_LAUNCH_FAILED"
+                                   : "CUDA_ERROR_FAKE";
     return SUCCESS;
 }
 
 Result cuGetErrorString(Result error, const char** text)
 {
-    *text = error == OUT_OF_MEMORY ? "out of memory" : "something else";
+    *text = error == OUT_OF_MEMORY ? "out of memory"
+        : error == LAUNCH_FAILED   ? "unspecified launch failure"
+                                   : "something else";
     return SUCCESS;
 }
 
@@ -87,10 +110,16 @@ Result cuDeviceGetName(char* name, int length, int device)
     return SUCCESS;
 }
 
+static size_t total_memory(void)
+{
+    const char* value = getenv("FAKE_CUDA_MEMORY");
+    return value ? strtoull(value, NULL, 10) : (size_t)16 << 30;
+}
+
 Result cuDeviceTotalMem_v2(size_t* bytes, int device)
 {
     (void)device;
-    *bytes = (size_t)16 << 30;
+    *bytes = total_memory();
     return SUCCESS;
 }
 
@@ -160,7 +189,8 @@ Result cuCtxGetDevice(int* device)
 
 Result cuCtxSynchronize(void)
 {
-    IN_CONTEXT;
+    WORKING;
+    note("host waits for everything");
     return captures ? CAPTURED : SUCCESS;
 }
 
@@ -177,12 +207,31 @@ Result cuMemPoolSetAttribute(void* pool, int attribute, void* value)
     return attribute == 4 && *(uint64_t*)value == UINT64_MAX ? SUCCESS : INVALID;
 }
 
+Result cuMemPoolGetAttribute(void* pool, int attribute, void* value)
+{
+    (void)pool;
+    *(uint64_t*)value = attribute == 5 ? reserved : used;
+    return attribute == 5 || attribute == 7 ? SUCCESS : INVALID;
+}
+
+Result cuMemGetInfo_v2(size_t* left, size_t* total)
+{
+    WORKING;
+    *total = total_memory();
+    *left = *total - reserved;
+    return SUCCESS;
+}
+
 Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream) return INVALID;
-    if (bytes > (size_t)1 << 32) return OUT_OF_MEMORY;
-    size_t* memory = aligned_alloc(256, 256 + (bytes + 255) / 256 * 256);
+    if (bytes > total_memory() - used) return OUT_OF_MEMORY;
+    used += bytes;
+    if (reserved < used) reserved = used;
+    size_t room = 256 + (bytes + 255) / 256 * 256;
+    size_t* memory = aligned_alloc(256, room);
+    memset(memory, 0, room);
     *memory = bytes;
     *address = (uint64_t)(uintptr_t)memory + 256;
     return note("alloc %zu", bytes);
@@ -190,17 +239,18 @@ Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
 
 Result cuMemFreeAsync(uint64_t address, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream) return INVALID;
     size_t* memory = (void*)(uintptr_t)(address - 256);
     size_t bytes = *memory;
+    used -= bytes;
     free(memory);
     return note("free %zu", bytes);
 }
 
 Result cuMemHostAlloc(void** memory, size_t bytes, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *memory = malloc(bytes);
     return note("pin %zu, flags %u", bytes, flags);
 }
@@ -214,7 +264,7 @@ Result cuMemFreeHost(void* memory)
 
 Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream) return INVALID;
     memset((void*)(uintptr_t)address, value, bytes);
     return SUCCESS;
@@ -222,25 +272,26 @@ Result cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, Stre
 
 Result cuMemcpyHtoDAsync_v2(uint64_t target, const void* source, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream || stream->capturing) return INVALID;
     memcpy((void*)(uintptr_t)target, source, bytes);
-    return SUCCESS;
+    return note("copy in of %zu on %d", bytes, stream->number);
 }
 
 Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
     if (!stream || stream->capturing) return INVALID;
     memcpy(target, (const void*)(uintptr_t)source, bytes);
-    return SUCCESS;
+    return note("copy out of %zu on %d", bytes, stream->number);
 }
 
 Result cuStreamCreate(Stream** stream, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *stream = calloc(1, sizeof(Stream));
-    return note("stream, flags %u", flags);
+    (*stream)->number = ++streams;
+    return note("stream, flags %u, number %d", flags, streams);
 }
 
 Result cuStreamDestroy_v2(Stream* stream)
@@ -252,7 +303,8 @@ Result cuStreamDestroy_v2(Stream* stream)
 
 Result cuStreamSynchronize(Stream* stream)
 {
-    IN_CONTEXT;
+    WORKING;
+    note("host waits for stream %d", stream->number);
     return stream->capturing ? INVALID : SUCCESS;
 }
 
@@ -263,9 +315,9 @@ static int captured(const Stream* stream)
 
 Result cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     if (stream && event && event->stream->capturing) stream->origin = event->stream;
-    return stream && event && !flags ? note("wait") : INVALID;
+    return stream && event && !flags ? note("wait of %d for event %d", stream->number, event->number) : INVALID;
 }
 
 Result cuStreamIsCapturing(Stream* stream, int* status)
@@ -277,7 +329,7 @@ Result cuStreamIsCapturing(Stream* stream, int* status)
 
 Result cuStreamBeginCapture_v2(Stream* stream, int mode)
 {
-    IN_CONTEXT;
+    WORKING;
     stream->capturing = 1;
     captures++;
     stream->launches = 0;
@@ -292,12 +344,12 @@ Result cuStreamEndCapture(Stream* stream, int** graph)
     captures--;
     *graph = malloc(sizeof(int));
     **graph = stream->launches;
-    return SUCCESS;
+    return note("captured %d launches", stream->launches);
 }
 
 Result cuGraphInstantiateWithFlags(int** executable, int* graph, unsigned long long flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *executable = malloc(sizeof(int));
     **executable = *graph;
     return flags ? INVALID : SUCCESS;
@@ -306,7 +358,10 @@ Result cuGraphInstantiateWithFlags(int** executable, int* graph, unsigned long l
 Result cuGraphLaunch(int* executable, Stream* stream)
 {
     IN_CONTEXT;
-    return stream ? note("graph of %d launches", *executable) : INVALID;
+    int last = setting("FAKE_CUDA_FAIL_AFTER", 0);
+    if (last && ++graph_launches >= last) lost = 1;
+    if (lost) return LAUNCH_FAILED;
+    return stream ? note("graph of %d launches on %d", *executable, stream->number) : INVALID;
 }
 
 Result cuGraphExecDestroy(int* executable)
@@ -325,8 +380,9 @@ Result cuGraphDestroy(int* graph)
 
 Result cuEventCreate(Event** event, unsigned flags)
 {
-    IN_CONTEXT;
+    WORKING;
     *event = calloc(1, sizeof(Event));
+    (*event)->number = ++events;
     return flags ? INVALID : SUCCESS;
 }
 
@@ -339,27 +395,29 @@ Result cuEventDestroy_v2(void* event)
 
 Result cuEventRecord(Event* event, Stream* stream)
 {
-    IN_CONTEXT;
-    if (event) event->stream = stream;
-    return event && stream ? SUCCESS : INVALID;
+    WORKING;
+    if (!event || !stream) return INVALID;
+    event->stream = stream;
+    return note("event %d on %d", event->number, stream->number);
 }
 
-Result cuEventSynchronize(void* event)
+Result cuEventSynchronize(Event* event)
 {
-    IN_CONTEXT;
-    return event ? SUCCESS : INVALID;
+    if (++event_waits == setting("FAKE_CUDA_FAIL_AT_WAIT", 0)) lost = 1;
+    WORKING;
+    return event ? note("host waits for event %d", event->number) : INVALID;
 }
 
 Result cuEventElapsedTime_v2(float* milliseconds, void* start, void* end)
 {
-    IN_CONTEXT;
+    WORKING;
     *milliseconds = 0.5f;
     return start && end ? SUCCESS : INVALID;
 }
 
 Result cuModuleLoadData(void** module, const void* image)
 {
-    IN_CONTEXT;
+    WORKING;
     *module = strdup(image);
     return note("load %s", (const char*)image);
 }
@@ -393,11 +451,24 @@ Result cuFuncSetAttribute(void* function, int attribute, int value)
     return attribute == 8 ? note("%s may have %d bytes", (char*)function, value) : INVALID;
 }
 
+static size_t parameters_of(const char* function)
+{
+    const char* path = getenv("FAKE_CUDA_PARAMETERS");
+    FILE* file = path ? fopen(path, "r") : NULL;
+    if (!file) return 24;
+    char name[256];
+    size_t bytes = 0;
+    while (fscanf(file, "%255s %zu", name, &bytes) == 2 && strcmp(name, function)) bytes = 0;
+    fclose(file);
+    return bytes;
+}
+
 Result cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* bytes)
 {
+    if (!function || index) return INVALID;
     *offset = 0;
-    *bytes = 24;
-    return function && index == 0 ? SUCCESS : INVALID;
+    *bytes = parameters_of(function);
+    return *bytes ? SUCCESS : NOT_FOUND;
 }
 
 typedef struct {
@@ -419,7 +490,7 @@ typedef struct {
 
 Result cuLaunchKernelEx(const Config* config, void* function, void** params, void** extra)
 {
-    IN_CONTEXT;
+    WORKING;
     if (extra) return INVALID;
     char more[64] = "";
     for (unsigned i = 0; i < config->count; i++) {
@@ -436,9 +507,10 @@ Result cuLaunchKernelEx(const Config* config, void* function, void** params, voi
     if (config->stream) config->stream->launches++;
     uint64_t first;
     memcpy(&first, params[0], 8);
-    return note("launch %s grid %u,%u,%u block %u,%u,%u shared %u%s, first parameter %llu", (char*)function,
+    return note("launch %s grid %u,%u,%u block %u,%u,%u shared %u%s on %d, first parameter %llu", (char*)function,
                 config->grid[0], config->grid[1], config->grid[2], config->block[0], config->block[1],
-                config->block[2], config->shared, more, (unsigned long long)first);
+                config->block[2], config->shared, more, config->stream ? config->stream->number : 0,
+                (unsigned long long)first);
 }
 
 Result cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const uint64_t* sizes,

@@ -5,6 +5,13 @@ mod support;
 
 mod any_device;
 #[cfg(target_os = "linux")]
+mod fake;
+#[cfg(target_os = "linux")]
 mod fake_driver;
+#[cfg(all(target_os = "linux", feature = "emulator"))]
+mod fake_training;
 mod fatbins;
 mod kernel_registry;
+mod planned;
+#[cfg(all(target_os = "linux", feature = "emulator"))]
+mod timeline;

@@ -123,16 +123,16 @@ pub fn on_cpu(recorded: &Recorded, batch: &PackedBatch) -> Outcome {
 }
 
 pub fn executor(device: &Device, recorded: &Recorded, batch: &PackedBatch) -> DeviceExecutor {
-    let mut executor = DeviceExecutor::new(device, &recorded.graph, BatchShape::of(batch), &|_| 0.0).unwrap();
-    executor.write_params(&recorded.params).unwrap();
-    assert_eq!(executor.read_params().unwrap(), recorded.params);
+    let executor = DeviceExecutor::new(device, &recorded.graph, BatchShape::of(batch), &|_| 0.0).unwrap();
+    executor.params().write(executor.stream(), &recorded.params).unwrap();
+    assert_eq!(executor.params().read().unwrap(), recorded.params);
     executor
 }
 
 pub fn on_device(executor: &mut DeviceExecutor, recorded: &Recorded, batch: &PackedBatch) -> Outcome {
-    executor.write_batch(batch, &STEP).unwrap();
+    executor.write(batch, &STEP).unwrap();
     executor.zero_grads().unwrap();
-    executor.launch().unwrap();
+    executor.launch(0).unwrap();
     let wide = |x: Vec<f32>| x.into_iter().map(f64::from).collect();
     (
         wide(executor.value(recorded.per_image).unwrap()),

@@ -5,6 +5,7 @@
 mod support;
 
 mod case;
+mod limits;
 mod planned;
 mod step;
 mod training;

@@ -98,7 +98,7 @@ fn neighbours_change_nothing() {
     let shape = BatchShape { longest: 9, ..BatchShape::of(&among) };
     for device in devices() {
         let mut executor = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
-        executor.write_params(&recorded.params).unwrap();
+        executor.params().write(executor.stream(), &recorded.params).unwrap();
         let here = on_device(&mut executor, &recorded, &alone);
         let there = on_device(&mut executor, &recorded, &among);
         assert_eq!(here.0[0], there.0[2]);
@@ -116,10 +116,10 @@ fn batches_accumulate_and_replay() {
     let shape = BatchShape { longest: 9, ..BatchShape::of(&one) };
     for device in devices() {
         let mut executor = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
-        executor.write_params(&recorded.params).unwrap();
+        executor.params().write(executor.stream(), &recorded.params).unwrap();
         let plain = on_device(&mut executor, &recorded, &one);
-        executor.write_batch(&two, &STEP).unwrap();
-        executor.launch().unwrap();
+        executor.write(&two, &STEP).unwrap();
+        executor.launch(0).unwrap();
         let both = executor.read_grads().unwrap();
         let second = on_device(&mut executor, &recorded, &two);
         for (both, (one, two)) in both.iter().zip(plain.2.iter().zip(&second.2)) {
@@ -130,9 +130,9 @@ fn batches_accumulate_and_replay() {
 
         let stream = executor.stream();
         stream.begin_capture().unwrap();
-        executor.launch().unwrap();
+        executor.launch(0).unwrap();
         let graph = stream.end_capture().unwrap();
-        executor.write_batch(&one, &STEP).unwrap();
+        executor.write(&one, &STEP).unwrap();
         executor.zero_grads().unwrap();
         graph.launch(executor.stream()).unwrap();
         assert_eq!(executor.value(recorded.logits).unwrap(), narrow(&plain.1));
@@ -164,9 +164,9 @@ fn what_has_no_kernel_is_said_before_the_first_step() {
     let large = batch(&GRIDS, 0, config.patch_dim(), CLASSES, TOKENS, 0);
     let recorded = record(config, &small, LossKind::Softmax);
     let mut executor = executor(&device, &recorded, &small);
-    let said = executor.write_batch(&large, &STEP).unwrap_err().to_string();
-    assert!(said.contains("longest: 9") && said.contains("longest: 4"), "{said}");
-    let said = executor.write_params(&recorded.params[1..]).unwrap_err().to_string();
+    let said = executor.write(&large, &STEP).unwrap_err().to_string();
+    assert!(said.contains("9 patches along an axis, and positions are prepared for 4"), "{said}");
+    let said = executor.params().write(executor.stream(), &recorded.params[1..]).unwrap_err().to_string();
     assert!(said.contains("give those of this recipe"), "{said}");
     let other = recorded.graph.nodes()[0].outputs[0].unwrap();
     assert!(executor.value(other).unwrap_err().to_string().contains("was not kept"));

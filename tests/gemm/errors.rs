@@ -10,17 +10,7 @@ use trencadis::kernels::gemm::{
 use trencadis::recipe::GeluKind;
 
 fn device() -> DeviceInfo {
-    DeviceInfo {
-        name: "a GPU".into(),
-        capability: (9, 0),
-        multiprocessors: 132,
-        shared_per_block: 227 << 10,
-        shared_per_multiprocessor: 228 << 10,
-        l2_bytes: 50 << 20,
-        memory_bytes: 80 << 30,
-        clock_khz: 1_500_000,
-        driver: None,
-    }
+    DeviceInfo { name: "a GPU".into(), ..DeviceInfo::h100() }
 }
 
 fn matrix<T>(address: u64, stride: usize, len: usize) -> Matrix<'static, T> {

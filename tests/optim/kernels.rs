@@ -20,7 +20,10 @@ const STEP: OptimizerStep = OptimizerStep {
     eps: 1e-8,
     clip: 1.0,
     ema_decay: 0.75,
+    images: 0.0,
     seed: 0x1234_5678_9abc,
+    continues: 0,
+    unfinished: 0,
 };
 
 fn specs() -> Vec<TensorSpec> {
@@ -251,6 +254,45 @@ fn gradients_that_are_not_finite_change_nothing() {
     }
 }
 
+/// A step of several batches: only its first makes zeros of the gradients, only its last updates.
+#[test]
+fn batches_of_a_step() {
+    for device in devices() {
+        for rule in [Rule::AdamW, Rule::Lamb] {
+            let on_device = OnDevice::new(&device, OptimizerStep { unfinished: 1, ..STEP });
+            let grads = scatter(&on_device.arena, 50, 1.0);
+            let before = on_device.values();
+            let state = on_device.run(&device, rule, false, true, &grads);
+            assert_eq!((state.step, state.skipped, state.norm), (0, 0, 0.0));
+            assert_eq!(on_device.values(), before);
+            assert_eq!(on_device.grads.download().unwrap(), grads);
+
+            let stream = device.stream().unwrap();
+            let continues = OptimizerStep { continues: 1, ..STEP };
+            on_device.step.write(&stream, &[continues]).unwrap();
+            zero(&stream, &on_device.grads, Some(&on_device.step)).unwrap();
+            assert_eq!(on_device.grads.download().unwrap(), grads);
+            let state = on_device.run(&device, rule, false, true, &grads);
+            assert_eq!((state.step, state.factors.skip), (1, 0));
+            assert!(on_device.values().params != before.params);
+
+            // Gradients that are the sum over 8 images are those of one; 8 divides without rounding.
+            let summed = OnDevice::new(&device, OptimizerStep { images: 8.0, ..STEP });
+            let eightfold: Vec<f32> = grads.iter().map(|g| 8.0 * g).collect();
+            let divided = summed.run(&device, rule, false, true, &eightfold);
+            assert_eq!((divided.norm, divided.lr), (state.norm, state.lr));
+            assert_eq!((summed.values().params, summed.values().v), {
+                let values = on_device.values();
+                (values.params, values.v)
+            });
+
+            on_device.step.write(&stream, &[STEP]).unwrap();
+            zero(&stream, &on_device.grads, Some(&on_device.step)).unwrap();
+            assert!(on_device.grads.download().unwrap().iter().all(|x| x.to_bits() == 0));
+        }
+    }
+}
+
 /// Random rounding is that of the host's Philox, right in the mean, and the cast repeats it.
 #[test]
 fn stochastic_rounding_follows_seed_step_and_place() {
@@ -299,10 +341,10 @@ fn zeros_and_sizes() {
         let stream = device.stream().unwrap();
         for len in [8, 8192, 8200, 20_000] {
             let x = device.upload(&vec![f32::NAN; len]).unwrap();
-            zero(&stream, &x).unwrap();
+            zero(&stream, &x, None).unwrap();
             assert!(x.download().unwrap().iter().all(|x| x.to_bits() == 0));
         }
-        let says = |len| zero(&stream, &device.alloc::<f32>(len).unwrap()).unwrap_err().to_string();
+        let says = |len| zero(&stream, &device.alloc::<f32>(len).unwrap(), None).unwrap_err().to_string();
         assert!(says(12).contains("multiple of 8") && says(0).contains("at least 8"));
         let (x, short) = (device.alloc::<f32>(16).unwrap(), device.alloc::<bf16>(8).unwrap());
         assert!(cast(&stream, &short, &x, None).unwrap_err().to_string().contains("expected 16"));

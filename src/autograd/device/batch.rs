@@ -1,13 +1,16 @@
 //! The packed batch and the scalars of a step in device memory.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use bytemuck::Pod;
 
 use super::super::op::StepState;
+use super::layout::ALIGNMENT;
 use crate::data::batch::{PackedBatch, Patches, Targets};
+use crate::data::positions;
 use crate::device::{Buffer, Device, Pinned, Stream};
 use crate::error::{Error, Result};
+use crate::recipe::Recipe;
 
 /// What all batches of a run have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,20 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
+    /// The batches that the loader makes for `recipe`, in training, in its evaluations, and in others at up to
+    /// `resolution` pixels.
+    pub fn of_recipe(recipe: &Recipe, slots: usize, resolution: usize) -> Self {
+        let resolution = resolution.max(recipe.resolution.max).max(recipe.eval.resolution);
+        Self {
+            tokens: recipe.packing.tokens,
+            slots,
+            patch_dim: recipe.model.patch_dim(),
+            wide_patches: false,
+            soft_classes: None,
+            longest: positions::longest_axis(&recipe.model.position, resolution, recipe.model.patch),
+        }
+    }
+
     /// The shape of `batch`.
     pub fn of(batch: &PackedBatch) -> Self {
         let slots = batch.slots();
@@ -48,33 +65,30 @@ fn longest(batch: &PackedBatch) -> usize {
     batch.grids.iter().flatten().copied().max().map_or(0, usize::from)
 }
 
-/// Device memory with pinned host memory to fill it from, so that the copy runs beside everything else.
-pub struct Staged<T: Pod> {
+/// A part of a batch's memory.
+pub struct Field<T: Pod> {
     buffer: Buffer<T>,
-    host: Pinned<T>,
+    /// Where it lies in that memory.
+    bytes: Range<usize>,
 }
 
-impl<T: Pod> Staged<T> {
-    fn new(device: &Device, len: usize) -> Result<Self> {
-        Ok(Self { buffer: device.zeros(len)?, host: device.pinned(len)? })
-    }
-
-    /// Queues the copy of `values`, as many as there are. Waits for the last copy, but not for this one.
-    fn write(&mut self, stream: &Stream, values: &[T]) -> Result<()> {
-        let host = self.host.edit()?;
-        if host.len() != values.len() {
+impl<T: Pod> Field<T> {
+    /// Sets the part of `host` that is this field.
+    fn put(&self, host: &mut [u8], values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        if bytes.len() != self.bytes.len() {
             return Err(Error::failure(format!(
                 "{} elements of a batch do not fit memory made for {}",
                 values.len(),
-                host.len()
+                self.buffer.len()
             )));
         }
-        host.copy_from_slice(values);
-        self.buffer.write_pinned(stream, &mut self.host)
+        host[self.bytes.clone()].copy_from_slice(bytes);
+        Ok(())
     }
 }
 
-impl<T: Pod> Deref for Staged<T> {
+impl<T: Pod> Deref for Field<T> {
     type Target = Buffer<T>;
 
     fn deref(&self) -> &Buffer<T> {
@@ -82,47 +96,68 @@ impl<T: Pod> Deref for Staged<T> {
     }
 }
 
+/// Lays fields out one after another, each aligned as [`ALIGNMENT`] says.
+#[derive(Default)]
+struct Fields {
+    bytes: usize,
+}
+
+impl Fields {
+    fn next<T: Pod>(&mut self, len: usize) -> Range<usize> {
+        let start = self.bytes.next_multiple_of(ALIGNMENT);
+        self.bytes = start + len * size_of::<T>();
+        start..self.bytes
+    }
+}
+
+fn field<T: Pod>(block: &Buffer<u8>, bytes: Range<usize>) -> Result<Field<T>> {
+    Ok(Field { buffer: block.view(bytes.clone())?, bytes })
+}
+
 /// Patches on the device.
 pub enum Pixels {
     /// `[T, patch_dim]` pixel values.
-    U8(Staged<u8>),
+    U8(Field<u8>),
     /// `[T, patch_dim]` values that are used as they are.
-    F32(Staged<f32>),
+    F32(Field<f32>),
 }
 
 /// Targets on the device.
 pub enum Labels {
     /// `[N]`.
-    Classes(Staged<i32>),
+    Classes(Field<i32>),
     /// `[N, K]`.
-    Soft(Staged<f32>),
+    Soft(Field<f32>),
 }
 
-/// A batch in memory that is made once and written step by step, with the step's scalars.
+/// A batch in memory that is made once and written step by step, with the step's scalars: one block, filled by
+/// one copy from pinned host memory, which runs beside everything else.
 pub struct DeviceBatch {
     shape: BatchShape,
+    block: Buffer<u8>,
+    host: Pinned<u8>,
     /// Patches.
     pub patches: Pixels,
     /// `[N + 1]`.
-    pub cu_seqlens: Staged<i32>,
+    pub cu_seqlens: Field<i32>,
     /// 0 and the number of used slots: the `cu_seqlens` of rows that are images.
-    pub images: Staged<i32>,
+    pub images: Field<i32>,
     /// `[T, 2]`.
-    pub positions: Staged<u16>,
+    pub positions: Field<u16>,
     /// `[N, 2]`.
-    pub grids: Staged<u16>,
+    pub grids: Field<u16>,
     /// Targets.
     pub targets: Labels,
     /// `[N]`.
-    pub weights: Staged<f32>,
+    pub weights: Field<f32>,
     /// `[N]`.
-    pub sample_ids: Staged<u64>,
+    pub sample_ids: Field<u64>,
     /// `[N]`.
-    pub epochs: Staged<u64>,
+    pub epochs: Field<u64>,
     /// Seed of the run.
-    pub seed: Staged<u64>,
+    pub seed: Field<u64>,
     /// Factor on the loss.
-    pub loss_scale: Staged<f32>,
+    pub loss_scale: Field<f32>,
     /// The host's `cu_seqlens`.
     pub(super) host_cu_seqlens: Vec<i32>,
     /// The host's `images`.
@@ -136,28 +171,50 @@ impl DeviceBatch {
     /// The device has no room.
     pub fn new(device: &Device, shape: BatchShape) -> Result<Self> {
         let BatchShape { tokens, slots, patch_dim, .. } = shape;
+        let mut fields = Fields::default();
+        let patches = match shape.wide_patches {
+            true => fields.next::<f32>(tokens * patch_dim),
+            false => fields.next::<u8>(tokens * patch_dim),
+        };
+        let targets = match shape.soft_classes {
+            Some(classes) => fields.next::<f32>(slots * classes),
+            None => fields.next::<i32>(slots),
+        };
+        let (cu_seqlens, images) = (fields.next::<i32>(slots + 1), fields.next::<i32>(2));
+        let (positions, grids) = (fields.next::<u16>(2 * tokens), fields.next::<u16>(2 * slots));
+        let weights = fields.next::<f32>(slots);
+        let (sample_ids, epochs) = (fields.next::<u64>(slots), fields.next::<u64>(slots));
+        let (seed, loss_scale) = (fields.next::<u64>(1), fields.next::<f32>(1));
+        let block = device.zeros(fields.bytes)?;
         Ok(Self {
             shape,
             patches: match shape.wide_patches {
-                true => Pixels::F32(Staged::new(device, tokens * patch_dim)?),
-                false => Pixels::U8(Staged::new(device, tokens * patch_dim)?),
+                true => Pixels::F32(field(&block, patches)?),
+                false => Pixels::U8(field(&block, patches)?),
             },
-            cu_seqlens: Staged::new(device, slots + 1)?,
-            images: Staged::new(device, 2)?,
-            positions: Staged::new(device, 2 * tokens)?,
-            grids: Staged::new(device, 2 * slots)?,
             targets: match shape.soft_classes {
-                Some(classes) => Labels::Soft(Staged::new(device, slots * classes)?),
-                None => Labels::Classes(Staged::new(device, slots)?),
+                Some(_) => Labels::Soft(field(&block, targets)?),
+                None => Labels::Classes(field(&block, targets)?),
             },
-            weights: Staged::new(device, slots)?,
-            sample_ids: Staged::new(device, slots)?,
-            epochs: Staged::new(device, slots)?,
-            seed: Staged::new(device, 1)?,
-            loss_scale: Staged::new(device, 1)?,
+            cu_seqlens: field(&block, cu_seqlens)?,
+            images: field(&block, images)?,
+            positions: field(&block, positions)?,
+            grids: field(&block, grids)?,
+            weights: field(&block, weights)?,
+            sample_ids: field(&block, sample_ids)?,
+            epochs: field(&block, epochs)?,
+            seed: field(&block, seed)?,
+            loss_scale: field(&block, loss_scale)?,
             host_cu_seqlens: vec![0; slots + 1],
             host_images: [0; 2],
+            host: device.pinned(fields.bytes)?,
+            block,
         })
+    }
+
+    /// Bytes of device memory.
+    pub fn bytes(&self) -> usize {
+        self.block.len()
     }
 
     /// What its batches have in common.
@@ -165,13 +222,21 @@ impl DeviceBatch {
         self.shape
     }
 
-    /// Queues the copy of a batch and the scalars of its step.
+    /// Queues the copy of a batch and the scalars of its step. Waits for the copy before it, but not for this one.
     ///
     /// # Errors
     /// A batch of another shape, or whose `cu_seqlens` decreases or overruns; a failed device.
     pub fn write(&mut self, stream: &Stream, batch: &PackedBatch, step: &StepState) -> Result<()> {
         let shape = BatchShape { longest: self.shape.longest, ..BatchShape::of(batch) };
-        if shape != self.shape || longest(batch) > self.shape.longest {
+        if longest(batch) > self.shape.longest {
+            return Err(Error::usage(format!(
+                "an image of the batch has {} patches along an axis, and positions are prepared for {} on the device; \
+                 lower its resolution, or use --device cpu",
+                longest(batch),
+                self.shape.longest
+            )));
+        }
+        if shape != self.shape {
             return Err(Error::usage(format!(
                 "a batch of {:?} does not fit memory made for {:?}; every batch of a run has one shape",
                 BatchShape::of(batch),
@@ -179,27 +244,28 @@ impl DeviceBatch {
             )));
         }
         crate::kernels::check_cu_seqlens(&batch.cu_seqlens, shape.slots, shape.tokens)?;
-        match (&mut self.patches, &batch.patches) {
-            (Pixels::U8(to), Patches::U8(from)) => to.write(stream, from)?,
-            (Pixels::F32(to), Patches::F32(from)) => to.write(stream, from)?,
+        self.host_images = [0, batch.images as i32];
+        self.host_cu_seqlens.copy_from_slice(&batch.cu_seqlens);
+        let host = self.host.edit()?;
+        match (&self.patches, &batch.patches) {
+            (Pixels::U8(to), Patches::U8(from)) => to.put(host, from)?,
+            (Pixels::F32(to), Patches::F32(from)) => to.put(host, from)?,
             _ => return Err(Error::failure("patches changed their type between batches")),
         }
-        match (&mut self.targets, &batch.targets) {
-            (Labels::Classes(to), Targets::Classes(from)) => to.write(stream, from)?,
-            (Labels::Soft(to), Targets::Soft(from)) => to.write(stream, from)?,
+        match (&self.targets, &batch.targets) {
+            (Labels::Classes(to), Targets::Classes(from)) => to.put(host, from)?,
+            (Labels::Soft(to), Targets::Soft(from)) => to.put(host, from)?,
             _ => return Err(Error::failure("targets changed their type between batches")),
         }
-        self.cu_seqlens.write(stream, &batch.cu_seqlens)?;
-        self.positions.write(stream, batch.positions.as_flattened())?;
-        self.grids.write(stream, batch.grids.as_flattened())?;
-        self.weights.write(stream, &batch.weights)?;
-        self.sample_ids.write(stream, &batch.sample_ids)?;
-        self.epochs.write(stream, &batch.epochs)?;
-        self.host_images = [0, batch.images as i32];
-        self.images.write(stream, &self.host_images)?;
-        self.seed.write(stream, &[step.seed])?;
-        self.loss_scale.write(stream, &[step.loss_scale as f32])?;
-        self.host_cu_seqlens.copy_from_slice(&batch.cu_seqlens);
-        Ok(())
+        self.cu_seqlens.put(host, &batch.cu_seqlens)?;
+        self.images.put(host, &self.host_images)?;
+        self.positions.put(host, batch.positions.as_flattened())?;
+        self.grids.put(host, batch.grids.as_flattened())?;
+        self.weights.put(host, &batch.weights)?;
+        self.sample_ids.put(host, &batch.sample_ids)?;
+        self.epochs.put(host, &batch.epochs)?;
+        self.seed.put(host, &[step.seed])?;
+        self.loss_scale.put(host, &[step.loss_scale as f32])?;
+        self.block.write_pinned(stream, &mut self.host)
     }
 }

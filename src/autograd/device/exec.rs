@@ -1,14 +1,14 @@
 //! Prepares a recorded graph for a device and runs it step by step.
 
-use half::bf16;
+use std::sync::Arc;
 
-use super::super::graph::{Graph, Kind, ParamSpec, Tensor};
+use super::super::graph::{Graph, Kind, Node, ParamSpec, Tensor, TensorInfo};
 use super::super::op::StepState;
 use super::super::plan::Plan;
 use super::batch::{BatchShape, DeviceBatch};
 use super::fuse::fused;
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
-use super::params::ParamLayout;
+use super::params::{DeviceParams, ParamLayout};
 use super::site::{Launch, Memory, Needs, Site, Step};
 use crate::data::batch::PackedBatch;
 use crate::device::{Buffer, Device, Stream};
@@ -22,7 +22,9 @@ pub struct DeviceExecutor {
     graph: Graph,
     memory: Memory,
     launches: Vec<Launch>,
-    batch: DeviceBatch,
+    /// The node of each launch.
+    order: Vec<usize>,
+    batches: Vec<DeviceBatch>,
     workspace: Buffer<u8>,
     schedules: Vec<Schedule>,
     rates: Buffer<DropPathRate>,
@@ -30,11 +32,11 @@ pub struct DeviceExecutor {
     accumulate: Buffer<i32>,
     rank: Buffer<i32>,
     label_fault: Buffer<i32>,
-    stream: Stream,
+    stream: Arc<Stream>,
 }
 
 impl DeviceExecutor {
-    /// Lays out memory for `graph` and batches of `shape`, and prepares every op. `decay` is the weight decay of
+    /// Lays out memory for `graph` and one batch of `shape`, and prepares every op. `decay` is the weight decay of
     /// a parameter. Parameters and gradients are zeros at first.
     ///
     /// # Errors
@@ -45,20 +47,78 @@ impl DeviceExecutor {
         shape: BatchShape,
         decay: &dyn Fn(&ParamSpec) -> f64,
     ) -> Result<Self> {
+        let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(graph), decay)?)?);
+        Self::with_params(device, graph, shape, 1, params)
+    }
+
+    /// As [`new`](Self::new), for parameters that are there already and `batches` batches, of which one may be
+    /// written while another is read.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); parameters of another model.
+    pub fn with_params(
+        device: &Device,
+        graph: &Graph,
+        shape: BatchShape,
+        batches: usize,
+        params: Arc<DeviceParams>,
+    ) -> Result<Self> {
+        let grads = device.zeros(params.layout().arena().len())?;
+        let stream = Arc::new(device.stream()?);
+        Self::build(device, graph, shape, batches, params, grads, stream, [None, None])
+    }
+
+    /// A graph without gradients, for parameters that are there already and one batch of `shape`.
+    ///
+    /// # Errors
+    /// As for [`with_params`](Self::with_params).
+    pub fn forward(
+        device: &Device,
+        graph: &Graph,
+        shape: BatchShape,
+        params: Arc<DeviceParams>,
+    ) -> Result<Self> {
+        let stream = Arc::new(device.stream()?);
+        Self::build(device, graph, shape, 1, params, device.alloc(0)?, stream, [None, None])
+    }
+
+    /// A graph without gradients for batches of `shape`, on the stream of this one: as the two never run at a
+    /// time, activations and workspace are those of this one where they are large enough.
+    ///
+    /// # Errors
+    /// As for [`with_params`](Self::with_params).
+    pub fn beside(&self, graph: &Graph, shape: BatchShape, params: Arc<DeviceParams>) -> Result<Self> {
+        let device = &self.memory.device;
+        let shared = [Some(&self.memory.activations), Some(&self.workspace)];
+        Self::build(device, graph, shape, 1, params, device.alloc(0)?, self.stream.clone(), shared)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn build(
+        device: &Device,
+        graph: &Graph,
+        shape: BatchShape,
+        batches: usize,
+        params: Arc<DeviceParams>,
+        grads: Buffer<f32>,
+        stream: Arc<Stream>,
+        shared: [Option<&Buffer<u8>>; 2],
+    ) -> Result<Self> {
         let graph = fused(graph);
+        params.layout().check(&graph)?;
         let plan = Plan::new(&graph);
         let layout = ArenaPlan::new(&graph, &plan);
-        let params = ParamLayout::new(&graph, decay)?;
-        let len = params.arena().len();
+        let room = |bytes: usize, shared: Option<&Buffer<u8>>| match shared {
+            Some(shared) if shared.len() >= bytes => shared.view(0..bytes),
+            _ => device.alloc(bytes),
+        };
         let memory = Memory {
-            activations: device.alloc(layout.bytes)?,
-            master: device.zeros(len)?,
-            weights: device.zeros::<bf16>(len)?,
-            grads: device.zeros(len)?,
+            activations: room(layout.bytes, shared[0])?,
             device: device.clone(),
             shape,
             layout,
             params,
+            grads,
         };
         let mut needs = Needs::default();
         let mut launches = Vec::with_capacity(plan.order.len());
@@ -70,16 +130,17 @@ impl DeviceExecutor {
         let schedule = |limits: &_| Schedule::new(device, *limits, shape.tokens, shape.slots);
         let rates: Vec<DropPathRate> = needs.rates.iter().map(|rate| DropPathRate::new(*rate)).collect();
         Ok(Self {
-            batch: DeviceBatch::new(device, shape)?,
-            workspace: device.alloc(needs.workspace)?,
+            batches: (0..batches).map(|_| DeviceBatch::new(device, shape)).collect::<Result<_>>()?,
+            workspace: room(needs.workspace, shared[1])?,
             schedules: needs.schedules.iter().map(schedule).collect::<Result<_>>()?,
             keep: device.alloc(rates.len() * shape.tokens)?,
             rates: device.upload(&rates)?,
             accumulate: device.upload(&[1])?,
             rank: device.zeros(shape.slots)?,
             label_fault: device.zeros(1)?,
-            stream: device.stream()?,
+            stream,
             launches,
+            order: plan.order,
             memory,
             graph,
         })
@@ -95,25 +156,19 @@ impl DeviceExecutor {
         &self.memory.layout
     }
 
-    /// How parameters and gradients lie.
-    pub fn params(&self) -> &ParamLayout {
+    /// The parameters.
+    pub fn params(&self) -> &Arc<DeviceParams> {
         &self.memory.params
     }
 
-    /// The arena of the parameters.
-    pub fn master(&self) -> &Buffer<f32> {
-        &self.memory.master
-    }
-
-    /// The arena of their copies in bf16, which the products read: whoever changes [`master`](Self::master) by
-    /// other means than [`write_params`](Self::write_params) keeps it up to date.
-    pub fn weights(&self) -> &Buffer<bf16> {
-        &self.memory.weights
-    }
-
-    /// The arena of the gradients.
+    /// The arena of the gradients, laid out as the parameters.
     pub fn grads(&self) -> &Buffer<f32> {
         &self.memory.grads
+    }
+
+    /// Bytes of the batches.
+    pub fn batch_bytes(&self) -> usize {
+        self.batches.iter().map(DeviceBatch::bytes).sum()
     }
 
     /// Bytes that all launches share.
@@ -126,39 +181,37 @@ impl DeviceExecutor {
         &self.stream
     }
 
-    /// Replaces the parameters by dense values, in the order of [`Graph::params`].
-    ///
-    /// # Errors
-    /// Other numbers of elements; a failed device.
-    pub fn write_params(&mut self, params: &[Vec<f32>]) -> Result<()> {
-        self.memory.master.write(&self.stream, &self.memory.params.pack(params)?)?;
-        optim::cast(&self.stream, &self.memory.weights, &self.memory.master, None)
-    }
-
-    /// The parameters, dense, in the order of [`Graph::params`], once everything queued has run.
-    ///
-    /// # Errors
-    /// A failed device.
-    pub fn read_params(&self) -> Result<Vec<Vec<f32>>> {
-        self.stream.synchronize()?;
-        Ok(self.memory.params.unpack(&self.memory.master.download()?))
-    }
-
     /// The gradients, dense, in the order of [`Graph::params`], once everything queued has run.
     ///
     /// # Errors
     /// A failed device.
     pub fn read_grads(&self) -> Result<Vec<Vec<f32>>> {
         self.stream.synchronize()?;
-        Ok(self.memory.params.unpack(&self.memory.grads.download()?))
+        Ok(self.memory.params.layout().unpack(&self.memory.grads.download()?))
     }
 
-    /// Queues the copy of a batch to the device.
+    /// Queues on `stream` the copy of a batch to place `at`. On another stream than that of this executor it runs
+    /// beside the other batches; the caller lets each stream wait for the other.
     ///
     /// # Errors
     /// A batch of another shape; a failed device.
-    pub fn write_batch(&mut self, batch: &PackedBatch, step: &StepState) -> Result<()> {
-        self.batch.write(&self.stream, batch, step)
+    pub fn write_batch(
+        &mut self,
+        at: usize,
+        stream: &Stream,
+        batch: &PackedBatch,
+        step: &StepState,
+    ) -> Result<()> {
+        self.batches[at].write(stream, batch, step)
+    }
+
+    /// [`write_batch`](Self::write_batch) of the first batch, in the order of everything else.
+    ///
+    /// # Errors
+    /// As for [`write_batch`](Self::write_batch).
+    pub fn write(&mut self, batch: &PackedBatch, step: &StepState) -> Result<()> {
+        let stream = self.stream.clone();
+        self.write_batch(0, &stream, batch, step)
     }
 
     /// Queues zeros for all gradients: before the first batch of a step.
@@ -166,36 +219,35 @@ impl DeviceExecutor {
     /// # Errors
     /// A failed device.
     pub fn zero_grads(&self) -> Result<()> {
-        optim::zero(&self.stream, &self.memory.grads)
+        optim::zero(&self.stream, &self.memory.grads, None)
     }
 
-    /// Queues the recorded nodes over the batch that was written last; gradients are added to. It only launches
-    /// kernels, so it can be captured.
+    /// Queues the recorded nodes over the batch at place `at`; gradients are added to. It only launches kernels,
+    /// so it can be captured.
     ///
     /// # Errors
     /// What a launch refuses; a failed device.
-    pub fn launch(&self) -> Result<()> {
-        let step = Step {
-            stream: &self.stream,
-            batch: &self.batch,
-            workspace: &self.workspace,
-            accumulate: &self.accumulate,
-            rank: &self.rank,
-            label_fault: &self.label_fault,
-            schedules: &self.schedules,
-            keep: &self.keep,
-        };
+    pub fn launch(&self, at: usize) -> Result<()> {
+        self.launch_tables(at)?;
+        let step = self.step(at);
+        self.launches.iter().try_for_each(|launch| launch(&step))
+    }
+
+    /// The first part of [`launch`](Self::launch): what nodes share, the work lists of attention and the factors of
+    /// stochastic depth.
+    ///
+    /// # Errors
+    /// As for [`launch`](Self::launch).
+    pub fn launch_tables(&self, at: usize) -> Result<()> {
+        let (step, batch) = (self.step(at), &self.batches[at]);
         for schedule in &self.schedules {
-            let host = Some(&self.batch.host_cu_seqlens[..]);
-            schedule.launch(&self.stream, &self.batch.cu_seqlens, host)?;
+            let host = Some(&batch.host_cu_seqlens[..]);
+            schedule.launch(&self.stream, &batch.cu_seqlens, host)?;
         }
         let branches = self.rates.len();
         if branches > 0 {
-            let keys = DropPathKeys {
-                seed: &self.batch.seed,
-                epochs: &self.batch.epochs,
-                sample_ids: &self.batch.sample_ids,
-            };
+            let keys =
+                DropPathKeys { seed: &batch.seed, epochs: &batch.epochs, sample_ids: &batch.sample_ids };
             DropPath { tokens: self.memory.shape.tokens, branches }.keep(
                 &self.stream,
                 step.packed(),
@@ -204,7 +256,33 @@ impl DeviceExecutor {
                 keys,
             )?;
         }
-        self.launches.iter().try_for_each(|launch| launch(&step))
+        Ok(())
+    }
+
+    /// One node of [`launch`](Self::launch) by itself, by its place in [`launched`](Self::launched): for measuring.
+    ///
+    /// # Errors
+    /// As for [`launch`](Self::launch).
+    pub fn launch_node(&self, at: usize, node: usize) -> Result<()> {
+        self.launches[node](&self.step(at))
+    }
+
+    /// The nodes that [`launch`](Self::launch) queues, in order.
+    pub fn launched(&self) -> impl ExactSizeIterator<Item = &Node> {
+        self.order.iter().map(|&node| &self.graph.nodes[node])
+    }
+
+    fn step(&self, at: usize) -> Step<'_> {
+        Step {
+            stream: &self.stream,
+            batch: &self.batches[at],
+            workspace: &self.workspace,
+            accumulate: &self.accumulate,
+            rank: &self.rank,
+            label_fault: &self.label_fault,
+            schedules: &self.schedules,
+            keep: &self.keep,
+        }
     }
 
     /// `[N]`, written by the loss: how many classes are ahead of the target's (0: recognised), −1 at weight 0.
@@ -222,18 +300,37 @@ impl DeviceExecutor {
         self.schedules.iter().try_for_each(Schedule::check)
     }
 
+    /// One word, set where a label is no class; [`loss::fault`] explains it.
+    pub fn label_fault(&self) -> &Buffer<i32> {
+        &self.label_fault
+    }
+
+    fn kept(&self, tensor: Tensor) -> Result<&TensorInfo> {
+        let info = self.graph.info(tensor);
+        if info.kind != Kind::Activation || !self.graph.kept.contains(&tensor) {
+            return Err(Error::failure(format!("{} was not kept, so its value is gone", info.name)));
+        }
+        Ok(info)
+    }
+
+    /// The memory of a kept tensor that is f32 on a device, such as the losses.
+    ///
+    /// # Errors
+    /// It was not kept, or is of another type.
+    pub fn kept_f32(&self, tensor: Tensor) -> Result<Buffer<f32>> {
+        self.kept(tensor)?;
+        self.memory.vector(&self.graph, tensor)
+    }
+
     /// Value of a kept tensor after a run, all rows, without padding.
     ///
     /// # Errors
     /// The tensor was not kept; a failed device.
     pub fn value(&self, tensor: Tensor) -> Result<Vec<f32>> {
         self.stream.synchronize()?;
-        let info = self.graph.info(tensor);
-        if info.kind != Kind::Activation || !self.graph.kept.contains(&tensor) {
-            return Err(Error::failure(format!("{} was not kept, so its value is gone", info.name)));
-        }
+        let info = self.kept(tensor)?;
         if self.memory.layout.elements[tensor.0] == Element::F32 {
-            return self.memory.vector(&self.graph, tensor)?.download();
+            return self.kept_f32(tensor)?.download();
         }
         let values = self.memory.matrix(&self.graph, tensor)?.buffer.download()?;
         let rows = values.chunks_exact(info.cols.next_multiple_of(ROW_UNIT));

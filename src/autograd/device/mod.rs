@@ -23,5 +23,5 @@ pub use batch::{BatchShape, DeviceBatch};
 pub use exec::DeviceExecutor;
 pub use fuse::fused;
 pub use layout::{ArenaPlan, Element};
-pub use params::ParamLayout;
+pub use params::{DeviceParams, ParamLayout};
 pub use site::{Launch, Live, LiveRows, Matrix, Site, Step};

@@ -1,8 +1,75 @@
 //! Parameters on a device: padded where a product asks for it, in the flat arena that the optimiser works on.
 
+use half::bf16;
+
 use super::super::graph::{Graph, Kind, ParamSpec};
+use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::optim::{Arena, TensorSpec};
+use crate::kernels::optim::{self, Arena, TensorSpec};
+
+/// The parameters of a model in device memory, for everything there that runs the model.
+pub struct DeviceParams {
+    layout: ParamLayout,
+    master: Buffer<f32>,
+    weights: Buffer<bf16>,
+}
+
+impl DeviceParams {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn new(device: &Device, layout: ParamLayout) -> Result<Self> {
+        let len = layout.arena().len();
+        Ok(Self { master: device.zeros(len)?, weights: device.zeros(len)?, layout })
+    }
+
+    /// Bytes of both arenas.
+    pub fn bytes(&self) -> usize {
+        self.master.len() * size_of::<f32>() + self.weights.len() * size_of::<bf16>()
+    }
+
+    /// How they lie.
+    pub fn layout(&self) -> &ParamLayout {
+        &self.layout
+    }
+
+    /// Their arena.
+    pub fn master(&self) -> &Buffer<f32> {
+        &self.master
+    }
+
+    /// The arena of their copies in bf16, which the products read: whoever changes [`master`](Self::master) by
+    /// other means than [`write`](Self::write) keeps it up to date.
+    pub fn weights(&self) -> &Buffer<bf16> {
+        &self.weights
+    }
+
+    /// Replaces them by dense values, in the order of [`Graph::params`].
+    ///
+    /// # Errors
+    /// Other numbers of elements; a failed device.
+    pub fn write(&self, stream: &Stream, values: &[Vec<f32>]) -> Result<()> {
+        self.master.write(stream, &self.layout.pack(values)?)?;
+        self.round(stream)
+    }
+
+    /// Queues the copy in bf16, rounded to nearest.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn round(&self, stream: &Stream) -> Result<()> {
+        optim::cast(stream, &self.weights, &self.master, None)
+    }
+
+    /// Dense values, in the order of [`Graph::params`], once everything queued has run.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn read(&self) -> Result<Vec<Vec<f32>>> {
+        Ok(self.layout.unpack(&self.master.download()?))
+    }
+}
 
 /// How parameters, gradients and everything of their shape lie on a device.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +122,18 @@ impl ParamLayout {
     /// Rows and columns of parameter `p` on the device.
     pub fn shape(&self, p: usize) -> [usize; 2] {
         self.padded[p]
+    }
+
+    /// Whether a model of `graph` finds its parameters in this layout: of the same sizes, padded alike.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        let own = Self::new(graph, &|_| 0.0)?;
+        if own.dense == self.dense && own.padded == self.padded {
+            return Ok(());
+        }
+        Err(Error::failure("a model was recorded with other parameters than those in device memory"))
     }
 
     /// Dense values, in the order of the parameters, as an arena.

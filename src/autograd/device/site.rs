@@ -1,5 +1,7 @@
 //! What an op sees of the device: its operands when it is prepared, the batch when it is launched.
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 use half::bf16;
 
@@ -7,7 +9,7 @@ use super::super::graph::{Extent, Graph, Kind, Node, Tensor};
 use super::super::residual::DropPath;
 use super::batch::{BatchShape, DeviceBatch};
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
-use super::params::ParamLayout;
+use super::params::DeviceParams;
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::Rows;
@@ -24,17 +26,14 @@ pub(super) struct Memory {
     pub shape: BatchShape,
     pub layout: ArenaPlan,
     pub activations: Buffer<u8>,
-    pub params: ParamLayout,
-    /// Parameters.
-    pub master: Buffer<f32>,
-    /// Their copy for the products.
-    pub weights: Buffer<bf16>,
+    pub params: Arc<DeviceParams>,
+    /// In the layout of the parameters; empty for a forward pass alone.
     pub grads: Buffer<f32>,
 }
 
 impl Memory {
     fn of_param<T: Pod>(&self, arena: &Buffer<T>, p: usize) -> Result<Buffer<T>> {
-        let range = &self.params.arena().ranges()[p];
+        let range = &self.params.layout().arena().ranges()[p];
         arena.view(range.start * size_of::<T>()..range.end * size_of::<T>())
     }
 
@@ -42,7 +41,9 @@ impl Memory {
     pub fn matrix(&self, graph: &Graph, tensor: Tensor) -> Result<Matrix> {
         let info = graph.info(tensor);
         let (buffer, [rows, cols]) = match (info.kind, &self.layout.slots[tensor.0]) {
-            (Kind::Parameter(p), _) => (self.of_param(&self.weights, p)?, self.params.shape(p)),
+            (Kind::Parameter(p), _) => {
+                (self.of_param(self.params.weights(), p)?, self.params.layout().shape(p))
+            }
             (Kind::Activation, Some(slot)) if self.layout.elements[tensor.0] == Element::Bf16 => {
                 (self.activations.view(slot.clone())?, [info.rows, info.cols.next_multiple_of(ROW_UNIT)])
             }
@@ -60,7 +61,7 @@ impl Memory {
     pub fn vector(&self, graph: &Graph, tensor: Tensor) -> Result<Buffer<f32>> {
         let info = graph.info(tensor);
         match (info.kind, &self.layout.slots[tensor.0]) {
-            (Kind::Parameter(p), _) => self.of_param(&self.master, p),
+            (Kind::Parameter(p), _) => self.of_param(self.params.master(), p),
             (Kind::Gradient(p), _) => self.of_param(&self.grads, p),
             (Kind::Activation, Some(slot)) if self.layout.elements[tensor.0] == Element::F32 => {
                 self.activations.view(slot.clone())

@@ -6,8 +6,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::result;
-use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUstream};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUmemoryPool, CUstream};
 
 use super::context::Context;
 use super::driver::{attribute, failed};
@@ -20,8 +20,8 @@ use crate::{Error, Result};
 pub(super) struct Memory {
     context: Arc<Context>,
     stream: CUstream,
-    /// Whether the driver keeps freed memory for the next allocation.
-    pooled: bool,
+    /// Where the driver keeps freed memory for the next allocation; none where it does not.
+    pool: Option<CUmemoryPool>,
     allocations: Mutex<Allocations>,
 }
 
@@ -42,20 +42,18 @@ impl Memory {
     pub(super) fn new(context: Arc<Context>, device: CUdevice) -> Result<Self> {
         context.bind()?;
         let pooled = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0;
-        if pooled {
-            let mut keep = u64::MAX;
-            // SAFETY: the default pool lives as long as the device, and this attribute is a u64.
-            unsafe {
-                result::device::get_default_mem_pool(device).and_then(|pool| {
-                    let which = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-                    result::mem_pool::set_attribute(pool, which, (&raw mut keep).cast::<c_void>())
-                })
-            }
-            .map_err(failed("the memory pool of the GPU cannot be set up"))?;
-        }
+        // SAFETY: the default pool lives as long as the device, and this attribute is a u64.
+        let keep = || unsafe {
+            let (pool, mut keep) = (result::device::get_default_mem_pool(device)?, u64::MAX);
+            let which = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, which, (&raw mut keep).cast::<c_void>())?;
+            Ok(pool)
+        };
+        let pool = pooled.then(keep).transpose();
+        let pool = pool.map_err(failed("the memory pool of the GPU cannot be set up"))?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { context, stream, pooled, allocations: Mutex::default() })
+        Ok(Self { context, stream, pool, allocations: Mutex::default() })
     }
 
     fn allocations(&self) -> MutexGuard<'_, Allocations> {
@@ -80,7 +78,7 @@ impl Memory {
             for (address, _) in later.extract_if(.., |&mut (_, birth)| graphs.spare(birth)) {
                 // SAFETY: `free` was promised that it is memory of this allocator which nobody uses.
                 let _ = unsafe {
-                    if self.pooled {
+                    if self.pool.is_some() {
                         result::free_async(address, self.stream)
                     } else {
                         result::free_sync(address)
@@ -88,6 +86,21 @@ impl Memory {
                 };
             }
         });
+    }
+
+    /// Bytes that the driver keeps in the pool for the next allocations.
+    fn kept(&self) -> std::result::Result<usize, DriverError> {
+        use CUmemPool_attribute::{
+            CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
+        };
+        let Some(pool) = self.pool else { return Ok(0) };
+        let count = |which| {
+            let mut bytes = 0u64;
+            // SAFETY: the pool lives as long as the device, and both attributes are a u64.
+            unsafe { result::mem_pool::get_attribute(pool, which, (&raw mut bytes).cast::<c_void>()) }?;
+            Ok(bytes)
+        };
+        Ok(count(RESERVED)?.saturating_sub(count(USED)?) as usize)
     }
 
     fn settle(&self) -> Result<()> {
@@ -103,7 +116,7 @@ impl backend::Backend for Memory {
         let what = || format!("{:.1} MiB of GPU memory cannot be had", bytes as f64 / f64::from(1 << 20));
         // SAFETY: `bytes` is not 0; the stream is alive.
         let address = unsafe {
-            if self.pooled {
+            if self.pool.is_some() {
                 let address = result::malloc_async(self.stream, bytes).map_err(failed(what()))?;
                 self.settle()?;
                 address
@@ -123,6 +136,14 @@ impl backend::Backend for Memory {
         }
         drop(allocations);
         self.free_later();
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.context.bind()?;
+        self.free_later();
+        self.settle()?;
+        let free = result::mem_get_info().and_then(|(free, _)| Ok(free + self.kept()?));
+        free.map(Some).map_err(failed("the free memory of the GPU cannot be read"))
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {

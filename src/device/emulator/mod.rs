@@ -114,6 +114,11 @@ const MOST_THREADS_OF_A_CLUSTER: u32 = 4096;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Line([u8; 64]);
 
+/// Bytes of the parameter struct of the kernel `name`, where there is such a kernel.
+pub fn parameter_bytes(name: &str) -> Option<usize> {
+    kernels::find(name).map(|kernel| kernel.params_bytes)
+}
+
 /// When an asynchronous operation (`cp.async`, a bulk copy, `wgmma`) happens between its issue and the wait for it.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

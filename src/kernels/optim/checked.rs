@@ -54,7 +54,8 @@ pub struct Operands<'a> {
 
 impl Operands<'_> {
     /// Queues norm and clipping of the gradients, then AdamW. Where the norm is not finite, nothing changes but
-    /// the state's `skipped`, `norm` and `skip`.
+    /// the state's `skipped`, `norm` and `skip`; where the step is [unfinished](OptimizerStep::unfinished), nothing
+    /// but `skip`.
     ///
     /// # Errors
     /// Buffers of another size than the arena asks for, a launch that the device refuses.
@@ -120,12 +121,17 @@ impl Operands<'_> {
     }
 }
 
-/// Queues zeros over all of `out`, whose length is a multiple of 8.
+/// Queues zeros over all of `out`, whose length is a multiple of 8; with `step` only where that does not
+/// [continue](OptimizerStep::continues) another.
 ///
 /// # Errors
 /// Another length, a launch that the device refuses.
-pub fn zero(stream: &Stream, out: &Buffer<f32>) -> Result<()> {
-    let params = ZeroParams { out: out.ptr(), size: check_eights("out", out.len())? };
+pub fn zero(stream: &Stream, out: &Buffer<f32>, step: Option<&Buffer<OptimizerStep>>) -> Result<()> {
+    let params = ZeroParams {
+        out: out.ptr(),
+        step: check_some("step", step, &[1])?,
+        size: check_eights("out", out.len())?,
+    };
     // SAFETY: a live buffer of that size; the stream orders its later use.
     unsafe { launch_zero(stream.device().kernels(), stream.raw(), &params) }
 }

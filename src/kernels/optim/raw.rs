@@ -74,6 +74,8 @@ pub struct UpdateParams {
 pub struct ZeroParams {
     /// Written.
     pub out: Ptr<f32>,
+    /// What the host says of the step; null writes in any case.
+    pub step: Ptr<OptimizerStep>,
     /// Elements, a multiple of 8.
     pub size: i64,
 }

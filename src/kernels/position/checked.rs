@@ -8,16 +8,13 @@ use super::raw::{
     BankParams, ForwardParams, FourierGradParams, GradParams, PlacesParams, Tap, fourier_grad_blocks,
     grad_blocks, launch_forward, launch_fourier_grad, launch_grad,
 };
-use crate::data::positions::FilterBank;
+use crate::data::positions::{FilterBank, MAX_RESAMPLED};
 use crate::device::{Buffer, Device, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{
     Rows, check_cu_seqlens, check_extents, check_len, check_some, check_width, check_workspace,
 };
 use crate::recipe::{PositionBasis, PositionCombination, PositionConfig, PositionCoordinate};
-
-/// Longest axis for which filters can be made: there are as many as the square of it.
-const MAX_LONGEST: usize = 4096;
 
 /// The resampling filters of both axes on a device; made once, they serve every batch.
 pub struct Banks {
@@ -30,16 +27,20 @@ impl Banks {
     /// there is no table.
     ///
     /// # Errors
-    /// `longest` 0 or above 4096, no room on the device.
+    /// `longest` 0, or above 4096 where filters are needed; no room on the device.
     pub fn new(device: &Device, config: &PositionConfig, longest: usize) -> Result<Self> {
-        if !(1..=MAX_LONGEST).contains(&longest) {
+        if longest == 0 || i32::try_from(longest).is_err() {
+            return Err(Error::usage(format!("images have at least 1 patch along an axis, not {longest}")));
+        }
+        let has_table = matches!(config.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
+        if !has_table || config.coordinate == PositionCoordinate::Absolute {
+            return Ok(Self { axes: None, longest });
+        }
+        if longest > MAX_RESAMPLED {
             return Err(Error::usage(format!(
                 "position tables cannot be resampled to {longest} patches along an axis, expected 1 to \
-                 {MAX_LONGEST}; lower the resolution"
+                 {MAX_RESAMPLED}; lower the resolution"
             )));
-        }
-        if config.basis == PositionBasis::Fourier || config.basis == PositionBasis::None {
-            return Ok(Self { axes: None, longest });
         }
         let upload = |bank: FilterBank| -> Result<_> {
             let taps: Vec<Tap> = bank.taps.iter().map(|&(row, weight)| Tap { row, weight }).collect();

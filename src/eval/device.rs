@@ -1,0 +1,96 @@
+//! A model that only runs forward, on a device.
+
+use std::sync::Arc;
+
+use super::model::{Forward, record};
+use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
+use crate::autograd::graph::Graph;
+use crate::autograd::{DeviceExecutor, StepState, Workload};
+use crate::data::batch::PackedBatch;
+use crate::device::Device;
+use crate::error::Result;
+use crate::models::limits;
+use crate::models::vit::Outputs;
+use crate::recipe::Recipe;
+
+/// A recorded forward pass with its weights in device memory.
+pub struct DeviceModel {
+    /// For FLOPs.
+    graph: Graph,
+    executor: DeviceExecutor,
+    outputs: Outputs,
+    classes: usize,
+    logits: Vec<f32>,
+}
+
+impl DeviceModel {
+    /// Records the model of `recipe` for batches of `shape` and copies its weights, which are in the order of its
+    /// parameters. `features_too` keeps tokens and pooled vectors besides the logits.
+    ///
+    /// # Errors
+    /// A model that the kernels do not take; weights of another one; no room on the device.
+    pub fn new(
+        device: &Device,
+        recipe: &Recipe,
+        classes: usize,
+        shape: BatchShape,
+        features_too: bool,
+        weights: &[Vec<f32>],
+    ) -> Result<Self> {
+        limits::check(&recipe.model)?;
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, features_too)?;
+        let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(&graph), &|_| 0.0)?)?);
+        let executor = DeviceExecutor::forward(device, &graph, shape, params.clone())?;
+        params.write(executor.stream(), weights)?;
+        Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
+    }
+
+    /// The model beside a training of it, whose memory it uses while that waits.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn beside(
+        training: &DeviceExecutor,
+        recipe: &Recipe,
+        classes: usize,
+        shape: BatchShape,
+        params: Arc<DeviceParams>,
+    ) -> Result<Self> {
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false)?;
+        let executor = training.beside(&graph, shape, params)?;
+        Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
+    }
+
+    /// Tokens `[T, D]` of the last run.
+    ///
+    /// # Errors
+    /// The model was recorded without `features_too`; a failed device.
+    pub fn tokens(&self) -> Result<Vec<f32>> {
+        self.executor.value(self.outputs.tokens)
+    }
+
+    /// Pooled vectors `[N, D]` of the last run.
+    ///
+    /// # Errors
+    /// As for [`tokens`](Self::tokens).
+    pub fn features(&self) -> Result<Vec<f32>> {
+        self.executor.value(self.outputs.features)
+    }
+}
+
+impl Forward for DeviceModel {
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn flops(&self, work: &Workload) -> f64 {
+        self.graph.flops(work)
+    }
+
+    fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]> {
+        self.executor.write(batch, &StepState::default())?;
+        self.executor.launch(0)?;
+        self.logits = self.executor.value(self.outputs.logits)?;
+        Ok(&self.logits)
+    }
+}

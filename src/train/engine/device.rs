@@ -1,0 +1,366 @@
+//! A device: forward and backward on the kernels in bf16, parameters and optimiser in f32, all in device memory.
+//!
+//! Two batches have a place there. While the device works on one, the next is copied to the other on a stream of
+//! its own. From the second batch on each place has its launches captured: zero gradients where a step begins,
+//! forward, loss, backward, update where it ends, all one graph, whose replays read what changes from step to step
+//! from device memory. Losses and ranks go back to pinned memory behind each batch, and are looked at once the
+//! next one is queued.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::device_optimizer::{DeviceOptimizer, Update};
+use super::memory::DeviceMemory;
+use super::{Engine, TrainState};
+use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
+use crate::autograd::{DeviceExecutor, ParamSpec, StepState, Workload};
+use crate::data::batch::PackedBatch;
+use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
+use crate::error::{Error, Result};
+use crate::eval::device::DeviceModel;
+use crate::eval::model::Forward;
+use crate::kernels::loss;
+use crate::kernels::optim::OptimizerState;
+use crate::models::limits;
+use crate::recipe::Recipe;
+use crate::train::optimizer::weight_decay;
+use crate::train::step::{StepOutcome, TrainStep};
+
+/// Batches that have a place on the device.
+const PLACES: usize = 2;
+
+/// How a device runs steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Every kernel is launched by itself: slower, but what a launch refuses names its kernel.
+    pub no_graph: bool,
+}
+
+/// A training on a device.
+pub struct DeviceEngine {
+    step: TrainStep,
+    executor: DeviceExecutor,
+    optimizer: DeviceOptimizer,
+    evaluated: DeviceModel,
+    memory: DeviceMemory,
+    places: Vec<Place>,
+    /// Losses of the batch that ran last, `[N]`.
+    per_image: Buffer<f32>,
+    /// The stream of copies to the device.
+    copies: Stream,
+    options: DeviceOptions,
+    seed: u64,
+    /// Batches queued so far.
+    queued: u64,
+    /// Sum of the loss weights of the step that is being queued; none before its first batch.
+    weight: Option<f64>,
+    under_way: VecDeque<Batch>,
+    /// The step whose batches are being collected.
+    partial: Partial,
+    finished: VecDeque<StepOutcome>,
+    /// When the batch that was collected last had run; none where something else ran since.
+    ended: Option<Arc<Event>>,
+}
+
+/// A part of a step, for measuring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Zero gradients.
+    Zero,
+    /// What the nodes share, see [`DeviceExecutor::launch_tables`].
+    Tables,
+    /// A node by its place in [`DeviceExecutor::launched`].
+    Node(usize),
+    /// The optimiser.
+    Update,
+}
+
+/// What belongs to one of the batches in device memory.
+struct Place {
+    graph: Option<Graph>,
+    losses: Pinned<f32>,
+    rank: Pinned<i32>,
+    fault: Pinned<i32>,
+    state: Pinned<OptimizerState>,
+    /// When the newest batch here had run.
+    ended: Option<Arc<Event>>,
+}
+
+/// A batch that is queued.
+struct Batch {
+    place: usize,
+    /// Of the last of its step, what the sum of the losses is divided by.
+    images: Option<f64>,
+    tokens: usize,
+    budget: usize,
+    flops: f64,
+    begun: Event,
+    ended: Arc<Event>,
+}
+
+#[derive(Default)]
+struct Partial {
+    outcome: StepOutcome,
+    recognised: u64,
+    idle: Option<f64>,
+}
+
+impl DeviceEngine {
+    /// The training of `recipe`, its weights and everything else zeros until [`load`](Self::load). All device memory
+    /// that it will ever use is allocated here.
+    ///
+    /// # Errors
+    /// A model or batch that the kernels do not take; no room on the device.
+    pub fn new(
+        device: &Device,
+        recipe: &Recipe,
+        step: TrainStep,
+        slots: usize,
+        options: DeviceOptions,
+    ) -> Result<Self> {
+        limits::check(&recipe.model)?;
+        let shape = BatchShape::of_recipe(recipe, slots, 0);
+        let device = &device.counted_apart();
+        let decay = |param: &ParamSpec| weight_decay(param, &recipe.train);
+        let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(step.graph()), &decay)?)?);
+        let executor = DeviceExecutor::with_params(device, step.graph(), shape, PLACES, params.clone())?;
+        let optimizer = DeviceOptimizer::new(device, &params, &recipe.train, PLACES)?;
+        let trained = device.allocated_bytes();
+        let average = optimizer.average().unwrap_or(&params).clone();
+        let evaluated = DeviceModel::beside(&executor, recipe, step.classes(), shape, average)?;
+        let state = params.bytes() + size_of::<f32>() * executor.grads().len() + optimizer.bytes();
+        let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
+        let memory = DeviceMemory {
+            state,
+            activations,
+            input,
+            workspace: trained - state - activations - input,
+            evaluation: device.allocated_bytes() - trained,
+        };
+        let place = |_| {
+            Ok(Place {
+                graph: None,
+                losses: device.pinned(slots)?,
+                rank: device.pinned(slots)?,
+                fault: device.pinned(1)?,
+                state: device.pinned(1)?,
+                ended: None,
+            })
+        };
+        Ok(Self {
+            places: (0..PLACES).map(place).collect::<Result<_>>()?,
+            per_image: executor.kept_f32(step.per_image())?,
+            copies: device.stream()?,
+            seed: recipe.train.seed,
+            queued: 0,
+            weight: None,
+            under_way: VecDeque::new(),
+            partial: Partial::default(),
+            finished: VecDeque::new(),
+            ended: None,
+            options,
+            memory,
+            evaluated,
+            optimizer,
+            executor,
+            step,
+        })
+    }
+
+    /// Replaces weights, average, moments and count of steps.
+    ///
+    /// # Errors
+    /// Tensors of another model; a failed device.
+    pub fn load(&mut self, state: &TrainState<'_>) -> Result<()> {
+        self.settle()?;
+        self.executor.params().write(self.executor.stream(), &state.weights)?;
+        self.optimizer.load(&self.executor, state)
+    }
+
+    /// Device memory of the training.
+    pub fn memory(&self) -> DeviceMemory {
+        self.memory
+    }
+
+    /// What runs the step.
+    pub fn executor(&self) -> &DeviceExecutor {
+        &self.executor
+    }
+
+    /// Queues a part of a step by itself over the newest batch. All parts in order are a step; otherwise what is
+    /// trained is of no use afterwards.
+    ///
+    /// # Errors
+    /// No batch was queued yet; what a launch refuses; a failed device.
+    pub fn launch_part(&self, part: Part) -> Result<()> {
+        let Some(newest) = self.queued.checked_sub(1) else {
+            return Err(Error::failure("no batch was queued over which a part of a step could run"));
+        };
+        let at = (newest % PLACES as u64) as usize;
+        match part {
+            Part::Zero => self.optimizer.before(at, &self.executor),
+            Part::Tables => self.executor.launch_tables(at),
+            Part::Node(node) => self.executor.launch_node(at, node),
+            Part::Update => self.optimizer.after(at, &self.executor),
+        }
+    }
+
+    /// Queues one batch, the first of a step or not, and the update where it is the last.
+    fn queue_batch(&mut self, batch: &PackedBatch, first: bool, update: Option<Update>) -> Result<()> {
+        let at = (self.queued % PLACES as u64) as usize;
+        if self.under_way.len() == PLACES {
+            self.collect_batch()?;
+        }
+        // What is there now must have been read before it is overwritten.
+        if let Some(ended) = &self.places[at].ended {
+            self.copies.wait(ended)?;
+        }
+        // Losses are not scaled: how many images a step has is known with its last batch alone.
+        let state = StepState { seed: self.seed, loss_scale: 1.0 };
+        self.executor.write_batch(at, &self.copies, batch, &state)?;
+        self.optimizer.write(at, &self.copies, first, update)?;
+        let copied = self.copies.record()?;
+        self.executor.stream().wait(&copied)?;
+        let begun = self.executor.stream().record()?;
+        self.run(at)?;
+        let (stream, place) = (self.executor.stream(), &mut self.places[at]);
+        self.per_image.read_pinned(stream, &mut place.losses)?;
+        self.executor.rank().read_pinned(stream, &mut place.rank)?;
+        self.executor.label_fault().read_pinned(stream, &mut place.fault)?;
+        self.optimizer.state().read_pinned(stream, &mut place.state)?;
+        let ended = Arc::new(stream.record()?);
+        place.ended = Some(ended.clone());
+        self.queued += 1;
+        self.under_way.push_back(Batch {
+            place: at,
+            images: update.map(|update| update.images),
+            tokens: batch.live_tokens(),
+            budget: batch.tokens(),
+            flops: self.step.flops(&Workload::of(batch)),
+            begun,
+            ended,
+        });
+        Ok(())
+    }
+
+    /// Queues the launches over batch `at`. The first ones are plain: they load the kernels' code, which takes
+    /// time and memory that a capture should not wait for.
+    fn run(&mut self, at: usize) -> Result<()> {
+        let stream = self.executor.stream();
+        if self.options.no_graph || self.queued == 0 {
+            return self.launch(at);
+        }
+        if self.places[at].graph.is_none() {
+            stream.begin_capture()?;
+            let launched = self.launch(at);
+            let graph = stream.end_capture();
+            launched?;
+            self.places[at].graph = Some(graph?);
+        }
+        self.places[at].graph.as_ref().map_or(Ok(()), |graph| graph.launch(stream))
+    }
+
+    fn launch(&self, at: usize) -> Result<()> {
+        self.optimizer.before(at, &self.executor)?;
+        self.executor.launch(at)?;
+        self.optimizer.after(at, &self.executor)
+    }
+
+    /// Waits for the oldest batch and reads what it did.
+    fn collect_batch(&mut self) -> Result<()> {
+        let Some(batch) = self.under_way.pop_front() else {
+            return Err(Error::failure("no step is queued that could be collected"));
+        };
+        let place = &mut self.places[batch.place];
+        let losses = place.losses.read()?;
+        let loss: f64 = losses.iter().map(|x| f64::from(*x)).sum();
+        loss::fault(place.fault.read()?[0])?;
+        let Partial { outcome, recognised, idle } = &mut self.partial;
+        outcome.loss += loss;
+        outcome.tokens += batch.tokens;
+        outcome.budget += batch.budget;
+        outcome.flops += batch.flops;
+        // -1 where an image has no weight.
+        for rank in place.rank.read()?.iter().filter(|rank| **rank >= 0) {
+            outcome.images += 1;
+            *recognised += u64::from(*rank == 0);
+        }
+        if let Some(before) = self.ended.replace(batch.ended.clone()) {
+            let seconds = f64::from(before.elapsed_ms(&batch.begun)?.max(0.0)) / 1e3;
+            *idle = Some(idle.unwrap_or(0.0) + seconds);
+        }
+        if let Some(images) = batch.images {
+            let Partial { mut outcome, recognised, idle } = std::mem::take(&mut self.partial);
+            outcome.loss /= images;
+            outcome.accuracy = recognised as f64 / outcome.images.max(1) as f64;
+            outcome.grad_norm = place.state.read()?[0].norm;
+            // Of the first step nobody knows how long the device had waited.
+            outcome.idle = Some(idle.unwrap_or(0.0));
+            self.finished.push_back(outcome);
+        }
+        Ok(())
+    }
+
+    /// Waits for everything that is queued, so that something else can run. A step that is not whole is forgotten.
+    fn settle(&mut self) -> Result<()> {
+        while !self.under_way.is_empty() {
+            self.collect_batch()?;
+        }
+        (self.ended, self.weight, self.partial) = (None, None, Partial::default());
+        self.executor.check()
+    }
+}
+
+impl Engine for DeviceEngine {
+    fn params(&self) -> &[ParamSpec] {
+        self.step.params()
+    }
+
+    fn depth(&self) -> usize {
+        PLACES
+    }
+
+    fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()> {
+        let first = self.weight.is_none();
+        let weight = self.weight.unwrap_or(0.0) + batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+        self.weight = last.is_none().then_some(weight);
+        let update = last.map(|lr| Update { lr, images: weight.max(1.0) });
+        self.queue_batch(batch, first, update)
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.finished.is_empty()
+    }
+
+    fn collect(&mut self) -> Result<StepOutcome> {
+        loop {
+            if let Some(outcome) = self.finished.pop_front() {
+                return Ok(outcome);
+            }
+            self.collect_batch()?;
+        }
+    }
+
+    fn state(&mut self) -> Result<TrainState<'_>> {
+        self.settle()?;
+        let params = self.executor.params();
+        let [m, v] = self.optimizer.read(params)?;
+        let ema = self.optimizer.average().map(|average| average.read()).transpose()?;
+        let state = self.optimizer.state().download()?;
+        Ok(TrainState {
+            weights: params.read()?.into(),
+            ema: ema.map(Into::into),
+            m: m.into(),
+            v: v.into(),
+            optimizer_step: state[0].step,
+        })
+    }
+
+    fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
+        self.settle()?;
+        if let Some(average) = self.optimizer.average() {
+            average.round(self.executor.stream())?;
+        }
+        Ok(Box::new(&mut self.evaluated))
+    }
+}

@@ -1,0 +1,117 @@
+//! What runs training steps: the weights with their gradients and optimiser, on the CPU or on a device.
+//!
+//! Steps are queued and collected in turn. The CPU runs a step when it is queued; a device has
+//! [`depth`](Engine::depth) steps under way, so that it never waits for the host: while it is busy with one step,
+//! the batch of the next is packed and copied, and what the last one did is read.
+
+mod cpu;
+mod device;
+mod device_optimizer;
+mod memory;
+
+use std::borrow::Cow;
+
+pub use cpu::CpuEngine;
+pub use device::{DeviceEngine, DeviceOptions, Part};
+pub use memory::{DeviceMemory, check_fits, largest_tokens};
+
+use super::step::StepOutcome;
+use crate::autograd::ParamSpec;
+use crate::data::batch::PackedBatch;
+use crate::error::Result;
+use crate::eval::model::Forward;
+
+/// Runs training steps.
+pub trait Engine {
+    /// The parameters in order.
+    fn params(&self) -> &[ParamSpec];
+
+    /// How many steps may be queued before one is collected.
+    fn depth(&self) -> usize;
+
+    /// Adds a batch to the step that is being queued: the gradients of its batches are summed, and its loss is the mean
+    /// over all their images. With the last one comes the learning rate with which the optimiser then takes a step,
+    /// unless the gradients are not finite.
+    ///
+    /// # Errors
+    /// A failed device; a batch of another shape.
+    fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()>;
+
+    /// Queues a step over `batches`, of which there is at least one, with learning rate `lr`.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    fn queue(&mut self, batches: &[PackedBatch], lr: f64) -> Result<()> {
+        let last = |i: usize| (i + 1 == batches.len()).then_some(lr);
+        batches.iter().enumerate().try_for_each(|(i, batch)| self.add(batch, last(i)))
+    }
+
+    /// Whether a step has run that can be collected without waiting.
+    fn is_ready(&self) -> bool;
+
+    /// Waits for the oldest queued step and tells what it did.
+    ///
+    /// # Errors
+    /// No step is queued; a failed device; a label that is no class.
+    fn collect(&mut self) -> Result<StepOutcome>;
+
+    /// Everything that a checkpoint holds, after all queued steps.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn state(&mut self) -> Result<TrainState<'_>>;
+
+    /// The model as it would be used: with the moving average of the weights where there is one. Steps that are
+    /// queued come first.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn model(&mut self) -> Result<Box<dyn Forward + '_>>;
+}
+
+/// State of a training. All tensors are dense and in the order of the parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainState<'a> {
+    /// Weights that the optimiser changes.
+    pub weights: Cow<'a, [Vec<f32>]>,
+    /// Moving average of the weights.
+    pub ema: Option<Cow<'a, [Vec<f32>]>>,
+    /// First moments.
+    pub m: Cow<'a, [Vec<f32>]>,
+    /// Second moments.
+    pub v: Cow<'a, [Vec<f32>]>,
+    /// Steps of the optimiser.
+    pub optimizer_step: u64,
+}
+
+impl TrainState<'static> {
+    /// The state before the first step: `weights`, which are their own average where one is kept, and zero moments.
+    pub fn fresh(weights: Vec<Vec<f32>>, keep_average: bool) -> Self {
+        let zeros: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; w.len()]).collect();
+        Self {
+            ema: keep_average.then(|| weights.clone().into()),
+            weights: weights.into(),
+            m: zeros.clone().into(),
+            v: zeros.into(),
+            optimizer_step: 0,
+        }
+    }
+}
+
+impl TrainState<'_> {
+    /// The state with tensors of its own.
+    pub fn into_owned(self) -> TrainState<'static> {
+        TrainState {
+            weights: self.weights.into_owned().into(),
+            ema: self.ema.map(|ema| ema.into_owned().into()),
+            m: self.m.into_owned().into(),
+            v: self.v.into_owned().into(),
+            optimizer_step: self.optimizer_step,
+        }
+    }
+}
+
+/// What a sum over the images of a step is divided by: the sum of their weights.
+fn loss_weight(batches: &[PackedBatch]) -> f64 {
+    batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum::<f64>().max(1.0)
+}
