@@ -177,8 +177,8 @@ void begin_block(Cluster& cluster, uint32_t rank, Index index)
         warp.blocked = 0;
         warp.at_cluster_barrier = false;
         warp.epoch = cluster.time;
-        // Of parties that come later it knows nothing until then.
-        warp.clock.set(arguments.races ? cluster.start : last_epoch, cluster.parties);
+        // Of every party that may come, too: its traces of earlier launches are no news.
+        warp.clock.set(arguments.races ? cluster.start : last_epoch, most_parties);
     }
     for (uint32_t t = 0; t < arguments.threads; t++) {
         Thread& thread = block->threads[t];

@@ -19,16 +19,6 @@ void reserve(Block& block, uint32_t offset, uint32_t word, Site site)
         std::fill_n(block.places.begin() + first, mbarrier_bytes / granule, block.launch->place(site));
 }
 
-// One more party, of which nobody knows anything yet.
-void add_party(Cluster& cluster)
-{
-    uint32_t party = cluster.parties++;
-    for (Block* block : cluster.blocks) {
-        uint32_t epoch = block->launch_races() ? cluster.start : last_epoch;
-        for (Warp& warp : block->warps) warp.clock.seen[party] = warp.clock.fenced[party] = epoch;
-    }
-}
-
 // The current thread knows from here on what those knew that ended the phases so far.
 void observe(const Mbarrier& mbarrier)
 {
@@ -103,12 +93,11 @@ void mbarrier_init(uint32_t address, uint32_t count, Site site)
         mbarrier = block.mbarriers.back().get();
         mbarrier->block = &block;
         mbarrier->offset = offset;
-        mbarrier->party = block.cluster->parties;
+        mbarrier->party = block.cluster->parties++;
         if (mbarrier->party >= most_parties) {
             fail(site, "the emulator follows %u warps, warpgroups and mbarriers of a cluster, not more",
                  most_parties);
         }
-        add_party(*block.cluster);
         mbarrier->gathering.set(0, most_parties);
         mbarrier->complete.set(0, most_parties);
     }
