@@ -1,6 +1,8 @@
-//! A whole training step on the CPU device: forward, loss, backward, AdamW.
+//! A whole training step, forward, loss, backward, AdamW: of NaViT and ViT on the CPU device, and of the recipes on
+//! a GPU.
 //!
-//! `cargo bench --bench step` measures NaViT and ViT with criterion; throughput counts tokens.
+//! `cargo bench --bench step` measures both with criterion; throughput counts tokens. A step is one batch, whatever
+//! the recipe accumulates.
 //! `cargo bench --bench step -- --json --model navit --shape Ti --steps 3 --tokens 4096` runs a
 //! fixed number of steps after one to warm up and prints one JSON line with tokens per second and
 //! the process's peak memory: what `tools/compare_torch.py` asks for.
@@ -14,6 +16,8 @@ use trencadis::recipe::Recipe;
 use trencadis::rng::{Purpose, Stream};
 use trencadis::train::engine::{CpuEngine, Engine, TrainState};
 use trencadis::train::step::TrainStep;
+
+mod common;
 
 const CLASSES: usize = 1000;
 const PATCH: usize = 16;
@@ -168,5 +172,6 @@ fn main() {
     }
     let mut criterion = Criterion::default().configure_from_args();
     measure(&mut criterion);
+    common::step::bench(&mut criterion);
     criterion.final_summary();
 }

@@ -109,11 +109,11 @@ const HOPPER_MEETINGS: [(&str, &str, u32); 23] = [
 
 #[rustfmt::skip]
 const HOPPER_GEMM: [(&str, &str, u32); 5] = [
-    ("hopper_gemm", "gemm<>", 384),
-    ("hopper_gemm_early_release", "gemm<hopper_gemm::Bug::early_release>", 384),
-    ("hopper_gemm_no_last_barrier", "gemm<hopper_gemm::Bug::no_last_barrier>", 384),
-    ("hopper_gemm_own_bytes", "gemm<hopper_gemm::Bug::own_bytes>", 384),
-    ("hopper_gemm_no_proxy_fence", "gemm<hopper_gemm::Bug::no_proxy_fence>", 384),
+    ("hopper_pipeline", "gemm<>", 384),
+    ("hopper_pipeline_early_release", "gemm<hopper_gemm::Bug::early_release>", 384),
+    ("hopper_pipeline_no_last_barrier", "gemm<hopper_gemm::Bug::no_last_barrier>", 384),
+    ("hopper_pipeline_own_bytes", "gemm<hopper_gemm::Bug::own_bytes>", 384),
+    ("hopper_pipeline_no_proxy_fence", "gemm<hopper_gemm::Bug::no_proxy_fence>", 384),
 ];
 
 /// Bugs of `hopper_wgmma::Bug`.

@@ -7,16 +7,20 @@ mod support;
 
 use common::gpu::{Case, Gpu, clocks, table};
 use common::shapes::{Images, Shape, parse};
+use common::step;
 use criterion::Criterion;
 use support::devices::devices;
+use trencadis::data::batch::{PackedBatch, Patches};
+use trencadis::data::packing;
 use trencadis::device::Stream;
 use trencadis::kernels::gemm::Layout;
 use trencadis::kernels::measure::{CopyParams, launch_copy};
+use trencadis::recipe::Recipe;
 
 #[test]
 fn own_shapes_are_read() {
     let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\nembedding 64 7\n\nrows 100 72\n\
-                loss 256 1000; optim 768 12";
+                loss 256 1000; optim 768 12; step navit-b16 4096";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
@@ -27,6 +31,7 @@ fn own_shapes_are_read() {
         Shape::Rows { rows: 100, width: 72 },
         Shape::Loss { images: 256, classes: 1000 },
         Shape::Optim { width: 768, depth: 12 },
+        Shape::Step { recipe: "navit-b16".into(), tokens: 4096 },
     ];
     assert_eq!(parse(text), Ok(expected));
     for line in [
@@ -38,6 +43,8 @@ fn own_shapes_are_read() {
         "rows 8 12",
         "loss 4",
         "optim 0 12",
+        "step 4096",
+        "step navit-b16 0",
         "conv 1 2 3",
         "gemm 8 8 8 8",
     ] {
@@ -174,11 +181,72 @@ fn every_family_gives_lines_of_the_table() {
     }
 }
 
+/// Batches of the recipes are as full as those of a training.
+#[test]
+fn batches_of_every_recipe() {
+    for name in step::RECIPES {
+        let recipe = Recipe::load(name, &[]).unwrap();
+        let batch = &step::training::batches(&recipe, step::classes(name), 1).unwrap()[0];
+        let (live, budget) = (batch.live_tokens(), recipe.packing.tokens);
+        assert_eq!((batch.tokens(), batch.slots()), (budget, packing::slots(&recipe)), "{name}");
+        assert!(live as f64 > 0.97 * budget as f64, "{name}: {live} of {budget}");
+        if name == "vit-b16" {
+            assert_eq!((batch.images, live), (128, 128 * 197));
+        }
+        let Patches::U8(pixels) = &batch.patches else { panic!("{name} has no pixels") };
+        let rows: Vec<&[u8]> = pixels.chunks(batch.patch_dim).collect();
+        let blank = |row: &[u8]| row.iter().all(|&x| x == 0);
+        let prefix = batch.images * recipe.model.prefix();
+        assert_eq!(rows.iter().filter(|row| blank(row)).count(), prefix + budget - live, "{name}");
+    }
+}
+
+/// A whole step of a tiny model, and its parts.
+#[test]
+fn steps_give_lines_of_their_tables() {
+    let small = ["width=16", "depth=2", "mlp=24", "heads=1", "head_dim=64", "drop_path=0.1"];
+    let mut sets: Vec<String> = small.iter().map(|set| format!("model.{set}")).collect();
+    sets.push("packing.tokens=128".into());
+    for device in devices().into_iter().take(1) {
+        let gpu = Gpu::on(device).unwrap();
+        let classes = step::classes("digits");
+        let recipe = step::training::fitting(&gpu.device, "digits", &sets, classes).unwrap();
+        assert_eq!(recipe.packing.tokens, 128);
+        let before = gpu.device.allocated_bytes();
+        let mut training = step::training::Training::open(&gpu.device, &recipe, classes, 4).unwrap();
+        let lengths = |batch: &PackedBatch| batch.cu_seqlens.clone();
+        let batches = training.batches();
+        assert!(batches.len() == 4 && batches.windows(2).all(|two| lengths(&two[0]) != lengths(&two[1])));
+        assert!(batches.iter().all(|batch| batch.live_tokens() > 96 && batch.weights[0] == 1.0));
+        let runs = [training.run(1).unwrap(), training.run(1).unwrap()];
+        assert!((runs[1].first_loss - 10.0f64.ln()).abs() < 0.7, "{runs:?}");
+        let (line, profile) = step::lines(&gpu, "digits", &training, &runs).unwrap();
+        let cells: Vec<&str> = line.split(',').collect();
+        assert_eq!(cells.len(), step::HEADER.split(',').count(), "{line}");
+        assert_eq!(cells[..2], ["digits", "128"]);
+        for number in &cells[2..12] {
+            assert!(number.parse::<f64>().unwrap().is_finite(), "{line}");
+        }
+        let columns = step::profile::HEADER.split(',').count();
+        let rows: Vec<Vec<&str>> = profile.iter().map(|line| line.split(',').collect()).collect();
+        let of = |row: &Vec<&str>, column: usize| row[column].parse::<f64>().unwrap();
+        let launches: f64 = rows.iter().map(|row| of(row, columns - 3)).sum();
+        assert_eq!(launches as usize, training.engine().executor().launched().len() + 3);
+        let share: f64 = rows.iter().map(|row| of(row, columns - 1)).sum();
+        assert!((share - 1.0).abs() < 0.01, "{profile:?}");
+        for operation in ["attention", "d attention", "zero gradients", "optimiser", "d norm"] {
+            assert!(rows.iter().any(|row| row[2].trim_matches('"') == operation), "{operation}: {profile:?}");
+        }
+        drop(training);
+        assert_eq!(gpu.device.allocated_bytes(), before, "a training leaves nothing behind");
+    }
+}
+
 /// Criterion's own loop, and the file beside its report.
 #[test]
 fn criterion_takes_the_samples() {
     let folder = tempfile::tempdir().unwrap();
-    let table = table::Table::begin(folder.path(), "copy").unwrap();
+    let table = table::Table::begin(folder.path(), "copy", table::HEADER).unwrap();
     for device in devices().into_iter().take(1) {
         let gpu = Gpu::on(device).unwrap();
         let (x, out) = (gpu.random(2, 64).unwrap(), gpu.room::<half::bf16>(2, 64).unwrap());

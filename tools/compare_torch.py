@@ -13,10 +13,11 @@ This crate's numbers come from a command that prints one JSON line for each netw
 {"model": "navit-ti16", "tokens_per_s": 1234.5, "peak_rss_mib": 678.9}. `--ours` names the command; the
 words {shape}, {steps} and {tokens} in it are replaced.
 
-    python tools/compare_torch.py --gpu [--write benches/results/gpu-torch.md]
+    python tools/compare_torch.py --gpu [--only steps] [--quick] [--write benches/results/gpu-torch.md]
 
-compares kernels instead, on a GPU: products with cuBLAS, packed attention with the best of cuDNN, torch's varlen
-attention and FlashAttention 3 (pip install fa3-fwd). See compare_torch_gpu.py.
+compares on a GPU instead, in one process: whole training steps with torch.compile, products with cuBLAS, packed
+attention with the best of cuDNN, torch's varlen attention and FlashAttention 3 (pip install fa3-fwd). See
+torch_gpu.
 """
 
 import argparse
@@ -190,15 +191,29 @@ def main():
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--ours", default=OURS, help="command that prints this crate's JSON lines; empty for none")
     parser.add_argument("--write", type=Path, help="Markdown file for the table")
-    parser.add_argument("--gpu", action="store_true", help="compare kernels on a GPU")
-    parser.add_argument("--library", type=Path, help="with --gpu: the built torch_bridge library, instead of building it")
-    parser.add_argument("--dry-run", action="store_true", help="with --gpu: check the library without GPU and PyTorch")
+    gpu = parser.add_argument_group("on a GPU")
+    gpu.add_argument("--gpu", action="store_true", help="compare training steps and kernels on a GPU")
+    gpu.add_argument("--library", type=Path, help="the built torch_bridge library, instead of building it")
+    gpu.add_argument("--dry-run", action="store_true", help="check the library without GPU and PyTorch")
+    gpu.add_argument(
+        "--only", type=lambda text: text.split(","), default=["steps", "gemm", "attention"],
+        help="parts, with commas: steps, gemm, attention",
+    )
+    gpu.add_argument("--quick", action="store_true", help="kernels at a few shapes alone")
+    gpu.add_argument(
+        "--modes", type=lambda text: text.split(","), default=["default", "max-autotune-no-cudagraphs"],
+        help="of torch.compile, with commas, in turn",
+    )
+    gpu.add_argument("--set", dest="sets", action="append", default=[], help="key=value over both recipes of the steps")
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.gpu:
-        import compare_torch_gpu
+        import torch_gpu
 
-        compare_torch_gpu.main(options)
+        unknown = set(options.only) - set(torch_gpu.PARTS)
+        if unknown:
+            parser.error(f"--only knows {', '.join(torch_gpu.PARTS)}, not {', '.join(sorted(unknown))}")
+        torch_gpu.main(options)
         return
     if options.child:
         child(options.child, options.shape, options.steps, options.tokens)

@@ -14,6 +14,7 @@ pub mod pool;
 pub mod position;
 pub mod residual;
 pub mod shapes;
+pub mod step;
 
 /// Tokens of a batch.
 pub const TOKENS: usize = 4096;

@@ -60,6 +60,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         clip: 1.0,
         ema_decay: 0.9999,
         seed: 1,
+        images: 0.0,
         continues: 0,
         unfinished: 0,
     };

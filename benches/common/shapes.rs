@@ -11,6 +11,7 @@
 //! | `rows ROWS WIDTH` | norms and residual connections of so many rows |
 //! | `loss IMAGES CLASSES` | losses over so many logits |
 //! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
+//! | `step RECIPE TOKENS` | training steps of a recipe with so many tokens a batch |
 //! | `embedding WIDTH LENGTHS` | the same for patches, positions and sums of rows of that width |
 
 use std::path::Path;
@@ -39,6 +40,7 @@ pub enum Shape {
     Loss { images: usize, classes: usize },
     Optim { width: usize, depth: usize },
     Embedding { width: usize, images: Images },
+    Step { recipe: String, tokens: usize },
 }
 
 impl Images {
@@ -125,13 +127,14 @@ fn shape(line: &str) -> Result<Shape, String> {
         (["embedding", _, images], Some(width), _) if width % 16 == 0 => {
             Images::parse(images).map(|images| Shape::Embedding { width, images })
         }
+        (&["step", recipe, _], _, Some(tokens)) => Some(Shape::Step { recipe: recipe.into(), tokens }),
         _ => None,
     };
     parsed.ok_or_else(|| {
         format!(
             "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
              LENGTHS or embedding WIDTH LENGTHS (a multiple of 16), with LENGTHS such as 64*196,577, rows ROWS \
-             WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES or optim WIDTH DEPTH"
+             WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES, optim WIDTH DEPTH or step RECIPE TOKENS"
         )
     })
 }

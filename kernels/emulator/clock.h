@@ -45,10 +45,11 @@ struct Clock {
     uint32_t fenced[most_parties];   // accesses that a proxy fence of someone who knew of them has ordered
     std::vector<ThreadTime> threads; // threads that told of themselves alone
 
-    void set(uint32_t epoch)
+    // Knows of the first `parties` parties up to `epoch`, and of single threads nothing.
+    void set(uint32_t epoch, uint32_t parties)
     {
-        std::fill(seen, seen + most_parties, epoch);
-        std::fill(fenced, fenced + most_parties, epoch);
+        std::fill(seen, seen + parties, epoch);
+        std::fill(fenced, fenced + parties, epoch);
         threads.clear();
     }
 

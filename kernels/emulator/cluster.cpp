@@ -56,9 +56,9 @@ void cluster_arrive(Site site)
     if (block.launch_races()) {
         if (!cluster.gathering) {
             cluster.gathering = std::make_unique<Clock>();
-            cluster.gathering->set(0);
+            cluster.gathering->set(0, most_parties);
             cluster.complete = std::make_unique<Clock>();
-            cluster.complete->set(0);
+            cluster.complete->set(0, most_parties);
         }
         cluster.gathering->join(warp.clock, cluster.parties);
         cluster.gathering->seen[warp.party] = warp.epoch;
@@ -178,7 +178,7 @@ void warp_ends(Warp& warp)
     if (block.launch_races()) {
         if (!block.ended_clock) {
             block.ended_clock = std::make_unique<Clock>();
-            block.ended_clock->set(0);
+            block.ended_clock->set(0, most_parties);
         }
         block.ended_clock->join(warp.clock, cluster.parties);
     }

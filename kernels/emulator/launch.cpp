@@ -21,22 +21,22 @@ void Cluster::restart_time()
         block->start = 0;
         for (Warp& warp : block->warps) {
             warp.epoch = 2;
-            if (block->launch_races()) warp.clock.set(1);
+            if (block->launch_races()) warp.clock.set(1, most_parties);
         }
         for (Thread& thread : block->threads) thread.fences.clear();
         for (auto& mbarrier : block->mbarriers) {
             mbarrier->epoch = 1;
-            mbarrier->gathering.set(1);
-            mbarrier->complete.set(1);
+            mbarrier->gathering.set(1, most_parties);
+            mbarrier->complete.set(1, most_parties);
         }
         for (Barrier& barrier : block->barriers) {
-            if (barrier.clock) barrier.clock->set(1);
+            if (barrier.clock) barrier.clock->set(1, most_parties);
         }
         block->visits.clear();
-        if (block->ended_clock) block->ended_clock->set(1);
+        if (block->ended_clock) block->ended_clock->set(1, most_parties);
     }
-    if (gathering) gathering->set(1);
-    if (complete) complete->set(1);
+    if (gathering) gathering->set(1, most_parties);
+    if (complete) complete->set(1, most_parties);
     start = 0;
     time = 2;
 }
@@ -177,8 +177,8 @@ void begin_block(Cluster& cluster, uint32_t rank, Index index)
         warp.blocked = 0;
         warp.at_cluster_barrier = false;
         warp.epoch = cluster.time;
-        warp.clock.set(arguments.races ? cluster.start : last_epoch);
-        std::fill(std::begin(warp.observed), std::end(warp.observed), 0);
+        // Of every party that may come, too: its traces of earlier launches are no news.
+        warp.clock.set(arguments.races ? cluster.start : last_epoch, most_parties);
     }
     for (uint32_t t = 0; t < arguments.threads; t++) {
         Thread& thread = block->threads[t];

@@ -70,7 +70,7 @@ void join_clocks(Block& block, uint32_t mask, const Clock* gone_on)
     if (block.launch_races()) {
         static thread_local Clock joined;
         uint32_t parties = block.cluster->parties;
-        joined.set(0);
+        joined.set(0, parties);
         if (gone_on) joined.join(*gone_on, parties);
         for (Warp& warp : block.warps) {
             if (!(mask >> warp.id & 1)) continue;
@@ -246,7 +246,7 @@ void block_barrier(uint32_t id, uint32_t threads, bool wait, Site site)
         if (block.launch_races()) {
             if (!barrier.clock) {
                 barrier.clock = std::make_unique<Clock>();
-                barrier.clock->set(0);
+                barrier.clock->set(0, most_parties);
             }
             barrier.clock->join(warp.clock, block.cluster->parties);
             barrier.clock->seen[warp.party] = warp.epoch;

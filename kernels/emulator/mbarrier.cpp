@@ -98,8 +98,8 @@ void mbarrier_init(uint32_t address, uint32_t count, Site site)
             fail(site, "the emulator follows %u warps, warpgroups and mbarriers of a cluster, not more",
                  most_parties);
         }
-        mbarrier->gathering.set(0);
-        mbarrier->complete.set(0);
+        mbarrier->gathering.set(0, most_parties);
+        mbarrier->complete.set(0, most_parties);
     }
     claim_shared<mbarrier_bytes>(block, offset, reserved, nullptr, site);
     reserve(block, offset, reserved << owner_bits | thread.owner, site);

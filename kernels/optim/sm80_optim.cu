@@ -77,7 +77,9 @@ DEVICE void finish(const OptimNorm& p)
     if (threadIdx.x != 0) return;
     const OptimizerStep& step = *p.step;
     OptimizerState& state = *p.state;
-    double norm = sqrt(sum[0]);
+    double images = read(step.images);
+    double scale = images > 0.0 ? 1.0 / images : 1.0;
+    double norm = scale * sqrt(sum[0]);
     // Infinity minus itself is NaN, as NaN is.
     bool finite = norm - norm == 0.0;
     write(state.norm, norm);
@@ -96,7 +98,7 @@ DEVICE void finish(const OptimNorm& p)
     OptimizerFactors& f = state.factors;
     write(state.step, t);
     write(state.lr, lr);
-    write(f.grad_scale, clip > 0.0 && norm > clip ? float(clip / norm) : 1.0f);
+    write(f.grad_scale, float(clip > 0.0 && norm > clip ? scale * (clip / norm) : scale));
     write(f.inverse1, float(1.0 / correction1));
     write(f.rate, float(lr / correction1));
     write(f.root2, float(1.0 / sqrt(correction2)));

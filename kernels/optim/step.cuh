@@ -18,6 +18,7 @@ struct OptimizerStep {
     double eps;
     double clip;      // largest gradient norm; 0 does not clip
     double ema_decay; // of the moving average
+    double images;    // the gradients are divided by it; 0: by 1
     uint64_t seed;    // key of stochastic rounding
     int continues;    // not 0: gradients are added to those of the batch before
     int unfinished;   // not 0: another batch follows, nothing is updated yet
@@ -26,7 +27,7 @@ struct OptimizerStep {
 // The step's numbers as the elements need them, rounded once from f64.
 struct OptimizerFactors {
     int skip;         // not 0: nothing changes, as the gradients are not finite or not yet whole
-    float grad_scale; // clipping
+    float grad_scale; // 1 / images, and clipping
     float inverse1;   // 1 / (1 - beta1^t)
     float rate;       // lr / (1 - beta1^t)
     float root2;      // 1 / sqrt(1 - beta2^t)
@@ -43,7 +44,7 @@ struct OptimizerFactors {
 struct OptimizerState {
     uint64_t step;    // t: steps taken, this one included
     uint64_t skipped; // steps left out because a gradient was not finite
-    double norm;      // of the last gradients, before clipping
+    double norm;      // of the last gradients over images, before clipping
     double lr;
     OptimizerFactors factors; // 16-byte aligned
 };

@@ -9,7 +9,8 @@ use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
 use crate::models::vit;
 use crate::recipe::Recipe;
-use crate::train::plan::{RunPlan, mib};
+use crate::train::plan::RunPlan;
+use crate::train::terminal::mib;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {

@@ -8,7 +8,8 @@ use crate::device::{self, DeviceChoice, DeviceInfo, Selected};
 use crate::error::{Error, Result};
 use crate::train::engine::{DeviceOptions, check_fits};
 use crate::train::plan::RunPlan;
-use crate::train::start::{self, Place, TrainOptions};
+use crate::train::start::{self, Target, TrainOptions};
+use crate::train::step::TrainStep;
 use crate::weights::Weights;
 
 #[derive(Debug, clap::Args)]
@@ -43,16 +44,19 @@ pub(super) fn run(args: Args) -> Result<()> {
         return dry_run(&args);
     }
     let Selected { device, description } = device::select(args.device)?;
-    let place = Place { device, options: DeviceOptions { no_graph: args.no_graph } };
+    if args.no_graph && device.is_none() {
+        return Err(Error::usage("--no-graph goes with a GPU; the CPU has no graphs, so leave it out"));
+    }
+    let target = Target { device, options: DeviceOptions { no_graph: args.no_graph } };
     let told = || print(&format!("device            {description}\n"));
     if let Some(folder) = &args.resume {
         told()?;
-        return start::resume(folder, &place);
+        return start::resume(folder, &target);
     }
     let (name, recipe) = args.recipe.load()?;
     told()?;
     let options = TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init };
-    start::start(options, &place)
+    start::start(options, &target)
 }
 
 fn dry_run(args: &Args) -> Result<()> {
@@ -78,9 +82,8 @@ fn dry_run(args: &Args) -> Result<()> {
         }
         Err(reason) => return Err(reason),
     };
-    if let Some(info) = &info {
-        check_fits(info, free, &recipe, classes, packing::slots(&recipe))?;
-    }
-    let plan = RunPlan::new(&recipe, classes, info.as_ref())?;
+    let slots = packing::slots(&recipe);
+    let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots)).transpose()?;
+    let plan = RunPlan::of(&recipe, &TrainStep::new(&recipe, classes, slots)?, slots, memory);
     print(&format!("device            {description}\n{plan}\n"))
 }

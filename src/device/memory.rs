@@ -35,7 +35,9 @@ impl Drop for Memory {
         if self.address != 0 {
             // SAFETY: the buffers were its owners, and none is left.
             unsafe { self.device.backend().free(self.address) };
-            self.device.allocated().fetch_sub(self.bytes, Ordering::Relaxed);
+            for count in self.device.counts() {
+                count.fetch_sub(self.bytes, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -49,7 +51,9 @@ impl Device {
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = bytes::<T>(len)?;
         let address = if bytes == 0 { 0 } else { self.backend().alloc(bytes)? };
-        self.allocated().fetch_add(bytes, Ordering::Relaxed);
+        for count in self.counts() {
+            count.fetch_add(bytes, Ordering::Relaxed);
+        }
         let memory = Arc::new(Memory { device: self.clone(), address, bytes });
         Ok(Buffer { memory, address, len, element: PhantomData })
     }
@@ -89,9 +93,10 @@ impl Device {
         Ok(Pinned { memory, len, last: None, element: PhantomData })
     }
 
-    /// Bytes of device memory that the buffers of this device hold now. Pinned host memory does not count.
+    /// Bytes of device memory that the buffers of this device hold now, of one that is
+    /// [counted apart](Self::counted_apart) those made through it. Pinned host memory does not count.
     pub fn allocated_bytes(&self) -> usize {
-        self.allocated().load(Ordering::Relaxed)
+        self.count.bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of device memory that could still be allocated: on a GPU, what no program has taken.
@@ -99,7 +104,8 @@ impl Device {
     /// # Errors
     /// The device has failed.
     pub fn free_bytes(&self) -> Result<usize> {
-        let left = self.info().memory_bytes.saturating_sub(self.allocated_bytes());
+        let all = self.counts().last().map_or(0, |count| count.load(Ordering::Relaxed));
+        let left = self.info().memory_bytes.saturating_sub(all);
         Ok(self.backend().free_bytes()?.unwrap_or(left))
     }
 }

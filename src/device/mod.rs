@@ -48,21 +48,30 @@ use fault::Faults;
 
 /// A device with its memory and its kernels; clones are the same device.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device {
+    inner: Arc<Inner>,
+    count: Arc<Count>,
+}
+
+/// Bytes of live buffers.
+#[derive(Default)]
+struct Count {
+    bytes: AtomicUsize,
+    /// What they belong to as well.
+    outer: Option<Arc<Count>>,
+}
 
 struct Inner {
     // Dropped in this order: kernels are unloaded while the memory still holds the context.
     kernels: Kernels,
     backend: Box<dyn Backend>,
     faults: Faults,
-    /// Bytes of live buffers.
-    allocated: AtomicUsize,
 }
 
 impl Device {
     fn new(kernels: Kernels, backend: Box<dyn Backend>) -> Self {
-        let (faults, allocated) = (Faults::default(), AtomicUsize::new(0));
-        Self(Arc::new(Inner { kernels, backend, faults, allocated }))
+        let inner = Inner { kernels, backend, faults: Faults::default() };
+        Self { inner: Arc::new(inner), count: Arc::default() }
     }
 
     /// GPU number `ordinal` of those that the driver shows (`CUDA_VISIBLE_DEVICES` chooses among them).
@@ -84,9 +93,16 @@ impl Device {
         Self::new(kernels, Box::new(host))
     }
 
+    /// The same device, whose [`allocated_bytes`](Self::allocated_bytes) are those of buffers that are made through
+    /// this handle and its clones: what one user of a device takes, whatever others do meanwhile.
+    pub fn counted_apart(&self) -> Self {
+        let count = Count { bytes: AtomicUsize::new(0), outer: Some(self.count.clone()) };
+        Self { count: Arc::new(count), inner: self.inner.clone() }
+    }
+
     /// Whether `other` is this very device, with the same memory and streams.
     fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 
     /// What the device is.
@@ -96,18 +112,19 @@ impl Device {
 
     /// Its kernels.
     pub fn kernels(&self) -> &Kernels {
-        &self.0.kernels
+        &self.inner.kernels
     }
 
     fn faults(&self) -> &Faults {
-        &self.0.faults
+        &self.inner.faults
     }
 
-    fn allocated(&self) -> &AtomicUsize {
-        &self.0.allocated
+    /// The counts that a buffer made through this handle belongs to, that of all buffers last.
+    fn counts(&self) -> impl Iterator<Item = &AtomicUsize> {
+        std::iter::successors(Some(&*self.count), |count| count.outer.as_deref()).map(|count| &count.bytes)
     }
 
     fn backend(&self) -> &dyn Backend {
-        self.0.backend.as_ref()
+        self.inner.backend.as_ref()
     }
 }

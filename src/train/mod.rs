@@ -14,4 +14,4 @@ pub mod schedule;
 pub mod start;
 pub mod step;
 pub mod tensorboard;
-mod terminal;
+pub(crate) mod terminal;

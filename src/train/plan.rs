@@ -6,13 +6,11 @@
 use std::fmt;
 
 use crate::autograd::Workload;
-use crate::data::packing;
 use crate::data::resolution::mean_area;
-use crate::device::DeviceInfo;
-use crate::error::Result;
 use crate::recipe::Recipe;
 use crate::train::engine::DeviceMemory;
 use crate::train::step::TrainStep;
+use crate::train::terminal::mib;
 
 /// Parameters, arithmetic and memory of a run.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -44,18 +42,7 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// Plans a run of `recipe` on the CPU, or on such a device.
-    ///
-    /// # Errors
-    /// If the model's shape is invalid, or the device has no kernels for it.
-    pub fn new(recipe: &Recipe, classes: usize, device: Option<&DeviceInfo>) -> Result<Self> {
-        let slots = packing::slots(recipe);
-        let step = TrainStep::new(recipe, classes, slots)?;
-        let memory = device.map(|info| DeviceMemory::plan(info, recipe, classes, slots)).transpose()?;
-        Ok(Self::of(recipe, &step, slots, memory))
-    }
-
-    /// The plan of a recorded step.
+    /// The plan of a recorded step, on the CPU or on a device whose memory it takes.
     pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize, device: Option<DeviceMemory>) -> Self {
         let parameters = step.graph().parameter_count();
         let tokens = recipe.packing.tokens;
@@ -68,8 +55,10 @@ impl RunPlan {
         };
         let accumulate = recipe.train.accumulate.max(1);
         let copies = if recipe.train.ema > 0.0 { 5 } else { 4 };
-        // Two batches wait, one is being made, `accumulate` are held by the step.
-        let queue_bytes = (3 + accumulate) * tokens * recipe.model.patch_dim();
+        // Two batches wait and one is being made. The CPU holds those of a step; a device has two in pinned memory, and
+        // another is on its way there.
+        let held = if device.is_some() { 3 } else { accumulate };
+        let queue_bytes = (3 + held) * tokens * recipe.model.patch_dim();
         Self {
             parameters,
             tokens,
@@ -130,16 +119,6 @@ impl RunPlan {
 fn expected_tokens(recipe: &Recipe) -> f64 {
     let patch = recipe.model.patch as f64;
     (mean_area(&recipe.resolution) / (patch * patch)).max(1.0) + recipe.model.prefix() as f64
-}
-
-/// Bytes as a person reads them.
-pub fn mib(bytes: usize) -> String {
-    let mib = bytes as f64 / f64::from(1 << 20);
-    match mib {
-        0.0..9.95 => format!("{mib:.1} MiB"),
-        9.95..1023.5 => format!("{mib:.0} MiB"),
-        _ => format!("{:.1} GiB", mib / 1024.0),
-    }
 }
 
 impl fmt::Display for RunPlan {

@@ -1,5 +1,7 @@
 //! The training loop.
 
+mod steps;
+
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -9,14 +11,11 @@ use super::interrupt::Interrupt;
 use super::metrics::MetricsLog;
 use super::plan::RunPlan;
 use super::progress::Progress;
-use super::report::{EvalReport, StepReport};
+use super::report::EvalReport;
 use super::run_dir::RunDir;
-use super::schedule::learning_rate;
-use super::step::StepOutcome;
 use super::tensorboard::EventWriter;
 use super::terminal::{quoted, say, tell};
 use crate::autograd::ParamSpec;
-use crate::data::batch::PackedBatch;
 use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
@@ -75,6 +74,8 @@ pub(super) struct Trainer {
     clock: Clock,
     /// Whether the newest error is one that a save would only make permanent.
     diverged: bool,
+    /// Whether the engine has failed: nobody knows then which step its weights are of.
+    failed: bool,
 }
 
 impl Trainer {
@@ -112,6 +113,7 @@ impl Trainer {
             unreadable: 0,
             clock: Clock { steps: 0.0, waiting: 0.0, since: Instant::now() },
             diverged: false,
+            failed: false,
             queued: VecDeque::new(),
             params: engine.params().to_vec(),
             recipe,
@@ -134,7 +136,7 @@ impl Trainer {
     /// Saves what an error would lose, and says how to go on.
     fn rescue(&mut self, error: Error) -> Error {
         // What is under way belongs to the state that would be saved. Of a device that has failed, nothing comes.
-        while !self.diverged && !self.queued.is_empty() && self.collect_step().is_ok() {}
+        while !self.diverged && !self.failed && !self.queued.is_empty() && self.collect_step().is_ok() {}
         let step = self.header.progress.step;
         if self.diverged {
             return error;
@@ -144,7 +146,7 @@ impl Trainer {
             return error;
         }
         self.progress.finish();
-        if step > 0 && self.saved != Some(step) && self.queued.is_empty() {
+        if step > 0 && self.saved != Some(step) && self.queued.is_empty() && !self.failed {
             // Where this fails too, the former checkpoint stands.
             let _ = self.save(false, false);
         }
@@ -222,106 +224,6 @@ impl Trainer {
         }
         self.clock.since = Instant::now();
         Ok(stop || last)
-    }
-
-    /// Loads the batches of the next step and queues it.
-    fn queue_step(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        let config = &self.recipe.train;
-        let mut batches: Vec<PackedBatch> = Vec::with_capacity(config.accumulate);
-        let mut loader = None;
-        let mut packing = PackingStats::default();
-        for _ in 0..config.accumulate {
-            let loaded = self.loader.next_batch()?;
-            packing.add(&loaded.stats);
-            batches.push(loaded.batch);
-            loader = Some(loaded.state_after);
-        }
-        let waiting = begun.elapsed().as_secs_f64();
-        if batches.iter().flat_map(|b| &b.weights).all(|w| *w == 0.0) {
-            let example = self.loader.report().newest.clone().unwrap_or_default();
-            return Err(Error::failure(format!("no image of the step could be read; the last is {example}")));
-        }
-        let Some(loader) = loader else {
-            return Err(Error::usage("train.accumulate is 0, expected at least 1"));
-        };
-        let learning_rate = learning_rate(config, self.begun());
-        self.engine.queue(&batches, learning_rate)?;
-        self.queued.push_back(Queued { learning_rate, packing, loader, waiting });
-        Ok(())
-    }
-
-    /// Waits for the oldest step under way and counts it.
-    fn collect_step(&mut self) -> Result<()> {
-        let outcome = self.engine.collect()?;
-        let Some(queued) = self.queued.pop_front() else {
-            return Err(Error::failure("a step was collected that was not queued"));
-        };
-        let number = self.header.progress.step + 1;
-        if !outcome.loss.is_finite() {
-            return Err(self.diverged(number, &format!("the loss is {}", outcome.loss)));
-        }
-        if !outcome.grad_norm.is_finite() {
-            return Err(self.diverged(number, &format!("the gradient norm is {}", outcome.grad_norm)));
-        }
-        let progress = &mut self.header.progress;
-        progress.loader = serde_json::to_value(&queued.loader)
-            .map_err(|e| Error::failure(format!("the position in the data cannot be saved ({e})")))?;
-        progress.step = number;
-        progress.images_seen += outcome.images;
-        progress.packing.add(&queued.packing);
-        self.warn_of_unreadable();
-        let now = Instant::now();
-        let seconds = (now - self.clock.since).as_secs_f64();
-        self.clock.since = now;
-        self.clock.steps += seconds;
-        self.clock.waiting += outcome.idle.unwrap_or(queued.waiting);
-        self.report(&outcome, queued.learning_rate, seconds)
-    }
-
-    fn report(&mut self, outcome: &StepOutcome, lr: f64, seconds: f64) -> Result<()> {
-        let report = StepReport {
-            step: self.header.progress.step,
-            loss: outcome.loss,
-            accuracy: outcome.accuracy,
-            learning_rate: lr,
-            grad_norm: outcome.grad_norm,
-            images: outcome.images,
-            tokens: outcome.tokens as u64,
-            token_rows: outcome.budget as u64,
-            flop: outcome.flops,
-            seconds,
-        };
-        self.progress.step(&report);
-        let every = self.recipe.train.log_every.max(1);
-        if report.step.is_multiple_of(every) || report.step == self.recipe.train.steps {
-            self.metrics.train(&report)?;
-            self.events.scalars(
-                report.step,
-                &[
-                    ("train/loss", report.loss),
-                    ("train/accuracy", report.accuracy),
-                    ("train/learning_rate", lr),
-                    ("train/grad_norm", report.grad_norm),
-                    ("train/padding", report.padding()),
-                    ("speed/images_per_second", report.images as f64 / seconds),
-                    ("speed/tokens_per_second", report.tokens as f64 / seconds),
-                ],
-            )?;
-        }
-        Ok(())
-    }
-
-    fn warn_of_unreadable(&mut self) {
-        let report = self.loader.report();
-        if report.unreadable > self.unreadable {
-            self.unreadable = report.unreadable;
-            let newest = report.newest.as_deref().unwrap_or_default();
-            self.progress.message(&format!(
-                "skipped {} unreadable images so far, the newest: {newest}",
-                report.unreadable
-            ));
-        }
     }
 
     /// Evaluates the weights that will be used, the moving average where there is one. Returns

@@ -31,9 +31,9 @@ pub struct TrainOptions {
     pub init: Option<PathBuf>,
 }
 
-/// Where a run takes place.
+/// What a run takes place on.
 #[derive(Clone, Default)]
-pub struct Place {
+pub struct Target {
     /// The device; none is the CPU.
     pub device: Option<Device>,
     /// How it runs steps.
@@ -45,7 +45,7 @@ pub struct Place {
 /// # Errors
 /// Bad data, recipe or weights, or a device without room or kernels for it, before anything is written; later
 /// failures name the last checkpoint.
-pub fn start(options: TrainOptions, place: &Place) -> Result<()> {
+pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let recipe = options.recipe;
     let dataset = open_data(&recipe)?;
     let step = TrainStep::new(&recipe, dataset.classes.len(), packing::slots(&recipe))?;
@@ -55,7 +55,7 @@ pub fn start(options: TrainOptions, place: &Place) -> Result<()> {
         Some(path) => initial_weights(path, &recipe, &dataset.classes, &step, &mut notes)?,
     };
     let state = TrainState::fresh(params, recipe.train.ema > 0.0);
-    let (engine, plan) = engine(place, &recipe, step, state)?;
+    let (engine, plan) = engine(target, &recipe, step, state)?;
     let mut loader = Loader::train(dataset.train.clone(), &recipe, None)?;
     loader.ready()?;
     let header = Header {
@@ -72,7 +72,7 @@ pub fn start(options: TrainOptions, place: &Place) -> Result<()> {
 ///
 /// # Errors
 /// If `folder` holds no checkpoint, or its data has changed; a device without room or kernels for it.
-pub fn resume(folder: &Path, place: &Place) -> Result<()> {
+pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     let run = RunDir::resume(folder)?;
     let header = checkpoint::load_header(&run.last())?;
     let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
@@ -98,26 +98,26 @@ pub fn resume(folder: &Path, place: &Place) -> Result<()> {
     let (header, state) = checkpoint::load_training(&run.last(), step.params())?;
     let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
         .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
-    let (engine, plan) = engine(place, &recipe, step, state)?;
+    let (engine, plan) = engine(target, &recipe, step, state)?;
     let loader = Loader::train(dataset.train.clone(), &recipe, Some(&loader_state))?;
     Trainer::new(Parts { recipe, dataset, engine, loader, header, run }, &plan)?.train()
 }
 
 /// The engine of a run with its weights, and what it needs.
 fn engine(
-    place: &Place,
+    target: &Target,
     recipe: &Recipe,
     step: TrainStep,
     state: TrainState<'static>,
 ) -> Result<(Box<dyn Engine>, RunPlan)> {
     let slots = packing::slots(recipe);
-    let Some(device) = &place.device else {
+    let Some(device) = &target.device else {
         let plan = RunPlan::of(recipe, &step, slots, None);
         return Ok((Box::new(CpuEngine::new(recipe, step, slots, state)?), plan));
     };
     let memory = check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots)?;
     let plan = RunPlan::of(recipe, &step, slots, Some(memory));
-    let mut engine = DeviceEngine::new(device, recipe, step, slots, place.options)?;
+    let mut engine = DeviceEngine::new(device, recipe, step, slots, target.options)?;
     engine.load(&state)?;
     Ok((Box::new(engine), plan))
 }

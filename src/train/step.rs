@@ -26,7 +26,7 @@ pub struct StepOutcome {
     pub loss: f64,
     /// Share of the images that were recognised, 0 to 1.
     pub accuracy: f64,
-    /// Global gradient norm before clipping. Where loss or norm are not finite, nothing was updated.
+    /// Global gradient norm before clipping. Where it is not finite, nothing was updated.
     pub grad_norm: f64,
     /// Images with weight.
     pub images: u64,

@@ -23,6 +23,16 @@ pub(super) fn quoted(path: &Path) -> String {
     if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
+/// Bytes as a person reads them.
+pub(crate) fn mib(bytes: usize) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match mib {
+        0.0..9.95 => format!("{mib:.1} MiB"),
+        9.95..1023.5 => format!("{mib:.0} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
-//! Training and evaluation on a device, through the launches that a GPU gets: here on the emulator.
-#![cfg(feature = "emulator")]
+//! Training and evaluation on the devices that have kernels: the emulator, where the feature is on, and a GPU, where
+//! there is one.
+
+use trencadis::device::Device;
 
 use super::*;
 #[cfg(unix)]
@@ -19,6 +21,13 @@ fn small<'a>(sets: &[&'a str]) -> Vec<&'a str> {
     SMALL.iter().copied().chain(sets.iter().copied()).collect()
 }
 
+/// What `--device` takes here.
+fn devices() -> Vec<&'static str> {
+    let emulator = cfg!(feature = "emulator").then_some("emulator");
+    let gpu = Device::cuda(0).is_ok().then_some("cuda");
+    emulator.into_iter().chain(gpu).collect()
+}
+
 /// The metric lines of kind `train`: loss and gradient norm.
 fn losses(place: &Place, run: &str) -> Vec<[f64; 2]> {
     let lines = place.metrics(run);
@@ -28,85 +37,165 @@ fn losses(place: &Place, run: &str) -> Vec<[f64; 2]> {
 
 #[track_caller]
 fn follows(got: &[[f64; 2]], want: &[[f64; 2]], tolerance: f64) {
-    assert_eq!(got.len(), want.len());
+    assert!(got.len() == want.len() && !got.is_empty());
     for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
         assert!((got - want).abs() <= tolerance * want.abs(), "{got} instead of {want}");
     }
 }
 
-/// The same run on the CPU and on a device; the checkpoint of the one is evaluated and used on the other.
+/// The same run on the CPU and on a device; the checkpoint of the one is evaluated and used on the other, also at a
+/// resolution above the training's.
 #[test]
 fn a_run_on_a_device_follows_the_cpu() {
-    let place = Place::new();
-    let sets = small(&["train.ema=0.9", "train.accumulate=2"]);
-    let done = place.train("--name there --device emulator", &sets).succeeds();
-    assert_eq!(done.out.lines().next(), Some("device            emulator, for tests"));
-    done.says_err(&["device memory     ", "weights and optimiser", "workspace"]);
-    place.train("--name here --device cpu", &sets).succeeds();
-    follows(&losses(&place, "runs/there-1"), &losses(&place, "runs/here-1"), 0.02);
+    let sets = small(&[
+        "train.ema=0.9",
+        "train.accumulate=3",
+        "eval.resolution=24",
+        "model.position.coordinate=\"fractional\"",
+    ]);
+    for device in devices() {
+        let place = Place::new();
+        let done = place.train(&format!("--name there --device {device}"), &sets).succeeds();
+        assert!(!done.out.lines().next().unwrap().starts_with("device            cpu"), "{}", done.out);
+        done.says_err(&["device memory     ", "weights and optimiser", "workspace"]);
+        place.train("--name here --device cpu", &sets).succeeds();
+        follows(&losses(&place, "runs/there-1"), &losses(&place, "runs/here-1"), 0.02);
 
-    let eval = |device: &str, run: &str| {
-        let done = place.run(&format!("eval runs/{run}-1 --json --device {device}")).succeeds();
-        let line = &json_lines(&done.out)[0];
-        ["top1", "loss"].map(|key| line[key].as_f64().unwrap())
-    };
-    for run in ["there", "here"] {
-        let ([top1, loss], [wanted, wanted_loss]) = (eval("emulator", run), eval("cpu", run));
-        assert!((top1 - wanted).abs() <= 0.02 && (loss - wanted_loss).abs() <= 0.01, "{run}: {top1} {loss}");
+        let eval = |device: &str, run: &str| {
+            let done = place
+                .run(&format!("eval runs/{run}-1 --json --resolution 0,12 --device {device}"))
+                .succeeds();
+            let numbers = |line: &serde_json::Value| ["top1", "loss"].map(|key| line[key].as_f64().unwrap());
+            json_lines(&done.out).iter().map(numbers).collect::<Vec<_>>()
+        };
+        for run in ["there", "here"] {
+            for ([top1, loss], [wanted, wanted_loss]) in eval(device, run).into_iter().zip(eval("cpu", run)) {
+                let close = (top1 - wanted).abs() <= 0.03 && (loss - wanted_loss).abs() <= 0.01;
+                assert!(close, "{run}: {top1} {loss} instead of {wanted} {wanted_loss}");
+            }
+        }
     }
 }
 
 /// Killed in the middle and resumed, with graphs or without, a run ends with the bits of one that was left alone;
-/// resumed on the other device it goes on from the same place.
+/// resumed on the CPU it goes on from the same place.
 #[test]
 #[cfg(unix)]
 fn a_kill_costs_nothing_on_a_device() {
-    let place = Place::new();
     let sets = small(&["train.steps=14", "train.save_every=2", "model.drop_path=0.3"]);
-    place.train("--name whole --device emulator", &sets).succeeds();
-    let bits = |run: &str| place.bits(&format!("runs/{run}-1/last.safetensors"));
-    for (name, words) in [("cut", "--device emulator"), ("plain", "--device emulator --no-graph")] {
-        let command = place.training(&format!("--name {name} {words}"), &sets);
-        let (killed, _) = signal_at(&place, command, &format!("runs/{name}-1"), 4, "KILL");
-        assert!(killed, "the run was over before the signal");
-        let copy = format!("runs/{name}-2");
-        fs::create_dir(place.path(&copy)).unwrap();
-        for file in ["recipe.toml", "last.safetensors", "metrics.jsonl"] {
-            fs::copy(place.path(&format!("runs/{name}-1")).join(file), place.path(&copy).join(file)).unwrap();
+    for device in devices() {
+        let place = Place::new();
+        place.train(&format!("--name whole --device {device}"), &sets).succeeds();
+        let bits = |run: &str| place.bits(&format!("runs/{run}-1/last.safetensors"));
+        for (name, graphs) in [("cut", ""), ("plain", " --no-graph")] {
+            let words = format!("--device {device}{graphs}");
+            let command = place.training(&format!("--name {name} {words}"), &sets);
+            let (killed, _) = signal_at(&place, command, &format!("runs/{name}-1"), 4, "KILL");
+            assert!(killed, "the run was over before the signal");
+            let copy = format!("runs/{name}-2");
+            fs::create_dir(place.path(&copy)).unwrap();
+            for file in ["recipe.toml", "last.safetensors", "metrics.jsonl"] {
+                let from = place.path(&format!("runs/{name}-1")).join(file);
+                fs::copy(from, place.path(&copy).join(file)).unwrap();
+            }
+            place.run(&format!("train --threads 2 --resume runs/{name}-1 {words}")).succeeds();
+            assert!(bits("whole") == bits(name), "{name}");
+            assert_eq!(place.metrics("runs/whole-1"), place.metrics(&format!("runs/{name}-1")), "{name}");
+            place.run(&format!("train --threads 2 --resume {copy} --device cpu")).succeeds();
+            follows(&losses(&place, &copy), &losses(&place, "runs/whole-1"), 0.05);
         }
-        place.run(&format!("train --threads 2 --resume runs/{name}-1 {words}")).succeeds();
-        assert!(bits("whole") == bits(name), "{name}");
-        assert_eq!(place.metrics("runs/whole-1"), place.metrics(&format!("runs/{name}-1")), "{name}");
-        place.run(&format!("train --threads 2 --resume {copy} --device cpu")).succeeds();
-        follows(&losses(&place, &copy), &losses(&place, "runs/whole-1"), 0.05);
     }
 }
 
+/// Interrupted with steps under way, a run saves the step that it names, and goes on from there.
 #[test]
 #[cfg(unix)]
+fn an_interrupt_saves_on_a_device() {
+    let sets = small(&["train.steps=14", "train.save_every=3", "train.accumulate=2", "train.ema=0.5"]);
+    for device in devices() {
+        let place = Place::new();
+        place.train(&format!("--name whole --device {device}"), &sets).succeeds();
+        let command = place.training(&format!("--name cut --device {device}"), &sets);
+        let (interrupted, err) = signal_at(&place, command, "runs/cut-1", 4, "INT");
+        assert!(interrupted, "the run was over before the signal");
+        let last = err.lines().last().unwrap();
+        assert!(last.starts_with("stopped after step ") && last.contains("--resume runs/cut-1"), "{err}");
+        place.run(&format!("train --threads 2 --resume runs/cut-1 --device {device}")).succeeds();
+        let bits = |run: &str| place.bits(&format!("runs/{run}-1/last.safetensors"));
+        assert!(bits("whole") == bits("cut"));
+        assert_eq!(place.metrics("runs/whole-1"), place.metrics("runs/cut-1"));
+    }
+}
+
+/// A finished run of the CPU that is given more steps goes on on a device as on the CPU.
+#[test]
 fn a_run_of_the_cpu_goes_on_on_a_device() {
-    let place = Place::new();
-    let sets = small(&["train.steps=400", "train.save_every=2"]);
-    let (killed, _) = signal_at(&place, place.training("", &sets), "runs/digits-1", 380, "INT");
-    assert!(killed, "the run was over before the signal");
-    place.run("train --threads 2 --resume runs/digits-1 --device emulator").succeeds();
-    place.train("--name whole", &sets).succeeds();
-    follows(&losses(&place, "runs/digits-1")[380..], &losses(&place, "runs/whole-1")[380..], 0.2);
+    for device in devices() {
+        let place = Place::new();
+        for (name, device) in [("here", "cpu"), ("there", device)] {
+            place.train(&format!("--name {name} --device cpu"), &small(&[])).succeeds();
+            let last = place.path(&format!("runs/{name}-1/last.safetensors"));
+            let mut checkpoint = Weights::load(&last).unwrap();
+            let recipe = checkpoint.metadata["recipe"].replace("\nsteps = 6\n", "\nsteps = 12\n");
+            assert_ne!(checkpoint.metadata.insert("recipe".into(), recipe.clone()), Some(recipe));
+            checkpoint.save_atomic(&last).unwrap();
+            place.run(&format!("train --threads 2 --resume runs/{name}-1 --device {device}")).succeeds();
+        }
+        let [here, there] = ["here", "there"].map(|run| losses(&place, &format!("runs/{run}-1")));
+        assert_eq!((here.len(), &here[..6]), (12, &there[..6]));
+        follows(&there[6..], &here[6..], 0.02);
+    }
 }
 
 /// A loss that is not finite is told by its step, though the next is under way by then.
 #[test]
 fn a_loss_that_is_not_finite_ends_a_run_on_a_device() {
-    let place = Place::new();
-    let sets = small(&["train.lr=1e30", "train.warmup=0", "train.clip=0.0", "train.save_every=1"]);
-    let done = place.train("--device emulator", &sets);
-    assert_eq!(done.code, Some(1), "{}", done.err);
-    done.says_err(&[
-        "error: step ",
-        " is NaN; the last good checkpoint is runs/digits-1/last.safetensors of step ",
-    ]);
+    let sets = small(&["train.lr=1e30", "train.warmup=0", "train.clip=0.0"]);
+    for device in devices() {
+        let place = Place::new();
+        let done = place.train(&format!("--device {device}"), &sets);
+        assert_eq!(done.code, Some(1), "{}", done.err);
+        done.says_err(&["error: step ", " is NaN; no checkpoint had been saved yet; lower train.lr"]);
+    }
 }
 
+/// Images that cannot be read any more end a run whose last good step is saved, though others were under way.
+#[test]
+fn a_data_error_saves_what_has_run_on_a_device() {
+    let sets = small(&[
+        "data.max_unreadable=0.4",
+        "model.patch=8",
+        "resolution.min=16",
+        "resolution.max=24",
+        "train.steps=4000",
+        "data.cache_mib=0",
+    ]);
+    for device in devices() {
+        let place = Place::new();
+        place.photos("photos", 12);
+        let command = place.training(&format!("--data photos --device {device}"), &sets);
+        let child = std::thread::spawn(move || Done::of(command));
+        let metrics = place.path("runs/photos-1/metrics.jsonl");
+        while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 3 && !child.is_finished() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        for class in ["a", "b"] {
+            (0..12).for_each(|i| place.write(&format!("photos/{class}/{i}.png"), "no image"));
+        }
+        let done = child.join().unwrap();
+        // Too many of them, or a whole step of them: whichever comes first.
+        assert!(matches!(done.code, Some(1 | 2)), "{}", done.err);
+        let said = done.err.lines().last().unwrap();
+        let cause = said.contains("max_unreadable") || said.contains("no image of the step could be read");
+        assert!(cause && said.contains("is saved, continue with"), "{said}");
+        let metadata = place.checkpoint("runs/photos-1/last.safetensors").metadata;
+        let progress: serde_json::Value = serde_json::from_str(&metadata["progress"]).unwrap();
+        assert_eq!(metadata["optimizer_step"], progress["step"].to_string());
+        assert!(said.contains(&format!("step {} is saved", progress["step"])), "{said}");
+    }
+}
+
+#[cfg(feature = "emulator")]
 #[test]
 fn what_a_device_cannot_do_is_said_at_the_start() {
     let place = Place::new();
@@ -124,7 +213,7 @@ fn what_a_device_cannot_do_is_said_at_the_start() {
     let said = place.train("--device emulator --dry-run", &[&large[..], &["packing.tokens=131072"]].concat());
     said.refuses(&[
         "the run needs ",
-        " GiB of device memory and 16.0 GiB of emulator are free; lower packing.tokens from 131072 to ",
+        " GiB of device memory, and of 16.0 GiB free on emulator it may take 15.7 GiB; lower packing.tokens from 131072 to ",
         "train.accumulate=",
         "model.checkpoint=true, which needs ",
         "or use --device cpu",
@@ -132,7 +221,13 @@ fn what_a_device_cannot_do_is_said_at_the_start() {
     let huge = ["model.width=8192", "model.heads=64", "model.mlp=32768", "model.depth=40"];
     place.train("--device emulator --dry-run", &huge).refuses(&["take a smaller model", "alone are "]);
     place.train("--device emulator --dry-run", &[]).succeeds().says(&["device memory     ", "evaluation"]);
-    if trencadis::device::Device::cuda(0).is_err() {
+    // NaViT's bins divide what is advised.
+    let bins = ["packing.kind=\"bins\"", "packing.sequence=256", "packing.tokens=131072"];
+    place
+        .train("--device emulator --dry-run", &[&large[..], &bins].concat())
+        .refuses(&["lower packing.tokens"]);
+    place.train("--device cpu --no-graph", &[]).refuses(&["--no-graph goes with a GPU"]);
+    if Device::cuda(0).is_err() {
         place.train("--device cuda", &[]).refuses(&["--device cuda: ", "use --device cpu"]);
         let plan = place.train("--device cuda --dry-run", &[]).succeeds();
         plan.says(&[

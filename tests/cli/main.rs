@@ -57,17 +57,19 @@ impl Place {
         fs::write(path, bytes).unwrap();
     }
 
-    /// `trencadis` with these words.
+    /// `trencadis` with these words, which sees the GPU of the machine only where they ask for it.
     fn command(&self, words: &str) -> Command {
         let mut command = Command::new(places::program());
         command.args(words.split_whitespace()).current_dir(self.0.path());
+        if !words.contains("cuda") {
+            command.env("CUDA_VISIBLE_DEVICES", "");
+        }
         command
     }
 
     /// `trencadis train` of a tiny model, with further options and then overrides.
     fn training(&self, words: &str, sets: &[&str]) -> Command {
-        let mut command = self.command("train --threads 2");
-        command.args(words.split_whitespace());
+        let mut command = self.command(&format!("train --threads 2 {words}"));
         for set in TINY.iter().chain(sets) {
             command.args(["--set", set]);
         }

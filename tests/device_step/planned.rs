@@ -4,8 +4,11 @@ use trencadis::autograd::Plan;
 use trencadis::autograd::device::{ArenaPlan, fused};
 use trencadis::autograd::graph::Graph;
 use trencadis::autograd::loss;
+use trencadis::data::packing;
+use trencadis::device::DeviceInfo;
 use trencadis::models::vit;
 use trencadis::recipe::*;
+use trencadis::train::engine::{DeviceMemory, largest_tokens};
 
 use crate::case::*;
 use crate::support::batch;
@@ -48,4 +51,24 @@ fn the_arena_is_hardly_larger_than_what_is_in_use() {
         let all: usize = layout.slots.iter().flatten().map(|slot| slot.len()).sum();
         assert!(layout.peak < all, "{name}");
     }
+}
+
+/// A recipe of bins keeps its tokens where they fit, and else gets whole bins of as many as do.
+#[test]
+fn tokens_that_fit() {
+    let info = DeviceInfo::h100();
+    let recipe = Recipe::load("navit-b16", &[]).unwrap();
+    let most = recipe.packing.tokens;
+    let total = |tokens: usize| {
+        let mut recipe = recipe.clone();
+        recipe.packing.tokens = tokens;
+        recipe.validate().unwrap();
+        DeviceMemory::plan(&info, &recipe, 1000, packing::slots(&recipe)).unwrap().total()
+    };
+    let needed = total(most);
+    assert_eq!(largest_tokens(&info, 2 * needed, &recipe, 1000).unwrap(), Some(most));
+    let tokens = largest_tokens(&info, needed / 2, &recipe, 1000).unwrap().unwrap();
+    assert!(tokens.is_multiple_of(recipe.packing.sequence) && total(tokens) <= needed / 2, "{tokens}");
+    assert!(total(tokens + most / 16) > needed * 49 / 100, "{tokens} are far from the most");
+    assert_eq!(largest_tokens(&info, 1 << 20, &recipe, 1000).unwrap(), None);
 }

@@ -23,7 +23,8 @@ fn recipe(model: &ModelConfig) -> Recipe {
     (recipe.data.mean, recipe.data.std) = (vec![0.4], vec![0.3]);
     recipe.packing.tokens = TOKENS;
     recipe.resolution.max = 20;
-    recipe.train = TrainConfig { weight_decay: 0.1, clip: 1.0, ema: 0.9, seed: 5, ..TrainConfig::default() };
+    // A decay that would be missed.
+    recipe.train = TrainConfig { weight_decay: 2.0, clip: 1.0, ema: 0.9, seed: 5, ..TrainConfig::default() };
     recipe
 }
 
@@ -135,6 +136,7 @@ fn training_follows_the_cpu() {
             let ema = |state: &TrainState<'_>| all(state.ema.as_deref().unwrap());
             assert!(distance(&ema(&state), &ema(&cpu)) < 1e-4, "{name}");
             assert!(distance(&all(&state.m), &all(&cpu.m)) < 1e-2, "{name}");
+            assert!(distance(&all(&state.v), &all(&cpu.v)) < 1e-2, "{name}");
         }
     }
 }
@@ -197,6 +199,8 @@ fn memory_is_what_was_planned() {
     for (name, model) in variants() {
         let recipe = recipe(&model);
         for device in devices() {
+            // Other tests may use the same GPU.
+            let device = device.counted_apart();
             let before = device.allocated_bytes();
             let planned = DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS).unwrap();
             assert_eq!(device.allocated_bytes(), before, "a plan allocates nothing");

@@ -59,7 +59,7 @@ fn reference(m: usize, n: usize, k: usize) -> Vec<f32> {
 #[test]
 fn a_product_in_a_pipeline_is_exact() {
     for (m, n, k) in [(256, 128, 64), (256, 128, 448), (200, 132, 328)] {
-        let result: Vec<f32> = answer("hopper_gemm", launch(m, n), prepare(m, n, k));
+        let result: Vec<f32> = answer("hopper_pipeline", launch(m, n), prepare(m, n, k));
         assert!(result == reference(m, n, k), "{m} x {n} x {k}");
     }
 }
@@ -67,7 +67,8 @@ fn a_product_in_a_pipeline_is_exact() {
 #[test]
 fn what_a_pipeline_must_not_do() {
     let caught = |bug: &str, expected: &[&str], line: &str| {
-        let fault = fault(&format!("hopper_gemm_{bug}"), launch(256, 128), expected, prepare(256, 128, 448));
+        let fault =
+            fault(&format!("hopper_pipeline_{bug}"), launch(256, 128), expected, prepare(256, 128, 448));
         if !line.is_empty() {
             let named = line_of(&fault, FILE, SOURCE);
             assert!(named.contains(line), "{fault}\nnames the line: {named}");

@@ -20,6 +20,7 @@ const STEP: OptimizerStep = OptimizerStep {
     eps: 1e-8,
     clip: 1.0,
     ema_decay: 0.75,
+    images: 0.0,
     seed: 0x1234_5678_9abc,
     continues: 0,
     unfinished: 0,
@@ -274,6 +275,16 @@ fn batches_of_a_step() {
             let state = on_device.run(&device, rule, false, true, &grads);
             assert_eq!((state.step, state.factors.skip), (1, 0));
             assert!(on_device.values().params != before.params);
+
+            // Gradients that are the sum over 8 images are those of one; 8 divides without rounding.
+            let summed = OnDevice::new(&device, OptimizerStep { images: 8.0, ..STEP });
+            let eightfold: Vec<f32> = grads.iter().map(|g| 8.0 * g).collect();
+            let divided = summed.run(&device, rule, false, true, &eightfold);
+            assert_eq!((divided.norm, divided.lr), (state.norm, state.lr));
+            assert_eq!((summed.values().params, summed.values().v), {
+                let values = on_device.values();
+                (values.params, values.v)
+            });
 
             on_device.step.write(&stream, &[STEP]).unwrap();
             zero(&stream, &on_device.grads, Some(&on_device.step)).unwrap();

@@ -17,7 +17,7 @@ use trencadis::kernels::measure::{
 };
 use trencadis::{Error, Result};
 
-use clocks::Clocks;
+use clocks::{Clocks, Reading};
 use table::{Row, Table};
 
 /// Samples of a case. Criterion takes them after its warm-up, so they are the last ones.
@@ -41,7 +41,7 @@ pub struct Gpu {
     pub device: Device,
     stream: Stream,
     pub peaks: Peaks,
-    clocks: Clocks,
+    pub clocks: Clocks,
 }
 
 /// Queues one run on a set of operands.
@@ -109,7 +109,7 @@ impl Gpu {
     }
 
     /// Whether this is a GPU and not the emulator, whose times say nothing.
-    fn is_real(&self) -> bool {
+    pub fn is_real(&self) -> bool {
         self.device.info().driver.is_some()
     }
 
@@ -179,6 +179,22 @@ impl Gpu {
         Ok(Rotated { buffer: self.device.zeros(sets * pitch)?, pitch })
     }
 
+    /// Begins `<name>.csv`, and says where it is and what it is measured on.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn begin(&self, name: &str, header: &str) -> Result<Table> {
+        let table = Table::begin(&table::folder(), name, header).map_err(Error::failure)?;
+        println!(
+            "{} (mma {:.0} TFLOP/s, copy {:.0} GB/s measured): {}",
+            self.device.info().name,
+            self.peaks.operations / 1e12,
+            self.peaks.bytes / 1e9,
+            table.path().display()
+        );
+        Ok(table)
+    }
+
     /// Runs every set of a case once, and on a GPU captures as many launches as a graph should hold.
     ///
     /// # Errors
@@ -224,15 +240,20 @@ impl Gpu {
         Ok(self.line(case, seconds, 1))
     }
 
-    fn line(&self, case: &Case<'_>, seconds: f64, samples: usize) -> String {
-        let mut clocks = self.clocks.medians();
-        if clocks.driver.is_empty()
+    /// The clocks since [`Clocks::restart`], and the driver.
+    pub fn reading(&self) -> Reading {
+        let mut reading = self.clocks.medians();
+        if reading.driver.is_empty()
             && let Some(driver) = &self.device.info().driver
         {
             let (major, minor) = driver.cuda;
-            clocks.driver = driver.release.clone().unwrap_or_else(|| format!("for CUDA {major}.{minor}"));
+            reading.driver = driver.release.clone().unwrap_or_else(|| format!("for CUDA {major}.{minor}"));
         }
-        let row = Row { seconds, samples, clocks };
+        reading
+    }
+
+    fn line(&self, case: &Case<'_>, seconds: f64, samples: usize) -> String {
+        let row = Row { seconds, samples, clocks: self.reading() };
         table::line(case, &row, &self.peaks, &self.device.info().name)
     }
 
@@ -280,23 +301,15 @@ impl Gpu {
 /// What a family hands its cases to.
 pub type Sink<'a> = dyn FnMut(&Case<'_>) -> Result<()> + 'a;
 
+/// GPU 0; where there is none, says so.
+pub fn open(family: &str) -> Option<Gpu> {
+    Gpu::open().inspect_err(|reason| println!("gpu_{family} skipped: no GPU ({reason})")).ok()
+}
+
 /// Measures a family on GPU 0 into `<family>.csv`, or says that there is none.
 pub fn family(criterion: &mut Criterion, name: &str, cases: impl FnOnce(&Gpu, &mut Sink<'_>) -> Result<()>) {
-    let gpu = match Gpu::open() {
-        Ok(gpu) => gpu,
-        Err(reason) => {
-            println!("gpu_{name} skipped: no GPU ({reason})");
-            return;
-        }
-    };
-    let outcome = Table::begin(&table::folder(), name).map_err(Error::failure).and_then(|table| {
-        println!(
-            "{} (mma {:.0} TFLOP/s, copy {:.0} GB/s measured): {}",
-            gpu.device.info().name,
-            gpu.peaks.operations / 1e12,
-            gpu.peaks.bytes / 1e9,
-            table.path().display()
-        );
+    let Some(gpu) = open(name) else { return };
+    let outcome = gpu.begin(name, table::HEADER).and_then(|table| {
         cases(&gpu, &mut |case| match gpu.measure(criterion, name, case) {
             Some(line) => table.add(&line).map_err(Error::failure),
             None => Ok(()),
@@ -307,7 +320,8 @@ pub fn family(criterion: &mut Criterion, name: &str, cases: impl FnOnce(&Gpu, &m
     }
 }
 
-fn fail(family: &str, error: &Error) -> ! {
+/// Ends the program with what is wrong.
+pub fn fail(family: &str, error: &Error) -> ! {
     eprintln!("gpu_{family}: {error}");
     std::process::exit(error.exit_code())
 }

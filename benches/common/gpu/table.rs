@@ -28,10 +28,8 @@ pub fn line(case: &Case<'_>, row: &Row, peaks: &Peaks, device: &str) -> String {
         true => [format!("{:.2}", count / row.seconds / unit), format!("{:.3}", count / row.seconds / peak)],
         false => [String::new(), String::new()],
     };
-    let number = |x: Option<f64>| x.map_or_else(String::new, |x| x.to_string());
     let [operations, of_mma] = rate(case.operations, peaks.operations, 1e12);
     let [bytes, of_copy] = rate(case.bytes, peaks.bytes, 1e9);
-    let clocks = &row.clocks;
     let cells = [
         case.kernel.clone(),
         case.shape.clone(),
@@ -45,17 +43,24 @@ pub fn line(case: &Case<'_>, row: &Row, peaks: &Peaks, device: &str) -> String {
         format!("{:.1}", peaks.operations / 1e12),
         format!("{:.0}", peaks.bytes / 1e9),
         device.into(),
-        clocks.driver.clone(),
-        number(clocks.sm_mhz),
-        number(clocks.memory_mhz),
-        number(clocks.watts),
-        number(clocks.celsius),
     ];
-    let quoted = cells.map(|cell| match cell.contains([',', '"']) {
+    csv(cells.into_iter().chain(clocks(&row.clocks)))
+}
+
+/// The cells of a reading.
+pub fn clocks(reading: &Reading) -> [String; 5] {
+    let number = |x: Option<f64>| x.map_or_else(String::new, |x| x.to_string());
+    let Reading { driver, sm_mhz, memory_mhz, watts, celsius } = reading;
+    [driver.clone(), number(*sm_mhz), number(*memory_mhz), number(*watts), number(*celsius)]
+}
+
+/// Cells as a line.
+pub fn csv(cells: impl IntoIterator<Item = String>) -> String {
+    let quoted = cells.into_iter().map(|cell| match cell.contains([',', '"']) {
         true => format!("\"{}\"", cell.replace('"', "\"\"")),
         false => cell,
     });
-    quoted.join(",")
+    quoted.collect::<Vec<_>>().join(",")
 }
 
 /// A table being written, line by line, so that an interrupted run leaves what it has measured.
@@ -65,14 +70,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// `<family>.csv` in criterion's folder, begun anew.
+    /// `<name>.csv` with these columns in `folder`, begun anew.
     ///
     /// # Errors
     /// The folder or the file cannot be written.
-    pub fn begin(folder: &Path, family: &str) -> std::io::Result<Self> {
+    pub fn begin(folder: &Path, name: &str, header: &str) -> std::io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let path = folder.join(format!("{family}.csv"));
-        fs::write(&path, format!("{HEADER}\n"))?;
+        let path = folder.join(format!("{name}.csv"));
+        fs::write(&path, format!("{header}\n"))?;
         Ok(Self { path })
     }
 

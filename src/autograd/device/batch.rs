@@ -30,9 +30,10 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
-    /// The batches that the loader makes for `recipe`, at up to `resolution` pixels (0: those of the recipe).
+    /// The batches that the loader makes for `recipe`, in training, in its evaluations, and in others at up to
+    /// `resolution` pixels.
     pub fn of_recipe(recipe: &Recipe, slots: usize, resolution: usize) -> Self {
-        let resolution = recipe.resolution.max.max(resolution);
+        let resolution = resolution.max(recipe.resolution.max).max(recipe.eval.resolution);
         Self {
             tokens: recipe.packing.tokens,
             slots,
@@ -227,7 +228,15 @@ impl DeviceBatch {
     /// A batch of another shape, or whose `cu_seqlens` decreases or overruns; a failed device.
     pub fn write(&mut self, stream: &Stream, batch: &PackedBatch, step: &StepState) -> Result<()> {
         let shape = BatchShape { longest: self.shape.longest, ..BatchShape::of(batch) };
-        if shape != self.shape || longest(batch) > self.shape.longest {
+        if longest(batch) > self.shape.longest {
+            return Err(Error::usage(format!(
+                "an image of the batch has {} patches along an axis, and positions are prepared for {} on the device; \
+                 lower its resolution, or use --device cpu",
+                longest(batch),
+                self.shape.longest
+            )));
+        }
+        if shape != self.shape {
             return Err(Error::usage(format!(
                 "a batch of {:?} does not fit memory made for {:?}; every batch of a run has one shape",
                 BatchShape::of(batch),

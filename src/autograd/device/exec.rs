@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::graph::{Graph, Kind, ParamSpec, Tensor, TensorInfo};
+use super::super::graph::{Graph, Kind, Node, ParamSpec, Tensor, TensorInfo};
 use super::super::op::StepState;
 use super::super::plan::Plan;
 use super::batch::{BatchShape, DeviceBatch};
@@ -22,6 +22,8 @@ pub struct DeviceExecutor {
     graph: Graph,
     memory: Memory,
     launches: Vec<Launch>,
+    /// The node of each launch.
+    order: Vec<usize>,
     batches: Vec<DeviceBatch>,
     workspace: Buffer<u8>,
     schedules: Vec<Schedule>,
@@ -138,6 +140,7 @@ impl DeviceExecutor {
             label_fault: device.zeros(1)?,
             stream,
             launches,
+            order: plan.order,
             memory,
             graph,
         })
@@ -225,17 +228,18 @@ impl DeviceExecutor {
     /// # Errors
     /// What a launch refuses; a failed device.
     pub fn launch(&self, at: usize) -> Result<()> {
-        let batch = &self.batches[at];
-        let step = Step {
-            stream: &self.stream,
-            batch,
-            workspace: &self.workspace,
-            accumulate: &self.accumulate,
-            rank: &self.rank,
-            label_fault: &self.label_fault,
-            schedules: &self.schedules,
-            keep: &self.keep,
-        };
+        self.launch_tables(at)?;
+        let step = self.step(at);
+        self.launches.iter().try_for_each(|launch| launch(&step))
+    }
+
+    /// The first part of [`launch`](Self::launch): what nodes share, the work lists of attention and the factors of
+    /// stochastic depth.
+    ///
+    /// # Errors
+    /// As for [`launch`](Self::launch).
+    pub fn launch_tables(&self, at: usize) -> Result<()> {
+        let (step, batch) = (self.step(at), &self.batches[at]);
         for schedule in &self.schedules {
             let host = Some(&batch.host_cu_seqlens[..]);
             schedule.launch(&self.stream, &batch.cu_seqlens, host)?;
@@ -252,7 +256,33 @@ impl DeviceExecutor {
                 keys,
             )?;
         }
-        self.launches.iter().try_for_each(|launch| launch(&step))
+        Ok(())
+    }
+
+    /// One node of [`launch`](Self::launch) by itself, by its place in [`launched`](Self::launched): for measuring.
+    ///
+    /// # Errors
+    /// As for [`launch`](Self::launch).
+    pub fn launch_node(&self, at: usize, node: usize) -> Result<()> {
+        self.launches[node](&self.step(at))
+    }
+
+    /// The nodes that [`launch`](Self::launch) queues, in order.
+    pub fn launched(&self) -> impl ExactSizeIterator<Item = &Node> {
+        self.order.iter().map(|&node| &self.graph.nodes[node])
+    }
+
+    fn step(&self, at: usize) -> Step<'_> {
+        Step {
+            stream: &self.stream,
+            batch: &self.batches[at],
+            workspace: &self.workspace,
+            accumulate: &self.accumulate,
+            rank: &self.rank,
+            label_fault: &self.label_fault,
+            schedules: &self.schedules,
+            keep: &self.keep,
+        }
     }
 
     /// `[N]`, written by the loss: how many classes are ahead of the target's (0: recognised), −1 at weight 0.

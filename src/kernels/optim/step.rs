@@ -19,6 +19,9 @@ pub struct OptimizerStep {
     pub clip: f64,
     /// Decay of the moving average.
     pub ema_decay: f64,
+    /// Sum of the loss weights of the step: the gradients, of which every image added its own, are divided by it. 0
+    /// divides by 1.
+    pub images: f64,
     /// Key of stochastic rounding.
     pub seed: u64,
     /// Not 0 where gradients are added to those of the batch before.
@@ -35,7 +38,7 @@ pub struct OptimizerState {
     pub step: u64,
     /// Steps left out because a gradient was not finite.
     pub skipped: u64,
-    /// Norm of the last gradients before clipping; infinite or NaN where the step was left out.
+    /// Norm of the last gradients, divided by the images, before clipping; infinite or NaN where the step was left out.
     pub norm: f64,
     /// Learning rate of the last step taken.
     pub lr: f64,
@@ -49,7 +52,7 @@ pub struct OptimizerState {
 pub struct Factors {
     /// Not 0 where the last step was left out, or is not finished.
     pub skip: i32,
-    /// Factor on the gradients: clipping.
+    /// Factor on the gradients: division by the images, and clipping.
     pub grad_scale: f32,
     /// `1 / (1 − β1ᵗ)`.
     pub inverse1: f32,

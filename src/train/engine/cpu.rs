@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Engine, TrainState, loss_scale};
+use super::{Engine, TrainState, loss_weight};
 use crate::autograd::{CpuExecutor, ParamSpec, StepState, Workload};
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
@@ -25,6 +25,8 @@ pub struct CpuEngine {
     optimizer: Optimizer,
     evaluated: Model,
     seed: u64,
+    /// Batches of the step that is being queued, but for its last.
+    added: Vec<PackedBatch>,
     finished: VecDeque<StepOutcome>,
 }
 
@@ -46,6 +48,7 @@ impl CpuEngine {
             ema_decay: recipe.train.ema,
             optimizer,
             seed: recipe.train.seed,
+            added: Vec::new(),
             finished: VecDeque::new(),
             step,
         })
@@ -65,7 +68,7 @@ impl CpuEngine {
             grad.fill(0.0);
         }
         let Self { step, executor, params, grads, .. } = self;
-        let state = StepState { seed: self.seed, loss_scale: loss_scale(batches) };
+        let state = StepState { seed: self.seed, loss_scale: 1.0 / loss_weight(batches) };
         let mut outcome = StepOutcome::default();
         let mut counts = Classification::new(step.classes(), step.loss_kind());
         for batch in batches {
@@ -93,8 +96,18 @@ impl Engine for CpuEngine {
         1
     }
 
-    fn queue(&mut self, batches: &[PackedBatch], lr: f64) -> Result<()> {
-        let mut outcome = self.gradients(batches);
+    fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()> {
+        let Some(lr) = last else {
+            self.added.push(batch.clone());
+            return Ok(());
+        };
+        let mut outcome = if self.added.is_empty() {
+            self.gradients(std::slice::from_ref(batch))
+        } else {
+            let mut batches = std::mem::take(&mut self.added);
+            batches.push(batch.clone());
+            self.gradients(&batches)
+        };
         outcome.grad_norm = f64::NAN;
         if outcome.loss.is_finite() {
             outcome.grad_norm = match self.optimizer.step(lr, &mut self.params, &self.grads) {
@@ -109,6 +122,10 @@ impl Engine for CpuEngine {
         }
         self.finished.push_back(outcome);
         Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.finished.is_empty()
     }
 
     fn collect(&mut self) -> Result<StepOutcome> {

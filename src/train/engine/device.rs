@@ -9,9 +9,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::device_optimizer::{DeviceOptimizer, Update};
 use super::memory::DeviceMemory;
-use super::moments::{Moments, Turn};
-use super::{Engine, TrainState, loss_scale};
+use super::{Engine, TrainState};
 use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
 use crate::autograd::{DeviceExecutor, ParamSpec, StepState, Workload};
 use crate::data::batch::PackedBatch;
@@ -32,7 +32,7 @@ const PLACES: usize = 2;
 /// How a device runs steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// Every kernel is launched by itself: slower, but an error names the kernel.
+    /// Every kernel is launched by itself: slower, but what a launch refuses names its kernel.
     pub no_graph: bool,
 }
 
@@ -40,7 +40,7 @@ pub struct DeviceOptions {
 pub struct DeviceEngine {
     step: TrainStep,
     executor: DeviceExecutor,
-    moments: Moments,
+    optimizer: DeviceOptimizer,
     evaluated: DeviceModel,
     memory: DeviceMemory,
     places: Vec<Place>,
@@ -52,12 +52,27 @@ pub struct DeviceEngine {
     seed: u64,
     /// Batches queued so far.
     queued: u64,
+    /// Sum of the loss weights of the step that is being queued; none before its first batch.
+    weight: Option<f64>,
     under_way: VecDeque<Batch>,
     /// The step whose batches are being collected.
     partial: Partial,
     finished: VecDeque<StepOutcome>,
     /// When the batch that was collected last had run; none where something else ran since.
     ended: Option<Arc<Event>>,
+}
+
+/// A part of a step, for measuring it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Zero gradients.
+    Zero,
+    /// What the nodes share, see [`DeviceExecutor::launch_tables`].
+    Tables,
+    /// A node by its place in [`DeviceExecutor::launched`].
+    Node(usize),
+    /// The optimiser.
+    Update,
 }
 
 /// What belongs to one of the batches in device memory.
@@ -74,8 +89,8 @@ struct Place {
 /// A batch that is queued.
 struct Batch {
     place: usize,
-    turn: Turn,
-    loss_scale: f64,
+    /// Of the last of its step, what the sum of the losses is divided by.
+    images: Option<f64>,
     tokens: usize,
     budget: usize,
     flops: f64,
@@ -105,23 +120,21 @@ impl DeviceEngine {
     ) -> Result<Self> {
         limits::check(&recipe.model)?;
         let shape = BatchShape::of_recipe(recipe, slots, 0);
-        let before = device.allocated_bytes();
+        let device = &device.counted_apart();
         let decay = |param: &ParamSpec| weight_decay(param, &recipe.train);
         let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(step.graph()), &decay)?)?);
         let executor = DeviceExecutor::with_params(device, step.graph(), shape, PLACES, params.clone())?;
-        let moments = Moments::new(device, &params, &recipe.train, PLACES)?;
+        let optimizer = DeviceOptimizer::new(device, &params, &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
-        let average = moments.average().unwrap_or(&params).clone();
-        // An evaluation may be of another resolution than the training.
-        let shape = BatchShape::of_recipe(recipe, slots, recipe.eval.resolution);
+        let average = optimizer.average().unwrap_or(&params).clone();
         let evaluated = DeviceModel::beside(&executor, recipe, step.classes(), shape, average)?;
-        let state = params.bytes() + size_of::<f32>() * executor.grads().len() + moments.bytes();
+        let state = params.bytes() + size_of::<f32>() * executor.grads().len() + optimizer.bytes();
         let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
         let memory = DeviceMemory {
             state,
             activations,
             input,
-            workspace: trained - before - state - activations - input,
+            workspace: trained - state - activations - input,
             evaluation: device.allocated_bytes() - trained,
         };
         let place = |_| {
@@ -140,6 +153,7 @@ impl DeviceEngine {
             copies: device.stream()?,
             seed: recipe.train.seed,
             queued: 0,
+            weight: None,
             under_way: VecDeque::new(),
             partial: Partial::default(),
             finished: VecDeque::new(),
@@ -147,7 +161,7 @@ impl DeviceEngine {
             options,
             memory,
             evaluated,
-            moments,
+            optimizer,
             executor,
             step,
         })
@@ -160,7 +174,7 @@ impl DeviceEngine {
     pub fn load(&mut self, state: &TrainState<'_>) -> Result<()> {
         self.settle()?;
         self.executor.params().write(self.executor.stream(), &state.weights)?;
-        self.moments.load(&self.executor, state)
+        self.optimizer.load(&self.executor, state)
     }
 
     /// Device memory of the training.
@@ -173,8 +187,26 @@ impl DeviceEngine {
         &self.executor
     }
 
-    /// Queues one batch of a step.
-    fn queue_batch(&mut self, batch: &PackedBatch, lr: f64, loss_scale: f64, turn: Turn) -> Result<()> {
+    /// Queues a part of a step by itself over the newest batch. All parts in order are a step; otherwise what is
+    /// trained is of no use afterwards.
+    ///
+    /// # Errors
+    /// No batch was queued yet; what a launch refuses; a failed device.
+    pub fn launch_part(&self, part: Part) -> Result<()> {
+        let Some(newest) = self.queued.checked_sub(1) else {
+            return Err(Error::failure("no batch was queued over which a part of a step could run"));
+        };
+        let at = (newest % PLACES as u64) as usize;
+        match part {
+            Part::Zero => self.optimizer.before(at, &self.executor),
+            Part::Tables => self.executor.launch_tables(at),
+            Part::Node(node) => self.executor.launch_node(at, node),
+            Part::Update => self.optimizer.after(at, &self.executor),
+        }
+    }
+
+    /// Queues one batch, the first of a step or not, and the update where it is the last.
+    fn queue_batch(&mut self, batch: &PackedBatch, first: bool, update: Option<Update>) -> Result<()> {
         let at = (self.queued % PLACES as u64) as usize;
         if self.under_way.len() == PLACES {
             self.collect_batch()?;
@@ -183,9 +215,10 @@ impl DeviceEngine {
         if let Some(ended) = &self.places[at].ended {
             self.copies.wait(ended)?;
         }
-        let state = StepState { seed: self.seed, loss_scale };
+        // Losses are not scaled: how many images a step has is known with its last batch alone.
+        let state = StepState { seed: self.seed, loss_scale: 1.0 };
         self.executor.write_batch(at, &self.copies, batch, &state)?;
-        self.moments.write(at, &self.copies, lr, turn)?;
+        self.optimizer.write(at, &self.copies, first, update)?;
         let copied = self.copies.record()?;
         self.executor.stream().wait(&copied)?;
         let begun = self.executor.stream().record()?;
@@ -194,14 +227,13 @@ impl DeviceEngine {
         self.per_image.read_pinned(stream, &mut place.losses)?;
         self.executor.rank().read_pinned(stream, &mut place.rank)?;
         self.executor.label_fault().read_pinned(stream, &mut place.fault)?;
-        self.moments.state().read_pinned(stream, &mut place.state)?;
+        self.optimizer.state().read_pinned(stream, &mut place.state)?;
         let ended = Arc::new(stream.record()?);
         place.ended = Some(ended.clone());
         self.queued += 1;
         self.under_way.push_back(Batch {
             place: at,
-            turn,
-            loss_scale,
+            images: update.map(|update| update.images),
             tokens: batch.live_tokens(),
             budget: batch.tokens(),
             flops: self.step.flops(&Workload::of(batch)),
@@ -229,9 +261,9 @@ impl DeviceEngine {
     }
 
     fn launch(&self, at: usize) -> Result<()> {
-        self.moments.before(at, &self.executor)?;
+        self.optimizer.before(at, &self.executor)?;
         self.executor.launch(at)?;
-        self.moments.after(at, &self.executor)
+        self.optimizer.after(at, &self.executor)
     }
 
     /// Waits for the oldest batch and reads what it did.
@@ -244,7 +276,7 @@ impl DeviceEngine {
         let loss: f64 = losses.iter().map(|x| f64::from(*x)).sum();
         loss::fault(place.fault.read()?[0])?;
         let Partial { outcome, recognised, idle } = &mut self.partial;
-        outcome.loss += loss * batch.loss_scale;
+        outcome.loss += loss;
         outcome.tokens += batch.tokens;
         outcome.budget += batch.budget;
         outcome.flops += batch.flops;
@@ -257,8 +289,9 @@ impl DeviceEngine {
             let seconds = f64::from(before.elapsed_ms(&batch.begun)?.max(0.0)) / 1e3;
             *idle = Some(idle.unwrap_or(0.0) + seconds);
         }
-        if batch.turn.last {
+        if let Some(images) = batch.images {
             let Partial { mut outcome, recognised, idle } = std::mem::take(&mut self.partial);
+            outcome.loss /= images;
             outcome.accuracy = recognised as f64 / outcome.images.max(1) as f64;
             outcome.grad_norm = place.state.read()?[0].norm;
             // Of the first step nobody knows how long the device had waited.
@@ -268,12 +301,12 @@ impl DeviceEngine {
         Ok(())
     }
 
-    /// Waits for everything that is queued, so that something else can run.
+    /// Waits for everything that is queued, so that something else can run. A step that is not whole is forgotten.
     fn settle(&mut self) -> Result<()> {
         while !self.under_way.is_empty() {
             self.collect_batch()?;
         }
-        self.ended = None;
+        (self.ended, self.weight, self.partial) = (None, None, Partial::default());
         self.executor.check()
     }
 }
@@ -287,13 +320,16 @@ impl Engine for DeviceEngine {
         PLACES
     }
 
-    fn queue(&mut self, batches: &[PackedBatch], lr: f64) -> Result<()> {
-        let scale = loss_scale(batches);
-        for (i, batch) in batches.iter().enumerate() {
-            let turn = Turn { first: i == 0, last: i + 1 == batches.len() };
-            self.queue_batch(batch, lr, scale, turn)?;
-        }
-        Ok(())
+    fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()> {
+        let first = self.weight.is_none();
+        let weight = self.weight.unwrap_or(0.0) + batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+        self.weight = last.is_none().then_some(weight);
+        let update = last.map(|lr| Update { lr, images: weight.max(1.0) });
+        self.queue_batch(batch, first, update)
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.finished.is_empty()
     }
 
     fn collect(&mut self) -> Result<StepOutcome> {
@@ -308,9 +344,9 @@ impl Engine for DeviceEngine {
     fn state(&mut self) -> Result<TrainState<'_>> {
         self.settle()?;
         let params = self.executor.params();
-        let [m, v] = self.moments.read(params)?;
-        let ema = self.moments.average().map(|average| average.read()).transpose()?;
-        let state = self.moments.state().download()?;
+        let [m, v] = self.optimizer.read(params)?;
+        let ema = self.optimizer.average().map(|average| average.read()).transpose()?;
+        let state = self.optimizer.state().download()?;
         Ok(TrainState {
             weights: params.read()?.into(),
             ema: ema.map(Into::into),
@@ -322,7 +358,7 @@ impl Engine for DeviceEngine {
 
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
         self.settle()?;
-        if let Some(average) = self.moments.average() {
+        if let Some(average) = self.optimizer.average() {
             average.round(self.executor.stream())?;
         }
         Ok(Box::new(&mut self.evaluated))

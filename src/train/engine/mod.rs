@@ -6,14 +6,14 @@
 
 mod cpu;
 mod device;
+mod device_optimizer;
 mod memory;
-mod moments;
 
 use std::borrow::Cow;
 
 pub use cpu::CpuEngine;
-pub use device::{DeviceEngine, DeviceOptions};
-pub use memory::{DeviceMemory, check_fits};
+pub use device::{DeviceEngine, DeviceOptions, Part};
+pub use memory::{DeviceMemory, check_fits, largest_tokens};
 
 use super::step::StepOutcome;
 use crate::autograd::ParamSpec;
@@ -29,12 +29,25 @@ pub trait Engine {
     /// How many steps may be queued before one is collected.
     fn depth(&self) -> usize;
 
-    /// Queues a step over `batches`, whose gradients are summed; the loss is the mean over all their images.
-    /// Then the optimiser takes a step with learning rate `lr`, unless loss or gradients are not finite.
+    /// Adds a batch to the step that is being queued: the gradients of its batches are summed, and its loss is the mean
+    /// over all their images. With the last one comes the learning rate with which the optimiser then takes a step,
+    /// unless the gradients are not finite.
     ///
     /// # Errors
     /// A failed device; a batch of another shape.
-    fn queue(&mut self, batches: &[PackedBatch], lr: f64) -> Result<()>;
+    fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()>;
+
+    /// Queues a step over `batches`, of which there is at least one, with learning rate `lr`.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    fn queue(&mut self, batches: &[PackedBatch], lr: f64) -> Result<()> {
+        let last = |i: usize| (i + 1 == batches.len()).then_some(lr);
+        batches.iter().enumerate().try_for_each(|(i, batch)| self.add(batch, last(i)))
+    }
+
+    /// Whether a step has run that can be collected without waiting.
+    fn is_ready(&self) -> bool;
 
     /// Waits for the oldest queued step and tells what it did.
     ///
@@ -98,8 +111,7 @@ impl TrainState<'_> {
     }
 }
 
-/// Factor on the loss that makes it the mean over all images of a step: 1 / sum of their weights.
-fn loss_scale(batches: &[PackedBatch]) -> f64 {
-    let weight: f64 = batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum();
-    1.0 / weight.max(1.0)
+/// What a sum over the images of a step is divided by: the sum of their weights.
+fn loss_weight(batches: &[PackedBatch]) -> f64 {
+    batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum::<f64>().max(1.0)
 }

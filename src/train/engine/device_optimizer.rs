@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::autograd::DeviceExecutor;
 use crate::autograd::device::DeviceParams;
 use crate::device::{Buffer, Device, Pinned, Stream};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::optim::{self, Operands, OptimizerState, OptimizerStep, Tables};
 use crate::recipe::TrainConfig;
 
 /// AdamW over the arenas of a [`DeviceExecutor`].
-pub(super) struct Moments {
+pub(super) struct DeviceOptimizer {
     tables: Tables,
     m: Buffer<f32>,
     v: Buffer<f32>,
@@ -24,14 +24,15 @@ pub(super) struct Moments {
     settings: OptimizerStep,
 }
 
-/// Where a batch stands in its step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Turn {
-    pub first: bool,
-    pub last: bool,
+/// What comes after the last batch of a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Update {
+    pub lr: f64,
+    /// Sum of the loss weights of its images.
+    pub images: f64,
 }
 
-impl Moments {
+impl DeviceOptimizer {
     /// Zeros.
     pub(super) fn new(
         device: &Device,
@@ -61,6 +62,7 @@ impl Moments {
                 eps: config.eps,
                 clip: config.clip,
                 ema_decay: config.ema,
+                images: 0.0,
                 seed: config.seed,
                 continues: 0,
                 unfinished: 0,
@@ -82,11 +84,18 @@ impl Moments {
         &self.state
     }
 
-    /// Queues what batch `at` is told.
-    pub(super) fn write(&mut self, at: usize, stream: &Stream, lr: f64, turn: Turn) -> Result<()> {
+    /// Queues what batch `at` is told: whether it is the `first` of its step, and what its last is followed by.
+    pub(super) fn write(
+        &mut self,
+        at: usize,
+        stream: &Stream,
+        first: bool,
+        update: Option<Update>,
+    ) -> Result<()> {
         let (buffer, host) = &mut self.steps[at];
-        let [continues, unfinished] = [!turn.first, !turn.last].map(i32::from);
-        host.edit()?[0] = OptimizerStep { lr, continues, unfinished, ..self.settings };
+        let [continues, unfinished] = [!first, update.is_none()].map(i32::from);
+        let Update { lr, images } = update.unwrap_or(Update { lr: 0.0, images: 0.0 });
+        host.edit()?[0] = OptimizerStep { lr, images, continues, unfinished, ..self.settings };
         buffer.write_pinned(stream, host)
     }
 
@@ -120,8 +129,10 @@ impl Moments {
         let (stream, layout) = (executor.stream(), executor.params().layout());
         self.m.write(stream, &layout.pack(&state.m)?)?;
         self.v.write(stream, &layout.pack(&state.v)?)?;
-        if let (Some(average), Some(values)) = (&self.average, &state.ema) {
-            average.write(stream, values)?;
+        match (&self.average, &state.ema) {
+            (Some(average), Some(values)) => average.write(stream, values)?,
+            (None, None) => {}
+            _ => return Err(Error::failure("a state with a moving average goes with train.ema alone")),
         }
         self.state.write(stream, &[OptimizerState { step: state.optimizer_step, ..Default::default() }])
     }
