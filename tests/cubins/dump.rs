@@ -29,6 +29,13 @@ pub struct Instructions {
     pub matrix: u32,
     /// Loads and stores of local memory.
     pub local: u32,
+    /// Registers of a thread that a warpgroup keeps when it gives up some, and has when it takes some; 0 where none
+    /// does.
+    pub roles: [u32; 2],
+    /// Fences between the first matrix instruction and the last: what waits for memory in a main loop.
+    pub fences: u32,
+    /// Fences since the last matrix instruction.
+    pub trailing: u32,
 }
 
 /// The dumps of one fatbin.
@@ -137,8 +144,21 @@ fn instructions(text: &str) -> BTreeMap<Place, Instructions> {
             // A predicate such as `@!P0` may stand before the operation.
             let operation = rest.split_whitespace().find(|word| !word.starts_with('@')).unwrap_or("");
             match operation.split('.').next().unwrap_or("") {
-                "HMMA" | "HGMMA" => found.matrix += 1,
+                "HMMA" | "HGMMA" => {
+                    if found.matrix > 0 {
+                        found.fences += found.trailing;
+                    }
+                    (found.matrix, found.trailing) = (found.matrix + 1, 0);
+                }
                 "LDL" | "STL" => found.local += 1,
+                "MEMBAR" => found.trailing += 1,
+                // `USETMAXREG.DEALLOC.CTAPOOL 0x18`, `USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0`
+                "USETMAXREG" => {
+                    let words = rest.split_whitespace();
+                    let count = words.filter_map(|word| word.strip_prefix("0x")).next();
+                    let count = count.and_then(|count| u32::from_str_radix(count, 16).ok()).unwrap_or(0);
+                    found.roles[usize::from(operation.contains("TRY_ALLOC"))] = count;
+                }
                 _ => {}
             }
         }
@@ -210,6 +230,11 @@ arch = sm_80
         /*0020*/              @!P0 STL.64 [R1], R2 ;                      /* 0x0000580004027625 */
         /*0030*/               @P1 LDL R2, [R1] ;                         /* 0x0000580004027625 */
         /*0040*/                   LDGSTS.E.BYPASS.128 [R7], [R2.64] ;    /* 0x0000000002077fae */
+        /*0050*/                   MEMBAR.ALL.GPU ;                       /* 0x0000000000007992 */
+        /*0060*/                   HGMMA.64x256x16.F32.BF16 R24, gdesc[UR12], R24 ; /* 0x03e000000c187df0 */
+        /*0070*/                   MEMBAR.ALL.GPU ;                       /* 0x0000000000007992 */
+        /*0080*/                   USETMAXREG.DEALLOC.CTAPOOL 0x18 ;      /* 0x00000018000079c8 */
+        /*0090*/                   USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0 ; /* 0x000000f0000079c8 */
 \t\t..........
 
 
@@ -217,7 +242,8 @@ arch = sm_80
 \t\t..........
 ";
     let place = ("gemm_bf16".to_owned(), "sm_80".to_owned());
-    let expected = BTreeMap::from([(place, Instructions { bytes: 0x50, matrix: 1, local: 2 })]);
+    let found = Instructions { bytes: 0xa0, matrix: 2, local: 2, roles: [24, 240], fences: 1, trailing: 1 };
+    let expected = BTreeMap::from([(place, found)]);
     assert_eq!(instructions(text), expected);
 }
 

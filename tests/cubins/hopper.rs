@@ -2,12 +2,14 @@
 //! sm_90a, have its instructions.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rayon::prelude::*;
 use trencadis::kernels::registry::{Source, Tier};
 
+use crate::dump::Dump;
+use crate::report::Report;
 use crate::{built, planted, units};
 
 /// Every form of these must be in the code of a source: bulk copies, matrix instructions, mbarriers, registers that
@@ -70,16 +72,21 @@ fn compile(nvcc: &Path, cuobjdump: &Path, source: &Source, folder: &Path) -> (St
     (said, String::from_utf8_lossy(&code.stdout).into_owned())
 }
 
-#[test]
-fn wrappers_for_hopper_compile_to_its_instructions() {
-    let (report, cuobjdump) = match built() {
-        Ok(built) => built,
+/// What the build has left, or a line that says why it has nothing.
+fn compiled() -> Option<(Report, PathBuf)> {
+    match built() {
+        Ok(built) => Some(built),
         Err(reason) => {
             assert!(std::env::var_os("TRENCADIS_REQUIRE_KERNELS").is_none_or(|v| v != "1"), "{reason}");
             let _ = writeln!(std::io::stderr(), "skipped: compiled kernels ({reason})");
-            return;
+            None
         }
-    };
+    }
+}
+
+#[test]
+fn wrappers_for_hopper_compile_to_its_instructions() {
+    let Some((report, cuobjdump)) = compiled() else { return };
     let folder = tempfile::tempdir().unwrap();
     let sources: Vec<Source> =
         planted::sources().into_iter().filter(|source| source.tier == Tier::Sm90).map(right).collect();
@@ -95,4 +102,19 @@ fn wrappers_for_hopper_compile_to_its_instructions() {
             assert!(code.contains(instruction), "{}: no {instruction}", source.file);
         }
     });
+}
+
+/// The warpgroup that copies keeps 24 registers, those that multiply take 240, and these wait for nothing but stages.
+#[test]
+fn the_gemm_for_hopper_keeps_its_roles() {
+    let Some((report, cuobjdump)) = compiled() else { return };
+    let Some(fatbin) = report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_gemm") else { return };
+    let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
+    for ((name, arch), code) in &dump.instructions {
+        assert_eq!(code.roles, [24, 240], "{name} {arch}");
+        assert_eq!(code.fences, 0, "{name} {arch}: fences in the main loop");
+        // Four steps of 16 k, for one or two times 64 rows, by one main loop.
+        assert!(matches!(code.matrix, 4 | 8), "{name} {arch}: {} matrix instructions", code.matrix);
+    }
+    assert!(!dump.instructions.is_empty());
 }

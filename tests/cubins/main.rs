@@ -88,7 +88,7 @@ struct Findings {
 impl Findings {
     fn new(allowed: Vec<Exception>) -> Self {
         let head = format!(
-            "{:<44} {:<6} {:>4} {:>6} {:>6} {:>6} {:>6} {:>7}",
+            "{:<48} {:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7}",
             "kernel", "arch", "regs", "stack", "static", "blocks", "matrix", "bytes"
         );
         let allowed = allowed.into_iter().map(|line| (line, false)).collect();
@@ -116,16 +116,19 @@ impl Findings {
                 }
             }
         }
-        self.table.push(format!("{:<44} {bytes} bytes, {:.1} s of nvcc", source.file, fatbin.seconds));
+        self.table.push(format!("{:<48} {bytes} bytes, {:.1} s of nvcc", source.file, fatbin.seconds));
         self.bytes += bytes;
         self.seconds += fatbin.seconds;
     }
 
     fn kernel(&mut self, kernel: &Kernel, arch: &str, uses: Resources, code: Instructions) {
         self.table.push(format!(
-            "{:<44} {arch:<6} {:>4} {:>6} {:>6} {:>6} {:>6} {:>7}",
+            "{:<48} {arch:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7}",
             kernel.name,
-            uses.registers,
+            match code.roles {
+                [0, 0] => uses.registers.to_string(),
+                [kept, taken] => format!("{kept}/{taken}"),
+            },
             uses.stack + uses.local,
             uses.shared,
             blocks(uses.registers, kernel.threads),
@@ -150,7 +153,7 @@ impl Findings {
     /// After the last source: budgets, and exceptions that are none.
     fn finish(&mut self) {
         let (bytes, seconds) = (self.bytes, self.seconds);
-        self.table.push(format!("{:<44} {bytes} bytes, {seconds:.1} s of nvcc", "all"));
+        self.table.push(format!("{:<48} {bytes} bytes, {seconds:.1} s of nvcc", "all"));
         if bytes > FATBIN_BYTES {
             self.faults.push(format!("the fatbins are {bytes} bytes, at most {FATBIN_BYTES} are allowed"));
         }
@@ -246,7 +249,7 @@ fn finds_faults_and_idle_exceptions() {
         tensor_cores: true,
     };
     let good = Resources { registers: 128, ..Default::default() };
-    let code = Instructions { bytes: 16, matrix: 1, local: 0 };
+    let code = Instructions { bytes: 16, matrix: 1, ..Default::default() };
     assert_eq!(faults(&kernel, good, code), []);
     let what = |uses, code| faults(&kernel, uses, code).iter().map(|(what, _)| *what).collect::<Vec<_>>();
     assert_eq!(what(Resources { registers: 136, ..good }, code), ["registers", "blocks"]);
