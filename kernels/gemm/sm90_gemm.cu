@@ -124,7 +124,9 @@ struct HopperGemm {
     static constexpr uint32_t COLUMN_BYTES = Epilogue::COLUMN_SUMS ? CONSUMERS * 4 * BN * 4 : 0;
     static constexpr uint32_t MBARRIER_BYTES = 1024;
     static constexpr uint32_t REST_BYTES = MBARRIER_BYTES + CONSUMERS * 4 * STAGING_BYTES + COLUMN_BYTES;
-    static constexpr int STAGES = int((232448 - 1024 - REST_BYTES) / STAGE_BYTES);
+    // What a block is launched with: a KiB less than there is, in case that the system's own counts.
+    static constexpr uint32_t SHARED_BYTES = 231424;
+    static constexpr int STAGES = int((SHARED_BYTES - 1024 - REST_BYTES) / STAGE_BYTES);
     static_assert(STAGES >= 3, "a shorter ring hides nothing");
     static_assert(BM % 128 == 0 && BN % 16 == 0, "");
 

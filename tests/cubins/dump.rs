@@ -32,6 +32,8 @@ pub struct Instructions {
     /// Registers of a thread that a warpgroup keeps when it gives up some, and has when it takes some; 0 where none
     /// does.
     pub roles: [u32; 2],
+    /// Where a warpgroup begins a row of matrix instructions, and where it waits for some.
+    pub meetings: [u32; 2],
     /// Fences between the first matrix instruction and the last: what waits for memory in a main loop.
     pub fences: u32,
     /// Fences since the last matrix instruction.
@@ -151,6 +153,7 @@ fn instructions(text: &str) -> BTreeMap<Place, Instructions> {
                     (found.matrix, found.trailing) = (found.matrix + 1, 0);
                 }
                 "LDL" | "STL" => found.local += 1,
+                "WARPGROUP" => found.meetings[usize::from(operation.contains("DEPBAR"))] += 1,
                 "MEMBAR" => found.trailing += 1,
                 // `USETMAXREG.DEALLOC.CTAPOOL 0x18`, `USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0`
                 "USETMAXREG" => {
@@ -235,6 +238,8 @@ arch = sm_80
         /*0070*/                   MEMBAR.ALL.GPU ;                       /* 0x0000000000007992 */
         /*0080*/                   USETMAXREG.DEALLOC.CTAPOOL 0x18 ;      /* 0x00000018000079c8 */
         /*0090*/                   USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0 ; /* 0x000000f0000079c8 */
+        /*00a0*/                   WARPGROUP.ARRIVE ;                     /* 0x0000000000007992 */
+        /*00b0*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;        /* 0x0000000000007992 */
 \t\t..........
 
 
@@ -242,7 +247,15 @@ arch = sm_80
 \t\t..........
 ";
     let place = ("gemm_bf16".to_owned(), "sm_80".to_owned());
-    let found = Instructions { bytes: 0xa0, matrix: 2, local: 2, roles: [24, 240], fences: 1, trailing: 1 };
+    let found = Instructions {
+        bytes: 0xc0,
+        matrix: 2,
+        local: 2,
+        roles: [24, 240],
+        meetings: [1, 1],
+        fences: 1,
+        trailing: 1,
+    };
     let expected = BTreeMap::from([(place, found)]);
     assert_eq!(instructions(text), expected);
 }

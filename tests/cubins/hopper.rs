@@ -111,7 +111,11 @@ fn the_gemm_for_hopper_keeps_its_roles() {
     let Some(fatbin) = report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_gemm") else { return };
     let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
     for ((name, arch), code) in &dump.instructions {
-        assert_eq!(code.roles, [24, 240], "{name} {arch}");
+        // What the launch gives all three warpgroups is what they take then: with less, the takers would wait for ever.
+        let registers = dump.resources[&(name.clone(), arch.clone())].registers;
+        assert_eq!((code.roles, 3 * registers), ([24, 240], 24 + 2 * 240), "{name} {arch}");
+        // Begun once a step; waited for once a step and once at the end.
+        assert_eq!(code.meetings, [1, 2], "{name} {arch}: matrix instructions wait for one another");
         assert_eq!(code.fences, 0, "{name} {arch}: fences in the main loop");
         // Four steps of 16 k, for one or two times 64 rows, by one main loop.
         assert!(matches!(code.matrix, 4 | 8), "{name} {arch}: {} matrix instructions", code.matrix);

@@ -72,7 +72,9 @@ impl Loaded for Modules {
         .result()
         .map_err(failed(format_args!("the kernel {name} cannot be launched ({launch:?})")))
     }
+
     fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
+        self.context.bind()?;
         tensor_map::encode(boxes)
     }
 }

@@ -133,6 +133,9 @@ fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
     Err(Error::usage(format!("gemm: {what}")))
 }
 
+/// Most clusters of a plan, far more than a GPU has.
+const MAX_CLUSTERS: u32 = 65_535;
+
 /// Largest extent: the kernels count in i32, up to the end of the last tile.
 const MAX_EXTENT: usize = i32::MAX as usize - 511;
 
@@ -216,10 +219,10 @@ impl Gemm<'_> {
     fn check_plan(&self, epilogue: &Epilogue<'_>, plan: &Plan, device: &DeviceInfo) -> Result<()> {
         if plan.tile.hopper.is_some() {
             let kind = epilogue.kind();
-            if !device.hopper || !plan.tile.has(kind) || plan.clusters == 0 {
+            if !device.hopper || !plan.tile.has(kind) || !(1..=MAX_CLUSTERS).contains(&plan.clusters) {
                 return refuse(format_args!(
                     "the plan has a tile of {}x{} for Hopper in {} clusters; {} has no such kernel for this epilogue, \
-                     or the clusters are none",
+                     or the clusters are not 1 to {MAX_CLUSTERS}",
                     plan.tile.m, plan.tile.n, plan.clusters, device.name
                 ));
             }
@@ -250,10 +253,11 @@ impl Gemm<'_> {
                 plan.splits
             ));
         }
-        // The kernels count tiles in i32.
-        let tiles = plan.tiles(self.shape.m, self.shape.n);
-        if tiles > i32::MAX as usize {
-            return refuse(format_args!("the result has {tiles} tiles; it may have {}", i32::MAX));
+        // The kernels count tiles in i32, on Hopper slices of them, and a step beyond the last.
+        let tiles = plan.tiles(self.shape.m, self.shape.n).saturating_mul(plan.splits as usize);
+        let most = (i32::MAX as u32 - MAX_CLUSTERS) as usize;
+        if tiles > most {
+            return refuse(format_args!("the result has {tiles} tiles in all slices; it may have {most}"));
         }
         Ok(())
     }

@@ -78,8 +78,8 @@ pub const HOPPER_TILES: [Tile; 6] = [
 /// Threads of a block of Hopper's kernel: a warpgroup that copies and two that multiply.
 pub const HOPPER_THREADS: u32 = 384;
 
-/// Shared memory of such a block: all there is.
-pub const HOPPER_SHARED_BYTES: u32 = 232_448;
+/// Shared memory of such a block, `SHARED_BYTES` of the kernel: a KiB less than there is.
+pub const HOPPER_SHARED_BYTES: u32 = 231_424;
 
 /// Every tile. Stages of 32 are for GPUs whose shared memory does not hold enough stages of 64.
 pub const TILES: [Tile; 5] = [
