@@ -74,10 +74,11 @@ fn elementwise(c: &mut Criterion) {
 /// `gemm-tiles.md` into the folder.
 fn tune(folder: &Path) -> Result<()> {
     let told = |file: &Path, cause| Error::failure(format!("{} cannot be written: {cause}", file.display()));
+    let gpu = Gpu::open()?;
     std::fs::create_dir_all(folder).map_err(|cause| told(folder, cause))?;
     let (csv, page) = (folder.join("gemm-tiles.csv"), folder.join("gemm-tiles.md"));
     let mut table = File::create(&csv).map_err(|cause| told(&csv, cause))?;
-    let text = common::gemm::tune::run(&Gpu::open()?, &Tuning::of_vits(), &mut table)?;
+    let text = common::gemm::tune::run(&gpu, &Tuning::of_vits(), &mut table)?;
     print!("{text}");
     std::fs::write(&page, text).map_err(|cause| told(&page, cause))
 }
