@@ -39,7 +39,7 @@ pub struct Peaks {
 /// A device to measure on.
 pub struct Gpu {
     pub device: Device,
-    stream: Stream,
+    pub stream: Stream,
     pub peaks: Peaks,
     pub clocks: Clocks,
 }
@@ -79,6 +79,14 @@ impl<T: Pod> Rotated<T> {
     /// The part of a set.
     pub fn ptr(&self, set: usize) -> Ptr<T> {
         self.buffer.ptr().offset(set * self.pitch)
+    }
+
+    /// All sets.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn download(&self) -> Result<Vec<T>> {
+        self.buffer.download()
     }
 
     /// Rows within the part of a set: row `r` begins at its element `offset + r·stride`.
@@ -140,7 +148,11 @@ impl Gpu {
         })
     }
 
-    fn seconds(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
+    /// Seconds of what `launch` queues, by events.
+    ///
+    /// # Errors
+    /// A launch that is refused, a device that fails.
+    pub fn seconds(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
         let start = self.stream.record()?;
         launch()?;
         let end = self.stream.record()?;
@@ -163,11 +175,23 @@ impl Gpu {
         use rand_distr::{Distribution, StandardNormal};
         let pitch = len.next_multiple_of(128);
         let mut rng = rand_philox::Philox::from_u64_seed(len as u64);
-        let distinct = (sets * pitch).min((1 << 20) - 3);
+        let total = sets * pitch;
+        let distinct = total.min((1 << 20) - 8 * 3);
         let values: Vec<bf16> =
             (0..distinct).map(|_| bf16::from_f32(StandardNormal.sample(&mut rng))).collect();
-        let host: Vec<bf16> = values.iter().copied().cycle().take(sets * pitch).collect();
-        Ok(Rotated { buffer: self.device.upload(&host)?, pitch })
+        let buffer: Buffer<bf16> = self.device.alloc(total)?;
+        buffer.view(0..2 * distinct)?.write(&self.stream, &values)?;
+        // The rest is copied on the device: gigabytes would take seconds from the host.
+        let mut there = distinct;
+        while there < total {
+            let size = there.min(total - there);
+            let copy = CopyParams { out: buffer.ptr().offset(there), x: buffer.ptr(), size: size as i64 };
+            // SAFETY: both parts lie in the buffer, one behind the other, and are multiples of 8 long.
+            unsafe { launch_copy(self.device.kernels(), self.stream.raw(), &copy)? };
+            there += size;
+        }
+        self.stream.synchronize()?;
+        Ok(Rotated { buffer, pitch })
     }
 
     /// Zeros for every set: results, workspaces, statistics.
