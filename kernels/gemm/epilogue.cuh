@@ -133,24 +133,40 @@ struct GemmOut {
         return Columns(p, first + int(ptx::lane_id() % GemmLanes<WN, 8>::LANES) * 8);
     }
 
-    // The 16 rows from `first` on.
+    // What a lane needs of `side` for 16 rows.
+    template <int WN>
+    struct Ahead {
+        Vec16 side[GemmLanes<WN, 8>::COUNT];
+    };
+
+    // Reads it, for WN columns from `column` and the 16 rows from `first` on.
+    template <int WN>
+    static DEVICE Ahead<WN> read(const GemmParams& p, const GemmPlace& place, int column, int first)
+    {
+        using Lanes = GemmLanes<WN, 8>;
+        uint32_t lane = ptx::lane_id();
+        column += int(lane % Lanes::LANES) * 8;
+        Ahead<WN> ahead;
+        UNROLL
+        for (int i = 0; i < Lanes::COUNT; i++) {
+            int row = first + i * Lanes::STEP + int(lane / Lanes::LANES);
+            ahead.side[i] = Vec16{{0, 0, 0, 0}};
+            if (p.side != nullptr && column < p.n && row < place.live) {
+                ahead.side[i] = Global<const bf16>(p.side).load_16(row * p.ld_side + column);
+            }
+        }
+        return ahead;
+    }
+
+    // The 16 rows from `first` on, for which `ahead` was read.
     template <int WN, int N>
     static DEVICE void rows(const GemmParams& p, const GemmPlace& place, Columns& c, int first,
-                            const float (&acc)[N][4])
+                            const Ahead<WN>& ahead, const float (&acc)[N][4])
     {
         using Lanes = GemmLanes<WN, 8>;
         using Staging = GemmStaging<WN>;
         uint32_t lane = ptx::lane_id();
         uint32_t chunk = lane % Lanes::LANES;
-        Vec16 side[Lanes::COUNT];
-        UNROLL
-        for (int i = 0; i < Lanes::COUNT; i++) {
-            int row = first + i * Lanes::STEP + int(lane / Lanes::LANES);
-            side[i] = Vec16{{0, 0, 0, 0}};
-            if (p.side != nullptr && c.inside && row < place.live) {
-                side[i] = Global<const bf16>(p.side).load_16(row * p.ld_side + c.column);
-            }
-        }
         Staging::write(place.staging, acc, lane);
         ptx::warp_sync();
         UNROLL
@@ -164,14 +180,14 @@ struct GemmOut {
             if (!c.inside || row >= p.m) continue;
             bool live = row < place.live;
             if constexpr (GRADIENT) {
-                slope(c.curve, v, side[i]);
+                slope(c.curve, v, ahead.side[i]);
                 UNROLL
                 for (int j = 0; j < 8; j++) {
                     v[j] = live ? v[j] : 0.0f;
                     c.sums[j] += v[j];
                 }
             } else {
-                forward(p, c.curve, v, side[i], c.bias, c.gamma, row, c.column, live);
+                forward(p, c.curve, v, ahead.side[i], c.bias, c.gamma, row, c.column, live);
             }
             Vec16 packed = pack_8(v);
             Global<bf16>(p.out).store_16(row * p.ldc + c.column, packed);
@@ -184,7 +200,10 @@ struct GemmOut {
     {
         Columns c = columns<WN>(p, place, place.column);
         UNROLL
-        for (int m = 0; m < M; m++) rows<WN>(p, place, c, place.row + m * 16, acc[m]);
+        for (int m = 0; m < M; m++) {
+            int first = place.row + m * 16;
+            rows<WN>(p, place, c, first, read<WN>(p, place, place.column, first), acc[m]);
+        }
         if constexpr (GRADIENT) {
             if (p.workspace != nullptr) column_sums<BN, WARPS_M, WN>(p, place, c.sums);
         }
@@ -279,22 +298,37 @@ struct GemmSum {
                        !sliced && accumulates(p.accumulate), column < p.n};
     }
 
-    // The 16 rows from `first` on.
+    // What a lane needs for 16 rows of what it adds to.
+    template <int WN>
+    struct Ahead {
+        Vec16 before[GemmLanes<WN, 4>::COUNT];
+    };
+
+    // Reads it, for WN columns from `column` and the 16 rows from `first` on.
+    template <int WN>
+    static DEVICE Ahead<WN> read(const GemmParams& p, const GemmPlace& place, int column, int first)
+    {
+        using Lanes = GemmLanes<WN, 4>;
+        Columns c = columns<WN>(p, place, column);
+        Ahead<WN> ahead;
+        UNROLL
+        for (int i = 0; i < Lanes::COUNT; i++) {
+            int row = first + i * Lanes::STEP + int(ptx::lane_id() / Lanes::LANES);
+            ahead.before[i] = Vec16{{0, 0, 0, 0}};
+            if (c.add && c.inside && row < p.m) ahead.before[i] = c.target.load_16(c.origin + row * c.stride);
+        }
+        return ahead;
+    }
+
+    // The 16 rows from `first` on, for which `ahead` was read.
     template <int WN, int N>
     static DEVICE void rows(const GemmParams& p, const GemmPlace& place, Columns& c, int first,
-                            const float (&acc)[N][4])
+                            const Ahead<WN>& ahead, const float (&acc)[N][4])
     {
         using Lanes = GemmLanes<WN, 4>;
         using Staging = GemmStaging<WN>;
         uint32_t lane = ptx::lane_id();
         uint32_t chunk = lane % Lanes::LANES;
-        Vec16 before[Lanes::COUNT];
-        UNROLL
-        for (int i = 0; i < Lanes::COUNT; i++) {
-            int row = first + i * Lanes::STEP + int(lane / Lanes::LANES);
-            before[i] = Vec16{{0, 0, 0, 0}};
-            if (c.add && c.inside && row < p.m) before[i] = c.target.load_16(c.origin + row * c.stride);
-        }
         Staging::write(place.staging, acc, lane);
         ptx::warp_sync();
         UNROLL
@@ -307,7 +341,7 @@ struct GemmSum {
             UNROLL
             for (int j = 0; j < 4; j++) {
                 float x = row < place.live ? v.x[j] : 0.0f;
-                after.word[j] = float_to_bits(bits_to_float(before[i].word[j]) + x);
+                after.word[j] = float_to_bits(bits_to_float(ahead.before[i].word[j]) + x);
             }
             c.target.store_16(c.origin + row * c.stride, after);
         }
@@ -319,6 +353,9 @@ struct GemmSum {
     {
         Columns c = columns<WN>(p, place, place.column);
         UNROLL
-        for (int m = 0; m < M; m++) rows<WN>(p, place, c, place.row + m * 16, acc[m]);
+        for (int m = 0; m < M; m++) {
+            int first = place.row + m * 16;
+            rows<WN>(p, place, c, first, read<WN>(p, place, place.column, first), acc[m]);
+        }
     }
 };

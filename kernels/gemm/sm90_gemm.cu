@@ -322,37 +322,53 @@ struct HopperGemm {
         place.live = live_m;
         place.split = w.split;
         place.splits = p.splits;
-        slice<0>(place, d);
+        slice<0>(place, d, Epilogue::template read<WIDTH<0>>(p.gemm, place, place.column, place.row));
         if constexpr (Epilogue::COLUMN_SUMS) {
             if (p.gemm.workspace != nullptr) column_sums(place, group);
         }
     }
 
-    // Up to 64 columns of it from COLUMN on, and those that follow.
+    // Columns of the slice at COLUMN. Beside many accumulators there are registers for half of the usual 64, and beside
+    // the most none for what is read ahead.
+    static constexpr int WIDEST = BLOCKS * BN >= 320 ? 32 : 64;
+    static constexpr bool READS_AHEAD = BLOCKS * BN <= 320;
     template <int COLUMN>
-    DEVICE void slice(const GemmPlace& place, const float (&d)[BLOCKS][BN / 2]) const
+    static constexpr int WIDTH = BN - COLUMN >= WIDEST ? WIDEST : BN - COLUMN >= 32 ? 32 : 16;
+
+    // The slice at COLUMN and those that follow. What is read for 16 rows is asked for while the 16 before are worked
+    // on; `ahead` is that for the first.
+    template <int COLUMN>
+    DEVICE void slice(const GemmPlace& place, const float (&d)[BLOCKS][BN / 2],
+                      typename Epilogue::template Ahead<WIDTH<COLUMN>> ahead) const
     {
-        if constexpr (COLUMN < BN) {
-            // Beside this many accumulators there are registers for half as many rows under way.
-            constexpr int MOST = BLOCKS * BN > 320 ? 32 : 64;
-            constexpr int LEFT = BN - COLUMN;
-            constexpr int WN = LEFT >= MOST ? MOST : LEFT >= 32 ? 32 : 16;
-            auto lane = Epilogue::template columns<WN>(p.gemm, place, place.column + COLUMN);
+        constexpr int WN = WIDTH<COLUMN>;
+        constexpr int NEXT = COLUMN + WN;
+        auto lane = Epilogue::template columns<WN>(p.gemm, place, place.column + COLUMN);
+        typename Epilogue::template Ahead<WIDTH<(NEXT < BN ? NEXT : COLUMN)>> next = {};
+        auto read_more = [&](int i) {
+            if (i + 1 < BLOCKS) {
+                ahead = Epilogue::template read<WN>(p.gemm, place, place.column + COLUMN, place.row + 64 * (i + 1));
+            } else if constexpr (NEXT < BN) {
+                next = Epilogue::template read<WIDTH<NEXT>>(p.gemm, place, place.column + NEXT, place.row);
+            }
+        };
+        UNROLL
+        for (int i = 0; i < BLOCKS; i++) {
+            auto own = ahead;
+            if (READS_AHEAD) read_more(i);
+            float acc[WN / 8][4];
             UNROLL
-            for (int i = 0; i < BLOCKS; i++) {
-                float acc[WN / 8][4];
-                UNROLL
-                for (int j = 0; j < WN / 2; j++) acc[j / 4][j % 4] = d[i][COLUMN / 2 + j];
-                Epilogue::template rows<WN>(p.gemm, place, lane, place.row + 64 * i, acc);
-            }
-            if constexpr (Epilogue::COLUMN_SUMS) {
-                if (p.gemm.workspace != nullptr) {
-                    Epilogue::template warp_sums<WN>(Shared<float>(place.columns), place.warp_m * BN + COLUMN,
-                                                     lane.sums);
-                }
-            }
-            slice<COLUMN + WN>(place, d);
+            for (int j = 0; j < WN / 2; j++) acc[j / 4][j % 4] = d[i][COLUMN / 2 + j];
+            Epilogue::template rows<WN>(p.gemm, place, lane, place.row + 64 * i, own, acc);
+            if (!READS_AHEAD) read_more(i);
         }
+        if constexpr (Epilogue::COLUMN_SUMS) {
+            if (p.gemm.workspace != nullptr) {
+                Epilogue::template warp_sums<WN>(Shared<float>(place.columns), place.warp_m * BN + COLUMN,
+                                                 lane.sums);
+            }
+        }
+        if constexpr (NEXT < BN) slice<NEXT>(place, d, next);
     }
 
     // Adds up what the warps of a tile have summed, and gives the memory back.
