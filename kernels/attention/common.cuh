@@ -12,7 +12,7 @@
 // over the head's columns and mean = 0 for RMS. Statistics are f32, two passes over a row in registers.
 #pragma once
 
-#include "../common/view.cuh"
+#include "mma_rows.cuh"
 
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
 
@@ -229,7 +229,7 @@ DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, Row
 // it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes
 // their g chunks apart.
 template <int D>
-struct HeadRows {
+struct HeadRows : MmaRows<HeadRows<D>, D> {
     static constexpr int CHUNKS = D / 8;
     static constexpr int ROW_BYTES = 2 * D;
     // Steps of 16 columns, the last one half where CHUNKS is odd.
@@ -238,6 +238,8 @@ struct HeadRows {
     static constexpr int LANES = CHUNKS == 8 || CHUNKS > 12 ? 8 : 4;
     static constexpr int LANE_CHUNKS = ceil_div(CHUNKS, LANES);
     static constexpr int TWISTS = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
+    // Rows whose first four chunks meet none of each other's banks.
+    static constexpr int APART = CHUNKS % 8 == 4 ? 1 : CHUNKS % 4 == 2 ? 2 : 4;
 
     uint32_t base;
 
@@ -278,52 +280,6 @@ struct HeadRows {
                     ptx::cp_async_16(address(row, chunk), Global<const bf16>(source).at(from), exists);
                 }
             }
-        }
-    }
-
-    // Operands read with ldmatrix; `row` is a multiple of 8.
-    //
-    // Operand b of X Tᵀ: n is row `row` + 8 i, depth the columns of step `step`. Collective.
-    DEVICE void rows_as_b(uint32_t (&b)[2][2], int row, int step) const
-    {
-        const uint32_t lane = ptx::lane_id();
-        if (2 * step + 1 < CHUNKS) {
-            uint32_t r[4];
-            ptx::ldmatrix_x4(r, address(row, lane / 16 * 8 + lane % 8, step, lane / 8 % 2));
-            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
-        } else {
-            uint32_t r[2];
-            ptx::ldmatrix_x2(r, address(row, lane % 16, step, 0));
-            b[0][0] = r[0], b[0][1] = 0, b[1][0] = r[1], b[1][1] = 0;
-        }
-    }
-
-    // Operand b of X T: depth the rows `row` to `row` + 15, n is column 16 `step` + 8 i; b[1] is zero where
-    // the step is half. Collective.
-    DEVICE void columns_as_b(uint32_t (&b)[2][2], int row, int step) const
-    {
-        const uint32_t lane = ptx::lane_id();
-        if (2 * step + 1 < CHUNKS) {
-            uint32_t r[4];
-            ptx::ldmatrix_x4_trans(r, address(row, lane % 16, step, lane / 16));
-            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = r[2], b[1][1] = r[3];
-        } else {
-            uint32_t r[2];
-            ptx::ldmatrix_x2_trans(r, address(row, lane % 16, step, 0));
-            b[0][0] = r[0], b[0][1] = r[1], b[1][0] = 0, b[1][1] = 0;
-        }
-    }
-
-    // Operand a of T X: rows `row` to `row` + 15, depth the columns of step `step`. Collective.
-    DEVICE void rows_as_a(uint32_t (&a)[4], int row, int step) const
-    {
-        const uint32_t lane = ptx::lane_id();
-        if (2 * step + 1 < CHUNKS) {
-            ptx::ldmatrix_x4(a, address(row, lane % 16, step, lane / 16));
-        } else {
-            uint32_t r[2];
-            ptx::ldmatrix_x2(r, address(row, lane % 16, step, 0));
-            a[0] = r[0], a[1] = r[1], a[2] = 0, a[3] = 0;
         }
     }
 };

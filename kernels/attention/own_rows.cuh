@@ -9,12 +9,12 @@
 //
 // Shared memory serves 8 lanes, two rows, at a time. These are APART rows apart, so that the four chunks of one
 // lie in the groups of 4 banks that the four of the other leave.
-template <int D>
+template <class Tile>
 struct OwnRows {
-    static constexpr int CHUNKS = HeadRows<D>::CHUNKS;
+    static constexpr int CHUNKS = Tile::CHUNKS;
     static constexpr int LANES = 4;
     static constexpr int N = ceil_div(CHUNKS, LANES);
-    static constexpr int APART = CHUNKS % 8 == 4 ? 1 : CHUNKS % 4 == 2 ? 2 : 4;
+    static constexpr int APART = Tile::APART;
     using Affine = LaneAffine<LANES, N>;
 
     int j;
@@ -25,7 +25,7 @@ struct OwnRows {
     DEVICE OwnRows(int thread, int threads) : j(thread % LANES), row(first(thread / LANES)), step(threads / LANES)
     {
         UNROLL
-        for (int i = 0; i < N; i++) place[i] = HeadRows<D>(0).address(row, i * LANES + j);
+        for (int i = 0; i < N; i++) place[i] = Tile(0).address(row, i * LANES + j);
     }
 
     // Bit 0 of `x` changes places with the bit worth APART.
@@ -42,7 +42,7 @@ struct OwnRows {
 
     // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
     // exist; the others, and columns from head_dim on, become zeros. Does not commit.
-    DEVICE void copy(HeadRows<D> tile, const bf16* source, int64_t stride, int rows, int valid, int head_dim) const
+    DEVICE void copy(Tile tile, const bf16* source, int64_t stride, int rows, int valid, int head_dim) const
     {
         const bf16* from = Global<const bf16>(source).at(row * stride + 8 * j);
         uint32_t to = tile.base;
@@ -54,7 +54,7 @@ struct OwnRows {
                     ptx::cp_async_16(to + place[i], Global<const bf16>(from).at(8 * LANES * i), exists);
             }
             from = Global<const bf16>(from).at(step * stride);
-            to += step * HeadRows<D>::ROW_BYTES;
+            to += step * Tile::ROW_BYTES;
         }
     }
 
@@ -62,18 +62,18 @@ struct OwnRows {
     // nothing else: its own cp_async_wait is enough. Writes the statistics of row r to mean and
     // rstd[r * statistics_stride] where these are not null. Collective.
     template <int R>
-    DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, const Affine& affine, int valid, int head_dim,
+    DEVICE void normalise(Tile tile, const HeadNorm& norm, const Affine& affine, int valid, int head_dim,
                           float* mean, float* rstd, int statistics_stride) const
     {
         // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
         for (int r = row; r - row % 8 < valid; r += R * step) {
-            const uint32_t at = tile.base + (r - row) * HeadRows<D>::ROW_BYTES;
+            const uint32_t at = tile.base + (r - row) * Tile::ROW_BYTES;
             Vec16 x[R][N];
             UNROLL
             for (int k = 0; k < R; k++) {
                 UNROLL
                 for (int i = 0; i < N; i++) {
-                    const uint32_t address = at + k * step * HeadRows<D>::ROW_BYTES + place[i];
+                    const uint32_t address = at + k * step * Tile::ROW_BYTES + place[i];
                     const bool exists = r + k * step < valid && chunk(i) < CHUNKS;
                     x[k][i] = exists ? Shared<bf16>(address).load_16(0) : Vec16{};
                 }
@@ -86,7 +86,7 @@ struct OwnRows {
                 if (r + k * step >= valid) continue;
                 UNROLL
                 for (int i = 0; i < N; i++) {
-                    const uint32_t address = at + k * step * HeadRows<D>::ROW_BYTES + place[i];
+                    const uint32_t address = at + k * step * Tile::ROW_BYTES + place[i];
                     if (8 * chunk(i) < head_dim) Shared<bf16>(address).store_16(0, x[k][i]);
                 }
                 if (mean && j == 0) {

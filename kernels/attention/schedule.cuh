@@ -36,6 +36,15 @@ struct LongItem {
     int tile;
 };
 
+// A tile of rows of one head of a long image among its tiles, whose places in the list begin at `first`.
+struct HeadTile {
+    int image;
+    int head;
+    int tile;
+    int tiles;
+    int first;
+};
+
 struct Schedule {
     const int32_t* words;
     int slots;
@@ -84,5 +93,19 @@ struct Schedule {
     {
         const int at = SCHEDULE_HEADER + slots + item / heads * 2;
         return LongItem{word(at), item % heads, word(at + 1)};
+    }
+
+    // The same items in another order: tiles of one head of an image are neighbours, so that blocks that work at the
+    // same time read the same keys. `tile_rows` is what the list was made with.
+    DEVICE HeadTile head_tile(int item, const int32_t* cu_seqlens, int tile_rows) const
+    {
+        const int entry = item / heads;
+        const int at = SCHEDULE_HEADER + slots + entry * 2;
+        const int image = word(at);
+        const int first = entry - word(at + 1);
+        const Global<const int32_t> starts(cu_seqlens);
+        const int tiles = ceil_div(starts.load(image + 1) - starts.load(image), tile_rows);
+        const int place = item - first * heads;
+        return HeadTile{image, place / tiles, place % tiles, tiles, first};
     }
 };

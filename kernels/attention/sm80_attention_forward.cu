@@ -107,8 +107,8 @@ DEVICE HeadNorm key_norm(const AttentionForward& p, Head head)
 
 // Normalises the first `valid` rows of `k`, keys from row `row` of the image on, R at a time.
 template <int R, int D>
-DEVICE void normalise_keys(const AttentionForward& p, HeadRows<D> k, const OwnRows<D>& own,
-                           const typename OwnRows<D>::Affine& affine, Head head, int row, int valid, bool keep)
+DEVICE void normalise_keys(const AttentionForward& p, HeadRows<D> k, const OwnRows<HeadRows<D>>& own,
+                           const typename OwnRows<HeadRows<D>>::Affine& affine, Head head, int row, int valid, bool keep)
 {
     own.template normalise<R>(k, key_norm(p, head), affine, valid, p.head_dim,
                               statistics_of(p.statistics.k_mean, p, head, row, keep),
@@ -385,7 +385,7 @@ DEVICE void short_images(const AttentionForward& p)
         ptx::barrier();
         if (head.head >= p.heads) continue;
 
-        const OwnRows<D> own(share.thread, share.threads());
+        const OwnRows<HeadRows<D>> own(share.thread, share.threads());
         own.copy(k, rows_of(p.k, p.k_stride, p, head, 0), p.k_stride, rows, head.length, p.head_dim);
         ptx::cp_async_commit();
         own.copy(v, rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim);
@@ -397,7 +397,7 @@ DEVICE void short_images(const AttentionForward& p)
         const bool more = i + int(gridDim.x) < items;
         const ShortItem next = more ? schedule.short_item(i + gridDim.x) : item;
         if (p.norm.kind != NORM_NONE) {
-            const typename OwnRows<D>::Affine affine(key_norm(p, head), own.j, p.head_dim);
+            const typename OwnRows<HeadRows<D>>::Affine affine(key_norm(p, head), own.j, p.head_dim);
             ptx::cp_async_wait<1>();
             normalise_keys<ROWS_AT_A_TIME>(p, k, own, affine, head, 0, head.length, true);
         }
@@ -425,7 +425,7 @@ DEVICE void long_images(const AttentionForward& p)
 {
     constexpr int TILE_BYTES = KEYS * HeadRows<D>::ROW_BYTES;
     // Rows of keys that a thread normalises at a time: it has KEYS / 32, and queries and results beside them.
-    constexpr int LONG_ROWS = OwnRows<D>::N <= 2 ? KEYS / 32 : 1;
+    constexpr int LONG_ROWS = OwnRows<HeadRows<D>>::N <= 2 ? KEYS / 32 : 1;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const float factor = p.scale * LOG2_E;
     // Their number is read again for each, it would keep a register.
@@ -440,7 +440,7 @@ DEVICE void long_images(const AttentionForward& p)
         auto load = [&](int key) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
             const int rows = round_up(keys, 16);
-            const OwnRows<D> own(ptx::unknown(threadIdx.x), 32 * WARPS);
+            const OwnRows<HeadRows<D>> own(ptx::unknown(threadIdx.x), 32 * WARPS);
             own.copy(k_tile(key), rows_of(p.k, p.k_stride, p, head, key), p.k_stride, rows, keys, p.head_dim);
             own.copy(v_tile(key), rows_of(p.v, p.v_stride, p, head, key), p.v_stride, rows, keys, p.head_dim);
             ptx::cp_async_commit();
@@ -454,8 +454,8 @@ DEVICE void long_images(const AttentionForward& p)
         for (int key = 0; key < head.length; key += KEYS) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
             if (p.norm.kind != NORM_NONE) {
-                const OwnRows<D> own(ptx::unknown(threadIdx.x), 32 * WARPS);
-                const typename OwnRows<D>::Affine affine(key_norm(p, head), own.j, p.head_dim);
+                const OwnRows<HeadRows<D>> own(ptx::unknown(threadIdx.x), 32 * WARPS);
+                const typename OwnRows<HeadRows<D>>::Affine affine(key_norm(p, head), own.j, p.head_dim);
                 ptx::cp_async_wait<0>();
                 normalise_keys<LONG_ROWS>(p, k_tile(key), own, affine, head, key, keys, item.tile == 0);
             }

@@ -1,0 +1,30 @@
+// What long images need before Hopper's kernels take them: see sm80_attention_prepare.cu.
+#pragma once
+
+#include "common.cuh"
+#include "schedule.cuh"
+
+struct AttentionPrepare {
+    const bf16* q;
+    const bf16* k;
+    const bf16* out;
+    const bf16* dout;
+    bf16* q_norm;   // q^ of long images, [tokens, heads * head_dim]; null where nobody wants it
+    bf16* k_norm;   // k^, likewise
+    float* delta;   // dout out, [tokens, heads]; null where nobody wants it
+    int32_t* turns; // set to 0; null where there are none
+    const int32_t* cu_seqlens;
+    const int32_t* schedule;
+    QkNorm norm;
+    QkStatistics statistics; // of the rows that are normalised
+    int64_t q_stride;
+    int64_t k_stride;
+    int64_t out_stride;
+    int64_t dout_stride;
+    int32_t tokens;
+    int32_t slots;
+    int32_t heads;
+    int32_t head_dim;
+    int32_t tile_rows; // of the schedule
+    int32_t turn_count;
+};
