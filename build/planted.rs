@@ -44,7 +44,7 @@ const PLANTED: [(&str, &str, u32); 35] = [
 
 /// The same for `hopper_copies`, `hopper_meetings` and `hopper_gemm`, whose bugs are template arguments.
 #[rustfmt::skip]
-const HOPPER_COPIES: [(&str, &str, u32); 10] = [
+const HOPPER_COPIES: [(&str, &str, u32); 15] = [
     ("hopper_load_1", "load<1>", 64),
     ("hopper_load_2", "load<2>", 64),
     ("hopper_load_3", "load<3>", 64),
@@ -55,6 +55,11 @@ const HOPPER_COPIES: [(&str, &str, u32); 10] = [
     ("hopper_copy_ring", "ring<false>", 32),
     ("hopper_copy_ring_no_wait", "ring<true>", 32),
     ("hopper_add_plain", "add_plain", 64),
+    ("hopper_swap", "swap<>", 32),
+    ("hopper_swap_no_fence", "swap<hopper_copies::Swap::no_fence>", 32),
+    ("hopper_swap_overwritten", "swap<hopper_copies::Swap::overwritten>", 32),
+    ("hopper_swap_own_bytes", "swap<hopper_copies::Swap::own_bytes>", 32),
+    ("hopper_swap_early", "swap<hopper_copies::Swap::early>", 32),
 ];
 
 const COPY_BUGS: [&str; 20] = [

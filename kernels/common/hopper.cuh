@@ -370,6 +370,17 @@ DEVICE void bulk_load(uint32_t destination, const void* source, uint32_t bytes, 
                  : "memory");
 }
 
+// Copies `bytes` bytes, a multiple of 16, of this block's shared memory to the peer_address `destination`, aligned to 16
+// as `source` is; an mbarrier of that block counts them, by its peer_address. The source may be overwritten once somebody
+// has told of its having been there.
+DEVICE void peer_copy(uint32_t destination, uint32_t source, uint32_t bytes, uint32_t mbarrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     destination),
+                 "r"(source), "r"(bytes), "r"(mbarrier)
+                 : "memory");
+}
+
 DEVICE void bulk_store(void* destination, uint32_t source, uint32_t bytes)
 {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(

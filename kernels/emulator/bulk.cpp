@@ -101,12 +101,40 @@ uint32_t bulk_offset(const char* verb, const Block& block, uint32_t address, uin
     return offset;
 }
 
+// A copy of the box into shared memory of `block`, counted by an mbarrier there, is under way.
+void send(Block& block, uint32_t offset, uint32_t mbarrier, const std::shared_ptr<const Box>& box,
+          const std::shared_ptr<const std::vector<uint8_t>>& snapshot, Site site)
+{
+    if (block.ended)
+        fail(site, "copies to shared memory of block rank %u of its cluster, which has ended", block.rank);
+    Mbarrier& counter = mbarrier_at(block, mbarrier, "counts bytes at", site);
+    if (!counter.published) {
+        fail(site, "counts bytes at the mbarrier at byte %u, which no fence_mbarrier_init or fence_proxy_async "
+                   "of the thread that initialised it has shown to the asynchronous proxy",
+             counter.offset);
+    }
+    note_visit(block, site);
+    claim_region(block, offset, box->bytes, site);
+    memset(block.shared.data() + offset, 0xff, box->bytes);
+    block.launch->loads.push_back(
+        std::make_unique<BulkLoad>(BulkLoad{current, &counter, offset, box, snapshot, site}));
+}
+
+// Lands those of the newest copies, all of one snapshot, that arrive at once.
+void land_early(Launch& launch, const std::shared_ptr<const std::vector<uint8_t>>& snapshot)
+{
+    CopyPolicy policy = launch.arguments.policy;
+    if (policy == CopyPolicy::at_wait) return;
+    for (size_t i = launch.loads.size(); i-- > 0;) {
+        if (launch.loads[i]->snapshot != snapshot) break;
+        if (policy == CopyPolicy::at_issue || launch.next_random() % 2) land_a_copy(launch, i);
+    }
+}
+
 void issue_load(uint32_t destination, Box whole, uint32_t alignment, uint32_t mbarrier, uint32_t blocks, Site site)
 {
-    Thread& thread = *current;
-    Block& own = *thread.block;
+    Block& own = *current->block;
     Cluster& cluster = *own.cluster;
-    Launch& launch = *own.launch;
     uint32_t offset = bulk_offset("copies to", own, destination, whole.bytes, alignment, site);
     for (const Box::Row& row : whole.rows) {
         Range& range = row_range("copies from", row, alignment == chunk ? chunk : 1, site);
@@ -117,27 +145,9 @@ void issue_load(uint32_t destination, Box whole, uint32_t alignment, uint32_t mb
     if (blocks == 0 || blocks >> cluster.blocks.size() != 0)
         fail(site, "copies to the blocks %#x of a cluster of %zu", blocks, cluster.blocks.size());
     for (Block* block : cluster.blocks) {
-        if (!(blocks >> block->rank & 1)) continue;
-        if (block->ended)
-            fail(site, "copies to shared memory of block rank %u of its cluster, which has ended", block->rank);
-        Mbarrier& counter = mbarrier_at(*block, mbarrier - shared_origin, "counts bytes at", site);
-        if (!counter.published) {
-            fail(site, "counts bytes at the mbarrier at byte %u, which no fence_mbarrier_init or fence_proxy_async "
-                       "of the thread that initialised it has shown to the asynchronous proxy",
-                 counter.offset);
-        }
-        note_visit(*block, site);
-        claim_region(*block, offset, box->bytes, site);
-        memset(block->shared.data() + offset, 0xff, box->bytes);
-        launch.loads.push_back(
-            std::make_unique<BulkLoad>(BulkLoad{&thread, &counter, offset, box, snapshot, site}));
+        if (blocks >> block->rank & 1) send(*block, offset, mbarrier - shared_origin, box, snapshot, site);
     }
-    CopyPolicy policy = launch.arguments.policy;
-    if (policy == CopyPolicy::at_wait) return;
-    for (size_t i = launch.loads.size(); i-- > 0;) {
-        if (launch.loads[i]->snapshot != snapshot) break;
-        if (policy == CopyPolicy::at_issue || launch.next_random() % 2) land_a_copy(launch, i);
-    }
+    land_early(*own.launch, snapshot);
 }
 
 } // namespace
@@ -171,6 +181,23 @@ void bulk_load(uint32_t destination, const void* source, uint32_t bytes, uint32_
 {
     issue_load(destination, plain_box(const_cast<void*>(source), bytes, site), chunk, mbarrier,
                1u << current->block->rank, site);
+}
+
+void peer_copy(uint32_t destination, uint32_t source, uint32_t bytes, uint32_t mbarrier, Site site)
+{
+    Block& own = *current->block;
+    uint32_t from = bulk_offset("copies from", own, source, bytes, chunk, site);
+    // The box lies in shared memory here; what the copy is to find there is compared when it lands.
+    Box whole = plain_box(own.shared.data() + from, bytes, site);
+    examine_asynchronous_read(own, from, bytes, current->warp->clock, true, site);
+    Block& block = block_of(destination, "copies to", site);
+    if (&block_of(mbarrier, "counts bytes at an mbarrier in", site) != &block)
+        fail(site, "copies to block rank %u of its cluster and counts the bytes in another block", block.rank);
+    uint32_t offset = bulk_offset("copies to", block, destination, bytes, chunk, site);
+    auto box = std::make_shared<const Box>(std::move(whole));
+    auto snapshot = std::make_shared<const std::vector<uint8_t>>(gather(*box));
+    send(block, offset, mbarrier - shared_origin, box, snapshot, site);
+    land_early(*own.launch, snapshot);
 }
 
 void tensor_prefetch(const void* words, Site site)

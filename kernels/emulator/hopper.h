@@ -210,6 +210,12 @@ inline void bulk_load(uint32_t destination, const void* source, uint32_t bytes, 
     emulator::bulk_load(destination, source, bytes, mbarrier, site);
 }
 
+inline void peer_copy(uint32_t destination, uint32_t source, uint32_t bytes, uint32_t mbarrier,
+                      Site site = Site::here())
+{
+    emulator::peer_copy(destination, source, bytes, mbarrier, site);
+}
+
 inline void bulk_store(void* destination, uint32_t source, uint32_t bytes, Site site = Site::here())
 {
     emulator::bulk_store(destination, source, bytes, false, site);

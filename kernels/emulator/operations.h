@@ -79,6 +79,7 @@ void tensor_load(uint32_t destination, const void* map, const int* at, uint32_t 
 void tensor_store(uint32_t source, const void* map, const int* at, uint32_t rank, bool add, Site site);
 void tensor_prefetch(const void* map, Site site);
 void bulk_load(uint32_t destination, const void* source, uint32_t bytes, uint32_t mbarrier, Site site);
+void peer_copy(uint32_t destination, uint32_t source, uint32_t bytes, uint32_t mbarrier, Site site);
 void bulk_store(void* destination, uint32_t source, uint32_t bytes, bool add, Site site);
 void bulk_commit();
 void bulk_wait(uint32_t pending_groups, bool read_only);

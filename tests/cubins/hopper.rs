@@ -48,7 +48,10 @@ const INSTRUCTIONS: [(&str, &[&str]); 4] = [
 fn right(mut source: Source) -> Source {
     source.kernels.retain(|kernel| {
         let of = |what: &str, good: &str| !kernel.body.contains(what) || kernel.body.contains(good);
-        of("Bug::", "Bug::none") && of("Shift::", "Shift::good") && of("Peer::", "Peer::good")
+        of("Bug::", "Bug::none")
+            && of("Shift::", "Shift::good")
+            && of("Peer::", "Peer::good")
+            && of("Swap::", "Swap::good")
     });
     source
 }

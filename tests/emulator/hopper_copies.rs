@@ -186,6 +186,39 @@ fn blocks_add_to_the_same_place() {
     assert_eq!(result, vec![7.0; 128]);
 }
 
+fn swap_launch() -> Launch {
+    Launch { cluster: 2, ..Launch::new([2, 1, 1], 32, 2048) }
+}
+
+/// Six pieces of 256 bytes.
+fn swapped(machine: &Machine) -> Params {
+    Params {
+        x: machine.upload(bytemuck::cast_slice(&ramp(6 * 64))),
+        y: machine.result(&[0xff; 2 * 6 * 256]),
+        bytes: 256,
+        ..Params::zeroed()
+    }
+}
+
+#[test]
+fn blocks_of_a_cluster_copy_to_each_other() {
+    let both = ramp(6 * 64).repeat(2);
+    assert_eq!(answer::<_, f32>("hopper_swap", swap_launch(), swapped), both);
+    let no_fence =
+        fault("hopper_swap_no_fence", swap_launch(), &["with no fence_proxy_async in between"], swapped);
+    assert!(line_of(&no_fence, FILE, SOURCE).contains("ptx::peer_copy("), "{no_fence}");
+    let own_bytes =
+        fault("hopper_swap_own_bytes", swap_launch(), &["counts the bytes in another block"], swapped);
+    assert!(line_of(&own_bytes, FILE, SOURCE).contains("ptx::peer_copy("), "{own_bytes}");
+    fault("hopper_swap_early", swap_launch(), &["race: ", "while", "with no wait"], swapped);
+    let options = EmulatorOptions { policy: CopyPolicy::AtWait, ..EmulatorOptions::default() };
+    let overwritten = run::<_, f32>(options, "hopper_swap_overwritten", swap_launch(), swapped).unwrap_err();
+    assert!(
+        overwritten.what.contains("the source of this asynchronous copy was overwritten"),
+        "{overwritten}"
+    );
+}
+
 /// What a thread sees of a copy that it does not wait for.
 const NOT_THERE: [&str; 3] = [
     "which nobody wrote",

@@ -155,4 +155,49 @@ DEVICE void add_plain(const Params& p)
     ptx::bulk_wait_read<0>();
 }
 
+enum class Swap {
+    good,
+    no_fence,      // the copy may not see what the thread wrote
+    overwritten,   // while the peer has not got it
+    own_bytes,     // counts the bytes at home
+    early,         // into a place that the peer still reads
+};
+
+// y = x, in pieces of `bytes` of which both blocks of a cluster have a use: each loads half of a piece and copies it to
+// the other, which has it again once it has gone through `y`. y is [2][6 pieces], of both blocks.
+template <Swap BUG = Swap::good>
+DEVICE void swap(const Params& p)
+{
+    uint32_t base = ptx::shared_base(), full = base, empty = base + 8, piece = base + tile;
+    uint32_t rank = ptx::cluster_rank(), peer = rank ^ 1;
+    uint32_t half = p.bytes / 2, own = piece + rank * half;
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::mbarrier_init(empty, 2);
+        ptx::fence_mbarrier_init();
+    }
+    ptx::cluster_barrier();
+    const Global<const uint32_t> x(static_cast<const uint32_t*>(p.x));
+    const Global<uint32_t> y(static_cast<uint32_t*>(p.y) + int64_t(rank) * 6 * p.bytes / 4);
+    for (int i = 0; i < 6; i++) {
+        if (threadIdx.x == 0) {
+            // Nobody uses the piece before, here or there.
+            if (i > 0 && BUG != Swap::early) ptx::mbarrier_wait_peers(empty, (i - 1) % 2);
+            for (uint32_t w = 0; w < half / 4; w++)
+                Shared<uint32_t>(own).store(w, x.load((i * p.bytes + rank * half) / 4 + w));
+            if (BUG != Swap::no_fence) ptx::fence_proxy_async();
+            ptx::mbarrier_arrive_expect(full, half);
+            ptx::peer_copy(ptx::peer_address(own, peer), own, half,
+                           ptx::peer_address(full, BUG == Swap::own_bytes ? rank : peer));
+            if (BUG == Swap::overwritten) Shared<uint32_t>(own).store(0, 7);
+        }
+        ptx::mbarrier_wait_peers(full, i % 2);
+        for (int w = threadIdx.x; w < p.bytes / 4; w += blockDim.x)
+            y.store(i * p.bytes / 4 + w, Shared<uint32_t>(piece).load(w));
+        ptx::warp_sync();
+        if (threadIdx.x < 2) ptx::mbarrier_arrive_peer(ptx::peer_address(empty, threadIdx.x));
+    }
+    ptx::cluster_barrier();
+}
+
 } // namespace hopper_copies
