@@ -97,4 +97,65 @@ struct OwnRows {
             }
         }
     }
+
+    // The same with gains and biases that are loaded chunk by chunk, for whoever has no registers to keep them.
+    template <int R>
+    DEVICE void normalise(Tile tile, const HeadNorm& norm, int valid, int head_dim, float* mean, float* rstd,
+                          int statistics_stride) const
+    {
+        ROLLED
+        for (int r = row; r - row % 8 < valid; r += R * step) {
+            Vec16 x[R][N];
+            RowStatistics statistics[R];
+            load(x, tile, r, valid);
+            rows_statistics<LANES>(statistics, x, j, head_dim, norm);
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                const LaneAffine<LANES, 1> affine(norm, chunk(i), head_dim);
+                UNROLL
+                for (int k = 0; k < R; k++) {
+                    Vec16 part[1] = {x[k][i]};
+                    normalise_row(part, affine, statistics[k], chunk(i), head_dim);
+                    x[k][i] = part[0];
+                }
+            }
+            store(x, statistics, tile, r, valid, head_dim, mean, rstd, statistics_stride);
+        }
+    }
+
+private:
+    // Row r, and R - 1 of its own that follow.
+    template <int R>
+    DEVICE void load(Vec16 (&x)[R][N], Tile tile, int r, int valid) const
+    {
+        UNROLL
+        for (int k = 0; k < R; k++) {
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                const uint32_t address = tile.base + (r - row + k * step) * Tile::ROW_BYTES + place[i];
+                const bool exists = r + k * step < valid && chunk(i) < CHUNKS;
+                x[k][i] = exists ? Shared<bf16>(address).load_16(0) : Vec16{};
+            }
+        }
+    }
+
+    template <int R>
+    DEVICE void store(const Vec16 (&x)[R][N], const RowStatistics (&statistics)[R], Tile tile, int r, int valid,
+                      int head_dim, float* mean, float* rstd, int statistics_stride) const
+    {
+        UNROLL
+        for (int k = 0; k < R; k++) {
+            if (r + k * step >= valid) continue;
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                const uint32_t address = tile.base + (r - row + k * step) * Tile::ROW_BYTES + place[i];
+                if (8 * chunk(i) < head_dim) Shared<bf16>(address).store_16(0, x[k][i]);
+            }
+            if (mean && j == 0) {
+                const int64_t to = int64_t(r + k * step) * statistics_stride;
+                Global<float>(mean).store(to, statistics[k].mean);
+                Global<float>(rstd).store(to, statistics[k].rstd);
+            }
+        }
+    }
 };

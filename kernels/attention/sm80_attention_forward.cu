@@ -117,7 +117,8 @@ DEVICE void short_images(const AttentionForward& p)
         for (int row = warp * 16 * M; row < head.length; row += warps * 16 * M) {
             queries.begin(p, head, row);
             int key = 0;
-            for (; key + KEYS <= head.length; key += KEYS) queries.template attend<KEYS, false>(k, v, key, KEYS, factor);
+            for (; key + KEYS <= head.length; key += KEYS)
+                queries.template attend<KEYS, false>(k, v, key, KEYS, factor);
             if (key < head.length) queries.template attend<KEYS, true>(k, v, key, head.length - key, factor);
             queries.load(p, head, row + warps * 16 * M);
             queries.store(p, head, row, factor);

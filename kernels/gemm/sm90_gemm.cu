@@ -19,6 +19,7 @@
 //
 // Rows of the batch that do not live are never used: they only reach dead rows of the result, which become zeros, and
 // where they are the last of k (TN) they are cleared in shared memory.
+#include "../common/ring.cuh"
 #include "../common/wgmma.cuh"
 #include "epilogue.cuh"
 
@@ -82,29 +83,6 @@ struct HopperOperand {
                 Shared<Vec16>(address + i / 512 * BOX_BYTES + i % 512 * 16).store(0, Vec16{{0, 0, 0, 0}});
             }
         }
-    }
-};
-
-// Where a place in the ring of stages is: its number, and the parity of the phase of its mbarriers.
-template <int STAGES>
-struct HopperRing {
-    uint32_t stage = 0;
-    uint32_t parity = 0;
-
-    DEVICE void next()
-    {
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-
-    // `count` stages further on.
-    DEVICE void skip(uint32_t count)
-    {
-        uint32_t to = stage + count;
-        parity ^= to / STAGES % 2;
-        stage = to % STAGES;
     }
 };
 
