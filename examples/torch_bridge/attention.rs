@@ -108,7 +108,10 @@ pub unsafe extern "C" fn trencadis_attention_sizes(
         *sizes = AttentionSizes {
             forward_schedule: forward.limits.words(tokens, slots) as u64,
             backward_schedule: backward.limits.words(tokens, slots) as u64,
-            workspace_bytes: attention.backward_workspace_bytes(&backward, true) as u64,
+            workspace_bytes: attention
+                .backward_workspace_bytes(&backward, true)
+                .max(attention.forward_workspace_bytes(&forward, usize::try_from(call.longest).unwrap_or(tokens)))
+                as u64,
         };
         0
     }))
@@ -160,6 +163,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             q: Ptr::from_raw(call.q),
             k: Ptr::from_raw(call.k),
             v: Ptr::from_raw(call.v),
+            k_norm: Ptr::from_raw(call.workspace),
             out: Ptr::from_raw(call.out),
             lse: Ptr::from_raw(call.lse),
             cu_seqlens: Ptr::from_raw(call.cu_seqlens),

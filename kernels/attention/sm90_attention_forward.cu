@@ -32,62 +32,66 @@
 
 namespace attention_forward {
 
-// Rows of an item of a head, as many as the image has or a tile takes.
+// Queries of a head, as many as the image has or a tile takes, and all keys.
+template <int TILE_ROWS>
 struct HopperItem {
     Head head;
-    int first;
-    int rows;
-    bool is_long;
+    int tile; // its first row, or -1 where the item is all of a short image
+
+    DEVICE bool is_long() const
+    {
+        return tile >= 0;
+    }
+
+    DEVICE int first() const
+    {
+        return is_long() ? tile : 0;
+    }
+
+    DEVICE int rows() const
+    {
+        const int rest = head.length - first();
+        return is_long() && rest > TILE_ROWS ? TILE_ROWS : rest;
+    }
 };
 
 // The items of a block, one after another. Each lane looks up one of the next 32, so that nobody waits for it often.
-// Collective.
 template <int TILE_ROWS>
 struct HopperItems {
-    const AttentionForward& p;
-    Schedule schedule;
-    int long_items, items;
-    int next_item; // of the block
-    int start, length, head, first;
+    int given = 0;
+    int start, length, head, tile; // the lane's; length is 0 where there is no item
 
-    DEVICE explicit HopperItems(const AttentionForward& p)
-        : p(p), schedule{p.schedule, p.slots, p.heads}, long_items(schedule.long_items()),
-          items(long_items + schedule.short_items()), next_item(0)
+    // False after the last one. Collective.
+    DEVICE bool next(HopperItem<TILE_ROWS>& item, const AttentionForward& p)
     {
-    }
-
-    // False after the last one.
-    DEVICE bool next(HopperItem& item)
-    {
-        const int number = int(blockIdx.x) + next_item * int(gridDim.x);
-        if (number >= items) return false;
-        const int lane = next_item % 32;
-        if (lane == 0) look_up(number + int(ptx::lane_id() * gridDim.x));
-        next_item++;
-        item.head.start = ptx::shuffle(uint32_t(start), lane);
+        const int lane = given % 32;
+        if (lane == 0) look_up(p, int(blockIdx.x) + (given + int(ptx::lane_id())) * int(gridDim.x));
+        given++;
+        item.head.start = int(ptx::shuffle(uint32_t(start), lane));
         item.head.length = ptx::shuffle(uint32_t(length), lane);
         item.head.head = ptx::shuffle(uint32_t(head), lane);
-        item.first = ptx::shuffle(uint32_t(first), lane);
-        item.is_long = number < long_items;
-        const int rest = item.head.length - item.first;
-        item.rows = item.is_long && rest > TILE_ROWS ? TILE_ROWS : rest;
-        return true;
+        item.tile = ptx::shuffle(uint32_t(tile), lane);
+        return item.head.length != 0;
     }
 
-    DEVICE void look_up(int number)
+    DEVICE void look_up(const AttentionForward& p, int number)
     {
-        if (number >= items) return;
-        int image;
+        const Schedule schedule{p.schedule, p.slots, p.heads};
+        const int long_items = schedule.long_items();
+        int image = 0;
+        start = length = head = tile = 0;
         if (number < long_items) {
-            const HeadTile tile = schedule.head_tile(number, p.cu_seqlens, TILE_ROWS);
-            image = tile.image;
-            head = tile.head;
-            first = tile.tile * TILE_ROWS;
-        } else {
+            const HeadTile item = schedule.head_tile(number, p.cu_seqlens, TILE_ROWS);
+            image = item.image;
+            head = item.head;
+            tile = item.tile * TILE_ROWS;
+        } else if (number - long_items < schedule.short_items()) {
             const ShortItem item = schedule.short_item(number - long_items);
             image = item.image;
             head = item.head;
-            first = 0;
+            tile = -1;
+        } else {
+            return;
         }
         const Global<const int32_t> starts(p.cu_seqlens);
         start = starts.load(image);
@@ -99,10 +103,11 @@ template <int D, int CONSUMERS>
 struct HopperForward {
     using Tile = CoreRows<D, 64>;
     using Items = HopperItems<64 * CONSUMERS>;
+    using Item = HopperItem<64 * CONSUMERS>;
     static constexpr int KEYS = 64; // of a stage
     static constexpr int THREADS = 128;
     // A thread's, of those that multiply and those that copy: together as many as the launch gives them.
-    static constexpr uint32_t MULTIPLY_REGISTERS = CONSUMERS == 3 ? (D <= 64 ? 136 : 144) : D <= 96 ? 176 : 192;
+    static constexpr uint32_t MULTIPLY_REGISTERS = CONSUMERS == 3 ? 136 : D <= 96 ? 176 : 192;
     static constexpr uint32_t COPY_REGISTERS = (CONSUMERS == 3 ? 512 : 504) - CONSUMERS * MULTIPLY_REGISTERS;
     static constexpr uint32_t STAGE_BYTES = 2 * Tile::BYTES;
     // What a block is launched with, as in sm90_gemm.cu.
@@ -180,8 +185,8 @@ struct HopperForward {
     // Copies stage after stage as long as the ring has room, and meanwhile completes those that have come.
     DEVICE void copy() const
     {
-        Items items(p);
-        HopperItem item{};
+        Items items;
+        Item item{};
         Ring to_copy, to_complete;
         UnderWay under_way;
         int key = 0;
@@ -189,7 +194,7 @@ struct HopperForward {
         for (;;) {
             if (more && key >= item.head.length) {
                 key = 0;
-                more = items.next(item);
+                more = items.next(item, p);
             }
             const int count = under_way.count();
             if (more && count < AHEAD && (count == 0 || is_free(to_copy))) {
@@ -220,14 +225,14 @@ struct HopperForward {
     }
 
     // Begins to copy the keys of an item from `key` on, and their values.
-    DEVICE void copy_stage(const HopperItem& item, int key, const Ring& to, UnderWay& under_way) const
+    DEVICE void copy_stage(const Item& item, int key, const Ring& to, UnderWay& under_way) const
     {
         const OwnRows<Tile> own(thread(), THREADS);
         const Head& head = item.head;
         const int keys = head.length - key < KEYS ? head.length - key : KEYS;
         const int rows = round_up(keys, 16);
-        const bool normalised = item.is_long || p.norm.kind == NORM_NONE;
-        const bool from_norm = item.is_long && p.norm.kind != NORM_NONE;
+        const bool normed = p.norm.kind != NORM_NONE;
+        const bool from_norm = normed && item.is_long();
         const int64_t k_stride = from_norm ? p.heads * p.head_dim : p.k_stride;
         const bf16* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key);
         ptx::mbarrier_wait(empty + 8 * to.stage, to.parity ^ 1);
@@ -235,19 +240,19 @@ struct HopperForward {
         own.copy(values_of(to.stage), rows_of(p.v, p.v_stride, p, head, key), p.v_stride, rows, keys, p.head_dim);
         ptx::cp_async_commit();
         prefetch_queries(item, key);
-        under_way.push(int(head.start) + key, normalised ? 0 : keys, head.head);
+        under_way.push(int(head.start) + key, normed && !from_norm ? keys : 0, head.head);
     }
 
     // Brings 64 queries of an item from row `row` of it on to the cache, 64 bytes a thread.
-    DEVICE void prefetch_queries(const HopperItem& item, int row) const
+    DEVICE void prefetch_queries(const Item& item, int row) const
     {
         constexpr int LANES = D <= 64 ? 2 : 4;
         const int own = thread();
         const int column = own % LANES * 32;
-        const int end = item.rows - row < KEYS ? item.rows - row : KEYS;
+        const int end = item.rows() - row < KEYS ? item.rows() - row : KEYS;
         if (column >= p.head_dim) return;
         for (int r = own / LANES; r < end; r += THREADS / LANES) {
-            const bf16* q = rows_of(p.q, p.q_stride, p, item.head, item.first + row + r);
+            const bf16* q = rows_of(p.q, p.q_stride, p, item.head, item.first() + row + r);
             ptx::prefetch_l2(Global<const bf16>(q).at(column));
         }
     }
@@ -308,32 +313,29 @@ struct HopperForward {
     // The blocks of warpgroup `group`, one after another.
     struct Blocks {
         Items items;
-        HopperItem item;
+        Item item{};
         int group;
-        int turn;  // whose the first block of the next item is
-        int block; // of the item
-        int count; // blocks of the item
+        int turn = 0;  // whose the first block of the next item is
+        int block = 0; // of the item
+        int count = 0; // blocks of the item
 
-        DEVICE Blocks(const AttentionForward& p, int group)
-            : items(p), item{}, group(group), turn(0), block(0), count(0)
-        {
-        }
+        DEVICE explicit Blocks(int group) : group(group) {}
 
         // Collective.
-        DEVICE Block next()
+        DEVICE Block next(const AttentionForward& p)
         {
             Block next{};
             block += CONSUMERS;
             while (block >= count) {
                 if (next.is_new) next.skip += stages_of(item.head);
                 next.is_new = true;
-                if (!items.next(item)) return next;
-                count = ceil_div(item.rows, 64);
+                if (!items.next(item, p)) return next;
+                count = ceil_div(item.rows(), 64);
                 block = group - turn + (group < turn ? CONSUMERS : 0);
                 turn = (turn + count) % CONSUMERS;
             }
             next.head = item.head;
-            next.row = item.first + 64 * block;
+            next.row = item.first() + 64 * block;
             next.exists = true;
             next.is_last = block + CONSUMERS >= count;
             return next;
@@ -356,8 +358,8 @@ struct HopperForward {
 
         DEVICE void run()
         {
-            Blocks blocks(p, group);
-            Block block = blocks.next();
+            Blocks blocks(group);
+            Block block = blocks.next(p);
             load(block);
             while (block.exists) {
                 skip(block.skip);
@@ -368,7 +370,7 @@ struct HopperForward {
                 else
                     attend(block);
                 if (block.is_last) at.skip(stages_of(block.head));
-                const Block next = blocks.next();
+                const Block next = blocks.next(p);
                 load(next);
                 if (has_rows) rows.store(p, block.head, first_row(block), factor);
                 block = next;
@@ -473,73 +475,87 @@ struct HopperForward {
             }
         }
 
-        // The last keys of an image, more than N - 16 and up to N.
-        template <int N>
-        DEVICE void attend_last(const Ring& stage, int keys)
+        // The last keys of an image, more than N - 16 and up to N. Where they come AFTER others, the values of stage
+        // `before` are still to be added up.
+        template <int N, bool AFTER>
+        DEVICE void attend_last(const Block& block, const Ring& stage, int keys, const Operand<KEYS>& a_before,
+                                const Ring& before)
         {
             Scores<N> s = {};
             Operand<N> a;
             float shrink[2];
-            ptx::wgmma_fence(all<N>(s));
+            ptx::wgmma_fence(all<N>(s), out());
             score<N>(s, stage);
-            ptx::wgmma_wait<0>(all<N>(s));
+            if constexpr (AFTER) {
+                add<KEYS>(a_before, before);
+                ptx::wgmma_wait<1>(all<N>(s));
+            } else {
+                ptx::wgmma_wait<0>(all<N>(s));
+            }
             UNROLL
             for (int i = 0; i < 8; i++) {
                 const int key = N - 16 + i / 4 * 8 + int(ptx::lane_id()) % 4 * 2 + i % 2;
                 if (key >= keys) s[N / 16 - 1][0][i / 4][i % 4] = -infinity();
             }
             soften<N>(s, shrink);
+            if constexpr (AFTER) {
+                ptx::wgmma_wait<0>(out());
+                if (block.is_last) release(before, 4);
+            }
             pack<N>(a, s, shrink);
             ptx::wgmma_fence(out());
             add<N>(a, stage);
             ptx::wgmma_wait<0>(out());
+            if (block.is_last) release(stage, 4);
+        }
+
+        template <bool AFTER>
+        DEVICE void attend_last(const Block& block, const Ring& stage, int keys, const Operand<KEYS>& a,
+                                const Ring& before)
+        {
+            if (block.is_new) wait(stage);
+            if (keys > 48)
+                attend_last<64, AFTER>(block, stage, keys, a, before);
+            else if (keys > 32)
+                attend_last<48, AFTER>(block, stage, keys, a, before);
+            else if (keys > 16)
+                attend_last<32, AFTER>(block, stage, keys, a, before);
+            else
+                attend_last<16, AFTER>(block, stage, keys, a, before);
         }
 
         DEVICE void attend(const Block& block)
         {
-            Ring stage = at;
             const int last = stages_of(block.head) - 1;
+            const int keys = block.head.length - KEYS * last;
+            Ring stage = at;
+            Operand<KEYS> a;
+            if (last == 0) return attend_last<false>(block, stage, keys, a, stage);
+
+            Scores<KEYS> s = {};
+            float shrink[2];
             if (block.is_new) wait(stage);
-            if (last > 0) {
-                Scores<KEYS> s = {};
-                Operand<KEYS> a;
-                float shrink[2];
-                ptx::wgmma_fence(all<KEYS>(s));
+            ptx::wgmma_fence(all<KEYS>(s));
+            score<KEYS>(s, stage);
+            ptx::wgmma_wait<0>(all<KEYS>(s));
+            soften<KEYS>(s, shrink);
+            pack<KEYS>(a, s, shrink);
+            Ring before = stage;
+            stage.next();
+            for (int i = 1; i < last; i++) {
+                if (block.is_new) wait(stage);
+                ptx::wgmma_fence(all<KEYS>(s), out());
                 score<KEYS>(s, stage);
-                ptx::wgmma_wait<0>(all<KEYS>(s));
-                soften<KEYS>(s, shrink);
-                pack<KEYS>(a, s, shrink);
-                Ring before = stage;
-                stage.next();
-                for (int i = 1; i < last; i++) {
-                    if (block.is_new) wait(stage);
-                    ptx::wgmma_fence(all<KEYS>(s), out());
-                    score<KEYS>(s, stage);
-                    add<KEYS>(a, before);
-                    ptx::wgmma_wait<1>(all<KEYS>(s));
-                    soften<KEYS>(s, shrink);
-                    ptx::wgmma_wait<0>(out());
-                    if (block.is_last) release(before, 4);
-                    pack<KEYS>(a, s, shrink);
-                    before = stage;
-                    stage.next();
-                }
-                ptx::wgmma_fence(out());
                 add<KEYS>(a, before);
+                ptx::wgmma_wait<1>(all<KEYS>(s));
+                soften<KEYS>(s, shrink);
                 ptx::wgmma_wait<0>(out());
                 if (block.is_last) release(before, 4);
-                if (block.is_new) wait(stage);
+                pack<KEYS>(a, s, shrink);
+                before = stage;
+                stage.next();
             }
-            const int keys = block.head.length - KEYS * last;
-            if (keys > 48)
-                attend_last<64>(stage, keys);
-            else if (keys > 32)
-                attend_last<48>(stage, keys);
-            else if (keys > 16)
-                attend_last<32>(stage, keys);
-            else
-                attend_last<16>(stage, keys);
-            if (block.is_last) release(stage, 4);
+            attend_last<true>(block, stage, keys, a, before);
         }
 
         // ---- A tail: mma ----

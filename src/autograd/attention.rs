@@ -119,6 +119,7 @@ impl Op for Attention {
         let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
         let plan = attention.plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
+        site.workspace(attention.forward_workspace_bytes(&plan, attention.tokens));
         let width = self.0.heads * self.0.head_dim;
         Ok(Box::new(move |step| {
             let operands = Forward {
@@ -131,6 +132,7 @@ impl Op for Attention {
                 out: out.all(),
                 lse: &lse,
                 statistics: None,
+                workspace: Some(step.workspace),
             };
             attention.forward(step.stream, &plan, &operands)
         }))

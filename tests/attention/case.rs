@@ -39,6 +39,8 @@ pub struct Run {
     pub statistics: bool,
     /// A promise that no image has more rows.
     pub longest: Option<usize>,
+    /// Which of the device's plans, the first being the one that is taken without measuring.
+    pub plan: usize,
 }
 
 #[derive(Clone, PartialEq)]
@@ -105,7 +107,9 @@ impl Case {
     }
 
     pub fn plan(&self, device: &Device, run: Run) -> ForwardPlan {
-        let mut plan = self.attention().plan(device.info()).unwrap();
+        let plans = ForwardPlan::plans(self.config.head_dim, device.info());
+        assert_eq!(plans[0], self.attention().plan(device.info()).unwrap());
+        let mut plan = plans[run.plan];
         if let Some(short) = run.short {
             plan = ForwardPlan::with_short_limit(plan.instance, short, device.info()).unwrap();
         }
@@ -141,6 +145,8 @@ impl Case {
         let schedule = Schedule::new(device, plan.limits, self.tokens, slots)
             .unwrap()
             .with_longest(run.longest.unwrap_or(self.tokens));
+        let bytes = self.attention().forward_workspace_bytes(&plan, schedule.longest());
+        let workspace = (bytes > 0).then(|| device.alloc::<u8>(bytes).unwrap());
         let part = |i: usize| Rows { buffer: &qkv, offset: i * width, stride: 3 * width + FOREIGN };
         let operands = Forward {
             q: part(0),
@@ -152,6 +158,7 @@ impl Case {
             out: Rows { buffer: &out, offset: 0, stride: width + FOREIGN },
             lse: &lse,
             statistics: run.statistics.then_some(Statistics { q_mean, q_rstd, k_mean, k_rstd }),
+            workspace: workspace.as_ref(),
         };
         schedule.launch(&stream, &cu_seqlens, host).unwrap();
         self.attention().forward(&stream, &plan, &operands).unwrap();

@@ -3,7 +3,7 @@
 use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
-use trencadis::kernels::attention::{Attention, Forward, Limits, Schedule, Statistics};
+use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Limits, Schedule, Statistics};
 use trencadis::recipe::QkNormKind;
 
 use crate::case::{Case, Run, config};
@@ -13,7 +13,7 @@ const KINDS: [QkNormKind; 4] =
     [QkNormKind::None, QkNormKind::Rms, QkNormKind::LayerNorm, QkNormKind::LayerNormBias];
 /// All images by the long schedule.
 const LONG: Run = Run { short: Some(0), ..SHORT };
-const SHORT: Run = Run { short: None, blocks: None, statistics: false, longest: None };
+const SHORT: Run = Run { short: None, blocks: None, statistics: false, longest: None, plan: 0 };
 
 fn bits(x: &[half::bf16]) -> Vec<u16> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -31,6 +31,53 @@ fn every_head_dim() {
             let long = case.check(&device, Run { statistics, ..LONG });
             assert!(short == long, "head dim {dim}: the schedules differ");
         }
+    }
+}
+
+/// Every kernel that serves a head dim. Hopper's agree bit by bit, however many warpgroups multiply.
+#[test]
+fn every_plan() {
+    for device in devices() {
+        for (dim, kind) in [(64, QkNormKind::LayerNorm), (72, QkNormKind::Rms), (80, QkNormKind::None)] {
+            let case = Case::new(config(kind, 2, dim), &[70, 130, 200, 9], 1);
+            let plans = ForwardPlan::plans(dim, device.info());
+            let mut hopper = None;
+            for (plan, found) in plans.iter().enumerate() {
+                for short in [None, Some(64)] {
+                    let answer = case.check(&device, Run { plan, short, blocks: Some(2), ..SHORT });
+                    if found.instance.hopper.is_some() {
+                        let hopper = hopper.get_or_insert_with(|| answer.clone());
+                        assert!(*hopper == answer, "head dim {dim}: the plans differ");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lengths around the multiples of 16 and 64: tails of up to 16 rows, last keys of 16, 32, 48 and 64.
+#[test]
+fn every_length() {
+    let runs = [1..21, 47..50, 60..84, 95..98, 111..114, 127..130, 142..147, 191..194];
+    let lengths: Vec<usize> = runs.into_iter().flatten().collect();
+    for device in devices() {
+        for dim in [64, 72] {
+            let case = Case::new(config(QkNormKind::Rms, 1, dim), &lengths, 0);
+            let short = case.check(&device, SHORT);
+            let long = case.check(&device, LONG);
+            assert!(short == long, "head dim {dim}: the schedules differ");
+        }
+    }
+}
+
+/// A ring that one image fills to the last stage, and one that has a row more than it.
+#[test]
+fn the_longest_short_image() {
+    for device in devices() {
+        let config = config(QkNormKind::Rms, 1, 128);
+        let short = ForwardPlan::new(128, device.info()).unwrap().limits.short;
+        let case = Case::new(config, &[short, 3, short + 1, 20, short], 0);
+        case.check(&device, Run { blocks: Some(1), statistics: true, ..SHORT });
     }
 }
 
@@ -63,7 +110,7 @@ fn ragged_batch() {
     for device in devices() {
         let case = Case::new(config(QkNormKind::Rms, 1, 64), &[64, 577, 0, 1, 257, 16, 196, 130, 0], 0);
         case.check(&device, SHORT);
-        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true, longest: Some(577) });
+        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true, longest: Some(577), plan: 0 });
     }
 }
 
@@ -126,7 +173,11 @@ fn neighbours_do_not_matter() {
 /// Orders of threads and times of copies, as the emulators have them, and grids of any size.
 #[test]
 fn the_same_bits_in_any_order() {
-    let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 200], 1);
+    any_order(&Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 200], 1));
+    any_order(&Case::new(config(QkNormKind::Rms, 1, 64), &[130, 65, 16, 81, 1], 1));
+}
+
+fn any_order(case: &Case) {
     #[allow(unused_mut)]
     let mut groups: Vec<Vec<Device>> = devices().into_iter().map(|device| vec![device]).collect();
     #[cfg(feature = "emulator")]
@@ -207,6 +258,7 @@ fn operands_that_do_not_fit_are_refused() {
             out: Rows::dense(&out, 128),
             lse: &lse,
             statistics: None,
+            workspace: None,
         };
         let says = |bad: Forward<'_>| attention.forward(&stream, &plan, &bad).unwrap_err().to_string();
         assert!(says(Forward { q: rows(4, 392), ..good }).contains("q: offset 4"));
@@ -224,5 +276,17 @@ fn operands_that_do_not_fit_are_refused() {
         let bad = Forward { affine: [Some(&few), None, None, None], ..good };
         let told = normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
         assert!(told.contains("the gain of q has 7 elements, expected 64"), "{told}");
+        let plan = ForwardPlan::with_short_limit(plan.instance, 0, device.info()).unwrap();
+        let bytes = normed.forward_workspace_bytes(&plan, 4);
+        assert_eq!(bytes, if plan.instance.hopper.is_some() { 4 * 2 * 64 * 2 } else { 0 });
+        assert_eq!(attention.forward_workspace_bytes(&plan, 4), 0, "there is no norm");
+        if bytes > 0 {
+            let schedule = Schedule::new(&device, plan.limits, 4, 1).unwrap();
+            schedule.launch(&stream, &cu_seqlens, Some(&case.cu_seqlens)).unwrap();
+            let (bad, few) = (Forward { schedule: &schedule, ..good }, device.zeros(bytes - 1).unwrap());
+            let says = |bad| normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
+            assert!(says(bad).contains("needs a workspace of 1024 bytes"));
+            assert!(says(Forward { workspace: Some(&few), ..bad }).contains("the workspace has 1023 bytes"));
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
 use crate::cpu::attention::AttentionConfig;
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::operand::{Rows, check_len, check_some};
+use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
 use crate::recipe::QkNormKind;
 
 /// Attention over batches of one size.
@@ -58,6 +58,8 @@ pub struct Forward<'a> {
     pub lse: &'a Buffer<f32>,
     /// Where the statistics go, where they are wanted; needs a norm.
     pub statistics: Option<Statistics<'a>>,
+    /// At least [`Attention::forward_workspace_bytes`], where these are not 0.
+    pub workspace: Option<&'a Buffer<u8>>,
 }
 
 impl Attention {
@@ -109,6 +111,19 @@ impl Attention {
         })
     }
 
+    /// Bytes of workspace of the forward pass with a schedule of images of up to `longest` rows: Hopper's kernel takes
+    /// keys of long images normalised, where there is a norm.
+    pub fn forward_workspace_bytes(&self, plan: &ForwardPlan, longest: usize) -> usize {
+        if plan.instance.hopper.is_none()
+            || self.config.norm == QkNormKind::None
+            || longest <= plan.limits.short
+            || plan.limits.long_items(self.tokens, self.slots) == 0
+        {
+            return 0;
+        }
+        self.tokens * self.config.heads * self.config.head_dim * size_of::<bf16>()
+    }
+
     /// Verifies the operands and queues the forward pass.
     ///
     /// # Errors
@@ -151,10 +166,23 @@ impl Attention {
         let width = config.heads * config.head_dim;
         let rows = |name, rows: &Rows<'_, bf16>| rows.check(name, tokens, width);
         let of_rows = [tokens, config.heads];
+        let k_norm = match (self.forward_workspace_bytes(plan, schedule.longest()), operands.workspace) {
+            (0, _) => Ptr::null(),
+            (bytes, Some(workspace)) => check_workspace(workspace, bytes)?.cast(),
+            (bytes, None) => {
+                return Err(Error::usage(format!(
+                    "attention with images of up to {} rows needs a workspace of {bytes} bytes on this device; give \
+                     it one, or promise the schedule images of at most {} rows",
+                    schedule.longest(),
+                    plan.limits.short
+                )));
+            }
+        };
         Ok(ForwardParams {
             q: rows("q", &operands.q)?,
             k: rows("k", &operands.k)?,
             v: rows("v", &operands.v)?,
+            k_norm,
             out: rows("out", &operands.out)?,
             lse: check_len("lse", operands.lse, &of_rows)?,
             cu_seqlens: operands.schedule.starts(operands.cu_seqlens)?,

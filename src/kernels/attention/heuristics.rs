@@ -1,6 +1,6 @@
 //! Which images are short, and what the launches need: pure functions of head dim and device.
 
-use super::instances::{BLOCKS, Instance, WARPS};
+use super::instances::{BLOCKS, HOPPER_SHARED_BYTES, Instance, WARPS};
 use crate::device::DeviceInfo;
 
 /// Lengths are binned by this many rows: limits are multiples of it.
@@ -52,7 +52,7 @@ pub struct ForwardPlan {
     pub instance: Instance,
     /// Which images are short.
     pub limits: Limits,
-    /// Bytes of shared memory of a block of the short schedule.
+    /// Bytes of shared memory of a block of the short schedule; on Hopper, of every block.
     pub short_shared: u32,
     /// Bytes of shared memory of a block of the long schedule.
     pub long_shared: u32,
@@ -61,11 +61,24 @@ pub struct ForwardPlan {
 }
 
 impl ForwardPlan {
-    /// The plan for a head dim; none where no kernel serves it, or a block's shared memory is too small.
+    /// The plan for a head dim; none where no kernel serves it, or a block's shared memory is too small. On Hopper it is
+    /// Hopper's.
     ///
-    /// Short images are those whose keys and values fit the shared memory of a block while two blocks fit a
-    /// multiprocessor: one loads and normalises while the other multiplies.
+    /// Short images are those whose keys and values fit the shared memory of a block: on Hopper of the one that there is
+    /// on a multiprocessor, else while two blocks fit it, of which one loads and normalises while the other multiplies.
     pub fn new(head_dim: usize, device: &DeviceInfo) -> Option<Self> {
+        Self::plans(head_dim, device).into_iter().next()
+    }
+
+    /// All plans for a head dim, first the one to take without measuring.
+    pub fn plans(head_dim: usize, device: &DeviceInfo) -> Vec<Self> {
+        let hopper = Instance::hopper_of(head_dim)
+            .filter_map(|instance| Self::with_short_limit(instance, usize::MAX, device));
+        hopper.chain(Self::portable(head_dim, device)).collect()
+    }
+
+    /// The plan with the kernels of every GPU.
+    pub fn portable(head_dim: usize, device: &DeviceInfo) -> Option<Self> {
         let instance = Instance::of(head_dim)?;
         let (block, multiprocessor) =
             (device.shared_per_block as usize, device.shared_per_multiprocessor as usize);
@@ -73,8 +86,21 @@ impl ForwardPlan {
         Self::with_short_limit(instance, bytes / row_bytes(instance), device)
     }
 
-    /// The same with another longest short image, for measuring and testing.
+    /// The same with another longest short image, for measuring and testing. On Hopper it is no longer than the ring.
     pub fn with_short_limit(instance: Instance, short: usize, device: &DeviceInfo) -> Option<Self> {
+        if let Some(warpgroups) = instance.hopper {
+            if !device.hopper || device.shared_per_block < HOPPER_SHARED_BYTES {
+                return None;
+            }
+            let ring = hopper_stages(instance.width, warpgroups) * instance.keys;
+            return Some(Self {
+                instance,
+                limits: Limits::new(short.min(ring), 0, 0, 64 * warpgroups),
+                short_shared: HOPPER_SHARED_BYTES,
+                long_shared: HOPPER_SHARED_BYTES,
+                blocks: device.multiprocessors,
+            });
+        }
         let tile_rows = WARPS * instance.rows;
         let limits = Limits::new(short, 2 * instance.rows, instance.rows, tile_rows);
         // Heads that share a block hold as many rows together as its warps have query rows.
@@ -89,6 +115,13 @@ impl ForwardPlan {
             blocks: BLOCKS * device.multiprocessors,
         })
     }
+}
+
+/// Stages of the ring of Hopper's kernel, `STAGES` there: 64 keys and values each, whose planes of 8 columns are 16 bytes
+/// longer than their rows, beside mbarriers and what the tails of images need.
+fn hopper_stages(width: usize, warpgroups: usize) -> usize {
+    let stage = 2 * (width / 8) * (64 * 16 + 16);
+    (HOPPER_SHARED_BYTES as usize - 256 - warpgroups * 768) / stage
 }
 
 /// Bytes of a key and a value.
@@ -144,6 +177,41 @@ mod tests {
         assert_eq!([8, 64, 120, 128].map(width), [Some(64), Some(64), Some(128), Some(128)]);
         assert_eq!([0, 12, 100, 136].map(width), [None; 4]);
         assert_eq!(ForwardPlan::new(64, &DeviceInfo { shared_per_block: 16 << 10, ..device }), None);
+    }
+
+    /// What the ring holds is short; the second number is that of the alternative with two warpgroups.
+    #[test]
+    fn short_limits_of_hopper() {
+        let device = DeviceInfo::h100();
+        let cases = [
+            (64, &[832, 832][..]),
+            (72, &[768, 768]),
+            (80, &[704, 704]),
+            (88, &[640]),
+            (96, &[576]),
+            (104, &[512]),
+            (112, &[448]),
+            (128, &[384]),
+        ];
+        for (width, expected) in cases {
+            let plans = ForwardPlan::plans(width, &device);
+            assert_eq!(Some(plans[0]), ForwardPlan::new(width, &device));
+            let (portable, hopper) = plans.split_last().unwrap();
+            assert_eq!(Some(*portable), ForwardPlan::portable(width, &device));
+            let shorts: Vec<usize> = hopper.iter().map(|plan| plan.limits.short).collect();
+            assert_eq!(shorts, expected, "width {width}");
+            for plan in hopper {
+                let rows = 64 * plan.instance.hopper.unwrap();
+                assert_eq!((plan.limits.half, plan.limits.quarter, plan.limits.tile_rows), (0, 0, rows));
+                assert!(plan.short_shared <= device.shared_per_block && plan.blocks == device.multiprocessors);
+                let all = ForwardPlan::with_short_limit(plan.instance, 0, &device).unwrap();
+                assert_eq!((all.limits.short, all.limits.tile_rows), (0, rows));
+            }
+        }
+        let smaller = DeviceInfo { shared_per_block: 163 << 10, ..device.clone() };
+        assert_eq!(ForwardPlan::new(64, &smaller).unwrap().instance.hopper, None);
+        let other = DeviceInfo { hopper: false, ..device };
+        assert_eq!(ForwardPlan::plans(64, &other).len(), 1);
     }
 
     #[test]

@@ -28,6 +28,16 @@ pub const SCHEDULE_THREADS: u32 = 256;
 pub const SCHEDULE_SHARED: u32 = 8 * 1024 * 4 + 8 * 4;
 /// Name of the kernel that makes the work lists.
 pub const SCHEDULE: &str = "attention_schedule_i32";
+/// Name of the kernel that prepares long images for Hopper's.
+pub const ATTENTION_PREPARE: &str = "attention_prepare_bf16";
+/// Threads of a block of it.
+pub const PREPARE_THREADS: u32 = 256;
+/// Blocks of a multiprocessor of it.
+pub const PREPARE_BLOCKS: u32 = 4;
+/// Heads that a warp of it works on at a time.
+pub const PREPARE_HEADS: usize = 4;
+/// Shared memory of a block of Hopper's kernel, `SHARED_BYTES` there: a KiB less than there is.
+pub const HOPPER_SHARED_BYTES: u32 = 231_424;
 
 /// How an image is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +48,7 @@ pub enum Schedule {
     Long,
 }
 
-/// One width of the forward kernels.
+/// A kernel of the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance {
     /// Columns of a head; a head dim that is none of the widths runs on the next one.
@@ -47,18 +57,44 @@ pub struct Instance {
     pub rows: usize,
     /// Keys of a step.
     pub keys: usize,
+    /// Warpgroups that multiply, of Hopper's own kernel; none for the kernels of every GPU.
+    pub hopper: Option<usize>,
+}
+
+const fn portable(width: usize, rows: usize, keys: usize) -> Instance {
+    Instance { width, rows, keys, hopper: None }
+}
+
+const fn hopper(width: usize, warpgroups: usize) -> Instance {
+    Instance { width, rows: 16, keys: 64, hopper: Some(warpgroups) }
 }
 
 /// The widths, ascending. Rows and keys are as many as results, scores and queries leave registers for.
 pub const INSTANCES: [Instance; 8] = [
-    Instance { width: 64, rows: 32, keys: 64 },
-    Instance { width: 72, rows: 32, keys: 32 },
-    Instance { width: 80, rows: 32, keys: 32 },
-    Instance { width: 88, rows: 16, keys: 64 },
-    Instance { width: 96, rows: 16, keys: 64 },
-    Instance { width: 104, rows: 16, keys: 64 },
-    Instance { width: 112, rows: 16, keys: 64 },
-    Instance { width: 128, rows: 16, keys: 64 },
+    portable(64, 32, 64),
+    portable(72, 32, 32),
+    portable(80, 32, 32),
+    portable(88, 16, 64),
+    portable(96, 16, 64),
+    portable(104, 16, 64),
+    portable(112, 16, 64),
+    portable(128, 16, 64),
+];
+
+/// The kernels for Hopper, the first of each width being what is taken without measuring. Three warpgroups multiply where
+/// they have registers enough.
+pub const HOPPER_INSTANCES: [Instance; 11] = [
+    hopper(64, 3),
+    hopper(64, 2),
+    hopper(72, 3),
+    hopper(72, 2),
+    hopper(80, 3),
+    hopper(80, 2),
+    hopper(88, 2),
+    hopper(96, 2),
+    hopper(104, 2),
+    hopper(112, 2),
+    hopper(128, 2),
 ];
 
 /// One width of the backward kernel.
@@ -123,9 +159,44 @@ impl Instance {
         INSTANCES.into_iter().find(|instance| instance.width >= head_dim)
     }
 
-    /// Name of the forward kernel.
+    /// Those of Hopper's kernels that serve a head dim.
+    pub fn hopper_of(head_dim: usize) -> impl Iterator<Item = Self> {
+        let width = Self::of(head_dim).map(|instance| instance.width);
+        HOPPER_INSTANCES.into_iter().filter(move |instance| Some(instance.width) == width)
+    }
+
+    /// Name of the forward kernel; Hopper's has one for both schedules.
     pub fn forward(&self, schedule: Schedule) -> String {
-        format!("attention_forward_bf16_{}_{}", schedule.name(), self.width)
+        match self.hopper {
+            None => format!("attention_forward_bf16_{}_{}", schedule.name(), self.width),
+            Some(warpgroups) => format!("attention_forward_bf16_hopper_{}_{warpgroups}wg", self.width),
+        }
+    }
+
+    /// Threads of a block. On Hopper one warpgroup more than multiply: it copies.
+    pub fn threads(&self) -> u32 {
+        self.hopper.map_or(THREADS, |warpgroups| 128 * (warpgroups as u32 + 1))
+    }
+
+    /// Blocks of a multiprocessor.
+    pub fn blocks(&self) -> u32 {
+        if self.hopper.is_some() { 1 } else { BLOCKS }
+    }
+
+    fn kernel(&self, schedule: Schedule) -> Kernel {
+        let Self { width, rows, keys, .. } = self;
+        let body = match self.hopper {
+            None => format!("{}_images<{width}, {}, {keys}>", schedule.name(), rows / 16),
+            Some(warpgroups) => format!("hopper<{width}, {warpgroups}>"),
+        };
+        Kernel {
+            name: self.forward(schedule),
+            body: format!("attention_forward::{body}"),
+            params: "AttentionForward",
+            threads: self.threads(),
+            min_blocks: self.blocks(),
+            tensor_cores: true,
+        }
     }
 }
 
@@ -141,21 +212,9 @@ impl Schedule {
 /// The sources of this family.
 pub fn sources() -> Vec<Source> {
     let forward = INSTANCES.iter().flat_map(|instance| {
-        [Schedule::Short, Schedule::Long].map(|schedule| Kernel {
-            name: instance.forward(schedule),
-            body: format!(
-                "attention_forward::{}_images<{}, {}, {}>",
-                schedule.name(),
-                instance.width,
-                instance.rows / 16,
-                instance.keys
-            ),
-            params: "AttentionForward",
-            threads: THREADS,
-            min_blocks: BLOCKS,
-            tensor_cores: true,
-        })
+        [Schedule::Short, Schedule::Long].map(|schedule| instance.kernel(schedule))
     });
+    let hopper = HOPPER_INSTANCES.iter().map(|instance| instance.kernel(Schedule::Short));
     let schedule = Kernel {
         name: SCHEDULE.into(),
         body: "attention_schedule::run".into(),
@@ -169,10 +228,20 @@ pub fn sources() -> Vec<Source> {
         small(BACKWARD_PREPARE, "prepare", "AttentionBackward"),
         small(BACKWARD_SUM, "sum", "AttentionBackwardSum"),
     ]);
+    let prepare = Kernel {
+        name: ATTENTION_PREPARE.into(),
+        body: "attention_prepare::run".into(),
+        params: "AttentionPrepare",
+        threads: PREPARE_THREADS,
+        min_blocks: PREPARE_BLOCKS,
+        tensor_cores: false,
+    };
     let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
     vec![
         source("attention/sm80_attention_schedule.cu", vec![schedule]),
         source("attention/sm80_attention_forward.cu", forward.collect()),
+        source("attention/sm80_attention_prepare.cu", vec![prepare]),
         source("attention/sm80_attention_backward.cu", gradients.collect()),
+        Source { file: "attention/sm90_attention_forward.cu", tier: Tier::Sm90, kernels: hopper.collect() },
     ]
 }

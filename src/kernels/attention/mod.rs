@@ -6,6 +6,7 @@
 //! [`BackwardPlan`].
 
 pub mod backward;
+pub mod prepare;
 pub mod raw;
 
 mod checked;

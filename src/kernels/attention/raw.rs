@@ -4,7 +4,8 @@
 use half::bf16;
 
 use super::heuristics::{ForwardPlan, Limits};
-use super::instances::{SCHEDULE, SCHEDULE_SHARED, SCHEDULE_THREADS, Schedule, THREADS};
+use super::instances::{SCHEDULE, SCHEDULE_SHARED, SCHEDULE_THREADS, Schedule};
+use super::prepare::{PrepareParams, prepare};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::{Error, Result};
 
@@ -84,6 +85,8 @@ pub struct ForwardParams {
     pub k: Ptr<bf16>,
     /// Values.
     pub v: Ptr<bf16>,
+    /// Room for k̂ of long images, `[tokens, heads·head_dim]`, where [`needs_k_norm`] says so; else null.
+    pub k_norm: Ptr<bf16>,
     /// Result.
     pub out: Ptr<bf16>,
     /// `[tokens, heads]`: natural logarithm of the sum of the exponentials of the scaled scores.
@@ -131,9 +134,16 @@ pub unsafe fn schedule(kernels: &Kernels, stream: RawStream, params: &SchedulePa
     unsafe { kernels.launch(SCHEDULE, launch, stream, params) }
 }
 
+/// Whether [`forward`] with this plan normalises keys of long images beforehand, for a schedule that was made with
+/// `longest`.
+pub fn needs_k_norm(plan: &ForwardPlan, params: &ForwardParams, longest: usize) -> bool {
+    let items = plan.limits.long_items(params.tokens as usize, params.slots as usize);
+    plan.instance.hopper.is_some() && params.norm.kind != 0 && items > 0 && longest > plan.limits.short
+}
+
 /// Queues the forward pass: one launch for short images and the rows that belong to none, one for long
 /// images. `longest` is what the schedule was made with; it saves the second launch where such an image is
-/// short.
+/// short. On Hopper the one launch takes all images, after another one where [`needs_k_norm`] says so.
 ///
 /// # Errors
 /// The device refuses a launch.
@@ -151,16 +161,53 @@ pub unsafe fn forward(
     let heads = params.heads as usize;
     let launch = |schedule, items: usize, shared| {
         let blocks = items.saturating_mul(heads).clamp(1, plan.blocks.max(1) as usize);
-        let launch = Launch::new([blocks as u32, 1, 1], THREADS, shared);
+        let launch = Launch::new([blocks as u32, 1, 1], plan.instance.threads(), shared);
         // SAFETY: the caller answers for addresses and stream.
         unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, params) }
     };
-    launch(Schedule::Short, slots.max(tokens / 8), plan.short_shared)?;
     let items = plan.limits.long_items(tokens, slots);
+    if plan.instance.hopper.is_some() {
+        if needs_k_norm(plan, params, longest) {
+            // SAFETY: the caller answers for addresses and stream.
+            unsafe { prepare(kernels, stream, &params.preparation(plan), items, plan.blocks)? };
+        }
+        return launch(Schedule::Short, slots.saturating_add(items).max(tokens / 8), plan.short_shared);
+    }
+    launch(Schedule::Short, slots.max(tokens / 8), plan.short_shared)?;
     if items > 0 && longest > plan.limits.short {
         launch(Schedule::Long, items, plan.long_shared)?;
     }
     Ok(())
+}
+
+impl ForwardParams {
+    /// What prepares the long images for Hopper's kernel.
+    fn preparation(&self, plan: &ForwardPlan) -> PrepareParams {
+        PrepareParams {
+            q: Ptr::null(),
+            k: self.k,
+            out: Ptr::null(),
+            dout: Ptr::null(),
+            q_norm: Ptr::null(),
+            k_norm: self.k_norm,
+            delta: Ptr::null(),
+            turns: Ptr::null(),
+            cu_seqlens: self.cu_seqlens,
+            schedule: self.schedule,
+            norm: self.norm,
+            statistics: self.statistics,
+            q_stride: 0,
+            k_stride: self.k_stride,
+            out_stride: 0,
+            dout_stride: 0,
+            tokens: self.tokens,
+            slots: self.slots,
+            heads: self.heads,
+            head_dim: self.head_dim,
+            tile_rows: plan.limits.tile_rows as i32,
+            turn_count: 0,
+        }
+    }
 }
 
 /// What the error word of a schedule says, once it has been copied to the host.
