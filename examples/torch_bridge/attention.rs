@@ -108,10 +108,9 @@ pub unsafe extern "C" fn trencadis_attention_sizes(
         *sizes = AttentionSizes {
             forward_schedule: forward.limits.words(tokens, slots) as u64,
             backward_schedule: backward.limits.words(tokens, slots) as u64,
-            workspace_bytes: attention
-                .backward_workspace_bytes(&backward, true)
-                .max(attention.forward_workspace_bytes(&forward, usize::try_from(call.longest).unwrap_or(tokens)))
-                as u64,
+            workspace_bytes: attention.backward_workspace_bytes(&backward, true).max(
+                attention.forward_workspace_bytes(&forward, usize::try_from(call.longest).unwrap_or(tokens)),
+            ) as u64,
         };
         0
     }))
@@ -179,7 +178,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             heads: call.heads as i32,
             head_dim: call.head_dim as i32,
             scale: call.scale as f32,
-            unused: 0,
+            turns: i32::from(plan.turns),
         };
         // SAFETY: as the caller promises.
         unsafe { raw::forward(kernels, RawStream(stream), &plan, &params, longest) }.map(|()| 0)

@@ -24,7 +24,7 @@ struct AttentionForward {
     int32_t heads;
     int32_t head_dim;
     float scale;
-    int32_t unused;
+    int32_t turns; // not 0: Hopper's warpgroups take turns at the tensor cores where an image is long
 };
 
 namespace attention_forward {
@@ -82,9 +82,9 @@ DEVICE HeadNorm key_norm(const AttentionForward& p, Head head)
     return head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, head.head, p.head_dim);
 }
 
-// 16 M query rows of one warp, which attend to keys and values in rows of Tile. Rows lane / 4 + 8 half of each 16 belong
-// to this lane's quad. M = 2 shares each operand read from shared memory between two products; M and the keys of a step
-// are what registers allow, see src/kernels/attention/instances.rs.
+// 16 M query rows of one warp, which attend to keys and values in rows of Tile. Rows lane / 4 + 8 half of each 16
+// belong to this lane's quad. M = 2 shares each operand read from shared memory between two products; M and the keys of
+// a step are what registers allow, see src/kernels/attention/instances.rs.
 template <class Tile, int M>
 struct Queries {
     static constexpr int CHUNKS = Tile::CHUNKS;

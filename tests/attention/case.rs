@@ -111,7 +111,9 @@ impl Case {
         assert_eq!(plans[0], self.attention().plan(device.info()).unwrap());
         let mut plan = plans[run.plan];
         if let Some(short) = run.short {
+            let turns = plan.turns;
             plan = ForwardPlan::with_short_limit(plan.instance, short, device.info()).unwrap();
+            plan.turns = turns;
         }
         plan.blocks = run.blocks.unwrap_or(plan.blocks);
         plan

@@ -38,8 +38,8 @@ fn every_head_dim() {
 #[test]
 fn every_plan() {
     for device in devices() {
-        for (dim, kind) in [(64, QkNormKind::LayerNorm), (72, QkNormKind::Rms), (80, QkNormKind::None)] {
-            let case = Case::new(config(kind, 2, dim), &[70, 130, 200, 9], 1);
+        for (dim, kind) in [(64, QkNormKind::LayerNorm), (80, QkNormKind::None)] {
+            let case = Case::new(config(kind, 2, dim), &[70, 200, 9, 191], 1);
             let plans = ForwardPlan::plans(dim, device.info());
             let mut hopper = None;
             for (plan, found) in plans.iter().enumerate() {
@@ -61,12 +61,10 @@ fn every_length() {
     let runs = [1..21, 47..50, 60..84, 95..98, 111..114, 127..130, 142..147, 191..194];
     let lengths: Vec<usize> = runs.into_iter().flatten().collect();
     for device in devices() {
-        for dim in [64, 72] {
-            let case = Case::new(config(QkNormKind::Rms, 1, dim), &lengths, 0);
-            let short = case.check(&device, SHORT);
-            let long = case.check(&device, LONG);
-            assert!(short == long, "head dim {dim}: the schedules differ");
-        }
+        let case = Case::new(config(QkNormKind::Rms, 1, 72), &lengths, 0);
+        let short = case.check(&device, SHORT);
+        let long = case.check(&device, LONG);
+        assert!(short == long, "the schedules differ");
     }
 }
 
@@ -110,7 +108,10 @@ fn ragged_batch() {
     for device in devices() {
         let case = Case::new(config(QkNormKind::Rms, 1, 64), &[64, 577, 0, 1, 257, 16, 196, 130, 0], 0);
         case.check(&device, SHORT);
-        case.check(&device, Run { short: Some(64), blocks: Some(3), statistics: true, longest: Some(577), plan: 0 });
+        case.check(
+            &device,
+            Run { short: Some(64), blocks: Some(3), statistics: true, longest: Some(577), plan: 0 },
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rayon::prelude::*;
+use trencadis::kernels::registry::attention::{HOPPER_INSTANCES, Schedule};
 use trencadis::kernels::registry::{Source, Tier};
 
 use crate::dump::Dump;
@@ -105,6 +106,32 @@ fn wrappers_for_hopper_compile_to_its_instructions() {
             assert!(code.contains(instruction), "{}: no {instruction}", source.file);
         }
     });
+}
+
+/// Warpgroups share the registers of the launch out by role; what multiplies waits for its own products alone.
+#[test]
+fn the_attention_for_hopper_keeps_its_roles() {
+    let Some((report, cuobjdump)) = compiled() else { return };
+    let Some(fatbin) = report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_attention_forward") else {
+        return;
+    };
+    let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
+    for instance in HOPPER_INSTANCES {
+        let place = (instance.forward(Schedule::Short), "sm_90a".to_owned());
+        let (code, uses) = (dump.instructions[&place], dump.resources[&place]);
+        let warpgroups = instance.hopper.unwrap() as u32;
+        let [copies, multiplies] = code.roles;
+        assert_eq!(copies + warpgroups * multiplies, (warpgroups + 1) * uses.registers, "{}", place.0);
+        // First keys, a loop, and last keys of 16 to 64 without and with others before them; scores are begun together
+        // with the values of the keys before.
+        assert_eq!(code.meetings, [18, 23], "{}: matrix instructions wait for one another", place.0);
+        assert_eq!((code.fences, code.local), (0, 0), "{}", place.0);
+        // Scores ten times, values of 64 keys five times, of 16 to 64 twice; all and some of 16 keys by mma.
+        let chunks = instance.width as u32 / 8;
+        let steps = chunks.div_ceil(2);
+        let (wgmma, mma) = (10 * steps + 5 * 4 + 2 * (1 + 2 + 3 + 4), 2 * (2 * steps + chunks));
+        assert_eq!(code.matrix, wgmma + mma, "{}", place.0);
+    }
 }
 
 /// The warpgroup that copies keeps 24 registers, those that multiply take 240, and these wait for nothing but stages.

@@ -198,7 +198,7 @@ impl Attention {
             heads: config.heads as i32,
             head_dim: config.head_dim as i32,
             scale: config.scale as f32,
-            unused: 0,
+            turns: i32::from(plan.turns),
         })
     }
 }

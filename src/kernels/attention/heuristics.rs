@@ -58,6 +58,8 @@ pub struct ForwardPlan {
     pub long_shared: u32,
     /// Blocks that the device runs at a time: what grids are made for.
     pub blocks: u32,
+    /// Whether Hopper's warpgroups take turns at the tensor cores where an image is long.
+    pub turns: bool,
 }
 
 impl ForwardPlan {
@@ -73,7 +75,8 @@ impl ForwardPlan {
     /// All plans for a head dim, first the one to take without measuring.
     pub fn plans(head_dim: usize, device: &DeviceInfo) -> Vec<Self> {
         let hopper = Instance::hopper_of(head_dim)
-            .filter_map(|instance| Self::with_short_limit(instance, usize::MAX, device));
+            .filter_map(|instance| Self::with_short_limit(instance, usize::MAX, device))
+            .flat_map(|plan| [plan, Self { turns: false, ..plan }]);
         hopper.chain(Self::portable(head_dim, device)).collect()
     }
 
@@ -99,6 +102,7 @@ impl ForwardPlan {
                 short_shared: HOPPER_SHARED_BYTES,
                 long_shared: HOPPER_SHARED_BYTES,
                 blocks: device.multiprocessors,
+                turns: true,
             });
         }
         let tile_rows = WARPS * instance.rows;
@@ -113,6 +117,7 @@ impl ForwardPlan {
             short_shared: fits(short_shared)?,
             long_shared: fits(long_shared)?,
             blocks: BLOCKS * device.multiprocessors,
+            turns: false,
         })
     }
 }
@@ -198,12 +203,16 @@ mod tests {
             assert_eq!(Some(plans[0]), ForwardPlan::new(width, &device));
             let (portable, hopper) = plans.split_last().unwrap();
             assert_eq!(Some(*portable), ForwardPlan::portable(width, &device));
-            let shorts: Vec<usize> = hopper.iter().map(|plan| plan.limits.short).collect();
+            let shorts: Vec<usize> =
+                hopper.iter().filter(|plan| plan.turns).map(|plan| plan.limits.short).collect();
+            assert_eq!(hopper.len(), 2 * shorts.len());
             assert_eq!(shorts, expected, "width {width}");
             for plan in hopper {
                 let rows = 64 * plan.instance.hopper.unwrap();
                 assert_eq!((plan.limits.half, plan.limits.quarter, plan.limits.tile_rows), (0, 0, rows));
-                assert!(plan.short_shared <= device.shared_per_block && plan.blocks == device.multiprocessors);
+                assert!(
+                    plan.short_shared <= device.shared_per_block && plan.blocks == device.multiprocessors
+                );
                 let all = ForwardPlan::with_short_limit(plan.instance, 0, &device).unwrap();
                 assert_eq!((all.limits.short, all.limits.tile_rows), (0, rows));
             }

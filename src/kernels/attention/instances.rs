@@ -211,9 +211,9 @@ impl Schedule {
 
 /// The sources of this family.
 pub fn sources() -> Vec<Source> {
-    let forward = INSTANCES.iter().flat_map(|instance| {
-        [Schedule::Short, Schedule::Long].map(|schedule| instance.kernel(schedule))
-    });
+    let forward = INSTANCES
+        .iter()
+        .flat_map(|instance| [Schedule::Short, Schedule::Long].map(|schedule| instance.kernel(schedule)));
     let hopper = HOPPER_INSTANCES.iter().map(|instance| instance.kernel(Schedule::Short));
     let schedule = Kernel {
         name: SCHEDULE.into(),

@@ -117,8 +117,8 @@ pub struct ForwardParams {
     pub head_dim: i32,
     /// Factor on the scores, above 0.
     pub scale: f32,
-    /// Fills the struct.
-    pub unused: i32,
+    /// Not 0: [`ForwardPlan::turns`].
+    pub turns: i32,
 }
 
 /// Queues the making of the work lists.

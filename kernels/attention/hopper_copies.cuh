@@ -1,0 +1,159 @@
+// The warpgroup of Hopper's forward kernel of attention that copies keys and values, and normalises keys.
+#pragma once
+
+#include "hopper_stages.cuh"
+#include "own_rows.cuh"
+
+namespace attention_forward {
+
+template <int D, int CONSUMERS>
+struct HopperCopies {
+    using Stages = HopperStages<D, CONSUMERS>;
+    using Tile = typename Stages::Tile;
+    using Items = typename Stages::Items;
+    using Item = typename Stages::Item;
+    using Ring = typename Stages::Ring;
+    static constexpr int KEYS = Stages::KEYS;
+    static constexpr int THREADS = Stages::THREADS;
+    // Stages that are under way at a time.
+    static constexpr int AHEAD = Stages::STAGES - 2 < 8 ? Stages::STAGES - 2 : 8;
+
+    const AttentionForward& p;
+    Stages stages;
+
+    DEVICE explicit HopperCopies(const AttentionForward& p) : p(p) {}
+
+    // Stages that are under way, oldest first: lane i has the one that was begun as the (32 n + i)th.
+    struct UnderWay {
+        int begun = 0;
+        int completed = 0;
+        int token = 0; // of the first key
+        int keys = 0;  // that are to be normalised, from the token on
+        int head = 0;
+
+        DEVICE int count() const
+        {
+            return begun - completed;
+        }
+
+        DEVICE void push(int token_, int keys_, int head_)
+        {
+            if (int(ptx::lane_id()) == begun % 32) token = token_, keys = keys_, head = head_;
+            begun++;
+        }
+    };
+
+    // Copies stage after stage as long as the ring has room, and meanwhile completes those that have come.
+    DEVICE void run() const
+    {
+        Items items;
+        Item item{};
+        Ring to_copy, to_complete;
+        UnderWay under_way;
+        int key = 0;
+        bool more = true;
+        for (;;) {
+            if (more && key >= item.head.length) {
+                key = 0;
+                more = items.next(item, p);
+            }
+            const int count = under_way.count();
+            if (more && count < AHEAD && (count == 0 || is_free(to_copy))) {
+                copy_stage(item, key, to_copy, under_way);
+                to_copy.next();
+                key += KEYS;
+            } else if (count > 0) {
+                complete_stage(to_complete, under_way);
+                to_complete.next();
+            } else {
+                break;
+            }
+        }
+        // The next launch may take the multiprocessors that run out of work; it waits before it reads results.
+        ptx::launch_dependents();
+    }
+
+    // Of the warpgroup. Whoever asks makes what follows from it anew, there are no registers to keep it.
+    static DEVICE int thread()
+    {
+        return ptx::unknown(threadIdx.x) % THREADS;
+    }
+
+    // Whether a stage was given back. The same in all lanes of a warp. Collective.
+    DEVICE bool is_free(const Ring& at) const
+    {
+        return ptx::shuffle(uint32_t(ptx::mbarrier_test(stages.empty + 8 * at.stage, at.parity ^ 1)), 0) != 0;
+    }
+
+    // Begins to copy the keys of an item from `key` on, and their values.
+    DEVICE void copy_stage(const Item& item, int key, const Ring& to, UnderWay& under_way) const
+    {
+        const OwnRows<Tile> own(thread(), THREADS);
+        const Head& head = item.head;
+        const int keys = head.length - key < KEYS ? head.length - key : KEYS;
+        const int rows = round_up(keys, 16);
+        const bool normed = p.norm.kind != NORM_NONE;
+        const bool from_norm = normed && item.is_long();
+        const int64_t k_stride = from_norm ? p.heads * p.head_dim : p.k_stride;
+        const bf16* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key);
+        ptx::mbarrier_wait(stages.empty + 8 * to.stage, to.parity ^ 1);
+        own.copy(stages.keys_of(to.stage), k, k_stride, rows, keys, p.head_dim);
+        const bf16* v = rows_of(p.v, p.v_stride, p, head, key);
+        own.copy(stages.values_of(to.stage), v, p.v_stride, rows, keys, p.head_dim);
+        ptx::cp_async_commit();
+        prefetch_queries(item, key);
+        under_way.push(int(head.start) + key, normed && !from_norm ? keys : 0, head.head);
+    }
+
+    // Brings 64 queries of an item from row `row` of it on to the cache, 64 bytes a thread.
+    DEVICE void prefetch_queries(const Item& item, int row) const
+    {
+        constexpr int LANES = D <= 64 ? 2 : 4;
+        const int own = thread();
+        const int column = own % LANES * 32;
+        const int end = item.rows() - row < KEYS ? item.rows() - row : KEYS;
+        if (column >= p.head_dim) return;
+        for (int r = own / LANES; r < end; r += THREADS / LANES) {
+            const bf16* q = rows_of(p.q, p.q_stride, p, item.head, item.first() + row + r);
+            ptx::prefetch_l2(Global<const bf16>(q).at(column));
+        }
+    }
+
+    // Waits for the oldest stage that is under way, normalises its keys and hands it over. Collective.
+    DEVICE void complete_stage(const Ring& at, UnderWay& under_way) const
+    {
+        const int lane = under_way.completed % 32;
+        const int keys = ptx::shuffle(uint32_t(under_way.keys), lane);
+        if (keys > 0) {
+            const Head head{int(ptx::shuffle(uint32_t(under_way.token), lane)), keys,
+                            int(ptx::shuffle(uint32_t(under_way.head), lane))};
+            const HeadNorm norm = key_norm(p, head);
+            const OwnRows<Tile> own(thread(), THREADS);
+            wait_for_copies(under_way.count() - 1);
+            own.template normalise<1>(stages.keys_of(at.stage), norm, keys, p.head_dim,
+                                      statistics_of(p.statistics.k_mean, p, head, 0, true),
+                                      statistics_of(p.statistics.k_rstd, p, head, 0, true), p.heads);
+        } else {
+            wait_for_copies(under_way.count() - 1);
+        }
+        under_way.completed++;
+        ptx::fence_proxy_async();
+        ptx::mbarrier_arrive(stages.full + 8 * at.stage);
+    }
+
+    static DEVICE void wait_for_copies(int pending)
+    {
+        switch (pending) {
+        case 0: return ptx::cp_async_wait<0>();
+        case 1: return ptx::cp_async_wait<1>();
+        case 2: return ptx::cp_async_wait<2>();
+        case 3: return ptx::cp_async_wait<3>();
+        case 4: return ptx::cp_async_wait<4>();
+        case 5: return ptx::cp_async_wait<5>();
+        case 6: return ptx::cp_async_wait<6>();
+        default: return ptx::cp_async_wait<7>();
+        }
+    }
+};
+
+} // namespace attention_forward
