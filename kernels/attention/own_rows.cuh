@@ -67,34 +67,13 @@ struct OwnRows {
     {
         // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
         for (int r = row; r - row % 8 < valid; r += R * step) {
-            const uint32_t at = tile.base + (r - row) * Tile::ROW_BYTES;
             Vec16 x[R][N];
-            UNROLL
-            for (int k = 0; k < R; k++) {
-                UNROLL
-                for (int i = 0; i < N; i++) {
-                    const uint32_t address = at + k * step * Tile::ROW_BYTES + place[i];
-                    const bool exists = r + k * step < valid && chunk(i) < CHUNKS;
-                    x[k][i] = exists ? Shared<bf16>(address).load_16(0) : Vec16{};
-                }
-            }
             RowStatistics statistics[R];
+            load(x, tile, r, valid);
             rows_statistics<LANES>(statistics, x, j, head_dim, norm);
             UNROLL
-            for (int k = 0; k < R; k++) {
-                normalise_row(x[k], affine, statistics[k], j, head_dim);
-                if (r + k * step >= valid) continue;
-                UNROLL
-                for (int i = 0; i < N; i++) {
-                    const uint32_t address = at + k * step * Tile::ROW_BYTES + place[i];
-                    if (8 * chunk(i) < head_dim) Shared<bf16>(address).store_16(0, x[k][i]);
-                }
-                if (mean && j == 0) {
-                    const int64_t to = int64_t(r + k * step) * statistics_stride;
-                    Global<float>(mean).store(to, statistics[k].mean);
-                    Global<float>(rstd).store(to, statistics[k].rstd);
-                }
-            }
+            for (int k = 0; k < R; k++) normalise_row(x[k], affine, statistics[k], j, head_dim);
+            store(x, statistics, tile, r, valid, head_dim, mean, rstd, statistics_stride);
         }
     }
 

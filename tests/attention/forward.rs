@@ -39,8 +39,9 @@ fn every_head_dim() {
 fn every_plan() {
     for device in devices() {
         for (dim, kind) in [(64, QkNormKind::LayerNorm), (80, QkNormKind::None)] {
-            let case = Case::new(config(kind, 2, dim), &[70, 200, 9, 191], 1);
+            let case = Case::new(config(kind, 2, dim), &[70, 200, 9], 1);
             let plans = ForwardPlan::plans(dim, device.info());
+            assert_eq!(plans.len() > 1, device.info().hopper);
             let mut hopper = None;
             for (plan, found) in plans.iter().enumerate() {
                 for short in [None, Some(64)] {
@@ -174,8 +175,8 @@ fn neighbours_do_not_matter() {
 /// Orders of threads and times of copies, as the emulators have them, and grids of any size.
 #[test]
 fn the_same_bits_in_any_order() {
-    any_order(&Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 200], 1));
-    any_order(&Case::new(config(QkNormKind::Rms, 1, 64), &[130, 65, 16, 81, 1], 1));
+    any_order(&Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 150], 1));
+    any_order(&Case::new(config(QkNormKind::Rms, 1, 64), &[130, 16, 81, 1], 1));
 }
 
 fn any_order(case: &Case) {
