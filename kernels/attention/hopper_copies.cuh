@@ -82,7 +82,7 @@ struct HopperCopies {
     // Whether a stage was given back. The same in all lanes of a warp. Collective.
     DEVICE bool is_free(const Ring& at) const
     {
-        return ptx::shuffle(uint32_t(ptx::mbarrier_test(stages.empty + 8 * at.stage, at.parity ^ 1)), 0) != 0;
+        return ptx::shuffle(uint32_t(ptx::mbarrier_peek(stages.empty + 8 * at.stage, at.parity ^ 1)), 0) != 0;
     }
 
     // Begins to copy the keys of an item from `key` on, and their values.

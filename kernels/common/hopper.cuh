@@ -235,6 +235,22 @@ DEVICE bool mbarrier_test(uint32_t address, uint32_t parity)
     return over != 0;
 }
 
+// The same for whoever has other work to do: where the phase is not over, mbarrier_test may sleep until it is, or for a
+// while.
+DEVICE bool mbarrier_peek(uint32_t address, uint32_t parity)
+{
+    uint32_t over;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(over)
+                 : "r"(address), "r"(parity)
+                 : "memory");
+    return over != 0;
+}
+
 // Waits for the end of the phase of this parity.
 DEVICE void mbarrier_wait(uint32_t address, uint32_t parity)
 {

@@ -155,6 +155,11 @@ inline bool mbarrier_test(uint32_t address, uint32_t parity, Site site = Site::h
     return emulator::mbarrier_test(address, parity, site);
 }
 
+inline bool mbarrier_peek(uint32_t address, uint32_t parity, Site site = Site::here())
+{
+    return emulator::mbarrier_test(address, parity, site);
+}
+
 inline void mbarrier_wait(uint32_t address, uint32_t parity, Site site = Site::here())
 {
     emulator::mbarrier_wait(address, parity, site);
