@@ -139,9 +139,9 @@ def page(rows, bandwidth, same_bits):
         "",
         "What this project set itself, and whether this run reached it: "
         + ", ".join(f"{number} {word}" for word, number in count.items())
-        + ". A ratio is the time of the peer over ours, both of this process. The batches of tiny images, and of a long "
-        "one among small ones, are held against the time that their operations take at our own rate at S 4096 in this "
-        f"run, or their bytes at that of a copy ({bandwidth / 1e9:.0f} GB/s here), whichever is more.",
+        + ". A ratio is the time of the peer over ours, both of this process. The batches of tiny images, and of a "
+        "long one among small ones, are held against the time that their operations take at our own rate at S 4096 in "
+        f"this run, or their bytes at that of a copy ({bandwidth / 1e9:.0f} GB/s here), whichever is more.",
         "",
         "| | target | reached | |",
         "|---|---|---|---|",
