@@ -253,7 +253,10 @@ fn plans_of_attention_are_tuned() {
     let gpu = Gpu::on(device).unwrap();
     let images = |name: &str, lengths: &[usize]| Images { name: name.into(), lengths: lengths.into() };
     let tuning = tune::Tuning {
-        checked: vec![(2, 64, images("ragged", &[5, 0, 70, 1])), (1, 80, images("ragged", &[0, 33]))],
+        checked: vec![
+            (2, 64, images("ragged", &[5, 0, 70, 1, 200, 2, 40, 64])),
+            (1, 80, images("ragged", &[0, 33, 120])),
+        ],
         padding: 3,
         runs: 2,
         timed: vec![(2, 64, images("2*9", &[9, 9])), (1, 80, images("17,40", &[17, 40]))],
@@ -302,6 +305,7 @@ fn wrong_results_of_attention_are_found() {
     let group = |values: &[f32]| Group { name: "dq".into(), values: values.into() };
     let want = group(&[1.0, -2.0, 0.0, 3.0]);
     assert_eq!(far(&group(&[1.01, -2.02, 0.05, 2.98]), &want), None);
+    assert_eq!(far(&group(&[1e-7, 0.0]), &group(&[0.0, -1e-8])), None);
     for (place, value) in [(0, 2.0), (1, f32::NAN), (2, 0.2), (3, f32::INFINITY)] {
         let mut values = want.values.clone();
         values[place] = value;
