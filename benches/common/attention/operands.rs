@@ -101,7 +101,7 @@ impl Pass {
     /// A head dim that no kernel serves on the device.
     pub fn plans(self, head_dim: usize, device: &DeviceInfo) -> Result<Vec<Plan>> {
         let plans: Vec<Plan> = match self {
-            Self::Forward => ForwardPlan::new(head_dim, device).into_iter().map(Plan::Forward).collect(),
+            Self::Forward => ForwardPlan::plans(head_dim, device).into_iter().map(Plan::Forward).collect(),
             Self::Backward => BackwardPlan::new(head_dim, device).into_iter().map(Plan::Backward).collect(),
         };
         match plans.is_empty() {
@@ -182,7 +182,7 @@ impl Operands {
         schedule.launch(&gpu.stream, &self.cu_seqlens, Some(&self.starts))?;
         gpu.stream.synchronize()?;
         let bytes = match &plan {
-            Plan::Forward(_) => 0,
+            Plan::Forward(plan) => self.attention.forward_workspace_bytes(plan, longest),
             Plan::Backward(plan) => self.attention.backward_workspace_bytes(plan, true),
         };
         Ok(Ready { plan, schedule, workspace: gpu.device.alloc(bytes.max(16))? })
@@ -201,7 +201,18 @@ impl Operands {
         let (out, lse) = (self.out.rows(set, 0, width), &self.lse[set]);
         match &ready.plan {
             Plan::Forward(plan) => {
-                let operands = Forward { q, k, v, affine, cu_seqlens, schedule, out, lse, statistics: None };
+                let operands = Forward {
+                    q,
+                    k,
+                    v,
+                    affine,
+                    cu_seqlens,
+                    schedule,
+                    out,
+                    lse,
+                    statistics: None,
+                    workspace: Some(&ready.workspace),
+                };
                 self.attention.forward(stream, plan, &operands)
             }
             Plan::Backward(plan) => {

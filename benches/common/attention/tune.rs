@@ -83,7 +83,11 @@ impl Candidate {
     fn label(&self) -> String {
         let limits = self.plan.limits();
         let tier = if self.portable { "portable" } else { "Hopper" };
-        format!("{tier} {} / {}", limits.short, limits.tile_rows)
+        let turns = match self.plan {
+            Plan::Forward(plan) if plan.turns => " by turns",
+            _ => "",
+        };
+        format!("{tier} {} / {}{turns}", limits.short, limits.tile_rows)
     }
 }
 
@@ -269,7 +273,7 @@ impl Page {
              portable one on {} ragged batches, forward and backward, and gave the same bits {} times.{left}\n\n\
              A shape is heads, head dim and images, such as 512*64 for 512 images of 64 tokens; U(64,256) is NaViT's \
              mix of image sides, at patch 16. A plan is told by the rows of the longest image that is short to it, \
-             and of a tile of a long one. TFLOP/s count S² Dh of every image and head 4 times forward and 10 times \
+             and of a tile of a long one, and by whether warpgroups take turns at that. TFLOP/s count S² Dh of every image and head 4 times forward and 10 times \
              backward. `portable takes` is how many times as long as the chosen plan the best portable one takes.\n\n\
              The choice loses {:.1} % on geometric mean, {:.1} % at most.\n\n\
              | pass | shape | fastest | TFLOP/s | chosen | TFLOP/s | loss % | portable takes |\n\
