@@ -175,8 +175,8 @@ fn neighbours_do_not_matter() {
 /// Orders of threads and times of copies, as the emulators have them, and grids of any size.
 #[test]
 fn the_same_bits_in_any_order() {
-    any_order(&Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[100, 20, 7, 150], 1));
-    any_order(&Case::new(config(QkNormKind::Rms, 2, 64), &[150, 17, 81, 1], 1));
+    any_order(&Case::new(config(QkNormKind::LayerNormBias, 2, 88), &[100, 20, 7], 1));
+    any_order(&Case::new(config(QkNormKind::Rms, 2, 64), &[150, 17], 1));
 }
 
 fn any_order(case: &Case) {
