@@ -1,0 +1,9 @@
+//! Process groups, rings and sharded layers: every sharding against the unsharded result.
+
+mod groups;
+mod linear;
+mod overlap;
+mod steps;
+#[path = "../support/mod.rs"]
+mod support;
+mod whole;
