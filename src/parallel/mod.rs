@@ -1,8 +1,9 @@
 //! Several ranks that train one model: process groups, meshes, and linear layers whose matrix products run
 //! while the next operands are on their way.
 //!
-//! A [`Group`] has one interface whatever carries its messages; [`Ranks`] are threads of one process.
-//! [`MeshGroups`] are the groups of a two-dimensional mesh. [`ring`] holds the schedules of the asynchronous parallel linear layers
+//! A [`Group`] has one interface whatever carries its messages: [`Ranks`] are threads of one process,
+//! [`tcp`] connects processes that `torchrun`, `srun` or `mpirun` started ([`launch`]). [`MeshGroups`] are the
+//! groups of a two-dimensional mesh. [`ring`] holds the schedules of the asynchronous parallel linear layers
 //! (Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters"), [`linear`] the layers.
 //!
 //! ```
@@ -19,9 +20,11 @@
 
 pub mod collectives;
 pub mod group;
+pub mod launch;
 pub mod linear;
 pub mod mesh;
 pub mod ring;
+pub mod tcp;
 pub mod threads;
 
 mod inbox;

@@ -6,4 +6,5 @@ mod overlap;
 mod steps;
 #[path = "../support/mod.rs"]
 mod support;
+mod tcp;
 mod whole;
