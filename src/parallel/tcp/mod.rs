@@ -40,6 +40,8 @@ struct State {
     /// What others have answered.
     answers: Mutex<HashMap<usize, Option<usize>>>,
     answered: Condvar,
+    /// Held while all others are told something.
+    telling: Mutex<()>,
     /// Queues of the writing threads; none for this rank.
     queues: Vec<Option<Sender<Frame>>>,
 }
@@ -61,6 +63,8 @@ impl State {
     }
 
     fn fail(&self, fault: &Fault) {
+        // Whoever learns of it here may say goodbye at once: the others must have been told before.
+        let _telling = locked(&self.telling);
         if self.inbox.fail(fault) {
             self.send_all(&Frame::Fault(fault.clone()));
             self.answered.notify_all();
@@ -167,6 +171,7 @@ impl Tcp {
             waits: Mutex::new(None),
             answers: Mutex::default(),
             answered: Condvar::new(),
+            telling: Mutex::default(),
             queues,
         });
         let (writing, written) = channel();
@@ -245,7 +250,10 @@ impl Drop for Tcp {
         if std::thread::panicking() {
             self.state.fail(&Fault::failure(format!("rank {} panicked", self.state.rank)));
         }
-        self.state.send_all(&Frame::Goodbye);
+        {
+            let _telling = locked(&self.state.telling);
+            self.state.send_all(&Frame::Goodbye);
+        }
         let time = if self.state.inbox.fault().is_some() { LAST_WORDS } else { self.state.timeout };
         // The end of all senders; nothing is ever sent.
         let _ = locked(&self.written).recv_timeout(time);

@@ -21,17 +21,20 @@
 //!
 //! The order of every sum follows from shapes and ranks alone, so results are the same in every run.
 
-use std::ops::Range;
+mod chunks;
+mod lanes;
 
 use bytemuck::Pod;
 
 use super::group::Group;
 use super::mesh::check_divides;
-use super::ring::{self, Direction, Rings, Sharding, Step};
-use crate::cpu::gemm::{Mat, MatMut, bias_grad, gemm};
+use super::ring::{self, Rings, Sharding};
+use crate::cpu::gemm::{bias_grad, gemm};
 use crate::cpu::real::Real;
 use crate::cpu::simd::add_assign;
 use crate::error::{Error, Result};
+use chunks::{Chunks, Part, rows, rows_mut};
+use lanes::{Gather, Reduce};
 
 /// What the ranks share out of the activations on the side of a layer that communicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -404,201 +407,6 @@ impl ShardedLinear {
             Some(db) if replicated => column_sums.iter().flatten().for_each(|sum| add_assign(db, sum)),
             Some(db) => bias_grad(db, dy),
             None => {}
-        }
-        Ok(())
-    }
-}
-
-/// Rows `range` of a row-major matrix of `width` columns.
-fn rows<'a, R>(data: &'a [R], range: &Range<usize>, width: usize) -> Mat<'a, R> {
-    Mat::new(&data[range.start * width..range.end * width], range.len(), width, width)
-}
-
-/// The same, to be written.
-fn rows_mut<'a, R>(data: &'a mut [R], range: &Range<usize>, width: usize) -> MatMut<'a, R> {
-    MatMut::new(&mut data[range.start * width..range.end * width], range.len(), width, width)
-}
-
-/// Rows of a chunk.
-#[derive(Clone, Debug)]
-struct Part {
-    chunk: usize,
-    rows: Range<usize>,
-}
-
-/// What goes round, and what of the weight and of the tokens it meets.
-struct Chunks {
-    sharding: Sharding,
-    layout: Layout,
-    rank: usize,
-    size: usize,
-    /// Shape of a chunk.
-    rows: usize,
-    cols: usize,
-    /// Shape of a rank's weight.
-    weight: [usize; 2],
-    directions: Vec<(Direction, Range<usize>)>,
-}
-
-impl Chunks {
-    fn new(linear: &ShardedLinear, group: &Group, tokens: usize) -> Self {
-        let [rows, cols] = linear.chunk_shape(tokens);
-        Self {
-            sharding: linear.sharding,
-            layout: linear.layout,
-            rank: group.rank(),
-            size: group.size(),
-            rows,
-            cols,
-            weight: linear.weight_shape(),
-            directions: linear.rings.parts(rows),
-        }
-    }
-
-    /// FLOPs of one product of a whole chunk with a weight block of `width` on its other side.
-    fn flops(&self, width: usize) -> f64 {
-        2.0 * self.rows as f64 * self.cols as f64 * width as f64
-    }
-
-    /// Tokens that a part is about, as rows of the activations that do not go round.
-    fn token_rows(&self, part: &Part) -> Range<usize> {
-        let first = match self.layout {
-            Layout::Features => 0,
-            Layout::Tokens => part.chunk * self.rows,
-        };
-        first + part.rows.start..first + part.rows.end
-    }
-
-    /// Whether a product is added to that of the steps before: all chunks are about the same tokens.
-    fn accumulates(&self, step: usize) -> bool {
-        self.layout == Layout::Features && step > 0
-    }
-
-    /// Offset and shape of the block of the weight that meets `chunk`.
-    fn block_at(&self, chunk: usize) -> (usize, [usize; 2]) {
-        let [rows, cols] = self.weight;
-        match (self.layout, self.sharding) {
-            (Layout::Tokens, _) => (0, [rows, cols]),
-            (Layout::Features, Sharding::Row) => (chunk * self.cols, [rows, self.cols]),
-            (Layout::Features, Sharding::Column) => (chunk * self.cols * cols, [self.cols, cols]),
-        }
-    }
-
-    fn block<'a, R>(&self, chunk: usize, weight: &'a [R]) -> Mat<'a, R> {
-        let (at, [rows, cols]) = self.block_at(chunk);
-        Mat::new(&weight[at..], rows, cols, self.weight[1])
-    }
-
-    fn block_mut<'a, R>(&self, chunk: usize, weight: &'a mut [R]) -> MatMut<'a, R> {
-        let (at, [rows, cols]) = self.block_at(chunk);
-        MatMut::new(&mut weight[at..], rows, cols, self.weight[1])
-    }
-}
-
-/// One direction of a ring.
-struct Lane<R> {
-    ahead: usize,
-    behind: usize,
-    rows: Range<usize>,
-    steps: Vec<Step>,
-    /// What is multiplied in this step, or its result.
-    current: Vec<R>,
-    /// What is received.
-    next: Vec<R>,
-}
-
-impl<R: Real + Pod> Lane<R> {
-    fn all(chunks: &Chunks, steps: fn(usize, usize, Direction) -> Vec<Step>) -> Vec<Self> {
-        let (rank, size) = (chunks.rank, chunks.size);
-        let lane = |(direction, rows): &(Direction, Range<usize>)| Self {
-            ahead: direction.ahead(rank, 1, size),
-            behind: direction.behind(rank, 1, size),
-            rows: rows.clone(),
-            steps: steps(rank, size, *direction),
-            current: vec![R::ZERO; rows.len() * chunks.cols],
-            next: vec![R::ZERO; rows.len() * chunks.cols],
-        };
-        chunks.directions.iter().map(lane).collect()
-    }
-
-    fn part(&self, step: usize) -> Part {
-        Part { chunk: self.steps[step].multiply, rows: self.rows.clone() }
-    }
-}
-
-/// A ring all-gather.
-struct Gather<'a, R> {
-    group: &'a Group,
-    cols: usize,
-    lanes: Vec<Lane<R>>,
-}
-
-impl<'a, R: Real + Pod> Gather<'a, R> {
-    fn new(group: &'a Group, chunks: &Chunks, mine: &[R]) -> Self {
-        let mut lanes = Lane::all(chunks, ring::all_gather);
-        for lane in &mut lanes {
-            lane.current.copy_from_slice(rows(mine, &lane.rows, chunks.cols).data);
-        }
-        Self { group, cols: chunks.cols, lanes }
-    }
-
-    /// Before the product of `step`: sends on what it will multiply.
-    fn post(&mut self, step: usize) -> Result<()> {
-        let mut sending = self.lanes.iter().filter(|lane| lane.steps[step].send.is_some());
-        sending.try_for_each(|lane| self.group.post(lane.ahead, &lane.current))
-    }
-
-    /// What `step` multiplies.
-    fn pieces(&self, step: usize) -> impl Iterator<Item = (Part, Mat<'_, R>)> {
-        self.lanes.iter().map(move |lane| {
-            (lane.part(step), Mat::new(&lane.current, lane.rows.len(), self.cols, self.cols))
-        })
-    }
-
-    /// After the product of `step`: waits for what the next one multiplies.
-    fn advance(&mut self, step: usize) -> Result<()> {
-        for lane in self.lanes.iter_mut().filter(|lane| lane.steps[step].receive.is_some()) {
-            self.group.receive(lane.behind, &mut lane.next)?;
-            std::mem::swap(&mut lane.current, &mut lane.next);
-        }
-        Ok(())
-    }
-}
-
-/// A ring reduce-scatter into `out`.
-struct Reduce<'a, R> {
-    group: &'a Group,
-    cols: usize,
-    lanes: Vec<Lane<R>>,
-    out: &'a mut [R],
-}
-
-impl<'a, R: Real + Pod> Reduce<'a, R> {
-    fn new(group: &'a Group, chunks: &Chunks, out: &'a mut [R]) -> Self {
-        Self { group, cols: chunks.cols, lanes: Lane::all(chunks, ring::reduce_scatter), out }
-    }
-
-    /// Where the products of `step` go.
-    fn pieces(&mut self, step: usize) -> impl Iterator<Item = (Part, MatMut<'_, R>)> {
-        let cols = self.cols;
-        self.lanes.iter_mut().map(move |lane| {
-            let part = lane.part(step);
-            (part, MatMut::new(&mut lane.current, lane.rows.len(), cols, cols))
-        })
-    }
-
-    /// After the products of `step`: adds the sums that have come, and sends the new ones on or keeps them.
-    fn advance(&mut self, step: usize) -> Result<()> {
-        for lane in &mut self.lanes {
-            if lane.steps[step].receive.is_some() {
-                self.group.receive(lane.behind, &mut lane.next)?;
-                add_assign(&mut lane.current, &lane.next);
-            }
-            if lane.steps[step].send.is_some() {
-                self.group.post(lane.ahead, &lane.current)?;
-            } else {
-                rows_mut(self.out, &lane.rows, self.cols).data.copy_from_slice(&lane.current);
-            }
         }
         Ok(())
     }
