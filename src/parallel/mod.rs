@@ -18,6 +18,7 @@
 //! # Ok::<(), trencadis::Error>(())
 //! ```
 
+pub mod block;
 pub mod collectives;
 pub mod group;
 pub mod launch;
@@ -30,6 +31,7 @@ pub mod threads;
 mod inbox;
 mod transport;
 
+pub use block::ShardedBlock;
 pub use group::{Event, Group, Logged};
 pub use linear::{Grads, Layout, Operand, ShardedLinear};
 pub use mesh::{Mesh, MeshGroups};

@@ -1,5 +1,6 @@
 //! Process groups, rings and sharded layers: every sharding against the unsharded result.
 
+mod block;
 mod groups;
 mod linear;
 mod overlap;
