@@ -27,8 +27,9 @@ const DIMS: Dimensions = Dimensions { width: 20, depth: 2, mlp: 48, heads: 24, h
 const INDEX: usize = 1;
 const SEED: u64 = 11;
 
-/// A serial block with everything that a block may have, one with gains for each head, and ViT-22B's.
-fn configs() -> [ModelConfig; 3] {
+/// A serial block with everything that a block may have, one with gains for each head, ViT-22B's, and parallel
+/// blocks with all biases and with LayerScale.
+fn configs() -> [ModelConfig; 5] {
     let base = Recipe::load("digits", &[]).unwrap().model;
     let full = ModelConfig {
         block: BlockKind::Serial,
@@ -55,7 +56,9 @@ fn configs() -> [ModelConfig; 3] {
         layer_scale: 0.0,
         ..full.clone()
     };
-    [full, per_head, vit_22b]
+    let biases = ModelConfig { qkv_bias: true, proj_bias: true, ..vit_22b.clone() };
+    let scaled = ModelConfig { layer_scale: 0.5, ..biases.clone() };
+    [full, per_head, vit_22b, biases, scaled]
 }
 
 /// 24 tokens in three images.
@@ -131,7 +134,8 @@ impl Whole {
 /// Drop-path factors of every token, drawn as the graph draws them.
 fn keep<R: Real>(config: &ModelConfig, batch: &PackedBatch) -> [Vec<R>; 2] {
     [0, 1].map(|branch| {
-        let branch = if config.block == BlockKind::Parallel { 0 } else { branch };
+        // A parallel block has one branch, and what is given for a second is not read.
+        let branch = if config.block == BlockKind::Parallel { 7 * branch } else { branch };
         let factors = (0..batch.images).flat_map(|image| {
             let (epoch, sample) = (batch.epochs[image], batch.sample_ids[image]);
             let mut stream = Stream::drop_path(SEED, epoch, sample, 2 * INDEX as u32 + branch);
@@ -144,6 +148,8 @@ fn keep<R: Real>(config: &ModelConfig, batch: &PackedBatch) -> [Vec<R>; 2] {
 }
 
 /// One rank's result, gradient of x, and gradients of its parts.
+type Results<R> = (Vec<R>, Vec<R>, Tensors<R>);
+
 fn step<R: Real + Pod>(
     group: &Group,
     whole: &Whole,
@@ -151,7 +157,7 @@ fn step<R: Real + Pod>(
     block: &ShardedBlock,
     x: &[R],
     params: &Tensors<R>,
-) -> Result<(Vec<R>, Vec<R>, Tensors<R>)> {
+) -> Result<Results<R>> {
     let (size, rank) = (group.size(), group.rank());
     let factors = keep::<R>(config, &whole.batch).map(|keep| rows(&keep, 1, size, rank));
     let [first, second] = &factors;
@@ -183,7 +189,7 @@ fn compare<R: Precision + Pod>(config: &ModelConfig, size: usize, rings: Rings, 
     });
     let ranks = ranks.unwrap();
     let what = format!("{:?} block, {size} ranks, {rings:?}", config.block);
-    let all = |of: fn(&(Vec<R>, Vec<R>, Tensors<R>)) -> &Vec<R>| -> Vec<R> {
+    let all = |of: fn(&Results<R>) -> &Vec<R>| -> Vec<R> {
         ranks.iter().flat_map(|rank| of(rank).clone()).collect()
     };
     near(&format!("{what}: out"), &all(|rank| &rank.0), &out, tolerance);

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 
 use super::params::{Split, Tensors};
-use super::{Packed, Saved, ShardedBlock, affine, fused, needed, optional};
+use super::{Packed, Saved, ShardedBlock, affine, needed, optional};
 use crate::cpu::attention::QkAffineGrad;
 use crate::cpu::real::Real;
 use crate::cpu::simd::add_assign;
@@ -37,8 +37,15 @@ impl ShardedBlock {
         let mut dout = dout.to_vec();
         self.clear_padding(group, &mut dout, batch);
 
-        let dbranch2 = self.residual(&mut shared, "scale2", &dout, &saved.branch2, params, batch.keep[1]);
-        let mut dpre = linear(group, &self.fc2, "mlp.fc2", &dbranch2, &saved.hidden, params, grads)?;
+        let keep = self.second_keep(batch);
+        let dbranch2 = self.residual(&mut shared, "scale2", &dout, &saved.branch2, params, keep);
+        let (mut dpre, dattended) = match &self.fc2 {
+            Some(fc2) => (linear(group, fc2, "mlp.fc2", &dbranch2, &saved.hidden, params, grads)?, None),
+            None => {
+                let (dattended, dhidden) = self.output_grad(group, &dbranch2, saved, params, grads)?;
+                (dhidden, Some(dattended))
+            }
+        };
         gemm::gelu_grad(&mut dpre, &saved.pre, self.config.gelu);
         let mut dx1 = dout;
         if let Some(fc1) = &self.fc1 {
@@ -47,12 +54,18 @@ impl ShardedBlock {
             add_assign(&mut dx1, &dx);
         }
 
-        let dbranch1 = self.residual(&mut shared, "scale1", &dx1, &saved.branch1, params, batch.keep[0]);
-        let dattended = linear(group, &self.proj, "attn.proj", &dbranch1, &saved.attended, params, grads)?;
+        let dattended = match dattended {
+            Some(dattended) => dattended,
+            None => {
+                let keep = batch.keep[0];
+                let dbranch1 = self.residual(&mut shared, "scale1", &dx1, &saved.branch1, params, keep);
+                linear(group, &self.proj, "attn.proj", &dbranch1, &saved.attended, params, grads)?
+            }
+        };
         let dqkv = self.attention_grad(&mut shared, &dattended, saved, params, batch, grads);
         let dy1 = match &self.fc1 {
             Some(_) => linear(group, &self.qkv, "attn.qkv", &dqkv, &saved.y1, params, grads)?,
-            None => self.fused_grad(group, &dqkv, &dpre, saved, params, grads)?,
+            None => self.input_grad(group, &dqkv, &dpre, saved, params, grads)?,
         };
         let mut dx = self.norm_grad(&mut shared, "norm1", &dy1, &saved.x, &saved.stats1, params);
         add_assign(&mut dx, &dx1);
@@ -166,39 +179,9 @@ impl ShardedBlock {
         from.extend(NAMES.iter().zip(parts).filter_map(|(name, data)| Some(((*name).to_owned(), data?))));
         dqkv
     }
-
-    /// The gradients of a parallel block's one product.
-    fn fused_grad<R: Real + Pod>(
-        &self,
-        group: &Group,
-        dqkv: &[R],
-        dpre: &[R],
-        saved: &Saved<R>,
-        params: &Tensors<R>,
-        grads: &mut Tensors<R>,
-    ) -> Result<Vec<R>> {
-        let rows = dqkv.chunks_exact(self.qkv_width).zip(dpre.chunks_exact(self.mlp_width));
-        let both: Vec<R> = rows.flat_map(|(dqkv, dpre)| [dqkv, dpre].concat()).collect();
-        let weight = fused(params, "weight");
-        let mut dw = vec![R::ZERO; weight.len()];
-        let mut db = vec![R::ZERO; self.qkv_width + self.mlp_width];
-        let mut dy = vec![R::ZERO; saved.y1.len()];
-        let products = Grads { dx: &mut dy, dw: &mut dw, db: Some(&mut db) };
-        self.qkv.backward(group, products, &both, Operand::Local(&saved.y1), &weight)?;
-        let (dw_qkv, dw_fc1) = dw.split_at(self.qkv_width * self.width);
-        let (db_qkv, db_fc1) = db.split_at(self.qkv_width);
-        add_assign(grad(grads, "attn.qkv.weight"), dw_qkv);
-        add_assign(grad(grads, "mlp.fc1.weight"), dw_fc1);
-        for (name, db) in [("attn.qkv.bias", db_qkv), ("mlp.fc1.bias", db_fc1)] {
-            if params.contains_key(name) {
-                add_assign(grad(grads, name), db);
-            }
-        }
-        Ok(dy)
-    }
 }
 
-fn grad<'a, R>(grads: &'a mut Tensors<R>, name: &str) -> &'a mut Vec<R> {
+pub(super) fn grad<'a, R>(grads: &'a mut Tensors<R>, name: &str) -> &'a mut Vec<R> {
     grads.get_mut(name).unwrap_or_else(|| panic!("the gradient of parameter {name} is missing"))
 }
 

@@ -8,11 +8,14 @@
 //! | block | forward | backward |
 //! |---|---|---|
 //! | serial | 2 gathers, 2 reduce-scatters | 4 gathers, 2 reduce-scatters |
-//! | parallel | 1 gather, 2 reduce-scatters | 3 gathers, 1 reduce-scatter |
+//! | parallel | 1 gather, 1 reduce-scatter | 2 gathers, 1 reduce-scatter |
+//! | parallel with LayerScale | 1 gather, 2 reduce-scatters | 3 gathers, 1 reduce-scatter |
 //!
-//! Queries, keys, values and the first layer of the MLP of a parallel block are one product (ViT-22B).
+//! In a parallel block (ViT-22B) queries, keys, values and the first layer of the MLP are one product, and so are
+//! the projection of attention and the second layer, unless LayerScale needs their results apart.
 
 mod backward;
+mod fused;
 mod params;
 
 pub use params::{Split, Tensors};
@@ -47,8 +50,10 @@ pub struct ShardedBlock {
     qkv: ShardedLinear,
     /// The first layer of the MLP of a serial block.
     fc1: Option<ShardedLinear>,
+    /// The projection of attention; in a parallel block without LayerScale, the second layer as well.
     proj: ShardedLinear,
-    fc2: ShardedLinear,
+    /// The second layer of the MLP where it is not one product with the projection.
+    fc2: Option<ShardedLinear>,
 }
 
 /// What a block must know of a batch.
@@ -56,7 +61,8 @@ pub struct ShardedBlock {
 pub struct Packed<'a, R> {
     /// Starts of the images, those of the used slots and their end.
     pub cu_seqlens: &'a [i32],
-    /// Drop-path factors of both branches, one for each of this rank's tokens; absent ones are 1.
+    /// Drop-path factors of both branches, one for each of this rank's tokens; absent ones are 1. In a parallel
+    /// block the first serves both.
     pub keep: [Option<&'a [R]>; 2],
 }
 
@@ -70,7 +76,7 @@ pub struct Saved<R> {
     qkv: Vec<R>,
     attended: Vec<R>,
     lse: Vec<R>,
-    /// Result of the attention branch, and the residual stream after it.
+    /// Result of the attention branch where it is one of its own, and the residual stream after it.
     branch1: Vec<R>,
     x1: Vec<R>,
     /// Of the second norm, in a serial block.
@@ -93,7 +99,8 @@ impl ShardedBlock {
         let linear = |sharding, widths| ShardedLinear::new(sharding, Layout::Tokens, rings, widths, size);
         let (row, column) = (Sharding::Row, Sharding::Column);
         let serial = config.block == BlockKind::Serial;
-        let beside = if serial { 0 } else { dims.mlp };
+        let beside = |apart| if apart { 0 } else { dims.mlp };
+        let apart = serial || config.layer_scale > 0.0;
         let mine = Dimensions { heads: dims.heads / size, ..*dims };
         Ok(Self {
             config: config.clone(),
@@ -102,10 +109,10 @@ impl ShardedBlock {
             attention: attention_config(config, &mine, config.qk_norm),
             qkv_width: 3 * inner / size,
             mlp_width: dims.mlp / size,
-            qkv: linear(row, [dims.width, 3 * inner + beside])?,
+            qkv: linear(row, [dims.width, 3 * inner + beside(serial)])?,
             fc1: serial.then(|| linear(row, [dims.width, dims.mlp])).transpose()?,
-            proj: linear(column, [inner, dims.width])?,
-            fc2: linear(column, [dims.mlp, dims.width])?,
+            proj: linear(column, [inner + beside(apart), dims.width])?,
+            fc2: apart.then(|| linear(column, [dims.mlp, dims.width])).transpose()?,
         })
     }
 
@@ -128,7 +135,7 @@ impl ShardedBlock {
     }
 
     fn layers(&self) -> impl Iterator<Item = &ShardedLinear> {
-        [&self.qkv, &self.proj, &self.fc2].into_iter().chain(&self.fc1)
+        [&self.qkv, &self.proj].into_iter().chain(&self.fc1).chain(&self.fc2)
     }
 
     /// This rank's rows of the block's result, from its rows `x` of the residual stream. Rows of padding become
@@ -164,9 +171,9 @@ impl ShardedBlock {
         let (qkv, beside) = match &self.fc1 {
             Some(_) => (named(&self.qkv, "attn.qkv", &y1)?, None),
             None => {
-                let bias = self.fused_bias(params);
-                let both = linear(&self.qkv, &y1, &fused(params, "weight"), bias.as_deref())?;
-                let (qkv, pre) = self.split_columns(&both);
+                let bias = self.input_bias(params);
+                let both = linear(&self.qkv, &y1, &fused::input_weight(params), bias.as_deref())?;
+                let (qkv, pre) = fused::split_columns(&both, [self.qkv_width, self.mlp_width]);
                 (qkv, Some(pre))
             }
         };
@@ -175,9 +182,12 @@ impl ShardedBlock {
         let mut lse = vec![R::ZERO; tokens * heads];
         let affine = affine(params);
         attention::forward(&self.attention, &mut attended, &mut lse, &qkv, affine, batch.cu_seqlens);
-        let branch1 = named(&self.proj, "attn.proj", &attended)?;
         let mut x1 = x.to_vec();
-        residual::forward(&mut x1, &branch1, optional(params, "scale1"), batch.keep[0], self.width);
+        let mut branch1 = Vec::new();
+        if self.fc2.is_some() {
+            branch1 = named(&self.proj, "attn.proj", &attended)?;
+            residual::forward(&mut x1, &branch1, optional(params, "scale1"), batch.keep[0], self.width);
+        }
 
         let (y2, stats2, pre) = match (&self.fc1, beside) {
             (Some(fc1), _) => {
@@ -189,9 +199,22 @@ impl ShardedBlock {
         };
         let mut hidden = vec![R::ZERO; pre.len()];
         gemm::gelu(&mut hidden, &pre, self.config.gelu);
-        let branch2 = named(&self.fc2, "mlp.fc2", &hidden)?;
+        let branch2 = match &self.fc2 {
+            Some(fc2) => named(fc2, "mlp.fc2", &hidden)?,
+            None => {
+                let both = fused::join_columns(&attended, &hidden, self.output_widths());
+                let (weight, bias) = (self.output_weight(params), fused::output_bias(params));
+                linear(&self.proj, &both, &weight, bias.as_deref())?
+            }
+        };
         let mut out = x1.clone();
-        residual::forward(&mut out, &branch2, optional(params, "scale2"), batch.keep[1], self.width);
+        residual::forward(
+            &mut out,
+            &branch2,
+            optional(params, "scale2"),
+            self.second_keep(batch),
+            self.width,
+        );
         self.clear_padding(group, &mut out, batch);
         let saved = Saved {
             x: x.to_vec(),
@@ -228,30 +251,10 @@ impl ShardedBlock {
         rows[padding..].fill(R::ZERO);
     }
 
-    /// Columns of the fused product: queries, keys and values, and the first layer of the MLP.
-    fn split_columns<R: Copy>(&self, both: &[R]) -> (Vec<R>, Vec<R>) {
-        let rows = both.chunks_exact(self.qkv_width + self.mlp_width);
-        let (mut qkv, mut pre) = (Vec::new(), Vec::new());
-        for row in rows {
-            qkv.extend_from_slice(&row[..self.qkv_width]);
-            pre.extend_from_slice(&row[self.qkv_width..]);
-        }
-        (qkv, pre)
+    /// Drop-path factors of the second branch: a parallel block keeps or drops both together.
+    fn second_keep<'a, R>(&self, batch: &Packed<'a, R>) -> Option<&'a [R]> {
+        batch.keep[usize::from(self.fc1.is_some())]
     }
-
-    /// Biases of the fused product; zeros where one of the two layers has none.
-    fn fused_bias<R: Real>(&self, params: &Tensors<R>) -> Option<Vec<R>> {
-        let (qkv, fc1) = (optional(params, "attn.qkv.bias"), optional(params, "mlp.fc1.bias"));
-        (qkv.is_some() || fc1.is_some()).then(|| {
-            let or_zeros = |bias: Option<&[R]>, len| bias.map_or(vec![R::ZERO; len], <[R]>::to_vec);
-            [or_zeros(qkv, self.qkv_width), or_zeros(fc1, self.mlp_width)].concat()
-        })
-    }
-}
-
-/// The two layers of a fused product one after another: a copy, small beside the product that it serves.
-fn fused<R: Copy>(tensors: &Tensors<R>, what: &str) -> Vec<R> {
-    [needed(tensors, &format!("attn.qkv.{what}")), needed(tensors, &format!("mlp.fc1.{what}"))].concat()
 }
 
 fn optional<'a, R>(params: &'a Tensors<R>, name: &str) -> Option<&'a [R]> {
