@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::transport::Fault;
+use super::transport::{Fault, deadline};
 
 /// A message.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Inbox {
     /// # Errors
     /// What ended the ranks, or that `from` has ended.
     pub fn take(&self, from: usize, channel: u64, timeout: Duration) -> Result<Option<Parcel>, Fault> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline(timeout);
         let mut state = self.state();
         loop {
             if let Some(fault) = &state.fault {

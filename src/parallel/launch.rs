@@ -58,10 +58,13 @@ impl Launch {
                 .launched([rank, world, local], one_machine.then(|| "127.0.0.1".into()), None)
                 .map(Some);
         }
-        if vars.has("SLURM_STEP_NODELIST") && vars.has("SLURM_PROCID") {
+        // An mpirun may start its own daemons as a step of Slurm: then its ranks are not those of the step.
+        let same = |mpi, slurm| !vars.has(mpi) || vars.text(mpi) == vars.text(slurm);
+        let of_step = same("PMI_RANK", "SLURM_PROCID") && same("PMI_SIZE", "SLURM_STEP_NUM_TASKS");
+        if vars.has("SLURM_STEP_NODELIST") && vars.has("SLURM_PROCID") && of_step {
             let names = ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"];
             let first = vars.text("SLURM_STEP_NODELIST").and_then(|nodes| first_host(&nodes));
-            // A job has a machine's ports to itself rather than not; the formula is that of JAX.
+            // So that two jobs on one machine seldom meet; the formula is that of JAX.
             let port = vars.number("SLURM_JOB_ID")?.map(|job| 61440 + (job % 4096) as u16);
             return vars.launched(names, first, port).map(Some);
         }
@@ -221,6 +224,7 @@ mod tests {
         let mpi = "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=4 MASTER_ADDR=b MASTER_PORT=5";
         gives(&format!("{slurm} {mpi}"), 3, 4, 0, "b", 5);
         gives(&format!("{slurm} PMI_RANK=0 PMI_SIZE=2"), 0, 2, 0, "a", 61440);
+        gives(&format!("{slurm} PMI_RANK=5 PMI_SIZE=8 MASTER_ADDR=b"), 5, 8, 0, "b", 29500);
     }
 
     #[test]

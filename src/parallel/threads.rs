@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::group::Group;
 use super::inbox::{Inbox, Parcel};
-use super::transport::{Activity, Fault, Transport, silence};
+use super::transport::{self, Activity, Fault, Transport, silence};
 use crate::error::{Error, Result};
 
 /// How long a rank waits for a silent one unless said otherwise: that of PyTorch's NCCL groups.
@@ -93,7 +93,7 @@ impl Ranks {
             };
             let Ok((rank, result)) = next else { break };
             if result.is_err() && deadline.is_none() {
-                deadline = Some(Instant::now() + self.timeout);
+                deadline = Some(transport::deadline(self.timeout));
             }
             done[rank] = Some(result);
         }

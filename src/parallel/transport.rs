@@ -1,6 +1,6 @@
 //! What a [`Group`](super::Group) needs of whatever carries its messages.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -55,6 +55,12 @@ pub(super) trait Transport: Send + Sync {
     fn clock(&self) -> Option<f64> {
         None
     }
+}
+
+/// When `timeout` from now has passed; as good as never where it is too long for a clock.
+pub(super) fn deadline(timeout: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+    Instant::now() + timeout.min(YEAR)
 }
 
 /// What a rank is doing, as others see it.

@@ -14,6 +14,7 @@ use super::super::collectives::difference;
 use super::super::group::Group;
 use super::super::launch::Launch;
 use super::super::threads::DEFAULT_TIMEOUT;
+use super::super::transport;
 use super::Tcp;
 use crate::error::{Error, Result};
 use crate::hash::fnv1a;
@@ -137,7 +138,7 @@ pub fn connect(launch: &Launch, identity: &Identity, timeouts: Timeouts) -> Resu
 /// # Errors
 /// Those of [`connect`].
 pub fn host(listener: TcpListener, size: usize, identity: &Identity, timeouts: Timeouts) -> Result<Group> {
-    let deadline = Instant::now() + timeouts.gather;
+    let deadline = transport::deadline(timeouts.gather);
     let mut came = gather(listener, size, deadline);
     came.sort_by_key(|(_, hello)| hello.rank);
     let refusal = contradiction(size, identity, &came).or_else(|| {
@@ -234,7 +235,7 @@ pub fn join(
     timeouts: Timeouts,
 ) -> Result<Group> {
     let timeout = timeouts.gather;
-    let deadline = Instant::now() + timeout;
+    let deadline = transport::deadline(timeout);
     let mut first =
         reach(|| (host, port).to_socket_addrs().map(Iterator::collect), deadline).map_err(|error| {
             Error::failure(format!(
@@ -249,7 +250,7 @@ pub fn join(
     let port = listener.local_addr().map_err(lost)?.port();
     say(&mut first, &Hello { rank, size, identity: identity.clone(), port }).map_err(lost)?;
     // Rank 0 may have begun to wait later than this one.
-    first.set_read_timeout(Some(timeout + GREETING)).map_err(lost)?;
+    first.set_read_timeout(Some(timeout.saturating_add(GREETING))).map_err(lost)?;
     let (token, listeners) = match hear(&mut first).map_err(lost)? {
         Verdict::Refused(message) => return Err(Error::usage(message)),
         Verdict::Welcome { token, listeners } => (token, listeners),
@@ -257,7 +258,7 @@ pub fn join(
 
     let mut streams: Vec<Option<TcpStream>> = (0..size).map(|_| None).collect();
     streams[0] = Some(first);
-    let deadline = Instant::now() + timeout;
+    let deadline = transport::deadline(timeout);
     for (peer, (ip, port)) in listeners.iter().enumerate().take(rank).skip(1) {
         let address = SocketAddr::new(ip.unwrap_or(theirs), *port);
         let lost =
