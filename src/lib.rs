@@ -57,6 +57,7 @@
 //! | [`autograd`] | the recorded graph: one file per family of operations, forward beside backward |
 //! | [`cpu`] | every operation in f32 and f64 |
 //! | [`train`], [`eval`] | training loop, checkpoints, metrics |
+//! | [`parallel`] | several ranks: process groups, meshes, sharded linear layers |
 //! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
@@ -76,6 +77,7 @@ pub mod hash;
 pub mod kernels;
 pub mod models;
 pub mod nn;
+pub mod parallel;
 pub mod recipe;
 pub mod rng;
 pub mod train;
