@@ -1,7 +1,7 @@
 //! Target sizes: area, aspect ratio, distortion, limits, distributions.
 
 use proptest::prelude::*;
-use trencadis::data::resolution::{Limits, draw, ideal, mean_area, target};
+use trencadis::data::resolution::{Limits, draw, ideal, mean_area, most_patches, target};
 use trencadis::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
 use trencadis::rng::{Purpose, Stream};
 
@@ -56,6 +56,26 @@ proptest! {
         {
             prop_assert_eq!(pixels, (side.round() as usize).max(patch));
             prop_assert_eq!(patches, pixels / patch);
+        }
+    }
+
+    #[test]
+    fn no_image_has_more_patches_than_the_most(
+        h in 1usize..3000, w in 1usize..3000, patch in 1usize..40, most in 8.0f64..512.0, share in 0.1f64..=1.0,
+        limit in prop_oneof![Just(usize::MAX), 1usize..300], axis in 1usize..400, round in any::<bool>(),
+        square in any::<bool>(),
+    ) {
+        let remainder = if round { RemainderKind::Round } else { RemainderKind::Drop };
+        let aspect = if square { AspectKind::Square } else { AspectKind::Native };
+        let config = config(ResolutionKind::Fixed, aspect, remainder);
+        let limits = Limits { patches: limit, rows: axis, cols: axis };
+        let bound = most_patches(&config, patch, limits, most);
+        prop_assert!(target(&config, patch, limits, (h, w), share * most).grid.patches() <= bound);
+        if square {
+            prop_assert_eq!(target(&config, patch, limits, (h, w), most).grid.patches(), bound);
+        } else if axis < 2 * (most / patch as f64) as usize {
+            // Close enough to be of use.
+            prop_assert!(bound as f64 <= 2.25 * (most / patch as f64).powi(2) + axis as f64);
         }
     }
 

@@ -118,6 +118,19 @@ pub fn target(
     Target { downscaled: true, ..at(low) }
 }
 
+/// Most patches that [`target`] gives any image at up to `resolution` pixels, rounded up: h·w patches of an ideal grid
+/// become at most (h + ½)(w + ½), or one row as long as the limits allow.
+pub fn most_patches(config: &ResolutionConfig, patch: usize, limits: Limits, resolution: f64) -> usize {
+    if config.aspect == AspectKind::Square {
+        return target(config, patch, limits, (1 << 20, 1 << 20), resolution).grid.patches();
+    }
+    let area = (resolution / patch as f64).powi(2);
+    let axis = limits.rows.max(limits.cols);
+    let long = (axis as f64).min(2.0 * area).max(area.sqrt());
+    let most = (area + 0.5 * (long + area / long) + 0.25).ceil() as usize;
+    most.max(axis.min(limits.patches)).min(limits.patches)
+}
+
 /// Ideal (height, width) in real pixels, before rounding to a grid.
 pub fn ideal(config: &ResolutionConfig, size: (usize, usize), resolution: f64) -> (f64, f64) {
     let (height, width) = (size.0 as f64, size.1 as f64);

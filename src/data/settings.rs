@@ -86,6 +86,13 @@ impl PackingSettings {
         }
     }
 
+    /// Tokens that no image exceeds.
+    pub fn longest(&self) -> usize {
+        let resolution = self.resolution.max as f64;
+        let patches = resolution::most_patches(&self.resolution, self.patch, self.limits, resolution);
+        self.prefix.saturating_add(patches).min(self.capacity())
+    }
+
     /// Decides grid and token count of `sample` with the given `size` (height, width).
     pub fn plan(&self, epoch: u64, sample: u64, size: (usize, usize)) -> PlannedImage {
         let drop = TokenDrop::new(&self.drop, self.seed, epoch, sample);

@@ -35,6 +35,7 @@ fn lay_out(config: &ModelConfig) -> trencadis::Result<()> {
         patch_dim: config.patch_dim(),
         wide_patches: false,
         soft_classes: None,
+        image_rows: TOKENS,
         longest: 9,
     };
     let mut graph = Graph::new();

@@ -95,7 +95,7 @@ fn neighbours_change_nothing() {
     };
     to[2] = from[0];
     let recorded = record(config, &among, LossKind::Softmax);
-    let shape = BatchShape { longest: 9, ..BatchShape::of(&among) };
+    let shape = BatchShape { image_rows: TOKENS, longest: 9, ..BatchShape::of(&among) };
     for device in devices() {
         let mut executor = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
         executor.params().write(executor.stream(), &recorded.params).unwrap();
@@ -113,7 +113,7 @@ fn batches_accumulate_and_replay() {
     let one = batch(&GRIDS[..3], 0, config.patch_dim(), CLASSES, TOKENS, 3);
     let two = batch(&GRIDS[2..], 0, config.patch_dim(), CLASSES, TOKENS, 3);
     let recorded = record(config, &one, LossKind::Softmax);
-    let shape = BatchShape { longest: 9, ..BatchShape::of(&one) };
+    let shape = BatchShape { image_rows: TOKENS, longest: 9, ..BatchShape::of(&one) };
     for device in devices() {
         let mut executor = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
         executor.params().write(executor.stream(), &recorded.params).unwrap();
@@ -166,6 +166,10 @@ fn what_has_no_kernel_is_said_before_the_first_step() {
     let mut executor = executor(&device, &recorded, &small);
     let said = executor.write(&large, &STEP).unwrap_err().to_string();
     assert!(said.contains("9 patches along an axis, and positions are prepared for 4"), "{said}");
+    let shape = BatchShape { longest: 9, ..BatchShape::of(&small) };
+    let mut short = DeviceExecutor::new(&device, &recorded.graph, shape, &|_| 0.0).unwrap();
+    let said = short.write(&large, &STEP).unwrap_err().to_string();
+    assert!(said.contains("tokens, and attention is prepared for"), "{said}");
     let said = executor.params().write(executor.stream(), &recorded.params[1..]).unwrap_err().to_string();
     assert!(said.contains("give those of this recipe"), "{said}");
     let other = recorded.graph.nodes()[0].outputs[0].unwrap();

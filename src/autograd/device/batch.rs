@@ -8,6 +8,7 @@ use super::super::op::StepState;
 use super::layout::ALIGNMENT;
 use crate::data::batch::{PackedBatch, Patches, Targets};
 use crate::data::positions;
+use crate::data::settings::PackingSettings;
 use crate::device::{Buffer, Device, Pinned, Stream};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -25,6 +26,8 @@ pub struct BatchShape {
     pub wide_patches: bool,
     /// Classes of soft targets; none where targets are class indices.
     pub soft_classes: Option<usize>,
+    /// Most token rows of an image.
+    pub image_rows: usize,
     /// Most patches of an image along an axis: what position tables are resampled to.
     pub longest: usize,
 }
@@ -34,12 +37,16 @@ impl BatchShape {
     /// `resolution` pixels.
     pub fn of_recipe(recipe: &Recipe, slots: usize, resolution: usize) -> Self {
         let resolution = resolution.max(recipe.resolution.max).max(recipe.eval.resolution);
+        let tokens = recipe.packing.tokens;
+        let settings = [PackingSettings::train(recipe), PackingSettings::eval(recipe, resolution)];
+        let rows = |settings: Result<PackingSettings>| settings.map_or(tokens, |settings| settings.longest());
         Self {
-            tokens: recipe.packing.tokens,
+            tokens,
             slots,
             patch_dim: recipe.model.patch_dim(),
             wide_patches: false,
             soft_classes: None,
+            image_rows: settings.map(rows).into_iter().fold(1, usize::max),
             longest: positions::longest_axis(&recipe.model.position, resolution, recipe.model.patch),
         }
     }
@@ -56,6 +63,7 @@ impl BatchShape {
                 Targets::Classes(_) => None,
                 Targets::Soft(targets) => Some(targets.len() / slots.max(1)),
             },
+            image_rows: image_rows(batch).max(1),
             longest: longest(batch).max(1),
         }
     }
@@ -63,6 +71,10 @@ impl BatchShape {
 
 fn longest(batch: &PackedBatch) -> usize {
     batch.grids.iter().flatten().copied().max().map_or(0, usize::from)
+}
+
+fn image_rows(batch: &PackedBatch) -> usize {
+    batch.cu_seqlens.windows(2).map(|pair| pair[1].saturating_sub(pair[0]).max(0) as usize).max().unwrap_or(0)
 }
 
 /// A part of a batch's memory.
@@ -227,13 +239,20 @@ impl DeviceBatch {
     /// # Errors
     /// A batch of another shape, or whose `cu_seqlens` decreases or overruns; a failed device.
     pub fn write(&mut self, stream: &Stream, batch: &PackedBatch, step: &StepState) -> Result<()> {
-        let shape = BatchShape { longest: self.shape.longest, ..BatchShape::of(batch) };
-        if longest(batch) > self.shape.longest {
+        let BatchShape { image_rows: most, longest: axis, .. } = self.shape;
+        let shape = BatchShape { image_rows: most, longest: axis, ..BatchShape::of(batch) };
+        if longest(batch) > axis {
             return Err(Error::usage(format!(
-                "an image of the batch has {} patches along an axis, and positions are prepared for {} on the device; \
+                "an image of the batch has {} patches along an axis, and positions are prepared for {axis} on the device; \
                  lower its resolution, or use --device cpu",
-                longest(batch),
-                self.shape.longest
+                longest(batch)
+            )));
+        }
+        if image_rows(batch) > most {
+            return Err(Error::usage(format!(
+                "an image of the batch has {} tokens, and attention is prepared for {most} on the device; lower its \
+                 resolution, or use --device cpu",
+                image_rows(batch)
             )));
         }
         if shape != self.shape {

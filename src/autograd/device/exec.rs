@@ -127,7 +127,10 @@ impl DeviceExecutor {
             let mut site = Site { memory: &memory, graph: &graph, node, read, needs: &mut needs };
             launches.push(node.op.prepare(&mut site)?);
         }
-        let schedule = |limits: &_| Schedule::new(device, *limits, shape.tokens, shape.slots);
+        let schedule = |limits: &_| {
+            let schedule = Schedule::new(device, *limits, shape.tokens, shape.slots)?;
+            Ok(schedule.with_longest(shape.image_rows))
+        };
         let rates: Vec<DropPathRate> = needs.rates.iter().map(|rate| DropPathRate::new(*rate)).collect();
         Ok(Self {
             batches: (0..batches).map(|_| DeviceBatch::new(device, shape)).collect::<Result<_>>()?,
