@@ -105,7 +105,7 @@ fn norm_cases(
     let gain = gpu.device.upload(&vec![1.0f32; width])?;
     let (dq_gain, dk_gain) = (gpu.device.zeros::<f32>(width)?, gpu.device.zeros::<f32>(width)?);
     let lse = (0..sets).map(|_| gpu.device.zeros::<f32>(tokens * heads)).collect::<Result<Vec<_>>>()?;
-    let bytes = attention.backward_workspace_bytes(&backward_plan, true);
+    let bytes = attention.backward_workspace_bytes(&backward_plan, longest, true);
     let workspace = gpu.device.alloc::<u8>(bytes)?;
     let host = images.cu_seqlens();
     let cu_seqlens = gpu.device.upload(&host)?;

@@ -189,7 +189,7 @@ impl Op for AttentionGrad {
         let plan = attention.backward_plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
         let wanted = daffine.iter().any(Option::is_some);
-        site.workspace(attention.backward_workspace_bytes(&plan, wanted));
+        site.workspace(attention.backward_workspace_bytes(&plan, qkv.rows, wanted));
         let width = self.0.heads * self.0.head_dim;
         Ok(Box::new(move |step| {
             let operands = Backward {

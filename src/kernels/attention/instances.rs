@@ -66,26 +66,32 @@ pub const INSTANCES: [Instance; 8] = [
 pub struct BackwardInstance {
     /// As [`Instance::width`].
     pub width: usize,
-    /// Rows whose gradients a warp holds: 16 or 32.
+    /// Rows whose gradients a warp holds: 16 or 32; a warpgroup on Hopper.
     pub rows: usize,
-    /// Rows of the other side that it takes at a time: 16 or 32.
+    /// Rows of the other side that it takes at a time: 16 or 32; 64 on Hopper where registers allow.
     pub step: usize,
+    /// Whether it is Hopper's own kernel.
+    pub hopper: bool,
+}
+
+const fn portable(width: usize, rows: usize, step: usize) -> BackwardInstance {
+    BackwardInstance { width, rows, step, hopper: false }
 }
 
 /// The same widths. Rows and steps are as many as gradients and scores leave registers for.
 pub const BACKWARD_INSTANCES: [BackwardInstance; 8] = [
-    BackwardInstance { width: 64, rows: 32, step: 32 },
-    BackwardInstance { width: 72, rows: 32, step: 16 },
-    BackwardInstance { width: 80, rows: 32, step: 16 },
-    BackwardInstance { width: 88, rows: 32, step: 16 },
-    BackwardInstance { width: 96, rows: 16, step: 32 },
-    BackwardInstance { width: 104, rows: 16, step: 32 },
-    BackwardInstance { width: 112, rows: 16, step: 32 },
-    BackwardInstance { width: 128, rows: 16, step: 32 },
+    portable(64, 32, 32),
+    portable(72, 32, 16),
+    portable(80, 32, 16),
+    portable(88, 32, 16),
+    portable(96, 16, 32),
+    portable(104, 16, 32),
+    portable(112, 16, 32),
+    portable(128, 16, 32),
 ];
 
 impl BackwardInstance {
-    /// The one that serves a head dim: a multiple of 8 to 128.
+    /// The one of every GPU that serves a head dim: a multiple of 8 to 128.
     pub fn of(head_dim: usize) -> Option<Self> {
         let width = Instance::of(head_dim)?.width;
         BACKWARD_INSTANCES.into_iter().find(|instance| instance.width == width)
@@ -93,11 +99,22 @@ impl BackwardInstance {
 
     /// Name of the kernel.
     pub fn name(&self) -> String {
-        format!("attention_backward_bf16_{}", self.width)
+        let hopper = if self.hopper { "hopper_" } else { "" };
+        format!("attention_backward_bf16_{hopper}{}", self.width)
     }
 
     fn kernel(&self) -> Kernel {
-        let Self { width, rows, step } = self;
+        let Self { width, rows, step, hopper } = self;
+        if *hopper {
+            return Kernel {
+                name: self.name(),
+                body: format!("hopper_backward::gradients<{width}>"),
+                params: "AttentionBackwardHopper",
+                threads: HOPPER_BACKWARD_THREADS,
+                min_blocks: 1,
+                tensor_cores: true,
+            };
+        }
         let body = format!("gradients<{width}, {}, {}>", rows / 16, step / 16);
         backward(self.name(), &body, "AttentionBackward", 1)
     }
@@ -174,5 +191,95 @@ pub fn sources() -> Vec<Source> {
         source("attention/sm80_attention_schedule.cu", vec![schedule]),
         source("attention/sm80_attention_forward.cu", forward.collect()),
         source("attention/sm80_attention_backward.cu", gradients.collect()),
+    ]
+    .into_iter()
+    .chain(hopper_backward())
+    .collect()
+}
+
+/// Threads of a block of Hopper's backward kernel: a warpgroup that copies and two that multiply.
+pub const HOPPER_BACKWARD_THREADS: u32 = 384;
+/// Shared memory of such a block, `SHARED_BYTES` of the kernel: a KiB less than there is.
+pub const HOPPER_BACKWARD_SHARED: u32 = 231_424;
+/// Rows of a key block of it: of an item of a long image.
+pub const HOPPER_BACKWARD_KEYS: usize = 128;
+/// Rows of a query stage.
+pub const HOPPER_BACKWARD_QUERIES: usize = 64;
+/// Name of the kernel that prepares long images for Hopper's kernels.
+pub const ATTENTION_PREPARE: &str = "attention_prepare_bf16";
+/// Threads of a block of it.
+pub const PREPARE_THREADS: u32 = 256;
+/// Blocks of it on a multiprocessor.
+pub const PREPARE_BLOCKS: u32 = 2;
+/// Heads that a block of it has at a time.
+pub const PREPARE_HEADS: usize = 4;
+/// Name of the kernel that makes dq of long images of its sums.
+pub const HOPPER_BACKWARD_FINISH: &str = "attention_backward_finish_bf16";
+/// Shared memory of a block of that: column sums of 8 warps, for a gain and a bias.
+pub const HOPPER_BACKWARD_FINISH_SHARED: u32 = 8 * 2 * 128 * 4;
+
+const fn hopper(width: usize, step: usize) -> BackwardInstance {
+    BackwardInstance { width, rows: 64, step, hopper: true }
+}
+
+/// The same widths on Hopper.
+pub const HOPPER_BACKWARD_INSTANCES: [BackwardInstance; 8] = [
+    hopper(64, 64),
+    hopper(72, 64),
+    hopper(80, 64),
+    hopper(88, 64),
+    hopper(96, 64),
+    hopper(104, 32),
+    hopper(112, 32),
+    hopper(128, 32),
+];
+
+impl BackwardInstance {
+    /// Longest image of the short schedule of Hopper's kernel: one key block, or as many query stages as stay in shared
+    /// memory beside their dq.
+    pub const fn hopper_short(&self) -> usize {
+        match self.width {
+            ..=80 => 256,
+            ..=96 => 192,
+            _ => 128,
+        }
+    }
+}
+
+fn hopper_backward() -> [Source; 3] {
+    let small = |name: &str, body: &str, params, min_blocks| Kernel {
+        name: name.into(),
+        body: body.into(),
+        params,
+        threads: BACKWARD_THREADS,
+        min_blocks,
+        tensor_cores: false,
+    };
+    [
+        Source {
+            file: "attention/sm80_attention_prepare.cu",
+            tier: Tier::Sm80,
+            kernels: vec![small(
+                ATTENTION_PREPARE,
+                "attention_prepare::run",
+                "AttentionPrepare",
+                PREPARE_BLOCKS,
+            )],
+        },
+        Source {
+            file: "attention/sm80_attention_backward_finish.cu",
+            tier: Tier::Sm80,
+            kernels: vec![small(
+                HOPPER_BACKWARD_FINISH,
+                "hopper_backward::finish",
+                "AttentionBackwardHopper",
+                1,
+            )],
+        },
+        Source {
+            file: "attention/sm90_attention_backward.cu",
+            tier: Tier::Sm90,
+            kernels: HOPPER_BACKWARD_INSTANCES.iter().map(BackwardInstance::kernel).collect(),
+        },
     ]
 }

@@ -11,10 +11,11 @@ pub mod raw;
 mod checked;
 mod heuristics;
 mod lists;
+mod prepare;
 
 pub use super::registry::attention as instances;
 
-pub use backward::{Backward, BackwardPlan};
+pub use backward::{Backward, BackwardPlan, BackwardSizes};
 pub use checked::{Attention, Forward, Statistics};
 pub use heuristics::{ForwardPlan, Limits};
 pub use instances::Instance;
