@@ -229,11 +229,96 @@ fn tiles_are_tuned() {
 #[cfg(feature = "emulator")]
 #[test]
 fn tuning_wants_hopper() {
-    use common::gemm::tune;
+    use common::{attention, gemm};
     let device = devices().into_iter().find(|device| !device.info().hopper).unwrap();
-    let tuning = tune::Tuning { checked: Vec::new(), runs: 1, timed: Vec::new(), samples: 1 };
-    let error = tune::run(&Gpu::on(device).unwrap(), &tuning, &mut Vec::new()).unwrap_err();
-    assert!(error.to_string().contains("take an H100 or H200"), "{error}");
+    let gpu = Gpu::on(device).unwrap();
+    let tiles = gemm::tune::Tuning { checked: Vec::new(), runs: 1, timed: Vec::new(), samples: 1 };
+    for error in [
+        gemm::tune::run(&gpu, &tiles, &mut Vec::new()).unwrap_err(),
+        attention::tune::run(&gpu, &attention::tune::Tuning::of_vits(), &mut Vec::new()).unwrap_err(),
+    ] {
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("take an H100 or H200"), "{error}");
+    }
+}
+
+/// Every plan of both passes is checked and timed; each batch has one that was chosen.
+#[cfg(feature = "emulator")]
+#[test]
+fn plans_of_attention_are_tuned() {
+    use common::attention::operands::Pass;
+    use common::attention::tune;
+
+    let device = devices().into_iter().find(|device| device.info().hopper).unwrap();
+    let gpu = Gpu::on(device).unwrap();
+    let images = |name: &str, lengths: &[usize]| Images { name: name.into(), lengths: lengths.into() };
+    let tuning = tune::Tuning {
+        checked: vec![
+            (2, 64, images("ragged", &[5, 0, 70, 1, 200, 2, 40, 64])),
+            (1, 80, images("ragged", &[0, 33, 120])),
+        ],
+        padding: 3,
+        runs: 2,
+        timed: vec![(2, 64, images("2*9", &[9, 9])), (1, 80, images("17,40", &[17, 40]))],
+        samples: 1,
+        limit: std::time::Duration::MAX,
+    };
+    let mut csv = Vec::new();
+    let page = tune::run(&gpu, &tuning, &mut csv).unwrap();
+    let csv = String::from_utf8(csv).unwrap();
+    assert_eq!(csv.lines().next(), Some(tune::HEADER));
+    let columns: Vec<&str> = tune::HEADER.split(',').collect();
+    let column = |name: &str| columns.iter().position(|column| *column == name).unwrap();
+    for (shape, head_dim, row) in [("2x64_2*9", 64, "2x64_2*9,"), ("1x80_17,40", 80, "\"1x80_17,40\",")] {
+        for pass in Pass::ALL {
+            let begin = format!("{},{row}", pass.name());
+            let rows: Vec<Vec<&str>> = csv
+                .lines()
+                .filter_map(|line| line.strip_prefix(&begin))
+                .map(|rest| [pass.name(), shape].into_iter().chain(rest.split(',')).collect())
+                .collect();
+            assert!(rows.len() >= pass.plans(head_dim, gpu.device.info()).unwrap().len(), "{csv}");
+            assert!(rows.iter().all(|row| row.len() == columns.len()), "{csv}");
+            let number = |row: &Vec<&str>, name: &str| row[column(name)].parse::<f64>().unwrap();
+            assert!(rows.iter().all(|row| number(row, "microseconds") > 0.0), "{csv}");
+            assert_eq!(rows.iter().map(|row| number(row, "chosen")).collect::<Vec<_>>()[0], 1.0, "{csv}");
+            assert_eq!(rows.iter().map(|row| number(row, "chosen")).sum::<f64>(), 1.0, "{csv}");
+            assert!(rows.iter().any(|row| number(row, "portable") == 1.0), "{csv}");
+            assert_eq!(page.matches(&format!("| {} | {shape} |", pass.name())).count(), 1, "{page}");
+        }
+    }
+    assert!(page.contains("on 2 ragged batches") && page.contains("the same bits 2 times"), "{page}");
+    assert!(!page.contains("Time was out"), "{page}");
+
+    let tuning = tune::Tuning { checked: Vec::new(), limit: std::time::Duration::ZERO, ..tuning };
+    let page = tune::run(&gpu, &tuning, &mut Vec::new()).unwrap();
+    assert!(page.contains("Time was out after 0 of 4 rows."), "{page}");
+}
+
+/// What is far from the portable result is told with its place, and other bits of the same number are other results.
+#[test]
+fn wrong_results_of_attention_are_found() {
+    use common::attention::operands::{Group, Results};
+    use common::attention::tune::far;
+    use half::bf16;
+
+    let group = |values: &[f32]| Group { name: "dq".into(), values: values.into() };
+    let want = group(&[1.0, -2.0, 0.0, 3.0]);
+    assert_eq!(far(&group(&[1.01, -2.02, 0.05, 2.98]), &want), None);
+    assert_eq!(far(&group(&[1e-7, 0.0]), &group(&[0.0, -1e-8])), None);
+    for (place, value) in [(0, 2.0), (1, f32::NAN), (2, 0.2), (3, f32::INFINITY)] {
+        let mut values = want.values.clone();
+        values[place] = value;
+        let message = far(&group(&values), &want).unwrap();
+        assert!(message.starts_with(&format!("element {place} of dq is ")), "{message}");
+    }
+    let results = |row: f32, float: f32| Results {
+        rows: vec![bf16::from_f32(row)],
+        floats: vec![vec![0.5], vec![float]],
+    };
+    assert!(results(f32::NAN, f32::NAN).same_bits(&results(f32::NAN, f32::NAN)));
+    assert!(!results(0.0, 1.0).same_bits(&results(-0.0, 1.0)));
+    assert!(!results(0.0, 0.0).same_bits(&results(0.0, -0.0)));
 }
 
 /// Batches of the recipes are as full as those of a training.

@@ -16,8 +16,8 @@ words {shape}, {steps} and {tokens} in it are replaced.
     python tools/compare_torch.py --gpu [--only steps] [--quick] [--write benches/results/gpu-torch.md]
 
 compares on a GPU instead, in one process: whole training steps with torch.compile, products with cuBLAS, packed
-attention with the best of cuDNN, torch's varlen attention and FlashAttention 3 (pip install fa3-fwd). See
-torch_gpu.
+attention with cuDNN, torch's varlen attention, FlashAttention 3 (pip install fa3-fwd) and 4 (pip install flash-attn-4
+'nvidia-cutlass-dsl[cu13]'), and what this project set itself beside them. See torch_gpu.
 """
 
 import argparse
@@ -205,6 +205,7 @@ def main():
         help="of torch.compile, with commas, in turn",
     )
     gpu.add_argument("--set", dest="sets", action="append", default=[], help="key=value over both recipes of the steps")
+    gpu.add_argument("--bits", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.gpu:

@@ -7,12 +7,12 @@ of one pass over them is replayed, and the median over replays is taken by event
 the same context, one side after the other.
 
 --dry-run does what needs neither a GPU nor PyTorch: it loads the library and checks that both sides agree on
-every struct and entry point, and that a missing device is told in one sentence.
+every struct and entry point, that a missing device is told in one sentence, and what verdicts come of made-up times.
 """
 
 import sys
 
-from . import attention, gemm, steps
+from . import attention, gemm, steps, targets
 from .library import Library, Training, library_path
 from .measure import CACHES, REPLAYS, driver_and_clocks, table
 
@@ -36,24 +36,24 @@ def dry_run(path):
         loss = training.run(1).first_loss
         print(f"{recipe} trains: {starts[-1]} of {len(positions)} tokens, loss {loss:.2f}")
         training.close()
+    print(f"the targets of attention tell {targets.self_check()} made-up rows apart")
 
 
 def text_of(part, torch, library, options, write):
     """Hands the Markdown of a part to `write` as it grows."""
-    if part == "steps":
-        steps.compare(torch, library, options, write)
+    if part != "gemm":
+        {"steps": steps, "attention": attention}[part].compare(torch, library, options, write)
         return
-    title, module = {"gemm": ("GEMM", gemm), "attention": ("Packed attention", attention)}[part]
     done = []
-    for row in module.rows(torch, library, options.quick):
+    for row in gemm.rows(torch, library, options.quick):
         done.append(row)
         print(row, file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
-        write(table(title, done))
+        write(table("GEMM", done))
 
 
 def main(options):
-    path = library_path(options.library)
+    path = options.library = library_path(options.library)
     if options.dry_run:
         dry_run(path)
         return
@@ -68,13 +68,17 @@ def main(options):
     library = Library(path)
     if not library.open():
         sys.exit(library.error())
+    if options.bits:
+        attention.bits(torch, library)
+        return
     properties = torch.cuda.get_device_properties(0)
     head = (
         f"# Kernels and training steps beside PyTorch on {properties.name}\n\n"
         f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}; "
         f"{driver_and_clocks()}; `python tools/compare_torch.py {' '.join(sys.argv[1:])}`. Kernels in TFLOP/s, medians "
         f"of {REPLAYS} replays, random data, operands rotated through {CACHES} times the L2 cache. Fused products are "
-        f"held against cuBLAS without what is fused to ours; attention is with QK-norm here and without it there.\n"
+        f"held against cuBLAS without what is fused to ours; attention is with RMS norm of q and k here and without it "
+        f"there.\n"
     )
     texts = {}
     failed = False

@@ -1,57 +1,22 @@
-"""Packed attention beside cuDNN, torch's varlen attention and FlashAttention 3."""
+"""Packed attention beside cuDNN, torch's varlen attention, FlashAttention 3 and 4; see peers.py and targets.py."""
 
 import ctypes
+import hashlib
+import json
 import math
 import random
+import subprocess
 import sys
+from pathlib import Path
 
+from . import targets
 from .library import AttentionCall, AttentionSizes
 from .measure import check, seconds, sets_for, stream_of
+from .peers import peers_of
+from .targets import ONE_LONG, RATED, TINY, Row
 
-HEADS = [(16, 64), (16, 80), (8, 128)]
 TOKENS = 32768
-LENGTHS = [64, 196, 256, 577, 1024, 4096]
-MIXES = [256, 512]
-
-
-def peers_of(torch):
-    """Name -> functions (forward, backward or None), each over packed q, k, v [T, H, Dh]."""
-    peers = {}
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-
-        def varlen(q, k, v, cu, longest, scale):
-            return varlen_attn(q, k, v, cu, cu, longest, longest)
-
-        peers["torch varlen"] = (varlen, "autograd")
-    except ImportError as reason:
-        print(f"torch varlen not run: {reason}", file=sys.stderr)
-    aten = torch.ops.aten
-    if hasattr(aten, "_cudnn_attention_forward") and hasattr(aten, "_cudnn_attention_backward"):
-
-        def cudnn(q, k, v, cu, longest, scale):
-            return aten._cudnn_attention_forward(
-                q, k, v, None, cu, cu, longest, longest, True, 0.0, False, False, scale=scale
-            )
-
-        def cudnn_backward(dout, q, k, v, results, cu, longest, scale):
-            return aten._cudnn_attention_backward(
-                dout, q, k, v, results[0], results[1], results[6], results[7], None, cu, cu, longest, longest,
-                0.0, False, scale=scale,
-            )
-
-        peers["cuDNN varlen"] = (cudnn, cudnn_backward)
-    try:
-        from fa3_fwd_interface import flash_attn_varlen_func
-
-        def fa3(q, k, v, cu, longest, scale):
-            out = flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, softmax_scale=scale)
-            return out[0] if isinstance(out, tuple) else out
-
-        peers["FA3"] = (fa3, None)
-    except ImportError as reason:
-        print(f"FA3 not run: {reason}", file=sys.stderr)
-    return peers
+RUNS = 100  # with the same bits
 
 
 def mix(high, tokens):
@@ -65,115 +30,250 @@ def mix(high, tokens):
         lengths.append(length)
 
 
-def rows(torch, library, quick):
-    """(name, TFLOP/s ours with RMS norm of q and k, TFLOP/s of the peers without) forward and backward."""
-    peers = peers_of(torch)
-    for heads, head_dim in HEADS[:1] if quick else HEADS:
-        batches = [(f"S {s}", [s] * (TOKENS // s)) for s in LENGTHS]
-        batches += [(f"r~U(64,{high})", mix(high, TOKENS)) for high in MIXES]
-        for name, lengths in batches:
-            yield from pair(torch, library, peers, heads, head_dim, name, lengths)
+def batch_of(name):
+    """Lengths of the images of a batch."""
+    if name == ONE_LONG:
+        # Amid the others, whatever order a schedule takes them in.
+        return [64] * 500 + [16384] + [64] * 500
+    if name == TINY:
+        rng = random.Random(0)
+        return [rng.randint(4, 16) for _ in range(8192)]
+    if name.startswith("S "):
+        length = int(name[2:])
+        return [length] * (TOKENS // length)
+    return mix(int(name.rpartition(",")[2][:-1]), TOKENS)
 
 
-def pair(torch, library, peers, heads, head_dim, name, lengths):
-    tokens, longest, width = sum(lengths), max(lengths), heads * head_dim
-    scale = head_dim**-0.5
-    sets = sets_for(torch, 2 * 8 * tokens * width)
-    random = lambda *shape: torch.randn(*shape, device="cuda").bfloat16()  # noqa: E731
-    qkv, dout = random(sets, tokens, 3, heads, head_dim), random(sets, tokens, heads, head_dim)
-    out, dqkv = torch.empty_like(dout), torch.empty_like(qkv)
-    lse = torch.empty(sets, tokens, heads, device="cuda")
-    gains = 1 + 0.1 * torch.randn(2, width, device="cuda")
-    dgains = torch.empty(2, width, device="cuda")
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    cu = torch.tensor(starts, device="cuda", dtype=torch.int32)
-    fault = torch.zeros(1, device="cuda", dtype=torch.int32)
-    call = AttentionCall(
-        tokens=tokens, slots=len(lengths), longest=longest, heads=heads, head_dim=head_dim, stride=3 * width,
-        scale=scale, eps=1e-6, norm=1, q_gain=gains[0].data_ptr(), k_gain=gains[1].data_ptr(),
-        cu_seqlens=cu.data_ptr(), fault=fault.data_ptr(), dq_gain=dgains[0].data_ptr(),
-        dk_gain=dgains[1].data_ptr(),
-    )
-    sizes = AttentionSizes()
-    library.call("attention_sizes", ctypes.byref(call), ctypes.byref(sizes))
-    words = [
-        torch.empty(size, device="cuda", dtype=torch.int32)
-        for size in (sizes.forward_schedule, sizes.backward_schedule)
-    ]
-    workspace = torch.empty(max(sizes.workspace_bytes, 16), device="cuda", dtype=torch.uint8)
-    call.forward_schedule, call.backward_schedule = (x.data_ptr() for x in words)
-    call.workspace = workspace.data_ptr()
-    calls = []
-    for i in range(sets):
-        one = AttentionCall.from_buffer_copy(call)
-        one.q, one.k, one.v = (qkv[i, 0, j].data_ptr() for j in range(3))
-        one.dq, one.dk, one.dv = (dqkv[i, 0, j].data_ptr() for j in range(3))
-        one.out, one.dout, one.lse = out[i].data_ptr(), dout[i].data_ptr(), lse[i].data_ptr()
-        calls.append(one)
-    library.call("attention_schedule", stream_of(torch), ctypes.byref(calls[0]))
-
-    def ours(i):
-        library.call("attention_forward", stream_of(torch), ctypes.byref(calls[i]))
-
-    def ours_backward(i):
-        library.call("attention_backward", stream_of(torch), ctypes.byref(calls[i]))
-
-    for i in range(sets):
-        ours(i)
-        ours_backward(i)
-    torch.cuda.synchronize()
-    if int(fault):
-        raise RuntimeError(f"cu_seqlens was refused with {int(fault)}")
-    check_images(torch, qkv[0], dout[0], out[0], dqkv[0], gains, starts, scale)
-    operations = 4 * sum(length * length for length in lengths) * width / 1e12
-    # Contiguous copies: what peers are given in practice.
-    packed = [[x.contiguous().requires_grad_() for x in one.unbind(1)] for one in qkv]
-    found, found_backward = {}, {}
-    for peer, (forward, backward) in peers.items():
-        try:
-            with torch.no_grad():
-                time = seconds(torch, lambda i: forward(*packed[i], cu, longest, scale), sets)
-            found[peer] = operations / time
-            if backward == "autograd":
-                results = [forward(*one, cu, longest, scale) for one in packed]
-                time = seconds(
-                    torch,
-                    lambda i: torch.autograd.grad(results[i], packed[i], dout[i], retain_graph=True),
-                    sets,
-                    capture=False,
-                )
-                found_backward[peer] = 2.5 * operations / time
-            elif backward:
-                with torch.no_grad():
-                    results = [forward(*one, cu, longest, scale) for one in packed]
-                    time = seconds(
-                        torch,
-                        lambda i: backward(dout[i], *packed[i], results[i], cu, longest, scale),
-                        sets,
-                    )
-                found_backward[peer] = 2.5 * operations / time
-        except (RuntimeError, TypeError, NotImplementedError) as reason:
-            print(f"{peer} not run at {heads}x{head_dim} {name}: {str(reason).splitlines()[0]}", file=sys.stderr)
-    label = f"{heads}x{head_dim} {name}"
-    yield f"forward {label}", operations / seconds(torch, ours, sets), found
-    yield f"backward {label}", 2.5 * operations / seconds(torch, ours_backward, sets), found_backward
+MIXES = ["r~U(64,256)", "r~U(64,512)"]
+USUAL = ["S 64", "S 196", "S 256", *MIXES, "S 577", "S 1024", RATED]
+# Heads, head dim and batches: the most important first, for time may run out.
+SHAPES = [
+    (16, 64, [*USUAL, ONE_LONG, TINY, "S 2048", "S 16384"]),
+    (8, 128, [*USUAL, "S 2048", "S 16384"]),
+    (16, 80, USUAL),
+]
+QUICK = [(16, 64, ["S 196", "S 256", MIXES[0], "S 1024", RATED, ONE_LONG, TINY])]
 
 
-def check_images(torch, qkv, dout, out, dqkv, gains, starts, scale):
-    """The first, the longest and the last image against f64."""
-    images = list(zip(starts, starts[1:]))
-    chosen = {images[0], max(images, key=lambda image: image[1] - image[0]), images[-1]}
-    for start, end in chosen:
-        rows = qkv[start:end].double().requires_grad_()
-        heads, head_dim = rows.shape[2:]
-        q, k, v = rows.unbind(1)
-        norm = lambda x, gain: (  # noqa: E731
-            x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain.double().view(heads, head_dim)
+class Ours:
+    """Operands of this crate's passes with RMS norm of q and k, on PyTorch's memory."""
+
+    def __init__(self, torch, library, heads, head_dim, lengths, sets, generator=None):
+        tokens, longest, width = sum(lengths), max(lengths), heads * head_dim
+        self.torch, self.library, self.sets, self.scale = torch, library, sets, head_dim**-0.5
+        self.starts = [0]
+        for length in lengths:
+            self.starts.append(self.starts[-1] + length)
+        device = generator.device if generator else "cuda"
+
+        def normal(*shape):
+            return torch.randn(*shape, device=device, generator=generator).cuda()
+
+        self.qkv = normal(sets, tokens, 3, heads, head_dim).bfloat16()
+        self.dout = normal(sets, tokens, heads, head_dim).bfloat16()
+        self.gains = 1 + 0.1 * normal(2, width)
+        self.out, self.dqkv = torch.empty_like(self.dout), torch.empty_like(self.qkv)
+        self.lse = torch.empty(sets, tokens, heads, device="cuda")
+        self.dgains = torch.empty(2, width, device="cuda")
+        self.cu = torch.tensor(self.starts, device="cuda", dtype=torch.int32)
+        fault = torch.zeros(1, device="cuda", dtype=torch.int32)
+        call = AttentionCall(
+            tokens=tokens, slots=len(lengths), longest=longest, heads=heads, head_dim=head_dim, stride=3 * width,
+            scale=self.scale, eps=1e-6, norm=1, q_gain=self.gains[0].data_ptr(), k_gain=self.gains[1].data_ptr(),
+            cu_seqlens=self.cu.data_ptr(), fault=fault.data_ptr(), dq_gain=self.dgains[0].data_ptr(),
+            dk_gain=self.dgains[1].data_ptr(),
         )
-        scores = torch.einsum("ihd,jhd->hij", norm(q, gains[0]), norm(k, gains[1])) * scale
-        wanted = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
-        (gradient,) = torch.autograd.grad(wanted, rows, dout[start:end].double())
-        check("attention forward", out[start:end], wanted, 2e-4)
-        check("attention backward", dqkv[start:end], gradient, 1e-3)
+        sizes = AttentionSizes()
+        library.call("attention_sizes", ctypes.byref(call), ctypes.byref(sizes))
+        words = [
+            torch.empty(size, device="cuda", dtype=torch.int32)
+            for size in (sizes.forward_schedule, sizes.backward_schedule)
+        ]
+        workspace = torch.empty(max(sizes.workspace_bytes, 16), device="cuda", dtype=torch.uint8)
+        call.forward_schedule, call.backward_schedule = (x.data_ptr() for x in words)
+        call.workspace = workspace.data_ptr()
+        self.memory = (words, workspace, fault)
+        self.calls = []
+        for i in range(sets):
+            one = AttentionCall.from_buffer_copy(call)
+            one.q, one.k, one.v = (self.qkv[i, 0, j].data_ptr() for j in range(3))
+            one.dq, one.dk, one.dv = (self.dqkv[i, 0, j].data_ptr() for j in range(3))
+            one.out, one.dout, one.lse = self.out[i].data_ptr(), self.dout[i].data_ptr(), self.lse[i].data_ptr()
+            self.calls.append(one)
+        library.call("attention_schedule", stream_of(torch), ctypes.byref(self.calls[0]))
+        for i in range(sets):
+            self.forward(i)
+            self.backward(i)
+        torch.cuda.synchronize()
+        if int(fault):
+            raise RuntimeError(f"cu_seqlens was refused with {int(fault)}")
+
+    def forward(self, i):
+        self.library.call("attention_forward", stream_of(self.torch), ctypes.byref(self.calls[i]))
+
+    def backward(self, i):
+        self.library.call("attention_backward", stream_of(self.torch), ctypes.byref(self.calls[i]))
+
+
+def rows(torch, library, peers, shapes):
+    """A Row for each pass over each batch."""
+    for heads, head_dim, names in shapes:
+        for name in names:
+            yield from pair(torch, library, peers, heads, head_dim, name)
+            torch.cuda.empty_cache()
+
+
+def pair(torch, library, peers, heads, head_dim, name):
+    lengths = batch_of(name)
+    sets = sets_for(torch, 2 * 8 * sum(lengths) * heads * head_dim)
+    ours = Ours(torch, library, heads, head_dim, lengths, sets)
+    compare_images("attention", reference(torch, ours, ours.gains), ours.out[0], ours.dqkv[0])
+    wanted = reference(torch, ours, None)
+    forward, backward = (
+        Row(is_backward, heads, head_dim, name, lengths, math.nan, {}) for is_backward in (False, True)
+    )
+    # Contiguous copies: what peers are given in practice.
+    packed = [[x.contiguous().requires_grad_() for x in one.unbind(1)] for one in ours.qkv]
+    for label, peer in peers.items():
+        try:
+            time_peer(torch, label, peer, ours, packed, max(lengths), wanted, forward, backward)
+        except Exception as reason:  # Compilers of peers raise whatever they like.
+            first = (str(reason).splitlines() or [""])[0]
+            print(f"{label} not run at {backward.name}: {type(reason).__name__}: {first}", file=sys.stderr)
+        torch.cuda.empty_cache()
+    forward.ours, backward.ours = seconds(torch, ours.forward, sets), seconds(torch, ours.backward, sets)
+    yield forward
+    yield backward
+
+
+def time_peer(torch, label, peer, ours, packed, longest, wanted, forward, backward):
+    """Adds what a peer takes to both rows, once its results are right."""
+    arguments = (ours.cu, longest, ours.scale)
+    tensor = lambda results: results[0] if isinstance(results, (tuple, list)) else results  # noqa: E731
+    if not peer.deterministic:
+        with torch.no_grad():
+            run = lambda i: peer.forward(*packed[i], *arguments)  # noqa: E731
+            compare_images(label, wanted, tensor(run(0)))
+            forward.found[label] = timed(torch, run, ours.sets, forward, label)
+    if peer.backward is None:
+        return
+    # Gradients are computed in the stream of the forward pass, which is to be the one that is captured.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream), torch.set_grad_enabled(peer.backward == "autograd"):
+        results = [peer.forward(*one, *arguments) for one in packed]
+    torch.cuda.synchronize()
+    if peer.backward == "autograd":
+        run = lambda i: torch.autograd.grad(results[i], packed[i], ours.dout[i], retain_graph=True)  # noqa: E731
+    else:
+        run = lambda i: peer.backward(ours.dout[i], *packed[i], results[i], *arguments)  # noqa: E731
+    with peer.mode(), torch.set_grad_enabled(peer.backward == "autograd"):
+        gradients = torch.stack([x.detach() for x in run(0)[:3]], 1)
+        compare_images(label, wanted, tensor(results[0]), gradients)
+        found = backward.deterministic if peer.deterministic else backward.found
+        found[label] = timed(torch, run, ours.sets, backward, label, stream)
+
+
+def timed(torch, run, sets, row, label, stream=None):
+    """Seconds of a graph; where it cannot be captured, of launches by the host, which is told in the row."""
+    try:
+        return seconds(torch, run, sets, stream=stream)
+    except RuntimeError as reason:
+        print(f"{label} is not captured at {row.name}: {str(reason).splitlines()[0]}", file=sys.stderr)
+        torch.cuda.synchronize()
+        row.queued.add(label)
+        return seconds(torch, run, sets, capture=False, stream=stream)
+
+
+def reference(torch, ours, gains):
+    """(start, end, out, gradient of q, k, v) in f64 of the first, the longest and the last image of set 0; with RMS
+    norm of q and k where there are gains. A head at a time: the scores of a long image fill gigabytes."""
+    images = list(zip(ours.starts, ours.starts[1:]))
+    chosen = {images[0], max(images, key=lambda image: image[1] - image[0]), images[-1]}
+    found = []
+    for start, end in chosen:
+        rows = ours.qkv[0, start:end].double()
+        out, gradient = torch.empty_like(rows[:, 0]), torch.empty_like(rows)
+        for head in range(rows.shape[2]):
+            one = rows[:, :, head].clone().requires_grad_()
+            q, k, v = one.unbind(1)
+            if gains is not None:
+                of_head = gains.view(2, rows.shape[2], -1)[:, head].double()
+                q, k = (
+                    x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain for x, gain in zip((q, k), of_head)
+                )
+            result = ((q @ k.T) * ours.scale).softmax(-1) @ v
+            (gradient[:, :, head],) = torch.autograd.grad(result, one, ours.dout[0, start:end, head].double())
+            out[:, head] = result.detach()
+        found.append((start, end, out, gradient))
+    return found
+
+
+def compare_images(name, wanted, out, gradient=None):
+    for start, end, wanted_out, wanted_gradient in wanted:
+        check(f"{name} forward", out[start:end], wanted_out, 2e-4)
+        if gradient is not None:
+            check(f"{name} backward", gradient[start:end], wanted_gradient, 1e-3)
+
+
+def copy_bandwidth(torch):
+    """Bytes a second of a copy, read and written."""
+    x = torch.randn(2, 1 << 28, device="cuda").bfloat16()
+    y = torch.empty_like(x)
+    return 2 * x[0].numel() * x.element_size() / seconds(torch, lambda i: y[i].copy_(x[i]), 2)
+
+
+def bits(torch, library):
+    """Prints for a parent process whether RUNS runs of both passes had the same bits over ragged batches from one
+    seed, and their hash."""
+    lengths = [1, 64, 196, 17, 577, 257, 5, 1025, 63, 400, 2111, 90]
+    generator = torch.Generator().manual_seed(0)
+    digest, same = hashlib.sha256(), True
+    for heads, head_dim in ((4, 64), (4, 80), (2, 128)):
+        ours = Ours(torch, library, heads, head_dim, lengths, 1, generator)
+        results = (ours.out, ours.lse, ours.dqkv, ours.dgains)
+        first = [x.clone() for x in results]
+        for _ in range(RUNS - 1):
+            ours.forward(0)
+            ours.backward(0)
+            # As integers: a NaN is to equal itself.
+            words = lambda x: x.view(torch.int16 if x.element_size() == 2 else torch.int32)  # noqa: E731
+            same = same and all(torch.equal(words(x), words(y)) for x, y in zip(first, results))
+        for x in first:
+            x = x.cpu()
+            digest.update(ctypes.string_at(x.data_ptr(), x.numel() * x.element_size()))
+    print(json.dumps({"runs": RUNS, "same": same, "hash": digest.hexdigest()}))
+
+
+def two_processes(library_path):
+    """The verdict on the bits of two processes, which run at a time."""
+    script = Path(__file__).resolve().parent.parent / "compare_torch.py"
+    command = [sys.executable, str(script), "--gpu", "--library", str(library_path), "--bits"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = []
+    for process in [subprocess.Popen(command, **pipes) for _ in range(2)]:
+        out, err = process.communicate()
+        lines = [line for line in out.splitlines() if line.startswith("{")]
+        if process.returncode == 0 and lines:
+            children.append(json.loads(lines[-1]))
+        else:
+            print(f"--bits: {(err.strip().splitlines() or ['no message'])[-1]}", file=sys.stderr)
+            children.append(None)
+    return targets.determinism(children)
+
+
+def compare(torch, library, options, write):
+    """Hands the Markdown to `write` after every row."""
+    peers, bandwidth = peers_of(torch), copy_bandwidth(torch)
+    done, same_bits = [], None
+    for shape in QUICK if options.quick else SHAPES:
+        for row in rows(torch, library, peers, [shape]):
+            done.append(row)
+            print(f"{row.name}: {row.tflop / row.ours:.0f} TFLOP/s", file=sys.stderr, flush=True)
+            write(targets.page(done, bandwidth, same_bits))
+        if same_bits is None:
+            # Not earlier, for it takes as long as a dozen rows.
+            same_bits = two_processes(options.library)
+            write(targets.page(done, bandwidth, same_bits))
+    if same_bits.met is False:
+        raise RuntimeError(f"{same_bits.target}: {same_bits.reached}")

@@ -1,10 +1,12 @@
 """How both sides are compared and timed."""
 
+import math
 import statistics
 import subprocess
 
 CACHES = 3  # operands together are so many times the L2 cache
 REPLAYS = 20
+REPLAY_SECONDS = 20e-3  # of a replay at most, where that is more than a pass over the operands
 
 
 def distance(x, y):
@@ -24,36 +26,41 @@ def sets_for(torch, bytes_of_set):
     return max(2, min(wanted, properties.total_memory // 4 // bytes_of_set))
 
 
-def seconds(torch, run, sets, capture=True):
-    """Median seconds of run(set). One pass over the sets, or more, is a graph; autograd, which goes back to the
-    stream of its forward pass, is queued as is."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+def seconds(torch, run, sets, capture=True, stream=None):
+    """Median seconds of run(set), 16 runs at a time, or as many passes over the sets as last REPLAY_SECONDS where that
+    is less: as a graph, or queued as they are. `stream` is where they run; gradients want that of their forward pass.
+    """
+    stream = stream or torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+
+    def once():
         for i in range(sets):
             run(i)
-    torch.cuda.synchronize()
-    passes = -(-16 // sets)
 
-    def queue():
-        for _ in range(passes):
-            for i in range(sets):
-                run(i)
-
-    replay = queue
-    if capture:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            queue()
-        replay = graph.replay
-    times = []
-    for _ in range(REPLAYS + 3):
+    def between(queue):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        replay()
+        queue()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / (sets * passes))
+        return start.elapsed_time(end) / 1e3
+
+    with torch.cuda.stream(stream):
+        once()
+        stream.synchronize()
+        passes = max(1, min(-(-16 // sets), math.ceil(REPLAY_SECONDS / between(once))))
+
+        def queue():
+            for _ in range(passes):
+                once()
+
+        replay = queue
+        if capture:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                queue()
+            replay = graph.replay
+        times = [between(replay) / (sets * passes) for _ in range(REPLAYS + 3)]
     return statistics.median(times[3:])
 
 

@@ -89,6 +89,16 @@ impl<T: Pod> Rotated<T> {
         self.buffer.download()
     }
 
+    /// Writes a value over all sets, from the host.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn fill(&self, stream: &Stream, value: T) -> Result<()> {
+        let len = self.buffer.len();
+        let bytes = len * size_of::<T>();
+        self.buffer.view(0..bytes)?.write(stream, &vec![value; len])
+    }
+
     /// Rows within the part of a set: row `r` begins at its element `offset + r·stride`.
     pub fn rows(&self, set: usize, offset: usize, stride: usize) -> Rows<'_, T> {
         Rows { buffer: &self.buffer, offset: set * self.pitch + offset, stride }

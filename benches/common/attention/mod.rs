@@ -1,5 +1,8 @@
 //! Cases of the attention kernels.
 
+pub mod operands;
+pub mod tune;
+
 use half::bf16;
 use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::Stream;
