@@ -11,11 +11,9 @@ namespace hopper_backward {
 
 // Warps that copy beside the one that moves dq.
 constexpr int COPIERS_OF_LONG = 3;
-// Rows that a thread normalises at a time.
-constexpr int ROWS_AT_ONCE = 1;
 
 // An (image, head), two heads of an image, or a key block of a long image.
-struct alignas(64) Item {
+struct alignas(16) Item {
     int kind;
     int start;
     int length;
@@ -53,7 +51,7 @@ DEVICE Item short_item(const AttentionBackward& p, const Schedule& schedule, int
 }
 
 // What is asked for at a time: a slot or a stage.
-struct alignas(32) Unit {
+struct alignas(16) Unit {
     int keys; // whether it is a slot
     uint32_t place;
     int token; // first row
@@ -65,7 +63,7 @@ struct alignas(32) Unit {
 
 // How far a warp has come.
 template <int SLOTS, int STAGES>
-struct alignas(32) Progress {
+struct alignas(16) Progress {
     Ring<SLOTS> slot;
     Ring<STAGES> stage;
     int step;    // of the item
@@ -156,6 +154,9 @@ struct Copier {
     using Keys = typename Layout::Keys;
     using Queries = typename Layout::Queries;
     static constexpr int COPIERS = OF_LONG ? COPIERS_OF_LONG : 4;
+    // Rows that a thread normalises at a time, and queries of which it makes delta: as registers allow.
+    static constexpr int ROWS_AT_ONCE = D == 64 ? 2 : 1;
+    static constexpr int DELTAS_AT_ONCE = D <= 96 ? 2 : 1;
     static_assert(sizeof(Notes) <= Layout::NOTES_BYTES, "the notes of a warp have room");
 
     const AttentionBackwardHopper& hopper;
@@ -289,7 +290,7 @@ struct Copier {
     DEVICE void finish_queries(const Unit& unit, bool more) const
     {
         constexpr int ROWS = QUERIES_OF_STAGE / 32; // of a thread
-        constexpr int R = D <= 96 ? ROWS : 1;       // at a time
+        constexpr int R = DELTAS_AT_ONCE;
         constexpr int N = OwnRows<Queries>::N;
         ROLLED
         for (int first = 0; first < ROWS; first += R) {

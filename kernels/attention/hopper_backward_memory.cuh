@@ -18,7 +18,7 @@ enum Kind : int {
     LONG = 3   // of a long image: dq is added to that of the other key blocks in global memory
 };
 
-struct alignas(32) KeyBlock {
+struct alignas(16) KeyBlock {
     int kind;
     int start;  // token row of the image
     int length; // rows of it

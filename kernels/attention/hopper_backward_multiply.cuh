@@ -116,7 +116,7 @@ struct Multiplier {
     // Takes N queries of a stage, from `query` on; `keys` of this warpgroup's exist. Puts ds into shared memory. The
     // products into dv and dk are under way when it is done.
     template <int N>
-    DEVICE void take(uint32_t slot, uint32_t stage, int step, int query, int keys)
+    DEVICE void take(uint32_t slot, uint32_t stage, bool pair, int step, int query, int keys)
     {
         const int lane = thread() % 32;
         float s[N / 2];
@@ -157,7 +157,7 @@ struct Multiplier {
         pack<N>(b, t);
         accumulate<N>(dk, b, memory.queries(stage), query);
         // The first queries of a stage have to wait.
-        if (query == 0) settle(uniform(memory.block(slot).load(0).kind) == PAIR, step);
+        if (query == 0) settle(pair, step);
         const int row = KEYS_OF_GROUP * group + 16 * warp() + lane % 16;
         UNROLL
         for (int k = 0; k < N / 16; k++)
@@ -166,23 +166,23 @@ struct Multiplier {
     }
 
     // The queries of a stage, `left` of which exist.
-    DEVICE void take_stage(uint32_t slot, uint32_t stage, int step, int keys, int left)
+    DEVICE void take_stage(uint32_t slot, uint32_t stage, bool pair, int step, int keys, int left)
     {
         if constexpr (WIDTH == 64) {
             if (left > 48)
-                take<64>(slot, stage, step, 0, keys);
+                take<64>(slot, stage, pair, step, 0, keys);
             else if (left > 32)
-                take<48>(slot, stage, step, 0, keys);
+                take<48>(slot, stage, pair, step, 0, keys);
             else if (left > 16)
-                take<32>(slot, stage, step, 0, keys);
+                take<32>(slot, stage, pair, step, 0, keys);
             else
-                take<16>(slot, stage, step, 0, keys);
+                take<16>(slot, stage, pair, step, 0, keys);
         } else {
             for (int query = 0; query < QUERIES_OF_STAGE && query < left; query += 32) {
                 if (left - query > 16)
-                    take<32>(slot, stage, step, query, keys);
+                    take<32>(slot, stage, pair, step, query, keys);
                 else
-                    take<16>(slot, stage, step, query, keys);
+                    take<16>(slot, stage, pair, step, query, keys);
             }
         }
     }
@@ -284,7 +284,6 @@ struct Multiplier {
         }
     };
 
-    // Read again wherever it is wanted: registers are full of gradients.
     DEVICE Work work(uint32_t slot) const
     {
         const KeyBlock block = memory.block(slot).load(0);
@@ -304,6 +303,12 @@ struct Multiplier {
         return w;
     }
 
+    // Reads it again where registers are so full of gradients that it cannot be kept.
+    DEVICE void remember(Work& w, uint32_t slot) const
+    {
+        if (D > 96) w = work(slot);
+    }
+
     // Meets the other warpgroup, or this one alone, where ds of a stage is complete; whether this one makes dq of it.
     DEVICE bool meet(bool pair, int step) const
     {
@@ -319,42 +324,33 @@ struct Multiplier {
     }
 
     // One stage of a key block.
-    DEVICE void step(uint32_t slot, uint32_t stage, const Ring<Layout::ROOM>& room, int step)
+    DEVICE void step(Work& w, uint32_t slot, uint32_t stage, const Ring<Layout::ROOM>& room, int step)
     {
-        bool last;
-        bool mine;
-        {
-            const Work w = work(slot);
-            const int tile = tile_of(w, step);
-            if (w.own_keys > 0)
-                take_stage(slot, stage, step, w.own_keys, w.head.length - tile * QUERIES_OF_STAGE);
-            else
-                settle(w.pair(), step);
-            mine = meet(w.pair(), step);
-            last = w.last;
-        }
+        remember(w, slot);
+        if (w.own_keys > 0)
+            take_stage(slot, stage, w.pair(), step, w.own_keys, w.head.length - tile_of(w, step) * QUERIES_OF_STAGE);
+        else
+            settle(w.pair(), step);
+        remember(w, slot);
+        const bool mine = meet(w.pair(), step);
         // The products into dv and dk have read the stage.
-        if (last) release(memory.stage_empty(stage));
+        if (w.last) release(memory.stage_empty(stage));
         if (!mine) return;
-        uint32_t place;
-        {
-            const Work w = work(slot);
-            const bool is_long = w.kind == LONG;
-            place = is_long ? room.place : uint32_t(step);
-            if (is_long) ptx::mbarrier_wait(memory.room_empty(place), room.parity ^ 1);
-            make_dq(slot, w.pair() ? KEYS_OF_GROUP * int(group) : 0, w.keys, place, w.kind == WHOLE && w.key > 0);
-            if (!w.pair()) ptx::barrier_arrive(free_barrier(group), 256);
-            if (is_long) {
-                ptx::fence_proxy_async();
-                release(memory.room_filled(place));
-            }
-            if (is_long || !last) return;
+        const bool is_long = w.kind == LONG;
+        const uint32_t place = is_long ? room.place : uint32_t(step);
+        if (is_long) ptx::mbarrier_wait(memory.room_empty(place), room.parity ^ 1);
+        make_dq(slot, w.pair() ? KEYS_OF_GROUP * int(group) : 0, w.keys, place, w.kind == WHOLE && w.key > 0);
+        remember(w, slot);
+        if (!w.pair()) ptx::barrier_arrive(free_barrier(group), 256);
+        if (w.kind == LONG) {
+            ptx::fence_proxy_async();
+            release(memory.room_filled(place));
+        } else if (w.last) {
+            const int first = tile_of(w, step) * QUERIES_OF_STAGE;
+            // Read twice, where otherwise all of it would be kept in registers.
+            auto four = [&](int c) { return fragment(place).load(FragmentTile<D>::place(c, thread())); };
+            finish(four, true, w.head, first, w.head.length - first);
         }
-        const Work w = work(slot);
-        const int first = tile_of(w, step) * QUERIES_OF_STAGE;
-        // Read twice, where otherwise all of it would be kept in registers.
-        auto four = [&](int c) { return fragment(place).load(FragmentTile<D>::place(c, thread())); };
-        finish(four, true, w.head, first, w.head.length - first);
     }
 
     // Waits until nothing of a long image is left in room on its way to global memory.
@@ -377,23 +373,25 @@ struct Multiplier {
         Ring<Layout::ROOM> room;
         for (;; slot.next()) {
             ptx::mbarrier_wait(memory.slot_filled(slot.place), slot.parity);
-            const int kind = work(slot.place).kind;
-            if (kind == END) break;
-            if (kind != LONG) wait_for_room(room);
+            Work w = work(slot.place);
+            if (w.kind == END) break;
+            if (w.kind != LONG) wait_for_room(room);
             UNROLL
             for (int i = 0; i < D / 2; i++) dk[i] = dv[i] = 0.0f;
             int i = 0;
-            for (; i < work(slot.place).tiles; i++) {
+            for (;; i++) {
+                remember(w, slot.place);
+                if (i == w.tiles) break;
                 Ring<Layout::STAGES> at = stage;
                 at.skip(i);
                 ptx::mbarrier_wait(memory.stage_filled(at.place), at.parity);
-                if (work(slot.place).pair() && i != int(group))
+                if (w.pair() && i != int(group))
                     release(memory.stage_empty(at.place));
                 else
-                    step(slot.place, at.place, room, i);
-                if (work(slot.place).kind == LONG) room.next();
+                    step(w, slot.place, at.place, room, i);
+                remember(w, slot.place);
+                if (w.kind == LONG) room.next();
             }
-            const Work w = work(slot.place);
             if (w.last) stage.skip(i);
             release(memory.slot_empty(slot.place));
             if (w.own_keys > 0) {

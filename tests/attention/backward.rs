@@ -3,7 +3,7 @@
 use half::bf16;
 
 use trencadis::cpu::attention::{QkAffine, QkAffineGrad, backward as oracle};
-use trencadis::device::{Device, Stream};
+use trencadis::device::{Device, DeviceInfo, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
@@ -420,5 +420,13 @@ fn impossible_gradients_are_refused() {
         );
         let odd = Rows { offset: 4, ..row };
         assert!(says(Backward { dv: odd, ..operands }).contains("dv: offset 4"));
+        let hopper = DeviceInfo { hopper: true, shared_per_block: 227 << 10, ..device.info().clone() };
+        let foreign = BackwardPlan::new(64, &hopper).unwrap();
+        if foreign != plan {
+            let schedule = Schedule::new(&device, foreign.limits, 4, 1).unwrap();
+            let operands = Backward { schedule: &schedule, ..operands };
+            let refused = attention.backward(&stream, &foreign, &operands).unwrap_err().to_string();
+            assert!(refused.contains("is for Hopper"), "{refused}");
+        }
     }
 }

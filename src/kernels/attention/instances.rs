@@ -240,7 +240,7 @@ impl BackwardInstance {
     pub const fn hopper_short(&self) -> usize {
         match self.width {
             ..=80 => 256,
-            ..=96 => 192,
+            81..=96 => 192,
             _ => 128,
         }
     }

@@ -92,6 +92,13 @@ impl Attention {
     pub fn backward(&self, stream: &Stream, plan: &BackwardPlan, operands: &Backward<'_>) -> Result<()> {
         self.check()?;
         self.check_schedule(plan.instance.width, plan.limits, operands.schedule)?;
+        let device = stream.device().info();
+        if plan.instance.hopper && (!device.hopper || device.shared_per_block < plan.shared) {
+            return Err(Error::usage(format!(
+                "the plan of the backward pass of attention is for Hopper, which {} is not; make it for the device",
+                device.name
+            )));
+        }
         let affine = self.affine_grad(operands)?;
         let wanted = operands.daffine.iter().any(Option::is_some);
         let workspace = plan.workspace(&self.backward_sizes(operands.schedule.longest(), wanted));
