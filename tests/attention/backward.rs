@@ -254,10 +254,12 @@ fn two_key_blocks_of_every_width() {
 #[test]
 fn key_blocks_take_turns() {
     for device in devices() {
-        for (dim, lengths) in [(64, &[400, 70][..]), (72, &[321]), (128, &[260])] {
-            let case = Case::new(config(QkNormKind::LayerNorm, 2, dim), lengths, 3);
-            let ways = [1, 2, 3, 4].map(|blocks| Way { blocks: Some(blocks), ..LONG });
-            check(&case, &device, &ways[if dim == 64 { 0..4 } else { 1..2 }]);
+        for (heads, dim, lengths, blocks) in
+            [(1, 64, &[400, 70][..], &[1, 3, 4][..]), (2, 72, &[321], &[2]), (1, 128, &[260], &[2])]
+        {
+            let case = Case::new(config(QkNormKind::LayerNorm, heads, dim), lengths, 3);
+            let ways: Vec<Way> = blocks.iter().map(|&blocks| Way { blocks: Some(blocks), ..LONG }).collect();
+            check(&case, &device, &ways);
         }
     }
 }

@@ -30,7 +30,8 @@ pub struct BackwardPlan {
     pub short_rows: usize,
     /// Bytes of shared memory of a block.
     pub shared: u32,
-    /// Blocks that the device runs at a time: what the grid is made for.
+    /// Blocks that the device runs at a time: what the grid is made for. Key blocks of a long image wait for each other
+    /// on Hopper, so it may not be more there: on the emulator, no more than its resident blocks.
     pub blocks: u32,
 }
 
