@@ -77,6 +77,10 @@ impl AttentionCall {
         Ok((attention, attention.plan(info)?, attention.backward_plan(info)?))
     }
 
+    fn longest(&self) -> usize {
+        usize::try_from(self.longest).unwrap_or(usize::MAX)
+    }
+
     fn norm(&self) -> QkNorm {
         QkNorm {
             q_gain: Ptr::from_raw(self.q_gain),
@@ -108,9 +112,9 @@ pub unsafe extern "C" fn trencadis_attention_sizes(
         *sizes = AttentionSizes {
             forward_schedule: forward.limits.words(tokens, slots) as u64,
             backward_schedule: backward.limits.words(tokens, slots) as u64,
-            workspace_bytes: attention.backward_workspace_bytes(&backward, true).max(
-                attention.forward_workspace_bytes(&forward, usize::try_from(call.longest).unwrap_or(tokens)),
-            ) as u64,
+            workspace_bytes: (attention.backward_workspace_bytes(&backward, call.longest(), true))
+                .max(attention.forward_workspace_bytes(&forward, call.longest()))
+                as u64,
         };
         0
     }))
@@ -134,7 +138,7 @@ pub unsafe extern "C" fn trencadis_attention_schedule(
             let cu_seqlens = Ptr::from_raw(call.cu_seqlens);
             let (words, fault) = (Ptr::from_raw(words), Ptr::from_raw(call.fault));
             let Attention { slots, tokens, .. } = attention;
-            let longest = usize::try_from(call.longest).unwrap_or(usize::MAX).min(tokens);
+            let longest = call.longest().min(tokens);
             let params = limits.params(cu_seqlens, words, fault, slots, tokens, longest);
             // SAFETY: as the caller promises.
             unsafe { raw::schedule(kernels, RawStream(stream), &params)? };
@@ -156,7 +160,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
     // SAFETY: as the caller promises.
     let (kernels, call) = unsafe { (&*kernels, &*call) };
     code(call.plans(kernels).and_then(|(attention, plan, _)| {
-        let longest = usize::try_from(call.longest).unwrap_or(usize::MAX).min(attention.tokens);
+        let longest = call.longest().min(attention.tokens);
         let none = Ptr::null(); // The backward pass makes the statistics again.
         let params = ForwardParams {
             q: Ptr::from_raw(call.q),
@@ -197,11 +201,11 @@ pub unsafe extern "C" fn trencadis_attention_backward(
 ) -> i64 {
     // SAFETY: as the caller promises.
     let (kernels, call) = unsafe { (&*kernels, &*call) };
-    code(call.plans(kernels).and_then(|(_, _, plan)| {
+    code(call.plans(kernels).and_then(|(attention, _, plan)| {
         let width = call.heads * call.head_dim;
-        let delta = Ptr::<f32>::from_raw(call.workspace);
-        let partial = delta.offset((call.tokens * call.heads) as usize);
         let gains = call.dq_gain != 0 && call.norm != 0;
+        let workspace = plan.workspace(&attention.backward_sizes(call.longest(), gains));
+        let base = Ptr::from_raw(call.workspace);
         let params = BackwardParams {
             q: Ptr::from_raw(call.q),
             k: Ptr::from_raw(call.k),
@@ -212,8 +216,8 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             dk: Ptr::from_raw(call.dk),
             dv: Ptr::from_raw(call.dv),
             lse: Ptr::from_raw(call.lse),
-            delta,
-            partial: if gains { partial } else { Ptr::null() },
+            delta: base.cast(),
+            partial: if gains { workspace.partial(base) } else { Ptr::null() },
             cu_seqlens: Ptr::from_raw(call.cu_seqlens),
             schedule: Ptr::from_raw(call.backward_schedule),
             norm: call.norm(),
@@ -242,6 +246,9 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             accumulate: Ptr::null(),
         };
         // SAFETY: as the caller promises.
-        unsafe { backward(kernels, RawStream(stream), &plan, &params, &affine) }.map(|()| 0)
+        unsafe {
+            backward(kernels, RawStream(stream), &plan, &params, &workspace, workspace.long(base), &affine)?;
+        }
+        Ok(0)
     }))
 }

@@ -280,6 +280,13 @@ DEVICE void fence_proxy_async()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// The same for global memory, both ways: between what bulk copies have written, known to be there, and what tells others
+// of it, and between being told and the bulk copies that follow.
+DEVICE void fence_proxy_async_global()
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 // ---- Bulk copies: by one thread ----
 
 // Brings a tensor map to where copies look for it. A hint.

@@ -175,6 +175,9 @@ inline void fence_proxy_async()
     emulator::proxy_fence();
 }
 
+// Fences between proxies for global memory are not emulated.
+inline void fence_proxy_async_global() {}
+
 // ---- Bulk copies ----
 
 inline void prefetch_tensor_map(const TensorMap& map, Site site = Site::here())

@@ -119,7 +119,7 @@ impl Op for Attention {
         let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
         let plan = attention.plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
-        site.workspace(attention.forward_workspace_bytes(&plan, attention.tokens));
+        site.workspace(attention.forward_workspace_bytes(&plan, site.shape().image_rows));
         let width = self.0.heads * self.0.head_dim;
         Ok(Box::new(move |step| {
             let operands = Forward {
@@ -191,7 +191,7 @@ impl Op for AttentionGrad {
         let plan = attention.backward_plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
         let wanted = daffine.iter().any(Option::is_some);
-        site.workspace(attention.backward_workspace_bytes(&plan, wanted));
+        site.workspace(attention.backward_workspace_bytes(&plan, site.shape().image_rows, wanted));
         let width = self.0.heads * self.0.head_dim;
         Ok(Box::new(move |step| {
             let operands = Backward {

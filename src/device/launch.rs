@@ -15,11 +15,14 @@ pub struct Launch {
     /// ended, and waits for its results itself. Ignored where its code cannot wait, which is code made for
     /// GPUs before compute capability 9.0.
     pub dependent: bool,
+    /// All blocks of the grid run at the same time, because they may wait for one another; a grid for which there is no
+    /// room is refused.
+    pub resident: bool,
 }
 
 impl Launch {
     /// A launch without clusters that starts when everything before it on the stream has ended.
     pub const fn new(grid: [u32; 3], threads: u32, shared_bytes: u32) -> Self {
-        Self { grid, threads, shared_bytes, cluster: 1, dependent: false }
+        Self { grid, threads, shared_bytes, cluster: 1, dependent: false, resident: false }
     }
 }

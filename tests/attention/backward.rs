@@ -3,7 +3,7 @@
 use half::bf16;
 
 use trencadis::cpu::attention::{QkAffine, QkAffineGrad, backward as oracle};
-use trencadis::device::{Device, Stream};
+use trencadis::device::{Device, DeviceInfo, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
@@ -85,7 +85,7 @@ fn run(case: &Case, device: &Device, way: Way, answer: &Answer, dout: &[bf16]) -
     let accumulate = device.upload(&[i32::from(way.accumulate)]).unwrap();
     let cu_seqlens = device.upload(&case.cu_seqlens).unwrap();
     let schedule = Schedule::new(device, plan.limits, case.tokens, slots).unwrap();
-    let workspace = device.alloc::<u8>(attention.backward_workspace_bytes(&plan, true)).unwrap();
+    let workspace = device.alloc::<u8>(attention.backward_workspace_bytes(&plan, case.tokens, true)).unwrap();
     let part = |buffer, i: usize| Rows { buffer, offset: i * width, stride: 3 * width + FOREIGN };
     let operands = Backward {
         q: part(&qkv, 0),
@@ -230,6 +230,40 @@ fn ragged_batch() {
     }
 }
 
+/// Lengths around the steps, stages and key blocks of all kernels.
+#[test]
+fn around_stages_and_key_blocks() {
+    let lengths = [15, 17, 48, 49, 63, 65, 127, 128, 129, 191, 192, 193, 255, 256];
+    for device in devices() {
+        check(&Case::new(config(QkNormKind::Rms, 1, 64), &lengths, 1), &device, &[SHORT]);
+    }
+}
+
+/// Images of two key blocks, which stay in shared memory where it is large enough.
+#[test]
+fn two_key_blocks_of_every_width() {
+    for device in devices() {
+        for (i, instance) in INSTANCES.iter().enumerate() {
+            let case = Case::new(config(KINDS[(i + 1) % 4], 1, instance.width), &[140], 0);
+            check(&case, &device, &[SHORT]);
+        }
+    }
+}
+
+/// Key blocks of a long image add to dq by turns: all at once, or a few after the others.
+#[test]
+fn key_blocks_take_turns() {
+    for device in devices() {
+        for (heads, dim, lengths, blocks) in
+            [(1, 64, &[400, 70][..], &[1, 3, 7][..]), (2, 72, &[321], &[2]), (1, 128, &[260], &[2])]
+        {
+            let case = Case::new(config(QkNormKind::LayerNorm, heads, dim), lengths, 3);
+            let ways: Vec<Way> = blocks.iter().map(|&blocks| Way { blocks: Some(blocks), ..LONG }).collect();
+            check(&case, &device, &ways);
+        }
+    }
+}
+
 /// Two and four heads of an image share a block, and the last ones may not exist.
 #[test]
 fn very_short_images() {
@@ -299,21 +333,36 @@ fn the_same_bits_on_any_grid() {
         // Gradients of gains are summed over blocks first.
         assert!(few.rows == many.rows, "{:?}", device.info());
     }
+    // As long as an image has no more key blocks than there are blocks.
+    let case = Case::new(config(QkNormKind::Rms, 2, 64), &[300], 0);
+    for device in devices() {
+        let answer = forward(&case, &device);
+        let [few, many] = [3, 4]
+            .map(|blocks| run(&case, &device, Way { blocks: Some(blocks), ..LONG }, &answer, &dout(&case)));
+        assert!(few.rows == many.rows, "{:?}", device.info());
+    }
 }
 
 /// Orders of threads, warps and blocks, and times of copies.
 #[cfg(feature = "emulator")]
 #[test]
 fn the_same_bits_in_any_order() {
+    let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[70, 20, 7], 1);
+    in_any_order(&case, Way { short: Some(32), ..SHORT });
+    // Long, with two key blocks in shared memory, and two heads in a block.
+    let case = Case::new(config(QkNormKind::Rms, 2, 64), &[20, 300, 150], 1);
+    in_any_order(&case, Way { blocks: Some(2), ..SHORT });
+}
+
+#[cfg(feature = "emulator")]
+fn in_any_order(case: &Case, way: Way) {
     use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
 
-    let case = Case::new(config(QkNormKind::LayerNormBias, 3, 88), &[70, 20, 7], 1);
-    let way = Way { short: Some(32), ..SHORT };
     let mut first = None;
     for (i, policy) in [CopyPolicy::AtIssue, CopyPolicy::AtWait, CopyPolicy::Random].into_iter().enumerate() {
         let device = Device::emulator(EmulatorOptions { policy, seed: 40 + i as u64, ..Default::default() });
-        let (answer, _) = first.get_or_insert_with(|| (forward(&case, &device), None));
-        let got = run(&case, &device, way, answer, &dout(&case));
+        let (answer, _) = first.get_or_insert_with(|| (forward(case, &device), None));
+        let got = run(case, &device, way, answer, &dout(case));
         if let Some((_, first)) = &mut first {
             assert!(*first.get_or_insert_with(|| got.clone()) == got, "{policy:?}");
         }
@@ -343,7 +392,7 @@ fn impossible_gradients_are_refused() {
         let wrong =
             Schedule::new(&device, case.attention().plan(device.info()).unwrap().limits, 4, 1).unwrap();
         let (small, large) = (device.alloc::<u8>(8).unwrap(), device.alloc::<u8>(1 << 16).unwrap());
-        let gain = device.zeros::<f32>(63).unwrap();
+        let (gain, whole_gain) = (device.zeros::<f32>(63).unwrap(), device.zeros::<f32>(64).unwrap());
         let operands = Backward {
             q: row,
             k: row,
@@ -365,12 +414,21 @@ fn impossible_gradients_are_refused() {
         assert!(
             says(Backward { schedule: &wrong, ..operands }).contains("the limits of this attention's plan")
         );
-        assert!(says(Backward { workspace: &small, ..operands }).contains("the workspace has 8 bytes"));
+        let wanted = Backward { daffine: [Some(&whole_gain); 4], ..operands };
+        assert!(says(Backward { workspace: &small, ..wanted }).contains("the workspace has 8 bytes"));
         assert!(
             says(Backward { daffine: [Some(&gain); 4], ..operands })
                 .contains("the gradient of the gain of q")
         );
         let odd = Rows { offset: 4, ..row };
         assert!(says(Backward { dv: odd, ..operands }).contains("dv: offset 4"));
+        let hopper = DeviceInfo { hopper: true, shared_per_block: 227 << 10, ..device.info().clone() };
+        let foreign = BackwardPlan::new(64, &hopper).unwrap();
+        if foreign != plan {
+            let schedule = Schedule::new(&device, foreign.limits, 4, 1).unwrap();
+            let operands = Backward { schedule: &schedule, ..operands };
+            let refused = attention.backward(&stream, &foreign, &operands).unwrap_err().to_string();
+            assert!(refused.contains("is for Hopper"), "{refused}");
+        }
     }
 }

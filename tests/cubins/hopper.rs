@@ -152,3 +152,20 @@ fn the_gemm_for_hopper_keeps_its_roles() {
     }
     assert!(!dump.instructions.is_empty());
 }
+
+/// As its launch bounds have it, and with what takes the sums of dq to global memory.
+#[test]
+fn attention_backward_for_hopper_keeps_its_roles() {
+    let Some((report, cuobjdump)) = compiled() else { return };
+    let Some(fatbin) = report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_attention_backward") else {
+        return;
+    };
+    let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
+    for ((name, arch), code) in &dump.instructions {
+        let registers = dump.resources[&(name.clone(), arch.clone())].registers;
+        assert_eq!((code.roles, 3 * registers), ([88, 208], 88 + 2 * 208), "{name} {arch}");
+        assert_eq!(code.local, 0, "{name} {arch}: spills");
+        assert!(code.matrix > 0, "{name} {arch}");
+    }
+    assert!(!dump.instructions.is_empty());
+}

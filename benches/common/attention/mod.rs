@@ -109,7 +109,7 @@ fn norm_cases(
     let (dq_gain, dk_gain) = (gpu.device.zeros::<f32>(width)?, gpu.device.zeros::<f32>(width)?);
     let lse = (0..sets).map(|_| gpu.device.zeros::<f32>(tokens * heads)).collect::<Result<Vec<_>>>()?;
     let bytes = attention
-        .backward_workspace_bytes(&backward_plan, true)
+        .backward_workspace_bytes(&backward_plan, longest, true)
         .max(attention.forward_workspace_bytes(&plan, longest));
     let workspace = gpu.device.alloc::<u8>(bytes)?;
     let host = images.cu_seqlens();

@@ -102,7 +102,7 @@ impl Pass {
     pub fn plans(self, head_dim: usize, device: &DeviceInfo) -> Result<Vec<Plan>> {
         let plans: Vec<Plan> = match self {
             Self::Forward => ForwardPlan::plans(head_dim, device).into_iter().map(Plan::Forward).collect(),
-            Self::Backward => BackwardPlan::new(head_dim, device).into_iter().map(Plan::Backward).collect(),
+            Self::Backward => BackwardPlan::plans(head_dim, device).into_iter().map(Plan::Backward).collect(),
         };
         match plans.is_empty() {
             true => {
@@ -183,7 +183,7 @@ impl Operands {
         gpu.stream.synchronize()?;
         let bytes = match &plan {
             Plan::Forward(plan) => self.attention.forward_workspace_bytes(plan, longest),
-            Plan::Backward(plan) => self.attention.backward_workspace_bytes(plan, true),
+            Plan::Backward(plan) => self.attention.backward_workspace_bytes(plan, longest, true),
         };
         Ok(Ready { plan, schedule, workspace: gpu.device.alloc(bytes.max(16))? })
     }

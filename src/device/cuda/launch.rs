@@ -44,13 +44,17 @@ impl Loaded for Modules {
             function.opted_in.store(true, Ordering::Release);
         }
 
-        let mut attributes = [cluster(launch.cluster), DEPENDENT];
-        let attributes = match (launch.cluster > 1, launch.dependent && function.waits) {
-            (true, true) => &mut attributes[..],
-            (true, false) => &mut attributes[..1],
-            (false, true) => &mut attributes[1..],
-            (false, false) => &mut [],
-        };
+        let wanted = [
+            (launch.cluster > 1, cluster(launch.cluster)),
+            (launch.dependent && function.waits, DEPENDENT),
+            (launch.resident, RESIDENT),
+        ];
+        let mut attributes = wanted.map(|(_, attribute)| attribute);
+        let mut count = 0;
+        for (_, attribute) in wanted.iter().filter(|(wanted, _)| *wanted) {
+            attributes[count] = *attribute;
+            count += 1;
+        }
         let config = CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -61,7 +65,7 @@ impl Loaded for Modules {
             sharedMemBytes: launch.shared_bytes,
             hStream: stream.0.cast(),
             attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
+            numAttrs: count as u32,
         };
         let mut arguments = [params.cast_mut()];
         // SAFETY: the driver copies `params` (of the size that the kernel has) before it returns; the
@@ -116,3 +120,6 @@ const DEPENDENT: CUlaunchAttribute = attribute(
     Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
     CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
 );
+
+const RESIDENT: CUlaunchAttribute =
+    attribute(Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE, CUlaunchAttributeValue { cooperative: 1 });

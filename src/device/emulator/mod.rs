@@ -140,7 +140,8 @@ pub struct EmulatorOptions {
     pub seed: u64,
     /// When asynchronous operations happen.
     pub policy: CopyPolicy,
-    /// Blocks that run at a time, or else one cluster; the others start when one ends.
+    /// Blocks that run at a time, or else one cluster; the others start when one ends. All of a launch whose blocks are
+    /// to be resident.
     pub resident_blocks: usize,
     /// Most bytes of shared memory that a block may have.
     pub shared_per_block: u32,
@@ -212,7 +213,7 @@ impl Emulator {
     /// # Errors
     /// A launch that does not fit the kernel or the device, and whatever the kernel does wrong.
     pub unsafe fn launch(&self, name: &str, launch: Launch, params: &[u8]) -> Result<(), Fault> {
-        let Launch { grid, threads, shared_bytes, cluster, dependent: _ } = launch;
+        let Launch { grid, threads, shared_bytes, cluster, dependent: _, resident } = launch;
         let refused = |what: String| Err(Fault::refused(name, what));
         let Some(kernel) = kernels::find(name) else {
             return refused("there is no such kernel in the emulator's build".into());
@@ -278,10 +279,10 @@ impl Emulator {
             freed: snapshot.freed.as_ptr(),
             freed_count: snapshot.freed.len(),
         };
+        let most = if resident { (x * y * z) as usize } else { 0 };
+        let resident_blocks = self.options.resident_blocks.max(most);
         // SAFETY: the size of the parameters was checked, the caller vouches for what is in them, and the
         // snapshot keeps all ranges alive.
-        unsafe {
-            schedule::run(name, kernel, &arguments, aligned.as_ptr().cast(), self.options.resident_blocks)
-        }
+        unsafe { schedule::run(name, kernel, &arguments, aligned.as_ptr().cast(), resident_blocks) }
     }
 }

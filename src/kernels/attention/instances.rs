@@ -22,6 +22,18 @@ pub const BACKWARD_SUM: &str = "attention_backward_sum_f32";
 pub const BACKWARD_SUM_COLUMNS: usize = 8;
 /// Its shared memory: a float a warp and column.
 pub const BACKWARD_SUM_SHARED: u32 = (BACKWARD_WARPS * BACKWARD_SUM_COLUMNS * 4) as u32;
+/// Threads of a block of Hopper's backward kernel: a warpgroup that copies and two that multiply.
+pub const HOPPER_BACKWARD_THREADS: u32 = 384;
+/// Shared memory of such a block, `SHARED_BYTES` of the kernel: a KiB less than there is.
+pub const HOPPER_BACKWARD_SHARED: u32 = 231_424;
+/// Rows of a key block of it: of an item of a long image.
+pub const HOPPER_BACKWARD_KEYS: usize = 128;
+/// Rows of a query stage.
+pub const HOPPER_BACKWARD_QUERIES: usize = 64;
+/// Name of the kernel that makes dq of long images of its sums.
+pub const HOPPER_BACKWARD_FINISH: &str = "attention_backward_finish_bf16";
+/// Shared memory of a block of that: column sums of 8 warps, for a gain and a bias.
+pub const HOPPER_BACKWARD_FINISH_SHARED: u32 = 8 * 2 * 128 * 4;
 /// Threads of the one block that makes the work lists.
 pub const SCHEDULE_THREADS: u32 = 256;
 /// Its shared memory: counts of 1,024 bins for each of its 8 warps, and one word a warp.
@@ -102,26 +114,58 @@ pub const HOPPER_INSTANCES: [Instance; 11] = [
 pub struct BackwardInstance {
     /// As [`Instance::width`].
     pub width: usize,
-    /// Rows whose gradients a warp holds: 16 or 32.
+    /// Rows whose gradients a warp holds: 16 or 32; a warpgroup on Hopper.
     pub rows: usize,
-    /// Rows of the other side that it takes at a time: 16 or 32.
+    /// Rows of the other side that it takes at a time: 16 or 32; 64 on Hopper where registers allow.
     pub step: usize,
+    /// Whether it is Hopper's own kernel.
+    pub hopper: bool,
+}
+
+const fn portable_backward(width: usize, rows: usize, step: usize) -> BackwardInstance {
+    BackwardInstance { width, rows, step, hopper: false }
 }
 
 /// The same widths. Rows and steps are as many as gradients and scores leave registers for.
 pub const BACKWARD_INSTANCES: [BackwardInstance; 8] = [
-    BackwardInstance { width: 64, rows: 32, step: 32 },
-    BackwardInstance { width: 72, rows: 32, step: 16 },
-    BackwardInstance { width: 80, rows: 32, step: 16 },
-    BackwardInstance { width: 88, rows: 32, step: 16 },
-    BackwardInstance { width: 96, rows: 16, step: 32 },
-    BackwardInstance { width: 104, rows: 16, step: 32 },
-    BackwardInstance { width: 112, rows: 16, step: 32 },
-    BackwardInstance { width: 128, rows: 16, step: 32 },
+    portable_backward(64, 32, 32),
+    portable_backward(72, 32, 16),
+    portable_backward(80, 32, 16),
+    portable_backward(88, 32, 16),
+    portable_backward(96, 16, 32),
+    portable_backward(104, 16, 32),
+    portable_backward(112, 16, 32),
+    portable_backward(128, 16, 32),
+];
+
+const fn hopper_backward(width: usize, step: usize) -> BackwardInstance {
+    BackwardInstance { width, rows: 64, step, hopper: true }
+}
+
+/// The same widths on Hopper.
+pub const HOPPER_BACKWARD_INSTANCES: [BackwardInstance; 8] = [
+    hopper_backward(64, 64),
+    hopper_backward(72, 64),
+    hopper_backward(80, 64),
+    hopper_backward(88, 64),
+    hopper_backward(96, 64),
+    hopper_backward(104, 32),
+    hopper_backward(112, 32),
+    hopper_backward(128, 32),
 ];
 
 impl BackwardInstance {
-    /// The one that serves a head dim: a multiple of 8 to 128.
+    /// Longest image of the short schedule of Hopper's kernel: one key block, or as many query stages as stay in shared
+    /// memory beside their dq.
+    pub const fn hopper_short(&self) -> usize {
+        match self.width {
+            ..=80 => 256,
+            81..=96 => 192,
+            _ => 128,
+        }
+    }
+
+    /// The one of every GPU that serves a head dim: a multiple of 8 to 128.
     pub fn of(head_dim: usize) -> Option<Self> {
         let width = Instance::of(head_dim)?.width;
         BACKWARD_INSTANCES.into_iter().find(|instance| instance.width == width)
@@ -129,11 +173,22 @@ impl BackwardInstance {
 
     /// Name of the kernel.
     pub fn name(&self) -> String {
-        format!("attention_backward_bf16_{}", self.width)
+        let hopper = if self.hopper { "hopper_" } else { "" };
+        format!("attention_backward_bf16_{hopper}{}", self.width)
     }
 
     fn kernel(&self) -> Kernel {
-        let Self { width, rows, step } = self;
+        let Self { width, rows, step, hopper } = self;
+        if *hopper {
+            return Kernel {
+                name: self.name(),
+                body: format!("hopper_backward::gradients<{width}>"),
+                params: "AttentionBackwardHopper",
+                threads: HOPPER_BACKWARD_THREADS,
+                min_blocks: 1,
+                tensor_cores: true,
+            };
+        }
         let body = format!("gradients<{width}, {}, {}>", rows / 16, step / 16);
         backward(self.name(), &body, "AttentionBackward", 1)
     }
@@ -236,12 +291,26 @@ pub fn sources() -> Vec<Source> {
         min_blocks: PREPARE_BLOCKS,
         tensor_cores: false,
     };
+    let finish = Kernel {
+        name: HOPPER_BACKWARD_FINISH.into(),
+        body: "hopper_backward::finish".into(),
+        params: "AttentionBackwardHopper",
+        threads: BACKWARD_THREADS,
+        min_blocks: 1,
+        tensor_cores: false,
+    };
     let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
     vec![
         source("attention/sm80_attention_schedule.cu", vec![schedule]),
         source("attention/sm80_attention_forward.cu", forward.collect()),
         source("attention/sm80_attention_prepare.cu", vec![prepare]),
         source("attention/sm80_attention_backward.cu", gradients.collect()),
+        source("attention/sm80_attention_backward_finish.cu", vec![finish]),
         Source { file: "attention/sm90_attention_forward.cu", tier: Tier::Sm90, kernels: hopper.collect() },
+        Source {
+            file: "attention/sm90_attention_backward.cu",
+            tier: Tier::Sm90,
+            kernels: HOPPER_BACKWARD_INSTANCES.iter().map(BackwardInstance::kernel).collect(),
+        },
     ]
 }

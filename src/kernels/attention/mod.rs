@@ -15,7 +15,7 @@ mod lists;
 
 pub use super::registry::attention as instances;
 
-pub use backward::{Backward, BackwardPlan};
+pub use backward::{Backward, BackwardPlan, BackwardSizes};
 pub use checked::{Attention, Forward, Statistics};
 pub use heuristics::{ForwardPlan, Limits};
 pub use instances::Instance;

@@ -6,6 +6,7 @@ use super::super::checked::{Attention, qk_norm, qk_norm_shape};
 use super::super::lists::Schedule;
 use super::plan::BackwardPlan;
 use super::raw::{self, AffineGrad, BackwardParams};
+use super::workspace::{BackwardSizes, Workspace};
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
@@ -64,10 +65,23 @@ impl Attention {
         })
     }
 
-    /// Bytes of workspace of the backward pass; `affine` tells whether gradients of gains or biases are wanted.
-    pub fn backward_workspace_bytes(&self, plan: &BackwardPlan, affine: bool) -> usize {
-        let affine = affine && self.config.norm != QkNormKind::None;
-        plan.workspace_bytes(self.tokens, self.slots, self.config.heads, self.config.head_dim, affine)
+    /// Bytes of workspace of the backward pass over schedules that were promised images of at most `longest` rows;
+    /// `affine` tells whether gradients of gains or biases are wanted.
+    pub fn backward_workspace_bytes(&self, plan: &BackwardPlan, longest: usize, affine: bool) -> usize {
+        plan.workspace(&self.backward_sizes(longest, affine)).bytes
+    }
+
+    /// What such a pass is made for.
+    pub fn backward_sizes(&self, longest: usize, affine: bool) -> BackwardSizes {
+        BackwardSizes {
+            tokens: self.tokens,
+            slots: self.slots,
+            heads: self.config.heads,
+            head_dim: self.config.head_dim,
+            longest: longest.min(self.tokens),
+            norm: self.config.norm != QkNormKind::None,
+            affine,
+        }
     }
 
     /// Verifies the operands and queues the backward pass.
@@ -78,10 +92,21 @@ impl Attention {
     pub fn backward(&self, stream: &Stream, plan: &BackwardPlan, operands: &Backward<'_>) -> Result<()> {
         self.check()?;
         self.check_schedule(plan.instance.width, plan.limits, operands.schedule)?;
+        let device = stream.device().info();
+        if plan.instance.hopper && (!device.hopper || device.shared_per_block < plan.shared) {
+            return Err(Error::usage(format!(
+                "the plan of the backward pass of attention is for Hopper, which {} is not; make it for the device",
+                device.name
+            )));
+        }
         let affine = self.affine_grad(operands)?;
-        let params = self.backward_params(plan, operands)?;
+        let wanted = operands.daffine.iter().any(Option::is_some);
+        let workspace = plan.workspace(&self.backward_sizes(operands.schedule.longest(), wanted));
+        let base = check_workspace(operands.workspace, workspace.bytes)?;
+        let params = self.backward_params(plan, operands, &workspace, base)?;
+        let (kernels, stream) = (stream.device().kernels(), stream.raw());
         // SAFETY: every operand was found to be as large as the kernels take it to be.
-        unsafe { raw::backward(stream.device().kernels(), stream.raw(), plan, &params, &affine) }
+        unsafe { raw::backward(kernels, stream, plan, &params, &workspace, workspace.long(base), &affine) }
     }
 
     fn affine_grad(&self, operands: &Backward<'_>) -> Result<AffineGrad> {
@@ -96,14 +121,17 @@ impl Attention {
         })
     }
 
-    fn backward_params(&self, plan: &BackwardPlan, operands: &Backward<'_>) -> Result<BackwardParams> {
+    fn backward_params(
+        &self,
+        plan: &BackwardPlan,
+        operands: &Backward<'_>,
+        workspace: &Workspace,
+        base: Ptr<u8>,
+    ) -> Result<BackwardParams> {
         let Self { config, tokens, slots, .. } = *self;
         let width = config.heads * config.head_dim;
         let rows = |name, rows: &Rows<'_, bf16>| rows.check(name, tokens, width);
         let affine = config.norm != QkNormKind::None && operands.daffine.iter().any(Option::is_some);
-        let bytes = self.backward_workspace_bytes(plan, affine);
-        let delta = check_workspace(operands.workspace, bytes)?.cast::<f32>();
-        let partial = delta.offset(BackwardPlan::delta_len(tokens, config.heads));
         Ok(BackwardParams {
             q: rows("q", &operands.q)?,
             k: rows("k", &operands.k)?,
@@ -114,8 +142,8 @@ impl Attention {
             dk: rows("dk", &operands.dk)?,
             dv: rows("dv", &operands.dv)?,
             lse: check_len("lse", operands.lse, &[tokens, config.heads])?,
-            delta,
-            partial: if affine { partial } else { Ptr::null() },
+            delta: base.cast(),
+            partial: if affine { workspace.partial(base) } else { Ptr::null() },
             cu_seqlens: operands.schedule.starts(operands.cu_seqlens)?,
             schedule: operands.schedule.words(),
             norm: qk_norm(&config, operands.affine)?,

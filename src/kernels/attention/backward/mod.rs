@@ -6,6 +6,8 @@
 mod checked;
 mod plan;
 pub mod raw;
+mod workspace;
 
 pub use checked::Backward;
 pub use plan::BackwardPlan;
+pub use workspace::{BackwardSizes, LongParts, Workspace};

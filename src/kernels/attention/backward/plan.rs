@@ -2,7 +2,10 @@
 //! device and sizes.
 
 use super::super::heuristics::Limits;
-use super::super::instances::{BACKWARD_WARPS, BackwardInstance};
+use super::super::instances::{
+    BACKWARD_INSTANCES, BACKWARD_WARPS, BackwardInstance, HOPPER_BACKWARD_INSTANCES, HOPPER_BACKWARD_KEYS,
+    HOPPER_BACKWARD_QUERIES, HOPPER_BACKWARD_SHARED, Instance,
+};
 use crate::device::DeviceInfo;
 
 /// Rows of the streamed side that are taken between two barriers; rows of a group are multiples of it.
@@ -27,14 +30,25 @@ pub struct BackwardPlan {
     pub short_rows: usize,
     /// Bytes of shared memory of a block.
     pub shared: u32,
-    /// Blocks that the device runs at a time: what the grid is made for.
+    /// Blocks that the device runs at a time: what the grid is made for. Key blocks of a long image wait for each other
+    /// on Hopper, so it may not be more there: on the emulator, no more than its resident blocks.
     pub blocks: u32,
 }
 
 impl BackwardPlan {
     /// The plan for a head dim; none where no kernel serves it, or a block's shared memory is too small.
     pub fn new(head_dim: usize, device: &DeviceInfo) -> Option<Self> {
-        Self::with_short_limit(BackwardInstance::of(head_dim)?, usize::MAX, device)
+        Self::plans(head_dim, device).first().copied()
+    }
+
+    /// All plans for a head dim, the one that [`new`](Self::new) takes first: Hopper's kernel where there is one, then
+    /// that of every GPU.
+    pub fn plans(head_dim: usize, device: &DeviceInfo) -> Vec<Self> {
+        let Some(Instance { width, .. }) = Instance::of(head_dim) else { return Vec::new() };
+        (HOPPER_BACKWARD_INSTANCES.into_iter().chain(BACKWARD_INSTANCES))
+            .filter(|instance| instance.width == width)
+            .filter_map(|instance| Self::with_short_limit(instance, usize::MAX, device))
+            .collect()
     }
 
     /// The same with a longest short image of at most `short` rows, for measuring and testing.
@@ -43,6 +57,9 @@ impl BackwardPlan {
     /// [`rows`](BackwardInstance::rows) keys of a head. A quarter of the block shares a quarter of
     /// its shared memory.
     pub fn with_short_limit(instance: BackwardInstance, short: usize, device: &DeviceInfo) -> Option<Self> {
+        if instance.hopper {
+            return Self::hopper(instance, short, device);
+        }
         let rows = instance.rows;
         let most = BACKWARD_WARPS * rows;
         let available = (device.shared_per_block as usize).checked_sub(HEADER)?;
@@ -66,28 +83,29 @@ impl BackwardPlan {
         })
     }
 
+    /// A block of Hopper's kernel has a multiprocessor to itself. Two heads of an image that fits a query stage share a
+    /// block.
+    fn hopper(instance: BackwardInstance, short: usize, device: &DeviceInfo) -> Option<Self> {
+        if !device.hopper || device.shared_per_block < HOPPER_BACKWARD_SHARED {
+            return None;
+        }
+        let limits =
+            Limits::new(short.min(instance.hopper_short()), HOPPER_BACKWARD_QUERIES, 0, HOPPER_BACKWARD_KEYS);
+        Some(Self {
+            instance,
+            limits,
+            short_rows: limits.short,
+            shared: HOPPER_BACKWARD_SHARED,
+            blocks: device.multiprocessors,
+        })
+    }
+
     /// Blocks of the grid: no more than there can be items. The same for every batch of one size.
     pub fn grid(&self, tokens: usize, slots: usize, heads: usize) -> usize {
-        let items = slots.saturating_add(2 * self.limits.long_items(tokens, slots)).saturating_mul(heads);
+        // Tiles of keys; and of queries, for the kernel of every GPU.
+        let sides = if self.instance.hopper { 1 } else { 2 };
+        let items = slots.saturating_add(sides * self.limits.long_items(tokens, slots)).saturating_mul(heads);
         items.clamp(1, self.blocks.max(1) as usize)
-    }
-
-    /// Elements of delta, `[tokens, heads]`: the beginning of the workspace.
-    pub(super) fn delta_len(tokens: usize, heads: usize) -> usize {
-        tokens * heads
-    }
-
-    /// Bytes of workspace: delta, and the sums of the blocks where gradients of gains or biases are wanted.
-    pub fn workspace_bytes(
-        &self,
-        tokens: usize,
-        slots: usize,
-        heads: usize,
-        head_dim: usize,
-        affine: bool,
-    ) -> usize {
-        let sums = if affine { self.grid(tokens, slots, heads) * heads * 4 * head_dim } else { 0 };
-        (Self::delta_len(tokens, heads) + sums) * size_of::<f32>()
     }
 }
 
@@ -156,9 +174,26 @@ mod tests {
         assert_eq!(plan.grid(4096, 0, 4), 1);
         assert_eq!(plan.grid(256, 3, 4), 12);
         assert_eq!(plan.grid(1 << 20, 1 << 10, 4), 100);
-        assert_eq!(plan.workspace_bytes(256, 3, 4, 64, false), 256 * 4 * 4);
-        assert_eq!(plan.workspace_bytes(256, 3, 4, 64, true), (256 * 4 + 12 * 4 * 4 * 64) * 4);
         assert_eq!(BackwardPlan::new(64, &device(32)), None);
         assert_eq!(BackwardPlan::new(136, &device(227)), None);
+    }
+
+    #[test]
+    fn plans_for_hopper() {
+        let hopper = DeviceInfo::h100();
+        for (i, short) in [256, 256, 256, 192, 192, 128, 128, 128].into_iter().enumerate() {
+            let width = HOPPER_BACKWARD_INSTANCES[i].width;
+            let [plan, portable] = BackwardPlan::plans(width, &hopper)[..] else { panic!("{width}") };
+            assert_eq!(BackwardPlan::new(width, &hopper), Some(plan));
+            assert!(plan.instance.hopper && !portable.instance.hopper);
+            assert_eq!(plan.limits, Limits::new(short, 64, 0, 128));
+            assert!(plan.shared <= hopper.shared_per_block);
+            let long = BackwardPlan::with_short_limit(plan.instance, 0, &hopper).unwrap();
+            assert_eq!(long.limits, Limits::new(0, 0, 0, 128));
+        }
+        let small = DeviceInfo { shared_per_block: 163 << 10, ..DeviceInfo::h100() };
+        for device in [DeviceInfo { hopper: false, ..DeviceInfo::h100() }, small] {
+            assert!(BackwardPlan::plans(72, &device).iter().all(|plan| !plan.instance.hopper));
+        }
     }
 }

@@ -5,10 +5,12 @@ use half::bf16;
 
 use super::super::instances::{
     BACKWARD_PREPARE, BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED,
-    BACKWARD_THREADS,
+    BACKWARD_THREADS, HOPPER_BACKWARD_FINISH, HOPPER_BACKWARD_FINISH_SHARED, HOPPER_BACKWARD_THREADS,
 };
-use super::super::raw::QkNorm;
+use super::super::prepare::{PrepareParams, prepare};
+use super::super::raw::{QkNorm, QkStatistics};
 use super::plan::BackwardPlan;
+use super::workspace::{LongParts, Workspace};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
 
@@ -37,8 +39,8 @@ pub struct BackwardParams {
     pub lse: Ptr<f32>,
     /// Workspace, `[tokens, heads]`.
     pub delta: Ptr<f32>,
-    /// Workspace, `[blocks, heads, 4, head_dim]` for [`BackwardPlan::grid`] blocks; null where no gradient of
-    /// a gain or bias is wanted.
+    /// Workspace, `[rows, heads, 4, head_dim]` of [`Workspace::partial_rows`] rows; null where no gradient of a gain
+    /// or bias is wanted.
     pub partial: Ptr<f32>,
     /// `[slots + 1]`.
     pub cu_seqlens: Ptr<i32>,
@@ -111,37 +113,58 @@ struct SumParams {
     per_head: i32,
 }
 
+/// Constant arguments of Hopper's kernel, and of the one that finishes its dq.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct HopperParams {
+    all: BackwardParams,
+    long: LongParts,
+    q_norm_stride: i64,
+    k_norm_stride: i64,
+    width: i32,
+    blocks: i32,
+}
+
+fn small(blocks: usize, shared: u32) -> Launch {
+    Launch::new([blocks as u32, 1, 1], BACKWARD_THREADS, shared)
+}
+
 /// Queues the backward pass: rows of no image and what long images need, the gradients, and where
-/// `params.partial` is not null the sums over blocks.
+/// `params.partial` is not null the sums over blocks. `workspace` is the plan's, `long` its parts.
 ///
 /// # Errors
 /// The device refuses a launch.
 ///
 /// # Safety
-/// As for [`Kernels::launch`]; the schedule was made with the plan's limits from the same `cu_seqlens`;
-/// `lse` and `out` are those of a forward pass with the same operands.
+/// As for [`Kernels::launch`]; the schedule was made with the plan's limits from the same `cu_seqlens`, and promised
+/// what the workspace was made for; `lse` and `out` are those of a forward pass with the same operands.
 pub unsafe fn backward(
     kernels: &Kernels,
     stream: RawStream,
     plan: &BackwardPlan,
     params: &BackwardParams,
+    workspace: &Workspace,
+    long: LongParts,
     affine: &AffineGrad,
 ) -> Result<()> {
-    let (tokens, slots, heads) = (params.tokens as usize, params.slots as usize, params.heads as usize);
-    let blocks = plan.grid(tokens, slots, heads) as u32;
-    let small = |blocks: usize, shared| Launch::new([blocks as u32, 1, 1], BACKWARD_THREADS, shared);
-    let prepare = small(tokens.clamp(1, (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize), 0);
-    let main = Launch::new([blocks, 1, 1], BACKWARD_THREADS, plan.shared);
-    // SAFETY: the caller answers for addresses and stream.
-    unsafe {
-        kernels.launch(BACKWARD_PREPARE, prepare, stream, params)?;
-        kernels.launch(&plan.instance.name(), main, stream, params)?;
+    let blocks = workspace.blocks as u32;
+    let few = (params.tokens as usize).clamp(1, (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize);
+    if plan.instance.hopper {
+        // SAFETY: the caller answers for addresses and stream.
+        unsafe { hopper(kernels, stream, plan, params, workspace, long)? };
+    } else {
+        let main = Launch::new([blocks, 1, 1], BACKWARD_THREADS, plan.shared);
+        // SAFETY: the caller answers for addresses and stream.
+        unsafe {
+            kernels.launch(BACKWARD_PREPARE, small(few, 0), stream, params)?;
+            kernels.launch(&plan.instance.name(), main, stream, params)?;
+        }
     }
     if params.partial.is_null() {
         return Ok(());
     }
     let per_head = params.norm.per_head != 0;
-    let values = 4 * if per_head { heads } else { 1 } * params.head_dim as usize;
+    let values = 4 * if per_head { params.heads as usize } else { 1 } * params.head_dim as usize;
     let sum = SumParams {
         partial: params.partial,
         q_gain: affine.q_gain,
@@ -149,7 +172,7 @@ pub unsafe fn backward(
         k_gain: affine.k_gain,
         k_bias: affine.k_bias,
         accumulate: affine.accumulate,
-        blocks: blocks as i32,
+        blocks: workspace.partial_rows as i32,
         heads: params.heads,
         head_dim: params.head_dim,
         per_head: params.norm.per_head,
@@ -158,4 +181,75 @@ pub unsafe fn backward(
     unsafe {
         kernels.launch(BACKWARD_SUM, small(values / BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED), stream, &sum)
     }
+}
+
+/// Hopper's kernel, and what goes before and behind it where an image may be long.
+///
+/// # Safety
+/// As for [`backward`].
+unsafe fn hopper(
+    kernels: &Kernels,
+    stream: RawStream,
+    plan: &BackwardPlan,
+    params: &BackwardParams,
+    workspace: &Workspace,
+    long: LongParts,
+) -> Result<()> {
+    let width = i64::from(params.heads * params.head_dim);
+    let (is_long, normalised) = (workspace.finish_blocks > 0, !long.q_norm.is_null());
+    // Key blocks of a long image wait for their turns.
+    let main = Launch {
+        resident: is_long,
+        ..Launch::new([workspace.blocks as u32, 1, 1], HOPPER_BACKWARD_THREADS, plan.shared)
+    };
+    let mut all = HopperParams {
+        all: *params,
+        long,
+        q_norm_stride: width,
+        k_norm_stride: width,
+        width: plan.instance.width as i32,
+        blocks: workspace.blocks as i32,
+    };
+    if !normalised {
+        (all.long.q_norm, all.q_norm_stride) = (params.q, params.q_stride);
+        (all.long.k_norm, all.k_norm_stride) = (params.k, params.k_stride);
+    }
+    if is_long {
+        let none = Ptr::null();
+        let before = PrepareParams {
+            q: params.q,
+            k: params.k,
+            out: params.out,
+            dout: params.dout,
+            q_norm: long.q_norm,
+            k_norm: long.k_norm,
+            delta: params.delta,
+            turns: long.turns,
+            cu_seqlens: params.cu_seqlens,
+            schedule: params.schedule,
+            norm: params.norm,
+            statistics: QkStatistics { q_mean: none, q_rstd: none, k_mean: none, k_rstd: none },
+            q_stride: params.q_stride,
+            k_stride: params.k_stride,
+            out_stride: params.out_stride,
+            dout_stride: params.dout_stride,
+            tokens: params.tokens,
+            slots: params.slots,
+            heads: params.heads,
+            head_dim: params.head_dim,
+            tile_rows: params.tile_rows,
+            turn_count: workspace.turns as i32,
+        };
+        let items = plan.limits.long_items(params.tokens as usize, params.slots as usize);
+        // SAFETY: the caller answers for addresses and stream.
+        unsafe { prepare(kernels, stream, &before, items, plan.blocks)? };
+    }
+    // SAFETY: the caller answers for addresses and stream.
+    unsafe { kernels.launch(&plan.instance.name(), main, stream, &all)? };
+    if !is_long {
+        return Ok(());
+    }
+    let finish = small(workspace.finish_blocks, HOPPER_BACKWARD_FINISH_SHARED);
+    // SAFETY: the caller answers for addresses and stream.
+    unsafe { kernels.launch(HOPPER_BACKWARD_FINISH, finish, stream, &all) }
 }
