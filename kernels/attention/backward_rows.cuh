@@ -250,17 +250,6 @@ DEVICE void row_deltas(float (&delta)[R], Rows out, Rows dout, int row, int apar
     sums_of_lanes<LANES>(delta);
 }
 
-// Four neighbouring gains or biases.
-DEVICE void load_four(float (&x)[4], const float* source, int column, float otherwise)
-{
-    UNROLL
-    for (int c = 0; c < 4; c++) x[c] = otherwise;
-    if (!source) return;
-    const Vec16 four = Global<const float>(source).load_16(column);
-    UNROLL
-    for (int c = 0; c < 4; c++) x[c] = bits_to_float(four.word[c]);
-}
-
 // Normalises rows in place as OwnRows::normalise does, bit for bit, with fewer registers: gradients fill them.
 // Collective of each warp.
 template <int D>
@@ -291,14 +280,7 @@ DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int hea
                 float bias[4];
                 load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
                 load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
-                UNROLL
-                for (int c = 0; c < 4; c += 2) {
-                    uint32_t& pair = x[i].word[w + c / 2];
-                    const float a = (low(pair) - statistics.mean) * statistics.rstd;
-                    const float b = (high(pair) - statistics.mean) * statistics.rstd;
-                    pair = pack_bf16(ptx::fused_multiply_add(a, gain[c], bias[c]),
-                                     ptx::fused_multiply_add(b, gain[c + 1], bias[c + 1]));
-                }
+                normalise_four(x[i], w, gain, bias, statistics);
             }
             Shared<bf16>(tile.address(row, chunk)).store_16(0, x[i]);
         }

@@ -224,6 +224,30 @@ DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, Row
     }
 }
 
+// Four neighbouring gains or biases.
+DEVICE void load_four(float (&x)[4], const float* source, int column, float otherwise)
+{
+    UNROLL
+    for (int c = 0; c < 4; c++) x[c] = otherwise;
+    if (!source) return;
+    const Vec16 four = Global<const float>(source).load_16(column);
+    UNROLL
+    for (int c = 0; c < 4; c++) x[c] = bits_to_float(four.word[c]);
+}
+
+// Applies the norm to four columns of a chunk, its words `w` and `w` + 1.
+DEVICE void normalise_four(Vec16& x, int w, const float (&gain)[4], const float (&bias)[4], RowStatistics row)
+{
+    UNROLL
+    for (int c = 0; c < 4; c += 2) {
+        uint32_t& pair = x.word[w + c / 2];
+        const float a = (low(pair) - row.mean) * row.rstd;
+        const float b = (high(pair) - row.mean) * row.rstd;
+        pair = pack_bf16(ptx::fused_multiply_add(a, gain[c], bias[c]),
+                         ptx::fused_multiply_add(b, gain[c + 1], bias[c + 1]));
+    }
+}
+
 // Rows of D bf16 columns in shared memory, bare of padding. Chunk c of row r lies in place c ^ twist(r) of its
 // row, so that the same chunk of 8 neighbouring rows lies in 8 different groups of 4 banks (ldmatrix reads
 // it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes

@@ -97,55 +97,6 @@ DEVICE auto state_of_warp(const Memory<D>& memory)
     return Shared<State>(notes + 2 * sizeof(Item) + 2 * sizeof(Unit));
 }
 
-// As OwnRows::normalise, bit for bit, with fewer registers. Collective of each warp.
-template <int R, class Tile>
-DEVICE void normalise_own(const OwnRows<Tile>& own, Tile tile, const HeadNorm& norm, int valid, int head_dim)
-{
-    constexpr int N = OwnRows<Tile>::N;
-    // Lanes of a warp leave the loop together: a row beyond the last one takes part in its shuffles.
-    for (int r = own.row; r - own.row % 8 < valid; r += R * own.step) {
-        const uint32_t at = tile.base + (r - own.row) * Tile::ROW_BYTES;
-        Vec16 x[R][N];
-        UNROLL
-        for (int i = 0; i < R * N; i++) {
-            const int k = i / N;
-            const uint32_t address = at + k * own.step * Tile::ROW_BYTES + own.place[i % N];
-            const bool exists = r + k * own.step < valid && own.chunk(i % N) < Tile::CHUNKS;
-            x[k][i % N] = exists ? Shared<bf16>(address).load_16(0) : Vec16{};
-        }
-        RowStatistics statistics[R];
-        rows_statistics<OwnRows<Tile>::LANES>(statistics, x, own.j, head_dim, norm);
-        UNROLL
-        for (int i = 0; i < N; i++) {
-            const int column = 8 * own.chunk(i);
-            if (column >= head_dim) continue;
-            UNROLL
-            for (int w = 0; w < 4; w += 2) {
-                float gain[4];
-                float bias[4];
-                load_four(gain, norm.gain, column + 2 * w, 1.0f);
-                load_four(bias, norm.bias, column + 2 * w, 0.0f);
-                UNROLL
-                for (int k = 0; k < R; k++) {
-                    UNROLL
-                    for (int c = 0; c < 4; c += 2) {
-                        uint32_t& pair = x[k][i].word[w + c / 2];
-                        const float a = (low(pair) - statistics[k].mean) * statistics[k].rstd;
-                        const float b = (high(pair) - statistics[k].mean) * statistics[k].rstd;
-                        pair = pack_bf16(ptx::fused_multiply_add(a, gain[c], bias[c]),
-                                         ptx::fused_multiply_add(b, gain[c + 1], bias[c + 1]));
-                    }
-                }
-            }
-            UNROLL
-            for (int k = 0; k < R; k++) {
-                if (r + k * own.step < valid)
-                    Shared<bf16>(at + k * own.step * Tile::ROW_BYTES + own.place[i]).store_16(0, x[k][i]);
-            }
-        }
-    }
-}
-
 // Copies what the items of this block need, one after another: of long images, by COPIERS_OF_LONG warps, or of short
 // ones, by all four.
 template <int D, bool OF_LONG>
@@ -282,7 +233,8 @@ struct Copier {
         if (p.norm.kind == NORM_NONE) return;
         for (int h = 0; h < uniform(unit.heads); h++) {
             const Keys tile(memory.keys(unit.place).base + h * KEYS_OF_GROUP * Keys::ROW_BYTES);
-            normalise_own<ROWS_AT_ONCE>(own<Keys>(), tile, norm_of(true, unit.head + h), unit.valid, p.head_dim);
+            own<Keys>().template normalise<ROWS_AT_ONCE>(tile, norm_of(true, unit.head + h), unit.valid, p.head_dim, nullptr,
+                                                         nullptr, 0);
         }
     }
 
@@ -335,8 +287,8 @@ struct Copier {
             }
         }
         if (p.norm.kind == NORM_NONE) return;
-        normalise_own<ROWS_AT_ONCE>(own<Queries>(), memory.queries(unit.place), norm_of(false, unit.head), unit.valid,
-                                    p.head_dim);
+        own<Queries>().template normalise<ROWS_AT_ONCE>(memory.queries(unit.place), norm_of(false, unit.head), unit.valid,
+                                                        p.head_dim, nullptr, nullptr, 0);
     }
 
     // Makes this thread's part ready and says so. Collective.

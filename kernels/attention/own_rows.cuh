@@ -72,12 +72,18 @@ struct OwnRows {
             load(x, tile, r, valid);
             rows_statistics<LANES>(statistics, x, j, head_dim, norm);
             UNROLL
-            for (int k = 0; k < R; k++) normalise_row(x[k], affine, statistics[k], j, head_dim);
-            store(x, statistics, tile, r, valid, head_dim, mean, rstd, statistics_stride);
+            for (int k = 0; k < R; k++) {
+                normalise_row(x[k], affine, statistics[k], j, head_dim);
+                UNROLL
+                for (int i = 0; i < N; i++) {
+                    if (8 * chunk(i) < head_dim) store(x[k][i], tile, r + k * step, i, valid);
+                }
+                store(statistics[k], r + k * step, valid, mean, rstd, statistics_stride);
+            }
         }
     }
 
-    // The same with gains and biases that are loaded chunk by chunk, for whoever has no registers to keep them.
+    // The same with gains and biases that are loaded where they are needed, for whoever has no registers to keep them.
     template <int R>
     DEVICE void normalise(Tile tile, const HeadNorm& norm, int valid, int head_dim, float* mean, float* rstd,
                           int statistics_stride) const
@@ -90,15 +96,22 @@ struct OwnRows {
             rows_statistics<LANES>(statistics, x, j, head_dim, norm);
             UNROLL
             for (int i = 0; i < N; i++) {
-                const LaneAffine<LANES, 1> affine(norm, chunk(i), head_dim);
+                if (8 * chunk(i) >= head_dim) continue;
                 UNROLL
-                for (int k = 0; k < R; k++) {
-                    Vec16 part[1] = {x[k][i]};
-                    normalise_row(part, affine, statistics[k], chunk(i), head_dim);
-                    x[k][i] = part[0];
+                for (int w = 0; w < 4; w += 2) {
+                    float gain[4];
+                    float bias[4];
+                    load_four(gain, norm.gain, 8 * chunk(i) + 2 * w, 1.0f);
+                    load_four(bias, norm.bias, 8 * chunk(i) + 2 * w, 0.0f);
+                    UNROLL
+                    for (int k = 0; k < R; k++) normalise_four(x[k][i], w, gain, bias, statistics[k]);
                 }
+                UNROLL
+                for (int k = 0; k < R; k++) store(x[k][i], tile, r + k * step, i, valid);
             }
-            store(x, statistics, tile, r, valid, head_dim, mean, rstd, statistics_stride);
+            UNROLL
+            for (int k = 0; k < R; k++)
+                store(statistics[k], r + k * step, valid, mean, rstd, statistics_stride);
         }
     }
 
@@ -118,23 +131,16 @@ private:
         }
     }
 
-    template <int R>
-    DEVICE void store(const Vec16 (&x)[R][N], const RowStatistics (&statistics)[R], Tile tile, int r, int valid,
-                      int head_dim, float* mean, float* rstd, int statistics_stride) const
+    // Chunk `i` of its own of row r.
+    DEVICE void store(const Vec16& x, Tile tile, int r, int i, int valid) const
     {
-        UNROLL
-        for (int k = 0; k < R; k++) {
-            if (r + k * step >= valid) continue;
-            UNROLL
-            for (int i = 0; i < N; i++) {
-                const uint32_t address = tile.base + (r - row + k * step) * Tile::ROW_BYTES + place[i];
-                if (8 * chunk(i) < head_dim) Shared<bf16>(address).store_16(0, x[k][i]);
-            }
-            if (mean && j == 0) {
-                const int64_t to = int64_t(r + k * step) * statistics_stride;
-                Global<float>(mean).store(to, statistics[k].mean);
-                Global<float>(rstd).store(to, statistics[k].rstd);
-            }
-        }
+        if (r < valid) Shared<bf16>(tile.base + (r - row) * Tile::ROW_BYTES + place[i]).store_16(0, x);
+    }
+
+    DEVICE void store(const RowStatistics& statistics, int r, int valid, float* mean, float* rstd, int stride) const
+    {
+        if (r >= valid || !mean || j != 0) return;
+        Global<float>(mean).store(int64_t(r) * stride, statistics.mean);
+        Global<float>(rstd).store(int64_t(r) * stride, statistics.rstd);
     }
 };

@@ -11,6 +11,8 @@ constexpr int WIDTH = 128; // and any head below
 constexpr int LANES = HeadRows<WIDTH>::LANES;
 constexpr int CHUNKS = HeadRows<WIDTH>::LANE_CHUNKS;
 constexpr int HEADS = 32 / LANES; // of a warp
+// Of a warp, on their way from memory at a time: the 16 warps of a multiprocessor ask for 32 KiB or more.
+constexpr int ROWS = 4;
 
 // Rows of one head, as many as the image has from the first of the tile on, of which this warp has some.
 struct Part {
@@ -22,34 +24,52 @@ struct Part {
 
 // Normalises rows of q or k. Collective.
 DEVICE void normalise(const AttentionPrepare& p, const Part& part, const bf16* from, int64_t stride, bf16* to,
-                      const float* gain, const float* bias, float* mean, float* rstd)
+                      const float* gains, const float* biases, float* mean, float* rstd)
 {
     const int j = ptx::lane_id() % LANES;
-    const HeadNorm norm = head_norm(p.norm, gain, bias, part.exists ? part.head : 0, p.head_dim);
-    const LaneAffine<LANES, CHUNKS> affine(norm, j, p.head_dim);
+    const HeadNorm norm = head_norm(p.norm, gains, biases, part.exists ? part.head : 0, p.head_dim);
     const Global<const bf16> source(from);
     const Global<bf16> target(to);
-    for (int row = ptx::warp_id(); row < part.rows; row += blockDim.x / 32) {
-        const int64_t token = part.start + row;
-        Vec16 x[CHUNKS];
+    const int apart = blockDim.x / 32;
+    for (int first = ptx::warp_id(); first < part.rows; first += ROWS * apart) {
+        Vec16 x[ROWS][CHUNKS];
+        UNROLL
+        for (int i = 0; i < ROWS * CHUNKS; i++) {
+            const int row = first + i / CHUNKS * apart;
+            const int column = 8 * (i % CHUNKS * LANES + j);
+            const int64_t at = (part.start + row) * stride + part.head * p.head_dim + column;
+            const bool inside = part.exists && row < part.rows && column < p.head_dim;
+            x[i / CHUNKS][i % CHUNKS] = inside ? source.load_16(at) : Vec16{};
+        }
+        RowStatistics statistics[ROWS];
+        rows_statistics<LANES>(statistics, x, j, p.head_dim, norm);
         UNROLL
         for (int i = 0; i < CHUNKS; i++) {
-            const int column = 8 * (i * LANES + j);
-            const bool inside = part.exists && column < p.head_dim;
-            x[i] = inside ? source.load_16(token * stride + part.head * p.head_dim + column) : Vec16{};
+            const int chunk = i * LANES + j;
+            if (8 * chunk >= p.head_dim) continue;
+            UNROLL
+            for (int w = 0; w < 4; w += 2) {
+                float gain[4];
+                float bias[4];
+                load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
+                load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
+                UNROLL
+                for (int r = 0; r < ROWS; r++) normalise_four(x[r][i], w, gain, bias, statistics[r]);
+            }
+            UNROLL
+            for (int r = 0; r < ROWS; r++) {
+                const int row = first + r * apart;
+                const int64_t at = (part.start + row) * p.heads + part.head;
+                if (part.exists && row < part.rows) target.store_16(at * p.head_dim + 8 * chunk, x[r][i]);
+            }
         }
-        const RowStatistics statistics = row_statistics<LANES>(x, j, p.head_dim, norm);
-        normalise_row(x, affine, statistics, j, p.head_dim);
-        if (!part.exists) continue;
         UNROLL
-        for (int i = 0; i < CHUNKS; i++) {
-            const int column = 8 * (i * LANES + j);
-            if (column < p.head_dim)
-                target.store_16((token * p.heads + part.head) * p.head_dim + column, x[i]);
-        }
-        if (mean && j == 0) {
-            Global<float>(mean).store(token * p.heads + part.head, statistics.mean);
-            Global<float>(rstd).store(token * p.heads + part.head, statistics.rstd);
+        for (int r = 0; r < ROWS; r++) {
+            const int row = first + r * apart;
+            if (!mean || j != 0 || !part.exists || row >= part.rows) continue;
+            const int64_t at = (part.start + row) * p.heads + part.head;
+            Global<float>(mean).store(at, statistics[r].mean);
+            Global<float>(rstd).store(at, statistics[r].rstd);
         }
     }
 }
@@ -61,11 +81,16 @@ DEVICE void make_delta(const AttentionPrepare& p, const Part& part)
     const attention_backward::Rows out{p.out + part.start * p.out_stride + column, p.out_stride};
     const attention_backward::Rows dout{p.dout + part.start * p.dout_stride + column, p.dout_stride};
     const int rows = part.exists ? part.rows : 0;
-    for (int row = ptx::warp_id(); row < part.rows; row += blockDim.x / 32) {
-        float delta[1];
-        attention_backward::row_deltas<WIDTH>(delta, out, dout, row, 0, rows, p.head_dim, ptx::lane_id());
-        if (part.exists && ptx::lane_id() % LANES == 0)
-            Global<float>(p.delta).store((part.start + row) * p.heads + part.head, delta[0]);
+    const int apart = blockDim.x / 32;
+    for (int first = ptx::warp_id(); first < part.rows; first += 2 * apart) {
+        float delta[2];
+        attention_backward::row_deltas<WIDTH>(delta, out, dout, first, apart, rows, p.head_dim, ptx::lane_id());
+        UNROLL
+        for (int r = 0; r < 2; r++) {
+            const int row = first + r * apart;
+            if (row < rows && ptx::lane_id() % LANES == 0)
+                Global<float>(p.delta).store((part.start + row) * p.heads + part.head, delta[r]);
+        }
     }
 }
 
@@ -95,6 +120,8 @@ DEVICE void run(const AttentionPrepare& p)
                       statistics.k_rstd);
         if (p.delta) make_delta(p, part);
     }
+    // What takes the rows may find its multiprocessors meanwhile; it waits before it reads.
+    ptx::launch_dependents();
 }
 
 } // namespace attention_prepare

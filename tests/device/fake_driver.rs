@@ -240,12 +240,13 @@ fn launches_carry_their_attributes() {
             &format!(
                 "launch {name} grid 4,1,1 {block} shared 49152 cluster 4,1,1 dependent 1 on 2, first parameter 11"
             ),
+            &format!("launch {name} grid 3,1,1 {block} shared 0 resident 1 on 2, first parameter 11"),
             &format!("launch {name} grid 1,1,1 {block} shared 0 on 0, first parameter 12"),
         ]
     );
     let count = |part: &str| log.iter().filter(|line| line.contains(part)).count();
     assert_eq!(count(&format!("{name} may have {} bytes", 227 * 1024)), 1, "{log:#?}");
-    assert_eq!(count("graph of 3 launches"), 2, "{log:#?}");
+    assert_eq!(count("graph of 4 launches"), 2, "{log:#?}");
     assert_eq!((count("load sm80"), count("unload sm80")), (4, 2), "one for each Kernels: {log:#?}");
     fake.runs("a_missing_symbol", &[("FAKE_CUDA_MISSING", &name)]);
 }
@@ -330,6 +331,7 @@ fn launches() {
     launch(Launch { cluster: 2, ..Launch::new([4, 1, 1], threads, 50_000) }).unwrap();
     launch(Launch { dependent: true, ..Launch::new([4, 1, 1], threads, 60_000) }).unwrap();
     launch(Launch { cluster: 4, dependent: true, ..Launch::new([4, 1, 1], threads, 49_152) }).unwrap();
+    launch(Launch { resident: true, ..Launch::new([3, 1, 1], threads, 0) }).unwrap();
     let graph = stream.end_capture().unwrap();
     graph.launch(&stream).unwrap();
     graph.launch(&stream).unwrap();

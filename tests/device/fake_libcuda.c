@@ -501,6 +501,8 @@ Result cuLaunchKernelEx(const Config* config, void* function, void** params, voi
                      a->value.cluster.z);
         else if (a->id == 6)
             snprintf(more + used, sizeof more - used, " dependent %d", a->value.dependent);
+        else if (a->id == 2)
+            snprintf(more + used, sizeof more - used, " resident %d", a->value.dependent);
         else
             return INVALID;
     }

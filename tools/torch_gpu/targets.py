@@ -54,19 +54,29 @@ class Verdict:
         return {True: "met", False: "missed", None: "not judged"}[self.met]
 
 
+# Peers without which a target is not judged to be met, by the first word of their names.
+STRONG = {"cuDNN", "FA3", "FA4"}
+
+
+def first_word(name):
+    return name.split()[0]
+
+
 def at_least(row, factor):
     """A verdict on how many times as fast as the best peer ours is."""
-    target = f">= {factor} x the best peer"
+    target = f">= {factor} x the best peer that ran"
     everyone = {**row.found, **row.deterministic}
     if not everyone:
         return Verdict(target, "no peer ran", None)
     best = min(everyone, key=everyone.get)
     ratio = everyone[best] / row.ours
-    return Verdict(target, f"{ratio:.2f} x {best}", ratio >= factor)
+    # Beside the weakest alone nothing is reached.
+    met = ratio >= factor if STRONG & set(map(first_word, everyone)) or ratio < factor else None
+    return Verdict(target, f"{ratio:.2f} x {best}", met)
 
 
 def long_backward(row):
-    target = ">= 0.95 x the best peer, >= 1.0 x the best deterministic one"
+    target = ">= 0.95 x the best peer that ran, >= 1.0 x the best deterministic one"
     reached, met = [], []
     for found, factor in ((row.found, 0.95), (row.deterministic, 1.0)):
         if not found:
@@ -173,23 +183,24 @@ def self_check():
     def row(batch, lengths, ours, found, backward=False, head_dim=64, deterministic=None):
         return Row(backward, 16, head_dim, batch, lengths, ours, found, deterministic or {})
 
-    peers = {"A": 3.0, "B": 2.4}
+    peers = {"torch": 3.0, "cuDNN": 2.4}
     rated = row(RATED, [4096] * 8, 1.0, peers)
     cases = [
-        (row("S 64", [64] * 512, 1.2, peers), True, "2.00 x B"),
-        (row("S 64", [64] * 512, 1.3, peers), False, "1.85 x B"),
-        (row("r~U(64,512)", [9, 700], 1.3, peers), False, "1.85 x B"),
-        (row("r~U(64,512)", [9, 700], 1.9, peers, head_dim=80), True, "1.26 x B"),
-        (row("S 64", [64] * 512, 2.1, peers, head_dim=128), False, "1.14 x B"),
-        (row("S 577", [577] * 56, 2.0, peers, True), True, "1.20 x B"),
-        (row("S 1024", [1024] * 32, 2.5, peers), False, "0.96 x B"),
-        (row("S 2048", [2048] * 16, 2.4, peers), True, "1.00 x B"),
-        (row("S 2048", [2048] * 16, 2.5, peers), False, "0.96 x B"),
-        (row("S 2048", [2048] * 16, 2.5, peers, True, 64, {"C": 2.5}), True, "0.96 x B; 1.00 x C"),
-        (row("S 2048", [2048] * 16, 2.5, peers, True, 64, {"C": 2.4}), False, "0.96 x B; 0.96 x C"),
-        (row("S 2048", [2048] * 16, 2.5, peers, True), None, "0.96 x B; none ran"),
-        (row("S 2048", [2048] * 16, 3.0, peers, True), False, "0.80 x B; none ran"),
+        (row("S 64", [64] * 512, 1.2, peers), True, "2.00 x cuDNN"),
+        (row("S 64", [64] * 512, 1.3, peers), False, "1.85 x cuDNN"),
+        (row("r~U(64,512)", [9, 700], 1.3, peers), False, "1.85 x cuDNN"),
+        (row("r~U(64,512)", [9, 700], 1.9, peers, head_dim=80), True, "1.26 x cuDNN"),
+        (row("S 64", [64] * 512, 2.1, peers, head_dim=128), False, "1.14 x cuDNN"),
+        (row("S 577", [577] * 56, 2.0, peers, True), True, "1.20 x cuDNN"),
+        (row("S 1024", [1024] * 32, 2.5, peers), False, "0.96 x cuDNN"),
+        (row("S 2048", [2048] * 16, 2.4, peers), True, "1.00 x cuDNN"),
+        (row("S 2048", [2048] * 16, 2.5, peers), False, "0.96 x cuDNN"),
+        (row("S 2048", [2048] * 16, 2.5, peers, True, 64, {"C": 2.5}), True, "0.96 x cuDNN; 1.00 x C"),
+        (row("S 2048", [2048] * 16, 2.5, peers, True, 64, {"C": 2.4}), False, "0.96 x cuDNN; 0.96 x C"),
+        (row("S 2048", [2048] * 16, 2.5, peers, True), None, "0.96 x cuDNN; none ran"),
+        (row("S 2048", [2048] * 16, 3.0, peers, True), False, "0.80 x cuDNN; none ran"),
         (row("S 64", [64] * 512, 1.2, {}), None, "no peer ran"),
+        (row("S 64", [64] * 512, 1.2, {"torch": 3.0}), None, "2.50 x torch"),
         # As many operations as at 4096, and no time for bytes to speak of: a second.
         (row(ONE_LONG, [4096] * 8, 1.25, {}), True, "1.25 x 1000000 us"),
         (row(ONE_LONG, [4096] * 8, 1.35, {}), False, "1.35 x 1000000 us"),
@@ -212,6 +223,6 @@ def self_check():
         assert determinism(children).met is met, children
     text = page([rated, cases[0][0]], 4e12, determinism([good, good]))
     assert "2 met, 0 missed" not in text and "3 met, 0 missed, 0 not judged" in text, text
-    assert "| forward 16x64 S 64 | >= 2.0 x the best peer | 2.00 x B | met |" in text, text
+    assert "| forward 16x64 S 64 | >= 2.0 x the best peer that ran | 2.00 x cuDNN | met |" in text, text
     assert text.count("\n| forward 16x64 S 4096 |") == 2 and "| determinism | the same bits" in text, text
     return len(cases)

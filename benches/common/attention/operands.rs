@@ -243,10 +243,11 @@ impl Operands {
     /// # Errors
     /// The device has failed.
     pub fn spoil(&self, stream: &Stream, pass: Pass) -> Result<()> {
-        match pass {
-            Pass::Forward => self.out.fill(stream, bf16::NAN),
-            Pass::Backward => self.dqkv.fill(stream, bf16::NAN),
-        }
+        let floats = match pass {
+            Pass::Forward => self.out.fill(stream, bf16::NAN).map(|()| &self.lse[..1]),
+            Pass::Backward => self.dqkv.fill(stream, bf16::NAN).map(|()| &self.dgains[..]),
+        }?;
+        floats.iter().try_for_each(|x| x.write(stream, &vec![f32::NAN; x.len()]))
     }
 
     /// What a pass wrote to set 0.

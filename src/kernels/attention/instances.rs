@@ -45,7 +45,7 @@ pub const ATTENTION_PREPARE: &str = "attention_prepare_bf16";
 /// Threads of a block of it.
 pub const PREPARE_THREADS: u32 = 256;
 /// Blocks of a multiprocessor of it.
-pub const PREPARE_BLOCKS: u32 = 3;
+pub const PREPARE_BLOCKS: u32 = 2;
 /// Heads that a warp of it works on at a time.
 pub const PREPARE_HEADS: usize = 4;
 /// Shared memory of a block of Hopper's kernel, `SHARED_BYTES` there: a KiB less than there is.
