@@ -304,7 +304,12 @@ fn wrong_results_of_attention_are_found() {
 
     let group = |values: &[f32]| Group { name: "dq".into(), values: values.into() };
     let want = group(&[1.0, -2.0, 0.0, 3.0]);
-    assert_eq!(far(&group(&[1.01, -2.02, 0.05, 2.98]), &want), None);
+    assert_eq!(far(&group(&[1.005, -2.01, 0.02, 2.98]), &want), None);
+    let message = far(&group(&[1.05, -1.95, 0.05, 3.05]), &want).unwrap();
+    assert!(message.starts_with("dq is 5.0e-2 from what is wanted"), "{message}");
+    let lse = |value: f32| Group { name: "lse of image 0 of 9 rows".into(), values: vec![value] };
+    assert_eq!(far(&lse(5.001), &lse(5.0)), None);
+    assert!(far(&lse(5.01), &lse(5.0)).is_some());
     assert_eq!(far(&group(&[1e-7, 0.0]), &group(&[0.0, -1e-8])), None);
     for (place, value) in [(0, 2.0), (1, f32::NAN), (2, 0.2), (3, f32::INFINITY)] {
         let mut values = want.values.clone();

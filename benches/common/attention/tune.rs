@@ -150,7 +150,7 @@ pub fn far(got: &Group, want: &Group) -> Option<String> {
         return Some(format!("element {i} of {} is {} and not {}", want.name, got.values[i], want.values[i]));
     }
     let apart = (sum(&|x, y| (x - y) * (x - y)) / want.values.len().max(1) as f64).sqrt();
-    (apart > 0.01 * typical + 5e-4).then(|| {
+    (apart > 0.015 * typical + 5e-4).then(|| {
         format!("{} is {apart:.1e} from what is wanted, on root mean square, of {typical:.1e}", want.name)
     })
 }
