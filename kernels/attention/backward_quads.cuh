@@ -77,23 +77,20 @@ DEVICE void finish_quads(Four four, int row, int length, float factor, int head_
                 along = ptx::fused_multiply_add(g[1], n.second, along);
                 if (!summed) continue;
                 float column[4] = {dy.first * n.first, dy.second * n.second, dy.first, dy.second};
+                // Two of the four stay with each half of the lanes, then one.
                 UNROLL
-                for (int mask = 4; mask < 32; mask *= 2) {
+                for (int values = 2; values > 0; values /= 2) {
+                    const bool upper = lane & 8 * values;
                     UNROLL
-                    for (int i = 0; i < 4; i++) column[i] += ptx::shuffle_xor(column[i], mask);
-                }
-                if (lane < 4) {
-                    const Shared<FloatPair> to(sums.address);
-                    UNROLL
-                    for (int i = 0; i < 2; i++) {
-                        const int place = i * (D / 2) + 4 * c + j;
-                        FloatPair sum{column[2 * i], column[2 * i + 1]};
-                        if (half) {
-                            const FloatPair before = to.load(place);
-                            sum = FloatPair{sum.first + before.first, sum.second + before.second};
-                        }
-                        to.store(place, sum);
+                    for (int i = 0; i < values; i++) {
+                        const float other = ptx::shuffle_xor(upper ? column[i] : column[i + values], 8 * values);
+                        column[i] = (upper ? column[i + values] : column[i]) + other;
                     }
+                }
+                column[0] += ptx::shuffle_xor(column[0], 4);
+                if (lane % 8 < 4) {
+                    const int place = lane / 16 * D + 8 * c + 2 * j + lane / 8 % 2;
+                    sums.store(place, half ? sums.load(place) + column[0] : column[0]);
                 }
             }
             along = sum_of_lanes<4>(along) * share;

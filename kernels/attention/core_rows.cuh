@@ -51,14 +51,21 @@ struct CoreRows : MmaRows<CoreRows<D, ROWS>, D> {
     DEVICE uint64_t rows_matrix(int row, int step, uint32_t zeros) const
     {
         const uint32_t at = address(row, 2 * step);
-        const bool half = CHUNKS % 2 != 0 && step == STEPS - 1;
-        return ptx::wgmma_matrix(at, half ? zeros - at : PITCH, 128, Swizzle::none);
+        if (CHUNKS % 2 != 0 && step == STEPS - 1) return ptx::wgmma_matrix(at, zeros - at, 128, Swizzle::none);
+        return further(ptx::wgmma_matrix(base, PITCH, 128, Swizzle::none), at - base);
     }
 
     // Operand of wgmma, transposed: m or n are the columns from `chunk` on, depth the 16 rows from `row` (a multiple of
     // 8) on.
     DEVICE uint64_t columns_matrix(int row, int chunk = 0) const
     {
-        return ptx::wgmma_matrix(address(row, chunk), 128, PITCH, Swizzle::none);
+        return further(ptx::wgmma_matrix(base, 128, PITCH, Swizzle::none), address(row, chunk) - base);
+    }
+
+private:
+    // wgmma_advance in the lower half alone, where the address is: one instruction.
+    DEVICE static uint64_t further(uint64_t matrix, uint32_t bytes)
+    {
+        return (matrix & 0xffffffff00000000u) | (uint32_t(matrix) + (bytes >> 4));
     }
 };

@@ -400,7 +400,7 @@ struct Copier {
             const uint32_t parity = (keys ? at.slot.parity : at.stage.parity) ^ 1;
             bool pending = uniform(at.pending);
             // Until it is empty there is time to finish the one before, and others may wait for that.
-            const bool at_once = more && ptx::ballot(ptx::mbarrier_test(empty, parity)) == 0xffffffffu;
+            const bool at_once = more && ptx::ballot(ptx::mbarrier_peek(empty, parity)) == 0xffffffffu;
             bool asked = false;
             do {
                 if (more && (at_once || !pending)) {
@@ -435,27 +435,40 @@ struct Mover {
     {
     }
 
-    // Adds room `tile` to tile `at` of dq_sum once `turn` others have. One thread.
-    DEVICE void add(uint32_t tile, int64_t at, int turn) const
+    // Waits until all but PENDING of the additions are there, and tells the others of the one to tile `told`, if there is
+    // one that they do not know of. Waits for no turn.
+    template <int PENDING>
+    DEVICE void tell(int64_t& told) const
+    {
+        if (told < 0) return;
+        ptx::bulk_wait<PENDING>();
+        ptx::fence_proxy_async_global();
+        ptx::atomic_add_release(hopper.turns + told, 1);
+        told = -1;
+    }
+
+    // Adds room `tile` to tile `at` of dq_sum once `turn` others have, and leaves it to the next one to tell of it, so
+    // that it lands meanwhile. But nobody is told late: not after a wait for a turn.
+    DEVICE void add(uint32_t tile, int64_t at, int turn, int64_t& told) const
     {
         const Global<int32_t> turns(hopper.turns);
         float* const target = hopper.dq_sum + at * (QUERIES_OF_STAGE * D);
         if (turn == 0) {
             ptx::bulk_store(target, memory.room(tile), FragmentTile<D>::BYTES);
         } else {
-            while (turns.load_coherent(at) != turn) {}
+            if (turns.load_coherent(at) != turn) {
+                tell<0>(told);
+                while (turns.load_coherent(at) != turn) {}
+            }
             // What they wrote asynchronously is there for what this thread writes so.
-            ptx::fence_device();
             ptx::fence_proxy_async_global();
             ptx::bulk_add(target, memory.room(tile), FragmentTile<D>::BYTES);
         }
         ptx::bulk_commit();
+        tell<1>(told);
+        told = at;
         ptx::bulk_wait_read<0>();
         ptx::mbarrier_arrive(memory.room_empty(tile));
-        ptx::bulk_wait<0>();
-        ptx::fence_proxy_async_global();
-        ptx::fence_device();
-        ptx::atomic_add(turns.at(at), 1);
     }
 
     DEVICE void run() const
@@ -464,6 +477,7 @@ struct Mover {
         uint32_t slots = 0;
         uint32_t stages = 0;
         Ring<Layout::ROOM> room;
+        int64_t told = -1; // tile whose addition is under way
         for (int number = blockIdx.x; number < items; number += gridDim.x) {
             const HeadTile at = schedule.head_tile(number, p.cu_seqlens, KEYS_OF_BLOCK);
             const int tiles = ceil_div(head_of(p, at.image, at.head).length, QUERIES_OF_STAGE);
@@ -472,14 +486,17 @@ struct Mover {
             int tile = window.first();
             for (int i = 0; i < tiles; i++, room.next()) {
                 if (ptx::lane_id() == 0) {
-                    ptx::mbarrier_wait(memory.room_filled(room.place), room.parity);
-                    add(room.place, (first + tile) * p.heads + at.head, window.turn(tile));
+                    const uint32_t filled = memory.room_filled(room.place);
+                    if (!ptx::mbarrier_peek(filled, room.parity)) tell<0>(told);
+                    ptx::mbarrier_wait(filled, room.parity);
+                    add(room.place, (first + tile) * p.heads + at.head, window.turn(tile), told);
                 }
                 tile = tile + 1 == tiles ? 0 : tile + 1;
             }
             slots++;
             stages += tiles;
         }
+        tell<0>(told);
         Progress<Layout::SLOTS, Layout::STAGES> reached{};
         reached.slot.skip(slots);
         reached.stage.skip(stages);

@@ -209,8 +209,9 @@ struct Memory {
 // window begins at its own share of the `tiles` query tiles and goes around. A tile is added to by one window after
 // another, in a window first by the block that begins with it or, of those that begin before it, comes to it first,
 // and then by the others as they come: who waits waits for a block that has been there at an earlier step. Windows are
-// no wider than the grid, so each of their key blocks is that of another block, which has left all windows before:
-// nobody waits for ever while all blocks of the grid are resident.
+// no wider than the grid, so each of their key blocks is that of another block. In the first window that is not done all
+// blocks have come to their key blocks, or are on items before that wait for nobody: nobody waits for ever while all
+// blocks of the grid are resident.
 struct Window {
     int index;
     int blocks;

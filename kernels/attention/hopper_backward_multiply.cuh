@@ -59,11 +59,14 @@ struct Multiplier {
         return thread() / 32;
     }
 
-    // Before step `step` of a key block that both work on writes ds, or behind the last one: waits until the other one has
-    // made dq of that of the step before. Collective.
+    // Before step `step` of a key block writes ds, or behind the last one: waits until dq of that of the step before has
+    // been made, by the other warpgroup or by all warps of this one. Collective.
     DEVICE void settle(bool pair, int step) const
     {
-        if (!pair && step > 0 && !is_own(step - 1)) ptx::barrier(free_barrier(1 - group), 256);
+        if (!pair && step > 0 && !is_own(step - 1))
+            ptx::barrier(free_barrier(1 - group), 256);
+        else
+            ptx::barrier(own_barrier(group), 128);
     }
 
     // Whether this warpgroup makes dq of a step that both work on.

@@ -241,6 +241,13 @@ DEVICE int atomic_add(int* counter, int x)
     return atomicAdd(counter, x);
 }
 
+// Adds to a counter in global memory once this thread's writes are there for whoever loads it coherently.
+DEVICE void atomic_add_release(int* counter, int x)
+{
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(__cvta_generic_to_global(counter)), "r"(x)
+                 : "memory");
+}
+
 // Makes this thread's writes to global memory visible to the device before those that follow.
 DEVICE void fence_device()
 {

@@ -47,10 +47,20 @@ struct Global {
         *reinterpret_cast<Vec16*>(p + i) = x;
     }
 
-    // A value that another block of this launch may have written: not from a stale cache line.
+    // A value that another block of this launch may have written, and with it what that block wrote before it told of
+    // it by an atomic: an acquire at the scope of the device. The compiler may take a loop of weaker loads for one that
+    // ends, and leave it out. Elements of 4 bytes.
     DEVICE T load_coherent(int64_t i) const
     {
-        return __ldcg(p + i);
+        static_assert(sizeof(T) == 4, "one register");
+        uint32_t bits;
+        asm volatile("ld.acquire.gpu.global.b32 %0, [%1];"
+                     : "=r"(bits)
+                     : "l"(__cvta_generic_to_global(p + i))
+                     : "memory");
+        T x;
+        memcpy(&x, &bits, 4);
+        return x;
     }
 
     // Address of element `i`, for asynchronous copies.

@@ -180,6 +180,11 @@ inline int atomic_add(int* counter, int x, Site site = Site::here())
     return emulator::add_to_global(counter, x, site);
 }
 
+inline void atomic_add_release(int* counter, int x, Site site = Site::here())
+{
+    atomic_add(counter, x, site);
+}
+
 // Memory is sequentially consistent here, and kernels follow one another: nothing to do.
 inline void fence_device() {}
 inline void dependency_wait() {}

@@ -38,6 +38,13 @@ pub struct Instructions {
     pub fences: u32,
     /// Fences since the last matrix instruction.
     pub trailing: u32,
+    /// Exponentials between a wait for all but one group of matrix instructions and the wait for that one: computed
+    /// beside it.
+    pub beside: u32,
+    /// Whether the code is between such waits.
+    pub waiting: bool,
+    /// Loads that see what other blocks have written, of whoever polls.
+    pub polls: u32,
 }
 
 /// The dumps of one fatbin.
@@ -153,7 +160,15 @@ fn instructions(text: &str) -> BTreeMap<Place, Instructions> {
                     (found.matrix, found.trailing) = (found.matrix + 1, 0);
                 }
                 "LDL" | "STL" => found.local += 1,
-                "WARPGROUP" => found.meetings[usize::from(operation.contains("DEPBAR"))] += 1,
+                "WARPGROUP" => {
+                    let waits = operation.contains("DEPBAR");
+                    found.meetings[usize::from(waits)] += 1;
+                    if waits {
+                        found.waiting = rest.contains("0x1 ");
+                    }
+                }
+                "MUFU" => found.beside += u32::from(found.waiting && operation.contains("EX2")),
+                "LDG" => found.polls += u32::from(operation.contains("STRONG.GPU")),
                 "MEMBAR" => found.trailing += 1,
                 // `USETMAXREG.DEALLOC.CTAPOOL 0x18`, `USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0`
                 "USETMAXREG" => {
@@ -240,6 +255,10 @@ arch = sm_80
         /*0090*/                   USETMAXREG.TRY_ALLOC.CTAPOOL UP0, 0xf0 ; /* 0x000000f0000079c8 */
         /*00a0*/                   WARPGROUP.ARRIVE ;                     /* 0x0000000000007992 */
         /*00b0*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;        /* 0x0000000000007992 */
+        /*00c0*/                   MUFU.EX2 R2, R3 ;                      /* 0x0000000000007992 */
+        /*00d0*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;        /* 0x0000000000007992 */
+        /*00e0*/                   MUFU.EX2 R2, R3 ;                      /* 0x0000000000007992 */
+        /*00f0*/                   LDG.E.STRONG.GPU R2, desc[UR28][R4.64] ; /* 0x0000000000007992 */
 \t\t..........
 
 
@@ -248,13 +267,16 @@ arch = sm_80
 ";
     let place = ("gemm_bf16".to_owned(), "sm_80".to_owned());
     let found = Instructions {
-        bytes: 0xc0,
+        bytes: 0x100,
         matrix: 2,
         local: 2,
         roles: [24, 240],
-        meetings: [1, 1],
+        meetings: [1, 2],
         fences: 1,
         trailing: 1,
+        beside: 1,
+        waiting: false,
+        polls: 1,
     };
     let expected = BTreeMap::from([(place, found)]);
     assert_eq!(instructions(text), expected);

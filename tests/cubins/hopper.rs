@@ -125,6 +125,8 @@ fn the_attention_for_hopper_keeps_its_roles() {
         // with the values of the keys before.
         assert_eq!(code.meetings, [18, 23], "{}: matrix instructions wait for one another", place.0);
         assert_eq!((code.fences, code.local), (0, 0), "{}", place.0);
+        // Of 64 keys in the loop, and of the last 16 to 64; two more to shrink what was added up before.
+        assert_eq!(code.beside, 34 + 10 + 18 + 26 + 34, "{}: exponentials wait for values", place.0);
         // Scores ten times, values of 64 keys five times, of 16 to 64 twice; all and some of 16 keys by mma.
         let chunks = instance.width as u32 / 8;
         let steps = chunks.div_ceil(2);
@@ -164,6 +166,8 @@ fn attention_backward_for_hopper_keeps_its_roles() {
         assert_eq!((code.roles, 3 * registers), ([88, 208], 88 + 2 * 208), "{name} {arch}");
         assert_eq!(code.local, 0, "{name} {arch}: spills");
         assert!(code.matrix > 0, "{name} {arch}");
+        // Whether its turn has come, and again while it has not.
+        assert_eq!(code.polls, 2, "{name} {arch}: nobody waits for a turn");
     }
     assert!(!dump.instructions.is_empty());
 }
