@@ -183,6 +183,8 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             head_dim: call.head_dim as i32,
             scale: call.scale as f32,
             turns: i32::from(plan.turns),
+            pairs: 0,
+            unused: 0,
         };
         // SAFETY: as the caller promises.
         unsafe { raw::forward(kernels, RawStream(stream), &plan, &params, longest) }.map(|()| 0)

@@ -40,6 +40,12 @@ struct CoreRows : MmaRows<CoreRows<D, ROWS>, D> {
         return base + chunk * PITCH + row * 16;
     }
 
+    // The rows from `row` on, a multiple of 8.
+    DEVICE CoreRows from(uint32_t row) const
+    {
+        return CoreRows(address(row, 0));
+    }
+
     // As MmaRows wants it.
     DEVICE uint32_t address(uint32_t row, uint32_t inner, uint32_t step, uint32_t odd) const
     {

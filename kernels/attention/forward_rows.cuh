@@ -25,6 +25,8 @@ struct AttentionForward {
     int32_t head_dim;
     float scale;
     int32_t turns; // not 0: Hopper's warpgroups take turns at the tensor cores where an image is long
+    int32_t pairs; // not 0: Hopper's blocks are clusters of two, which share keys and values where an image is long
+    int32_t unused;
 };
 
 namespace attention_forward {

@@ -1,4 +1,8 @@
 // The warpgroup of Hopper's forward kernel of attention that copies keys and values, and normalises keys.
+//
+// Of a stage that a pair shares, each block copies half of the rows, and once they have come sends them to the same
+// place in the other block. It needs no leave to: what both share is given back to both, so that it is free there when
+// it is free here.
 #pragma once
 
 #include "hopper_stages.cuh"
@@ -28,7 +32,7 @@ struct HopperCopies {
         int begun = 0;
         int completed = 0;
         int token = 0; // of the first key
-        int keys = 0;  // that are to be normalised, from the token on
+        int keys = 0;  // that are to be normalised, from the token on; or minus the rows of which the peer gets half
         int head = 0;
 
         DEVICE int count() const
@@ -95,14 +99,17 @@ struct HopperCopies {
         const bool normed = p.norm.kind != NORM_NONE;
         const bool from_norm = normed && item.is_long();
         const int64_t k_stride = from_norm ? p.heads * p.head_dim : p.k_stride;
-        const bf16* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key);
+        const bool shared = p.pairs != 0 && item.is_long();
+        const int first = shared ? int(ptx::cluster_rank()) * (rows / 2) : 0;
+        const int count = shared ? rows / 2 : rows;
+        const bf16* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key + first);
         ptx::mbarrier_wait(stages.empty + 8 * to.stage, to.parity ^ 1);
-        own.copy(stages.keys_of(to.stage), k, k_stride, rows, keys, p.head_dim);
-        const bf16* v = rows_of(p.v, p.v_stride, p, head, key);
-        own.copy(stages.values_of(to.stage), v, p.v_stride, rows, keys, p.head_dim);
+        own.copy(stages.keys_of(to.stage).from(first), k, k_stride, count, keys - first, p.head_dim);
+        const bf16* v = rows_of(p.v, p.v_stride, p, head, key + first);
+        own.copy(stages.values_of(to.stage).from(first), v, p.v_stride, count, keys - first, p.head_dim);
         ptx::cp_async_commit();
         prefetch_queries(item, key);
-        under_way.push(int(head.start) + key, normed && !from_norm ? keys : 0, head.head);
+        under_way.push(int(head.start) + key, shared ? -rows : normed && !from_norm ? keys : 0, head.head);
     }
 
     // Brings 64 queries of an item from row `row` of it on to the cache, 64 bytes a thread.
@@ -123,7 +130,7 @@ struct HopperCopies {
     DEVICE void complete_stage(const Ring& at, UnderWay& under_way) const
     {
         const int lane = under_way.completed % 32;
-        const int keys = ptx::shuffle(uint32_t(under_way.keys), lane);
+        const int keys = int(ptx::shuffle(uint32_t(under_way.keys), lane));
         if (keys > 0) {
             const Head head{int(ptx::shuffle(uint32_t(under_way.token), lane)), keys,
                             int(ptx::shuffle(uint32_t(under_way.head), lane))};
@@ -138,7 +145,38 @@ struct HopperCopies {
         }
         under_way.completed++;
         ptx::fence_proxy_async();
-        ptx::mbarrier_arrive(stages.full + 8 * at.stage);
+        if (p.pairs != 0 && thread() < 2) {
+            const uint32_t rank = keys < 0 ? uint32_t(thread()) : ptx::cluster_rank();
+            stages.owners().store(2 * at.stage + thread(), ptx::peer_address(stages.empty + 8 * at.stage, rank));
+        }
+        if (keys < 0)
+            exchange(at, -keys);
+        else
+            ptx::mbarrier_arrive(stages.full + 8 * at.stage);
+    }
+
+    // Sends the half of a stage of `rows` rows that this block has copied, and hands the stage over with what the peer
+    // sends.
+    DEVICE void exchange(const Ring& at, int rows) const
+    {
+        // Planes of keys, and those of values behind.
+        constexpr int PLANES = 2 * Tile::CHUNKS;
+        static_assert(PLANES <= THREADS, "");
+        const uint32_t full = stages.full + 8 * at.stage;
+        const uint32_t half = rows / 2 * Tile::ROW_BYTES;
+        ptx::barrier(1 + 2 * CONSUMERS, THREADS);
+        // Each warp has a share of them, for lanes begin copies one after the other.
+        const int plane = thread() % 32 * 4 + thread() / 32;
+        if (plane < PLANES) {
+            const uint32_t rank = ptx::cluster_rank();
+            const uint32_t from = stages.keys_of(at.stage).address(rank * (rows / 2), plane);
+            ptx::peer_copy(ptx::peer_address(from, rank ^ 1), from, half, ptx::peer_address(full, rank ^ 1));
+        }
+        // What the peer sends may have come before: the phase does not end without this block.
+        if (thread() == 0)
+            ptx::mbarrier_arrive_expect(full, PLANES * half);
+        else
+            ptx::mbarrier_arrive(full);
     }
 
     static DEVICE void wait_for_copies(int pending)

@@ -9,7 +9,8 @@
 
 namespace attention_forward {
 
-// Queries of a head, as many as the image has or a tile takes, and all keys.
+// Queries of a head, as many as the image has or a tile takes, and all keys. In pairs the last tile of an image may lie
+// behind its end.
 template <int TILE_ROWS>
 struct HopperItem {
     Head head;
@@ -28,11 +29,15 @@ struct HopperItem {
     DEVICE int rows() const
     {
         const int rest = head.length - first();
-        return is_long() && rest > TILE_ROWS ? TILE_ROWS : rest;
+        if (is_long() && rest > TILE_ROWS) return TILE_ROWS;
+        return rest > 0 ? rest : 0;
     }
 };
 
 // The items of a block, one after another. Each lane looks up one of the next 32, so that nobody waits for it often.
+//
+// In pairs a long item of the list has twice the rows, of which each block of a cluster takes a tile. Items are dealt
+// as if the list had both tiles, one after the other, so that short ones go on where the long ones end.
 template <int TILE_ROWS>
 struct HopperItems {
     int given = 0;
@@ -54,14 +59,15 @@ struct HopperItems {
     DEVICE void look_up(const AttentionForward& p, int number)
     {
         const Schedule schedule{p.schedule, p.slots, p.heads};
-        const int long_items = schedule.long_items();
+        const int pairs = p.pairs != 0;
+        const int long_items = schedule.long_items() << pairs;
         int image = 0;
         start = length = head = tile = 0;
         if (number < long_items) {
-            const HeadTile item = schedule.head_tile(number, p.cu_seqlens, TILE_ROWS);
+            const HeadTile item = schedule.head_tile(number >> pairs, p.cu_seqlens, TILE_ROWS << pairs);
             image = item.image;
             head = item.head;
-            tile = item.tile * TILE_ROWS;
+            tile = ((item.tile << pairs) + (number & pairs)) * TILE_ROWS;
         } else if (number - long_items < schedule.short_items()) {
             const ShortItem item = schedule.short_item(number - long_items);
             image = item.image;
@@ -91,13 +97,13 @@ struct HopperStages {
     static constexpr uint32_t STAGE_BYTES = 2 * Tile::BYTES;
     // What a block is launched with, as in sm90_gemm.cu.
     static constexpr uint32_t SHARED_BYTES = 231424;
-    static constexpr uint32_t MBARRIER_BYTES = 256;
+    static constexpr uint32_t MBARRIER_BYTES = 320;
     // Where the warps of a tail hand over results: 8 rows of 8 columns of three warps, or as many such as there is room
     // for; and before, the highest scores and sums of 16 rows of four warps.
     static constexpr uint32_t UNIT_BYTES = 3 * 8 * 8 * 4;
     static_assert(UNIT_BYTES >= 4 * 16 * 8, "");
     static constexpr int STAGES = (SHARED_BYTES - MBARRIER_BYTES - CONSUMERS * UNIT_BYTES) / STAGE_BYTES;
-    static_assert(16 * STAGES <= MBARRIER_BYTES, "");
+    static_assert((8 + 8 + 8) * STAGES <= MBARRIER_BYTES, "");
     static constexpr int ROOM = (SHARED_BYTES - MBARRIER_BYTES - STAGES * STAGE_BYTES) / (CONSUMERS * UNIT_BYTES);
     static constexpr int UNITS = ROOM < Tile::CHUNKS ? ROOM : Tile::CHUNKS;
     using Ring = HopperRing<STAGES>;
@@ -112,13 +118,22 @@ struct HopperStages {
         exchange = full + MBARRIER_BYTES;
     }
 
-    DEVICE void initialise() const
+    DEVICE void initialise(bool pairs) const
     {
         for (int stage = 0; stage < STAGES; stage++) {
             ptx::mbarrier_init(full + 8 * stage, THREADS);
-            // Each warp that multiplies.
-            ptx::mbarrier_init(empty + 8 * stage, 4 * CONSUMERS);
+            // Each warp that multiplies; in pairs of both blocks, or each twice.
+            ptx::mbarrier_init(empty + 8 * stage, (pairs ? 8 : 4) * CONSUMERS);
+            owners().store(2 * stage, empty + 8 * stage);
         }
+    }
+
+    // Where a stage is given back, two words each: the mbarrier of this block, and in pairs those of both or twice that
+    // of this one. Those who copy note it before they hand the stage over; those who multiply have no registers to work
+    // it out.
+    DEVICE Shared<uint32_t> owners() const
+    {
+        return Shared<uint32_t>(empty + 8 * STAGES);
     }
 
     DEVICE Tile keys_of(uint32_t stage) const

@@ -40,7 +40,7 @@ struct OwnRows {
         return i * LANES + j;
     }
 
-    // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
+    // Starts copying `rows` rows (a multiple of 8) of a head from global memory, of which the first `valid`
     // exist; the others, and columns from head_dim on, become zeros. Does not commit.
     DEVICE void copy(Tile tile, const bf16* source, int64_t stride, int rows, int valid, int head_dim) const
     {

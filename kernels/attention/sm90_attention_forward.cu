@@ -10,6 +10,10 @@
 //   long    keys were normalised beforehand (sm80_attention_prepare.cu) and pass by, a row block of queries for each
 //           warpgroup.
 //
+// Blocks may be pairs, clusters of two. The two have neighbouring tiles of a long image, or one of them none, and each
+// reads half of the keys and values for both. What they share they give back to both; short items each has for itself,
+// and begins as soon as its long ones are done.
+//
 // Row blocks of 64 queries are dealt to the warpgroups in turn, on and on over the items, so that images of one block
 // keep all of them busy. What a block computes does not depend on who does it.
 //
@@ -144,11 +148,16 @@ struct HopperQueries {
         ptx::mbarrier_wait(stages.full + 8 * stage.stage, stage.parity);
     }
 
-    // Gives a stage back: for this warp, or for all four, after a wgmma_wait of theirs.
+    // Gives a stage back: for this warp, or for all four, after a wgmma_wait of theirs. Collective.
     DEVICE void release(const Ring& stage, int warps) const
     {
-        if ((warps == 1 ? threadIdx.x % 32 : threadIdx.x % THREADS) == 0)
-            ptx::mbarrier_arrive(stages.empty + 8 * stage.stage, warps);
+        const uint32_t thread = warps == 1 ? threadIdx.x % 32 : threadIdx.x % THREADS;
+        const uint32_t owners = p.pairs != 0 ? 2 : 1;
+        uint32_t owner = 0;
+        if (thread < owners) owner = stages.owners().load(2 * stage.stage + thread);
+        // This block is told after both have looked: then it may note others.
+        ptx::warp_sync();
+        if (thread < owners) ptx::mbarrier_free_peer(owner, warps);
     }
 
     // Passes by stages that nobody here reads. They are waited for all the same: whoever did not see a phase of an
@@ -439,11 +448,15 @@ template <int D, int CONSUMERS>
 DEVICE void hopper(const AttentionForward& p)
 {
     using Stages = HopperStages<D, CONSUMERS>;
+    const bool pairs = p.pairs != 0;
     if (threadIdx.x == 0) {
-        Stages().initialise();
+        Stages().initialise(pairs);
         ptx::fence_mbarrier_init();
     }
-    ptx::barrier();
+    if (pairs)
+        ptx::cluster_barrier();
+    else
+        ptx::barrier();
     ptx::dependency_wait();
     zero_unused(p, Schedule{p.schedule, p.slots, p.heads}.rows());
     const int group = ptx::warp_id() / 4;
@@ -454,6 +467,8 @@ DEVICE void hopper(const AttentionForward& p)
         ptx::increase_registers<Stages::MULTIPLY_REGISTERS>();
         HopperQueries<D, CONSUMERS>(p, group - 1).run();
     }
+    // The peer may still send to this block, or give stages back.
+    if (pairs) ptx::cluster_barrier();
 }
 
 } // namespace attention_forward

@@ -200,11 +200,11 @@ DEVICE void mbarrier_arrive_peer(uint32_t address)
     asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
 }
 
-// The same by a thread that has only read: what it wrote need not be there for the other block, which spares the wait
-// for its writes to global memory.
-DEVICE void mbarrier_free_peer(uint32_t address)
+// `count` times, by a thread that has only read: what it wrote need not be there for the other block, which spares the
+// wait for its writes to global memory.
+DEVICE void mbarrier_free_peer(uint32_t address, uint32_t count = 1)
 {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0], %1;" ::"r"(address), "r"(count) : "memory");
 }
 
 // Expects `bytes` more bytes in this phase, then arrives once.

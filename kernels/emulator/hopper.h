@@ -135,9 +135,9 @@ inline void mbarrier_arrive_peer(uint32_t address, Site site = Site::here())
     emulator::mbarrier_arrive(address, 1, 0, true, site);
 }
 
-inline void mbarrier_free_peer(uint32_t address, Site site = Site::here())
+inline void mbarrier_free_peer(uint32_t address, uint32_t count = 1, Site site = Site::here())
 {
-    emulator::mbarrier_arrive(address, 1, 0, true, site);
+    emulator::mbarrier_arrive(address, count, 0, true, site);
 }
 
 inline void mbarrier_arrive_expect(uint32_t address, uint32_t bytes, Site site = Site::here())

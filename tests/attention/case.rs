@@ -41,6 +41,8 @@ pub struct Run {
     pub longest: Option<usize>,
     /// Which of the device's plans, the first being the one that is taken without measuring.
     pub plan: usize,
+    /// Whether Hopper's blocks are pairs, where it is not as the plan says.
+    pub pairs: Option<bool>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -111,9 +113,12 @@ impl Case {
         assert_eq!(plans[0], self.attention().plan(device.info()).unwrap());
         let mut plan = plans[run.plan];
         if let Some(short) = run.short {
-            let turns = plan.turns;
+            let ForwardPlan { turns, pairs, .. } = plan;
             plan = ForwardPlan::with_short_limit(plan.instance, short, device.info()).unwrap();
-            plan.turns = turns;
+            plan = ForwardPlan { turns, ..plan.with_pairs(pairs) };
+        }
+        if let Some(pairs) = run.pairs {
+            plan = plan.with_pairs(pairs);
         }
         plan.blocks = run.blocks.unwrap_or(plan.blocks);
         plan

@@ -83,11 +83,13 @@ impl Candidate {
     fn label(&self) -> String {
         let limits = self.plan.limits();
         let tier = if self.portable { "portable" } else { "Hopper" };
-        let turns = match self.plan {
-            Plan::Forward(plan) if plan.turns => " by turns",
-            _ => "",
+        let (turns, pairs) = match self.plan {
+            Plan::Forward(plan) => (plan.turns, plan.pairs),
+            Plan::Backward(_) => (false, false),
         };
-        format!("{tier} {} / {}{turns}", limits.short, limits.tile_rows)
+        let turns = if turns { " by turns" } else { "" };
+        let pairs = if pairs { " in pairs" } else { "" };
+        format!("{tier} {} / {}{turns}{pairs}", limits.short, limits.tile_rows)
     }
 }
 

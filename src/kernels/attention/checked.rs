@@ -199,6 +199,8 @@ impl Attention {
             head_dim: config.head_dim as i32,
             scale: config.scale as f32,
             turns: i32::from(plan.turns),
+            pairs: 0,
+            unused: 0,
         })
     }
 }

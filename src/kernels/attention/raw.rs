@@ -119,6 +119,10 @@ pub struct ForwardParams {
     pub scale: f32,
     /// Not 0: [`ForwardPlan::turns`].
     pub turns: i32,
+    /// Not 0: blocks are pairs. [`forward`] sets it, by [`ForwardPlan::pairs`] and where an image may be long.
+    pub pairs: i32,
+    /// Fills the struct.
+    pub unused: i32,
 }
 
 /// Queues the making of the work lists.
@@ -143,7 +147,8 @@ pub fn needs_k_norm(plan: &ForwardPlan, params: &ForwardParams, longest: usize) 
 
 /// Queues the forward pass: one launch for short images and the rows that belong to none, one for long
 /// images. `longest` is what the schedule was made with; it saves the second launch where such an image is
-/// short. On Hopper the one launch takes all images, after another one where [`needs_k_norm`] says so.
+/// short. On Hopper the one launch takes all images, after another one where [`needs_k_norm`] says so; its blocks are
+/// clusters of two where long images are worked on in pairs.
 ///
 /// # Errors
 /// The device refuses a launch.
@@ -159,22 +164,28 @@ pub unsafe fn forward(
 ) -> Result<()> {
     let (tokens, slots) = (params.tokens as usize, params.slots as usize);
     let heads = params.heads as usize;
-    let launch = |schedule, items: usize, shared| {
-        let blocks = items.saturating_mul(heads).clamp(1, plan.blocks.max(1) as usize);
-        let launch = Launch::new([blocks as u32, 1, 1], plan.instance.threads(), shared);
-        // SAFETY: the caller answers for addresses and stream.
-        unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, params) }
-    };
     let items = plan.limits.long_items(tokens, slots);
+    let long = items > 0 && longest > plan.limits.short;
+    let pairs = plan.pairs && long;
+    let params = ForwardParams { pairs: i32::from(pairs), ..*params };
+    let cluster = if pairs { 2 } else { 1 };
+    let launch = |schedule, items: usize, shared| {
+        let clusters = items.saturating_mul(heads).div_ceil(cluster as usize);
+        let grid = cluster * clusters.clamp(1, (plan.blocks / cluster).max(1) as usize) as u32;
+        let launch = Launch { cluster, ..Launch::new([grid, 1, 1], plan.instance.threads(), shared) };
+        // SAFETY: the caller answers for addresses and stream.
+        unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, &params) }
+    };
     if plan.instance.hopper.is_some() {
-        if needs_k_norm(plan, params, longest) {
+        if needs_k_norm(plan, &params, longest) {
             // SAFETY: the caller answers for addresses and stream.
             unsafe { prepare(kernels, stream, &params.preparation(plan), items, plan.blocks)? };
         }
-        return launch(Schedule::Short, slots.saturating_add(items).max(tokens / 8), plan.short_shared);
+        let tiles = items.saturating_mul(cluster as usize);
+        return launch(Schedule::Short, slots.saturating_add(tiles).max(tokens / 8), plan.short_shared);
     }
     launch(Schedule::Short, slots.max(tokens / 8), plan.short_shared)?;
-    if items > 0 && longest > plan.limits.short {
+    if long {
         launch(Schedule::Long, items, plan.long_shared)?;
     }
     Ok(())
