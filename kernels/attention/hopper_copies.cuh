@@ -21,6 +21,10 @@ struct HopperCopies {
     static constexpr int THREADS = Stages::THREADS;
     // Stages that are under way at a time.
     static constexpr int AHEAD = Stages::STAGES - 2 < 8 ? Stages::STAGES - 2 : 8;
+    // The same until the first one is there.
+    static constexpr int FIRST = 2;
+    // Rows that a thread normalises at a time, of the two that it has of a stage: what registers allow.
+    static constexpr int ROWS = D == 64 || D == 88 || D == 96 ? 2 : 1;
 
     const AttentionForward& p;
     Stages stages;
@@ -29,20 +33,20 @@ struct HopperCopies {
 
     // Stages that are under way, oldest first: lane i has the one that was begun as the (32 n + i)th.
     struct UnderWay {
-        int begun = 0;
-        int completed = 0;
+        uint32_t begun = 0;
+        uint32_t completed = 0;
         int token = 0; // of the first key
         int keys = 0;  // that are to be normalised, from the token on; or minus the rows of which the peer gets half
         int head = 0;
 
         DEVICE int count() const
         {
-            return begun - completed;
+            return int(begun - completed);
         }
 
         DEVICE void push(int token_, int keys_, int head_)
         {
-            if (int(ptx::lane_id()) == begun % 32) token = token_, keys = keys_, head = head_;
+            if (ptx::lane_id() == begun % 32) token = token_, keys = keys_, head = head_;
             begun++;
         }
     };
@@ -62,7 +66,9 @@ struct HopperCopies {
                 more = items.next(item, p);
             }
             const int count = under_way.count();
-            if (more && count < AHEAD && (count == 0 || is_free(to_copy))) {
+            // Those who multiply wait for the first one: it is not kept behind many others.
+            const int ahead = under_way.completed == 0 ? FIRST : AHEAD;
+            if (more && count < ahead && (count == 0 || is_free(to_copy))) {
                 copy_stage(item, key, to_copy, under_way);
                 to_copy.next();
                 key += KEYS;
@@ -77,10 +83,10 @@ struct HopperCopies {
         ptx::launch_dependents();
     }
 
-    // Of the warpgroup. Whoever asks makes what follows from it anew, there are no registers to keep it.
+    // Of the warpgroup, which is the first. Whoever asks makes what follows from it anew, there are no registers to keep it.
     static DEVICE int thread()
     {
-        return ptx::unknown(threadIdx.x) % THREADS;
+        return ptx::unknown(threadIdx.x);
     }
 
     // Whether a stage was given back. The same in all lanes of a warp. Collective.
@@ -129,7 +135,7 @@ struct HopperCopies {
     // Waits for the oldest stage that is under way, normalises its keys and hands it over. Collective.
     DEVICE void complete_stage(const Ring& at, UnderWay& under_way) const
     {
-        const int lane = under_way.completed % 32;
+        const uint32_t lane = under_way.completed % 32;
         const int keys = int(ptx::shuffle(uint32_t(under_way.keys), lane));
         if (keys > 0) {
             const Head head{int(ptx::shuffle(uint32_t(under_way.token), lane)), keys,
@@ -137,7 +143,7 @@ struct HopperCopies {
             const HeadNorm norm = key_norm(p, head);
             const OwnRows<Tile> own(thread(), THREADS);
             wait_for_copies(under_way.count() - 1);
-            own.template normalise<1>(stages.keys_of(at.stage), norm, keys, p.head_dim,
+            own.template normalise<ROWS>(stages.keys_of(at.stage), norm, keys, p.head_dim,
                                       statistics_of(p.statistics.k_mean, p, head, 0, true),
                                       statistics_of(p.statistics.k_rstd, p, head, 0, true), p.heads);
         } else {

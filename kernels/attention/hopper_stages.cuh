@@ -95,16 +95,18 @@ struct HopperStages {
     static constexpr uint32_t MULTIPLY_REGISTERS = CONSUMERS == 3 ? 136 : D <= 96 ? 176 : 192;
     static constexpr uint32_t COPY_REGISTERS = (CONSUMERS == 3 ? 512 : 504) - CONSUMERS * MULTIPLY_REGISTERS;
     static constexpr uint32_t STAGE_BYTES = 2 * Tile::BYTES;
-    // What a block is launched with, as in sm90_gemm.cu.
-    static constexpr uint32_t SHARED_BYTES = 231424;
+    // What a block is launched with: all that there is.
+    static constexpr uint32_t SHARED_BYTES = 232448;
+    static constexpr uint32_t ZERO_BYTES = Tile::ZERO_BYTES;
     static constexpr uint32_t MBARRIER_BYTES = 320;
     // Where the warps of a tail hand over results: 8 rows of 8 columns of three warps, or as many such as there is room
     // for; and before, the highest scores and sums of 16 rows of four warps.
     static constexpr uint32_t UNIT_BYTES = 3 * 8 * 8 * 4;
     static_assert(UNIT_BYTES >= 4 * 16 * 8, "");
-    static constexpr int STAGES = (SHARED_BYTES - MBARRIER_BYTES - CONSUMERS * UNIT_BYTES) / STAGE_BYTES;
+    static constexpr int STAGES = (SHARED_BYTES - ZERO_BYTES - MBARRIER_BYTES - CONSUMERS * UNIT_BYTES) / STAGE_BYTES;
     static_assert((8 + 8 + 8) * STAGES <= MBARRIER_BYTES, "");
-    static constexpr int ROOM = (SHARED_BYTES - MBARRIER_BYTES - STAGES * STAGE_BYTES) / (CONSUMERS * UNIT_BYTES);
+    static constexpr int ROOM =
+        (SHARED_BYTES - ZERO_BYTES - MBARRIER_BYTES - STAGES * STAGE_BYTES) / (CONSUMERS * UNIT_BYTES);
     static constexpr int UNITS = ROOM < Tile::CHUNKS ? ROOM : Tile::CHUNKS;
     using Ring = HopperRing<STAGES>;
 
@@ -113,9 +115,25 @@ struct HopperStages {
     DEVICE HopperStages()
     {
         ring = ptx::shared_base();
-        full = ring + STAGES * STAGE_BYTES;
+        full = zeros() + ZERO_BYTES;
         empty = full + 8 * STAGES;
         exchange = full + MBARRIER_BYTES;
+    }
+
+    // The plane of zeros of CoreRows.
+    DEVICE uint32_t zeros() const
+    {
+        return ring + STAGES * STAGE_BYTES;
+    }
+
+    // By all threads, before a barrier.
+    DEVICE void clear_zeros() const
+    {
+        if constexpr (ZERO_BYTES != 0) {
+            for (uint32_t i = threadIdx.x; i < ZERO_BYTES / 16; i += blockDim.x)
+                Shared<Vec16>(zeros()).store(i, Vec16{});
+            ptx::fence_proxy_async();
+        }
     }
 
     DEVICE void initialise(bool pairs) const

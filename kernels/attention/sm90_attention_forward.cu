@@ -28,9 +28,6 @@
 // These rows are left to mma, which takes 16 rows: each warp of the warpgroup attends to 16 keys of every stage, and
 // what the four found is put together in the end. That is so by the length of the image alone, and with it the order of
 // all sums: an image has the same bits in either list, on any grid and beside any neighbours.
-//
-// Where a head has an odd number of chunks, the upper half of the last step of depth is zeros in the queries. On the
-// side of the keys the plane behind it is read, which is the first one of the values: finite wherever results are.
 #include "hopper_copies.cuh"
 
 namespace attention_forward {
@@ -192,10 +189,10 @@ struct HopperQueries {
     template <int N>
     DEVICE void score(Scores<N>& s, const Ring& stage)
     {
-        const uint64_t matrix = stages.keys_of(stage.stage).rows_matrix(0, 0, 0);
+        const Tile keys = stages.keys_of(stage.stage);
         UNROLL
         for (int step = 0; step < Tile::STEPS; step++)
-            ptx::wgmma<N>(all<N>(s), rows.q[step][0], ptx::wgmma_advance(matrix, step * 2 * Tile::PITCH), step != 0);
+            ptx::wgmma<N>(all<N>(s), rows.q[step][0], keys.rows_matrix(0, step, stages.zeros()), step != 0);
         ptx::wgmma_commit();
     }
 
@@ -258,6 +255,7 @@ struct HopperQueries {
         }
         soften<N>(s, shrink);
         if constexpr (AFTER) {
+            ptx::compute_before_wait(rows.sum[0][0] + rows.sum[0][1], stages.exchange);
             ptx::wgmma_wait<0>(out());
             if (block.is_last) release(before, 4);
         }
@@ -331,6 +329,7 @@ struct HopperQueries {
             end_turn(block);
             ptx::wgmma_wait<1>(all<KEYS>(s));
             soften<KEYS>(s, shrink);
+            ptx::compute_before_wait(rows.sum[0][0] + rows.sum[0][1], stages.exchange);
             ptx::wgmma_wait<0>(out());
             if (block.is_last) release(before, 4);
             pack<KEYS>(a, s, shrink);
@@ -449,6 +448,7 @@ DEVICE void hopper(const AttentionForward& p)
 {
     using Stages = HopperStages<D, CONSUMERS>;
     const bool pairs = p.pairs != 0;
+    Stages().clear_zeros();
     if (threadIdx.x == 0) {
         Stages().initialise(pairs);
         ptx::fence_mbarrier_init();

@@ -213,6 +213,16 @@ DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool ac
     WGMMA_SIZES(WGMMA_FRAGMENT)
 }
 
+// Before a wait that follows: x, which is not below 0, is computed by then. The compiler, which moves waits ahead of what
+// does not need them to be over, must not leave for later what is to be computed beside the matrix instructions. `address`
+// is any in shared memory; nothing is stored.
+DEVICE void compute_before_wait(float x, uint32_t address)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p st.shared.u32 [%1], %1;\n}" ::"f"(x),
+                 "r"(address)
+                 : "memory");
+}
+
 // Closes the group of the wgmma since the last commit. Collective.
 DEVICE void wgmma_commit()
 {

@@ -282,6 +282,8 @@ inline void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool ac
     emulator::wgmma_multiply({d, a, 0, b, N, false, B_TRANSPOSED, accumulate}, site);
 }
 
+inline void compute_before_wait(float, uint32_t) {}
+
 inline void wgmma_commit(Site site = Site::here())
 {
     emulator::wgmma_commit(site);

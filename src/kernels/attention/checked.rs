@@ -114,11 +114,8 @@ impl Attention {
     /// Bytes of workspace of the forward pass with a schedule of images of up to `longest` rows: Hopper's kernel takes
     /// keys of long images normalised, where there is a norm.
     pub fn forward_workspace_bytes(&self, plan: &ForwardPlan, longest: usize) -> usize {
-        if plan.instance.hopper.is_none()
-            || self.config.norm == QkNormKind::None
-            || longest <= plan.limits.short
-            || plan.limits.long_items(self.tokens, self.slots) == 0
-        {
+        let normed = self.config.norm != QkNormKind::None;
+        if !plan.normalises_before(normed, self.tokens, self.slots, longest) {
             return 0;
         }
         self.tokens * self.config.heads * self.config.head_dim * size_of::<bf16>()

@@ -54,7 +54,7 @@ pub struct ForwardPlan {
     pub limits: Limits,
     /// Bytes of shared memory of a block of the short schedule; on Hopper, of every block.
     pub short_shared: u32,
-    /// Bytes of shared memory of a block of the long schedule.
+    /// Bytes of shared memory of a block of the long schedule, which Hopper's kernels have no launch for.
     pub long_shared: u32,
     /// Blocks that the device runs at a time: what grids are made for.
     pub blocks: u32,
@@ -81,6 +81,17 @@ impl ForwardPlan {
             .filter_map(|instance| Self::with_short_limit(instance, usize::MAX, device))
             .flat_map(|plan| [plan, Self { turns: false, ..plan }, plan.with_pairs(!plan.pairs)]);
         hopper.chain(Self::portable(head_dim, device)).collect()
+    }
+
+    /// Whether images of `tokens` rows in `slots` slots, none longer than `longest`, may be long.
+    pub fn may_be_long(&self, tokens: usize, slots: usize, longest: usize) -> bool {
+        longest > self.limits.short && self.limits.long_items(tokens, slots) > 0
+    }
+
+    /// Whether the keys of long images are normalised by a launch of their own, into workspace: where there is a norm,
+    /// `normed`, and the kernel is Hopper's.
+    pub fn normalises_before(&self, normed: bool, tokens: usize, slots: usize, longest: usize) -> bool {
+        self.instance.hopper.is_some() && normed && self.may_be_long(tokens, slots, longest)
     }
 
     /// The plan with the kernels of every GPU.
@@ -140,10 +151,12 @@ impl ForwardPlan {
 }
 
 /// Stages of the ring of Hopper's kernel, `STAGES` there: 64 keys and values each, whose planes of 8 columns are 16 bytes
-/// longer than their rows, beside mbarriers and what the tails of images need.
+/// longer than their rows, beside mbarriers, what the tails of images need, and zeros where a head is an odd number of
+/// planes.
 fn hopper_stages(width: usize, warpgroups: usize) -> usize {
     let stage = 2 * (width / 8) * (64 * 16 + 16);
-    (HOPPER_SHARED_BYTES as usize - 320 - warpgroups * 768) / stage
+    let zeros = if width.is_multiple_of(16) { 0 } else { 64 * 16 };
+    (HOPPER_SHARED_BYTES as usize - zeros - 320 - warpgroups * 768) / stage
 }
 
 /// Bytes of a key and a value.

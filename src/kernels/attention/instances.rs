@@ -48,8 +48,8 @@ pub const PREPARE_THREADS: u32 = 256;
 pub const PREPARE_BLOCKS: u32 = 2;
 /// Heads that a warp of it works on at a time.
 pub const PREPARE_HEADS: usize = 4;
-/// Shared memory of a block of Hopper's kernel, `SHARED_BYTES` there: a KiB less than there is.
-pub const HOPPER_SHARED_BYTES: u32 = 231_424;
+/// Shared memory of a block of Hopper's forward kernel, `SHARED_BYTES` there: all that there is.
+pub const HOPPER_SHARED_BYTES: u32 = 232_448;
 
 /// How an image is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -85,7 +85,7 @@ pub struct ForwardParams {
     pub k: Ptr<bf16>,
     /// Values.
     pub v: Ptr<bf16>,
-    /// Room for k̂ of long images, `[tokens, heads·head_dim]`, where [`needs_k_norm`] says so; else null.
+    /// Room for k̂ of long images, `[tokens, heads·head_dim]`, where [`ForwardPlan::normalises_before`] says so; else null.
     pub k_norm: Ptr<bf16>,
     /// Result.
     pub out: Ptr<bf16>,
@@ -138,16 +138,9 @@ pub unsafe fn schedule(kernels: &Kernels, stream: RawStream, params: &SchedulePa
     unsafe { kernels.launch(SCHEDULE, launch, stream, params) }
 }
 
-/// Whether [`forward`] with this plan normalises keys of long images beforehand, for a schedule that was made with
-/// `longest`.
-pub fn needs_k_norm(plan: &ForwardPlan, params: &ForwardParams, longest: usize) -> bool {
-    let items = plan.limits.long_items(params.tokens as usize, params.slots as usize);
-    plan.instance.hopper.is_some() && params.norm.kind != 0 && items > 0 && longest > plan.limits.short
-}
-
 /// Queues the forward pass: one launch for short images and the rows that belong to none, one for long
 /// images. `longest` is what the schedule was made with; it saves the second launch where such an image is
-/// short. On Hopper the one launch takes all images, after another one where [`needs_k_norm`] says so; its blocks are
+/// short. On Hopper the one launch takes all images, after another one where [`ForwardPlan::normalises_before`] says so; its blocks are
 /// clusters of two where long images are worked on in pairs.
 ///
 /// # Errors
@@ -165,19 +158,25 @@ pub unsafe fn forward(
     let (tokens, slots) = (params.tokens as usize, params.slots as usize);
     let heads = params.heads as usize;
     let items = plan.limits.long_items(tokens, slots);
-    let long = items > 0 && longest > plan.limits.short;
+    let long = plan.may_be_long(tokens, slots, longest);
+    let prepares = plan.normalises_before(params.norm.kind != 0, tokens, slots, longest);
     let pairs = plan.pairs && long;
     let params = ForwardParams { pairs: i32::from(pairs), ..*params };
     let cluster = if pairs { 2 } else { 1 };
     let launch = |schedule, items: usize, shared| {
         let clusters = items.saturating_mul(heads).div_ceil(cluster as usize);
         let grid = cluster * clusters.clamp(1, (plan.blocks / cluster).max(1) as usize) as u32;
-        let launch = Launch { cluster, ..Launch::new([grid, 1, 1], plan.instance.threads(), shared) };
+        // It waits for what prepares long images before it reads anything.
+        let launch = Launch {
+            cluster,
+            dependent: prepares,
+            ..Launch::new([grid, 1, 1], plan.instance.threads(), shared)
+        };
         // SAFETY: the caller answers for addresses and stream.
         unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, &params) }
     };
     if plan.instance.hopper.is_some() {
-        if needs_k_norm(plan, &params, longest) {
+        if prepares {
             // SAFETY: the caller answers for addresses and stream.
             unsafe { prepare(kernels, stream, &params.preparation(plan), items, plan.blocks)? };
         }
