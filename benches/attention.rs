@@ -2,18 +2,14 @@
 //! Throughput counts the matrix products: 4 S² Dh forward and 10 S² Dh backward (scores, dP, dV, dQ,
 //! dK) per image and head.
 
-use std::fs::File;
 use std::hint::black_box;
-use std::path::Path;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
 use trencadis::recipe::QkNormKind;
-use trencadis::{Error, Result};
 
 mod common;
 use common::attention::tune::Tuning;
-use common::gpu::Gpu;
 use common::{TOKENS, ragged, random};
 
 const HEAD_DIM: usize = 64;
@@ -64,25 +60,11 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-/// What `tools/measure-attention` asks for: `--tune FOLDER` measures every plan, and writes `attention-plans.csv` and
-/// `attention-plans.md` into the folder.
-fn tune(folder: &Path) -> Result<()> {
-    let told = |file: &Path, cause| Error::failure(format!("{} cannot be written: {cause}", file.display()));
-    let gpu = Gpu::open()?;
-    std::fs::create_dir_all(folder).map_err(|cause| told(folder, cause))?;
-    let (csv, page) = (folder.join("attention-plans.csv"), folder.join("attention-plans.md"));
-    let mut table = File::create(&csv).map_err(|cause| told(&csv, cause))?;
-    let text = common::attention::tune::run(&gpu, &Tuning::of_vits(), &mut table)?;
-    print!("{text}");
-    std::fs::write(&page, text).map_err(|cause| told(&page, cause))
-}
-
 fn main() {
-    let mut args = std::env::args_os().skip_while(|arg| arg != "--tune").skip(1);
-    if let Some(folder) = args.next() {
-        if let Err(error) = tune(Path::new(&folder)) {
-            common::gpu::fail("attention", &error);
-        }
+    // What `tools/measure-attention` asks for.
+    if common::gpu::tune::asked("attention", "attention-plans", |gpu, out| {
+        common::attention::tune::run(gpu, &Tuning::of_vits(), out)
+    }) {
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();

@@ -1,17 +1,13 @@
 //! Linear layers and GELU: of the CPU device over the shapes of ViT-Ti, -S and -B, on a GPU to ViT-22B.
 
-use std::fs::File;
 use std::hint::black_box;
-use std::path::Path;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use trencadis::cpu::gemm;
 use trencadis::recipe::GeluKind;
-use trencadis::{Error, Result};
 
 mod common;
 use common::gemm::tune::Tuning;
-use common::gpu::Gpu;
 use common::{TOKENS, WIDTHS, random};
 
 fn linear(c: &mut Criterion) {
@@ -70,25 +66,11 @@ fn elementwise(c: &mut Criterion) {
     }
 }
 
-/// What `tools/tune-gemm` asks for: `--tune FOLDER` measures every tile of Hopper's, and writes `gemm-tiles.csv` and
-/// `gemm-tiles.md` into the folder.
-fn tune(folder: &Path) -> Result<()> {
-    let told = |file: &Path, cause| Error::failure(format!("{} cannot be written: {cause}", file.display()));
-    let gpu = Gpu::open()?;
-    std::fs::create_dir_all(folder).map_err(|cause| told(folder, cause))?;
-    let (csv, page) = (folder.join("gemm-tiles.csv"), folder.join("gemm-tiles.md"));
-    let mut table = File::create(&csv).map_err(|cause| told(&csv, cause))?;
-    let text = common::gemm::tune::run(&gpu, &Tuning::of_vits(), &mut table)?;
-    print!("{text}");
-    std::fs::write(&page, text).map_err(|cause| told(&page, cause))
-}
-
 fn main() {
-    let mut args = std::env::args_os().skip_while(|arg| arg != "--tune").skip(1);
-    if let Some(folder) = args.next() {
-        if let Err(error) = tune(Path::new(&folder)) {
-            common::gpu::fail("gemm", &error);
-        }
+    // What `tools/tune-gemm` asks for.
+    if common::gpu::tune::asked("gemm", "gemm-tiles", |gpu, out| {
+        common::gemm::tune::run(gpu, &Tuning::of_vits(), out)
+    }) {
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();

@@ -13,9 +13,6 @@ use crate::common::shapes::Images;
 pub const HEADER: &str = "kernel,shape,plan,short,half,quarter,tile_rows,microseconds,tflop_per_s,chosen,portable,\
                           samples,device,driver,sm_mhz,memory_mhz,watts,celsius";
 
-/// Seconds of a sample.
-const SAMPLE: f64 = 3e-3;
-
 /// Tokens of a batch.
 const TOKENS: usize = 32_768;
 
@@ -157,31 +154,6 @@ pub fn far(got: &Group, want: &Group) -> Option<String> {
     })
 }
 
-/// Seconds of each plan, sample by sample in turn, so that all meet the same clocks.
-fn time(gpu: &Gpu, operands: &Operands, plans: &[Ready], samples: usize) -> Result<Vec<f64>> {
-    let launch = |ready: &Ready, count: usize| {
-        (0..count).try_for_each(|i| operands.launch(&gpu.stream, i % operands.sets, ready))
-    };
-    let mut counts = Vec::new();
-    for ready in plans {
-        launch(ready, 1)?;
-        let once = gpu.seconds(&|| launch(ready, operands.sets))? / operands.sets as f64;
-        let most = if gpu.is_real() { 200 } else { 1 };
-        counts.push(((SAMPLE / once).ceil() as usize).clamp(1, most));
-    }
-    let mut taken = vec![Vec::new(); plans.len()];
-    for _ in 0..samples {
-        for ((ready, &count), taken) in plans.iter().zip(&counts).zip(&mut taken) {
-            taken.push(gpu.seconds(&|| launch(ready, count))? / count as f64);
-        }
-    }
-    let median = |mut taken: Vec<f64>| {
-        taken.sort_by(f64::total_cmp);
-        taken[taken.len() / 2]
-    };
-    Ok(taken.into_iter().map(median).collect())
-}
-
 /// Checks, then measures; writes the lines of the table to `out` as they come, and returns a page.
 ///
 /// # Errors
@@ -217,7 +189,8 @@ pub fn run(gpu: &Gpu, tuning: &Tuning, out: &mut dyn Write) -> Result<String> {
                 .map(|candidate| operands.ready(gpu, candidate.plan))
                 .collect::<Result<Vec<_>>>()?;
             gpu.clocks.restart();
-            let seconds = time(gpu, &operands, &plans, tuning.samples)?;
+            let launch = |plan: usize, set: usize| operands.launch(&gpu.stream, set, &plans[plan]);
+            let seconds = gpu.medians(plans.len(), sets, tuning.samples, &launch)?;
             // Whatever was timed before, the backward pass is to read results of every set.
             (0..sets).try_for_each(|set| operands.launch(&gpu.stream, set, &plans[0]))?;
             let operations = pass.operations(images, heads * head_dim);

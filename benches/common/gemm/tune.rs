@@ -15,9 +15,6 @@ use crate::common::gpu::{Gpu, table};
 pub const HEADER: &str = "kernel,shape,tile,splits,clusters,group,microseconds,tflop_per_s,chosen,samples,device,driver,\
                           sm_mhz,memory_mhz,watts,celsius";
 
-/// Seconds of a sample.
-const SAMPLE: f64 = 3e-3;
-
 /// What is measured.
 pub struct Tuning {
     /// Products whose results are compared with those of the portable kernels first.
@@ -135,32 +132,6 @@ fn check(gpu: &Gpu, shape: Shape, fused: Fused, runs: usize) -> Result<()> {
     Ok(())
 }
 
-/// Seconds of each plan, sample by sample in turn, so that all meet the same clocks.
-fn time(gpu: &Gpu, operands: &Operands, plans: &[Plan], samples: usize) -> Result<Vec<f64>> {
-    let workspace = operands.workspace(gpu, plans)?;
-    let launch = |plan: &Plan, count: usize| {
-        (0..count).try_for_each(|i| operands.launch(&gpu.stream, i % operands.sets, plan, &workspace))
-    };
-    let mut counts = Vec::new();
-    for plan in plans {
-        launch(plan, 1)?;
-        let once = gpu.seconds(&|| launch(plan, operands.sets))? / operands.sets as f64;
-        let most = if gpu.is_real() { 200 } else { 1 };
-        counts.push(((SAMPLE / once).ceil() as usize).clamp(1, most));
-    }
-    let mut taken = vec![Vec::new(); plans.len()];
-    for _ in 0..samples {
-        for ((plan, &count), taken) in plans.iter().zip(&counts).zip(&mut taken) {
-            taken.push(gpu.seconds(&|| launch(plan, count))? / count as f64);
-        }
-    }
-    let median = |mut taken: Vec<f64>| {
-        taken.sort_by(f64::total_cmp);
-        taken[taken.len() / 2]
-    };
-    Ok(taken.into_iter().map(median).collect())
-}
-
 /// Checks, then measures; writes the lines of the table to `out` as they come, and returns a page.
 ///
 /// # Errors
@@ -188,7 +159,9 @@ pub fn run(gpu: &Gpu, tuning: &Tuning, out: &mut dyn Write) -> Result<String> {
         let operands = Operands::new(gpu, shape, fused)?;
         let plans = candidates(shape, &operands, info);
         gpu.clocks.restart();
-        let seconds = time(gpu, &operands, &plans, tuning.samples)?;
+        let workspace = operands.workspace(gpu, &plans)?;
+        let launch = |plan: usize, set| operands.launch(&gpu.stream, set, &plans[plan], &workspace);
+        let seconds = gpu.medians(plans.len(), operands.sets, tuning.samples, &launch)?;
         let (name, size) = (operands.name(), format!("{}x{}x{}", shape.m, shape.n, shape.k));
         let rate = |seconds: f64| operands.operations() / seconds / 1e12;
         for (i, (plan, &seconds)) in plans.iter().zip(&seconds).enumerate() {

@@ -3,6 +3,7 @@
 
 pub mod clocks;
 pub mod table;
+pub mod tune;
 
 use std::cell::{OnceCell, RefCell};
 use std::time::Duration;
