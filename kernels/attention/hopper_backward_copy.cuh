@@ -64,8 +64,8 @@ struct alignas(16) Unit {
 // How far a warp has come.
 template <int SLOTS, int STAGES>
 struct alignas(16) Progress {
-    Ring<SLOTS> slot;
-    Ring<STAGES> stage;
+    HopperRing<SLOTS> slot;
+    HopperRing<STAGES> stage;
     int step;    // of the item
     int turn;    // of the two units that are noted
     int pending; // whether the unit before is to be finished
@@ -331,7 +331,7 @@ struct Copier {
         const int row = keys ? key_of(item, at.step) : pair ? 0 : tile * QUERIES_OF_STAGE;
         const int most = keys ? KEYS_OF_BLOCK : QUERIES_OF_STAGE;
         const int left = item.length - row;
-        note(unit(at.turn), Unit{keys, keys ? at.slot.place : at.stage.place, item.start + row,
+        note(unit(at.turn), Unit{keys, keys ? at.slot.stage : at.stage.stage, item.start + row,
                                  left < most ? left : most, item.head + (pair && !keys ? at.step - 1 : 0),
                                  item.heads, {}});
         return at.step != uniform(units);
@@ -348,7 +348,7 @@ struct Copier {
         if (thread() != 0) return;
         const Item item = now().load(0);
         const int key = key_of(item, at.step);
-        memory.block(at.slot.place)
+        memory.block(at.slot.stage)
             .store(0, KeyBlock{item.kind, item.start, item.length, item.head, item.heads, key, item.first, 0});
     }
 
@@ -396,7 +396,7 @@ struct Copier {
             const State at = state().load(0);
             const bool more = note_unit(at);
             const bool keys = uniform(unit(at.turn).load(0).keys);
-            const uint32_t empty = keys ? memory.slot_empty(at.slot.place) : memory.stage_empty(at.stage.place);
+            const uint32_t empty = keys ? memory.slot_empty(at.slot.stage) : memory.stage_empty(at.stage.stage);
             const uint32_t parity = (keys ? at.slot.parity : at.stage.parity) ^ 1;
             bool pending = uniform(at.pending);
             // Until it is empty there is time to finish the one before, and others may wait for that.
@@ -476,7 +476,7 @@ struct Mover {
         const int items = schedule.long_items();
         uint32_t slots = 0;
         uint32_t stages = 0;
-        Ring<Layout::ROOM> room;
+        HopperRing<Layout::ROOM> room;
         int64_t told = -1; // tile whose addition is under way
         for (int number = blockIdx.x; number < items; number += gridDim.x) {
             const HeadTile at = schedule.head_tile(number, p.cu_seqlens, KEYS_OF_BLOCK);
@@ -486,10 +486,10 @@ struct Mover {
             int tile = window.first();
             for (int i = 0; i < tiles; i++, room.next()) {
                 if (ptx::lane_id() == 0) {
-                    const uint32_t filled = memory.room_filled(room.place);
+                    const uint32_t filled = memory.room_filled(room.stage);
                     if (!ptx::mbarrier_peek(filled, room.parity)) tell<0>(told);
                     ptx::mbarrier_wait(filled, room.parity);
-                    add(room.place, (first + tile) * p.heads + at.head, window.turn(tile), told);
+                    add(room.stage, (first + tile) * p.heads + at.head, window.turn(tile), told);
                 }
                 tile = tile + 1 == tiles ? 0 : tile + 1;
             }

@@ -1,6 +1,7 @@
 // Shared memory of a block of Hopper's backward pass of attention, and what its roles tell each other there.
 #pragma once
 
+#include "../common/ring.cuh"
 #include "core_rows.cuh"
 #include "hopper_backward.cuh"
 #include "own_rows.cuh"
@@ -27,28 +28,6 @@ struct alignas(16) KeyBlock {
     int key;    // first key
     int first;  // query tile that a long image begins with
     int unused;
-};
-
-// Places in a ring, and the parity of the phase of their mbarriers.
-template <int PLACES>
-struct Ring {
-    uint32_t place = 0;
-    uint32_t parity = 0;
-
-    DEVICE void next()
-    {
-        if (++place == PLACES) {
-            place = 0;
-            parity ^= 1;
-        }
-    }
-
-    DEVICE void skip(uint32_t count)
-    {
-        const uint32_t to = place + count;
-        parity ^= to / PLACES % 2;
-        place = to % PLACES;
-    }
 };
 
 // Slots for blocks of keys and their values, stages for queries and their dout, one tile of ds, room for tiles of dq

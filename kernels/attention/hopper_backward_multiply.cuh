@@ -327,7 +327,7 @@ struct Multiplier {
     }
 
     // One stage of a key block.
-    DEVICE void step(Work& w, uint32_t slot, uint32_t stage, const Ring<Layout::ROOM>& room, int step)
+    DEVICE void step(Work& w, uint32_t slot, uint32_t stage, const HopperRing<Layout::ROOM>& room, int step)
     {
         remember(w, slot);
         if (w.own_keys > 0)
@@ -340,7 +340,7 @@ struct Multiplier {
         if (w.last) release(memory.stage_empty(stage));
         if (!mine) return;
         const bool is_long = w.kind == LONG;
-        const uint32_t place = is_long ? room.place : uint32_t(step);
+        const uint32_t place = is_long ? room.stage : uint32_t(step);
         if (is_long) ptx::mbarrier_wait(memory.room_empty(place), room.parity ^ 1);
         make_dq(slot, w.pair() ? KEYS_OF_GROUP * int(group) : 0, w.keys, place, w.kind == WHOLE && w.key > 0);
         remember(w, slot);
@@ -357,10 +357,10 @@ struct Multiplier {
     }
 
     // Waits until nothing of a long image is left in room on its way to global memory.
-    DEVICE void wait_for_room(const Ring<Layout::ROOM>& room) const
+    DEVICE void wait_for_room(const HopperRing<Layout::ROOM>& room) const
     {
         for (uint32_t i = 0; i < Layout::ROOM; i++)
-            ptx::mbarrier_wait(memory.room_empty(i), i < room.place ? room.parity : room.parity ^ 1);
+            ptx::mbarrier_wait(memory.room_empty(i), i < room.stage ? room.parity : room.parity ^ 1);
     }
 
     static DEVICE int tile_of(const Work& w, int step)
@@ -371,32 +371,32 @@ struct Multiplier {
 
     DEVICE void run()
     {
-        Ring<Layout::SLOTS> slot;
-        Ring<Layout::STAGES> stage;
-        Ring<Layout::ROOM> room;
+        HopperRing<Layout::SLOTS> slot;
+        HopperRing<Layout::STAGES> stage;
+        HopperRing<Layout::ROOM> room;
         for (;; slot.next()) {
-            ptx::mbarrier_wait(memory.slot_filled(slot.place), slot.parity);
-            Work w = work(slot.place);
+            ptx::mbarrier_wait(memory.slot_filled(slot.stage), slot.parity);
+            Work w = work(slot.stage);
             if (w.kind == END) break;
             if (w.kind != LONG) wait_for_room(room);
             UNROLL
             for (int i = 0; i < D / 2; i++) dk[i] = dv[i] = 0.0f;
             int i = 0;
             for (;; i++) {
-                remember(w, slot.place);
+                remember(w, slot.stage);
                 if (i == w.tiles) break;
-                Ring<Layout::STAGES> at = stage;
+                HopperRing<Layout::STAGES> at = stage;
                 at.skip(i);
-                ptx::mbarrier_wait(memory.stage_filled(at.place), at.parity);
+                ptx::mbarrier_wait(memory.stage_filled(at.stage), at.parity);
                 if (w.pair() && i != int(group))
-                    release(memory.stage_empty(at.place));
+                    release(memory.stage_empty(at.stage));
                 else
-                    step(w, slot.place, at.place, room, i);
-                remember(w, slot.place);
+                    step(w, slot.stage, at.stage, room, i);
+                remember(w, slot.stage);
                 if (w.kind == LONG) room.next();
             }
             if (w.last) stage.skip(i);
-            release(memory.slot_empty(slot.place));
+            release(memory.slot_empty(slot.stage));
             if (w.own_keys > 0) {
                 write_values(w.head, w.own_key, w.own_keys);
                 auto four = [&](int c) {

@@ -4,6 +4,7 @@ mod backward;
 mod case;
 mod cpu;
 mod forward;
+mod gradients;
 mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
