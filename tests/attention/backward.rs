@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use trencadis::device::{Device, DeviceInfo};
+use trencadis::device::DeviceInfo;
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
@@ -210,6 +210,7 @@ fn the_same_bits_in_any_order() {
 
 #[cfg(feature = "emulator")]
 fn in_any_order(case: &Case, way: Way) {
+    use trencadis::device::Device;
     use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
 
     let mut first = None;
