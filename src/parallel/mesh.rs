@@ -79,7 +79,7 @@ impl Mesh {
 }
 
 /// Whether `parts` ranks can share every one of these counts evenly.
-pub(super) fn check_divides(parts: usize, counts: &[(&str, usize)]) -> Result<()> {
+pub(crate) fn check_divides(parts: usize, counts: &[(&str, usize)]) -> Result<()> {
     let uneven: Vec<String> = counts
         .iter()
         .filter(|(_, count)| !count.is_multiple_of(parts))

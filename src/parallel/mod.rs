@@ -27,6 +27,7 @@ pub mod mesh;
 pub mod ring;
 pub mod tcp;
 pub mod threads;
+pub mod zero;
 
 mod inbox;
 mod transport;

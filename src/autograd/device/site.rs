@@ -53,6 +53,7 @@ impl Memory {
             Extent::Tokens => Live::Tokens,
             Extent::Images => Live::Images,
             Extent::Fixed => Live::All,
+            Extent::Shard(_) => return Err(elsewhere(&info.name, "bf16")),
         };
         Ok(Matrix { buffer, rows, cols, live })
     }
