@@ -1,6 +1,10 @@
 //! Two-dimensional meshes: the data axis shares out batches and optimiser state, the tensor axis layers.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::group::Group;
+use super::transport::{Fault, Transport};
 use crate::error::{Error, Result};
 
 /// Ranks in rows of `tensor`: rank = data index · `tensor` + tensor index, so that the ranks that exchange the
@@ -100,6 +104,8 @@ pub(crate) fn check_divides(parts: usize, counts: &[(&str, usize)]) -> Result<()
 pub struct MeshGroups {
     /// The mesh.
     pub mesh: Mesh,
+    /// All ranks.
+    pub world: Group,
     /// Ranks with the same part of the layers.
     pub data: Group,
     /// Ranks with the same batch.
@@ -120,10 +126,64 @@ impl MeshGroups {
                 world.size()
             )));
         }
+        let all: Vec<usize> = (0..world.size()).collect();
         Ok(Self {
             mesh,
+            world: world.subgroup("mesh", &all)?,
             data: world.subgroup("data", &mesh.data_ranks(world.rank()))?,
             tensor: world.subgroup("tensor", &mesh.tensor_ranks(world.rank()))?,
         })
+    }
+    /// The groups of one rank that has no others, and needs no threads.
+    pub fn alone() -> Self {
+        let group = || Group::world(Arc::new(Alone));
+        Self { mesh: Mesh { data: 1, tensor: 1 }, world: group(), data: group(), tensor: group() }
+    }
+}
+
+/// Carries nothing: there is nobody to post to.
+struct Alone;
+
+impl Transport for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::MAX
+    }
+
+    fn post(&self, to: usize, _: u64, _: &[u8]) -> Result<()> {
+        Err(Error::failure(format!("there is no rank {to} that could be sent anything")))
+    }
+
+    fn receive(&self, from: usize, _: u64) -> Result<Vec<u8>> {
+        Err(Error::failure(format!("there is no rank {from} that could send anything")))
+    }
+
+    fn fail(&self, _: &Fault) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_alone_computes_by_itself() {
+        let ranks = MeshGroups::alone();
+        assert_eq!((ranks.mesh, ranks.world.size()), (Mesh::new(1, 1).unwrap(), 1));
+        let (mut sum, mut all) = ([1.5, 2.5], [0; 2]);
+        for group in [&ranks.world, &ranks.data, &ranks.tensor] {
+            group.all_reduce(&mut sum).unwrap();
+            group.all_gather(&mut all, &[3, 4]).unwrap();
+            group.barrier().unwrap();
+        }
+        assert_eq!((sum, all), ([1.5, 2.5], [3, 4]));
+        let refused = ranks.world.agree(Err(Error::usage("no"))).unwrap_err();
+        assert_eq!(refused.to_string(), "no");
     }
 }
