@@ -55,13 +55,15 @@ pub trait ParamStore<R> {
     fn after(&mut self, at: usize) -> Result<()>;
 }
 
-/// All parameters and gradients of one rank.
-struct Whole<'a, R> {
-    params: &'a [Vec<R>],
-    grads: &'a mut [Vec<R>],
+/// All parameters, and gradients that are added to; none for a forward pass.
+pub struct WholeStore<'a, R> {
+    /// In the order of [`Graph::params`].
+    pub params: &'a [Vec<R>],
+    /// The same.
+    pub grads: &'a mut [Vec<R>],
 }
 
-impl<R> ParamStore<R> for Whole<'_, R> {
+impl<R> ParamStore<R> for WholeStore<'_, R> {
     fn before(&mut self, _: usize) -> Result<()> {
         Ok(())
     }
@@ -122,7 +124,7 @@ impl<R: Precision> CpuExecutor<R> {
         batch: &PackedBatch,
         step: &StepState,
     ) {
-        let rank = Rank { store: &mut Whole { params, grads }, tensor: None };
+        let rank = Rank { store: &mut WholeStore { params, grads }, tensor: None };
         self.run_rank(graph, plan, rank, feeds, batch, step).expect("one rank waits for nobody");
     }
 

@@ -18,7 +18,6 @@
 //! # Ok::<(), trencadis::Error>(())
 //! ```
 
-pub mod block;
 pub mod collectives;
 pub mod group;
 pub mod launch;
@@ -32,7 +31,6 @@ pub mod zero;
 mod inbox;
 mod transport;
 
-pub use block::ShardedBlock;
 pub use group::{Event, Group, Logged};
 pub use linear::{Grads, Layout, Operand, ShardedLinear};
 pub use mesh::{Mesh, MeshGroups};

@@ -1,6 +1,7 @@
 //! What a run starts from: fresh or given weights, or its own last checkpoint.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::checkpoint::{self, Header, Progress as Progressed};
 use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, Engine, TrainState, check_fits};
@@ -15,6 +16,7 @@ use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::init::initialise;
+use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 use crate::weights::{Policy, assign, foreign};
 
@@ -113,7 +115,10 @@ fn engine(
     let slots = packing::slots(recipe);
     let Some(device) = &target.device else {
         let plan = RunPlan::of(recipe, &step, slots, None);
-        return Ok((Box::new(CpuEngine::new(recipe, step, slots, state)?), plan));
+        return Ok((
+            Box::new(CpuEngine::new(recipe, step, slots, state, Rc::new(MeshGroups::alone()))?),
+            plan,
+        ));
     };
     let memory = check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots)?;
     let plan = RunPlan::of(recipe, &step, slots, Some(memory));

@@ -8,6 +8,7 @@ mod cpu;
 mod device;
 mod device_optimizer;
 mod memory;
+mod slices;
 
 use std::borrow::Cow;
 
@@ -21,7 +22,7 @@ use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::eval::model::Forward;
 
-/// Runs training steps.
+/// Runs training steps. On several ranks all of them make the same calls, each with batches of its own.
 pub trait Engine {
     /// The parameters in order.
     fn params(&self) -> &[ParamSpec];
@@ -49,13 +50,13 @@ pub trait Engine {
     /// Whether a step has run that can be collected without waiting.
     fn is_ready(&self) -> bool;
 
-    /// Waits for the oldest queued step and tells what it did.
+    /// Waits for the oldest queued step and tells what it did, on all ranks together.
     ///
     /// # Errors
     /// No step is queued; a failed device; a label that is no class.
     fn collect(&mut self) -> Result<StepOutcome>;
 
-    /// Everything that a checkpoint holds, after all queued steps.
+    /// Everything that a checkpoint holds, after all queued steps: whole on rank 0, nothing on others.
     ///
     /// # Errors
     /// A failed device.
@@ -109,9 +110,4 @@ impl TrainState<'_> {
             optimizer_step: self.optimizer_step,
         }
     }
-}
-
-/// What a sum over the images of a step is divided by: the sum of their weights.
-fn loss_weight(batches: &[PackedBatch]) -> f64 {
-    batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum::<f64>().max(1.0)
 }
