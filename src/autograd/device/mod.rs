@@ -14,6 +14,7 @@
 pub mod batch;
 pub mod layout;
 pub mod params;
+pub mod pieces;
 
 mod exec;
 mod fuse;
@@ -24,4 +25,5 @@ pub use exec::DeviceExecutor;
 pub use fuse::fused;
 pub use layout::{ArenaPlan, Element};
 pub use params::{DeviceParams, ParamLayout};
+pub use pieces::{PieceLayout, PieceParams, Segment};
 pub use site::{Launch, Live, LiveRows, Matrix, Site, Step};
