@@ -20,6 +20,7 @@
 
 pub mod block;
 pub mod collectives;
+pub mod device;
 pub mod group;
 pub mod launch;
 pub mod linear;
@@ -32,6 +33,7 @@ mod inbox;
 mod transport;
 
 pub use block::ShardedBlock;
+pub use device::DeviceGroup;
 pub use group::{Event, Group, Logged};
 pub use linear::{Grads, Layout, Operand, ShardedLinear};
 pub use mesh::{Mesh, MeshGroups};

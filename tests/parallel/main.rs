@@ -1,6 +1,7 @@
 //! Process groups, rings and sharded layers: every sharding against the unsharded result.
 
 mod block;
+mod device;
 mod groups;
 mod linear;
 mod overlap;
