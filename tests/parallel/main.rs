@@ -1,5 +1,6 @@
 //! Process groups, rings and sharded layers: every sharding against the unsharded result.
 
+mod device;
 mod groups;
 mod linear;
 mod model;
