@@ -139,6 +139,65 @@ impl MeshGroups {
         let group = || Group::world(Arc::new(Alone));
         Self { mesh: Mesh { data: 1, tensor: 1 }, world: group(), data: group(), tensor: group() }
     }
+
+    /// Whether there are no other ranks.
+    pub fn is_alone(&self) -> bool {
+        self.world.size() == 1
+    }
+
+    /// Whether this rank is the one that writes and speaks for all.
+    pub fn is_first(&self) -> bool {
+        self.world.rank() == 0
+    }
+
+    /// Whether it is so on any rank: the same answer on all.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`].
+    pub fn any(&self, mine: bool) -> Result<bool> {
+        let mut all = vec![0u8; self.world.size()];
+        self.world.all_gather(&mut all, &[u8::from(mine)])?;
+        Ok(all.contains(&1))
+    }
+
+    /// The text of the first rank that has one, on all.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`].
+    pub fn first_text(&self, mine: Option<&str>) -> Result<Option<String>> {
+        let mut lengths = vec![0u64; self.world.size()];
+        self.world.all_gather(&mut lengths, &[mine.map_or(0, |text| text.len() as u64 + 1)])?;
+        let Some(root) = lengths.iter().position(|&length| length > 0) else { return Ok(None) };
+        let mut text = vec![0; lengths[root] as usize - 1];
+        if let Some(mine) = mine.filter(|_| root == self.world.rank()) {
+            text.copy_from_slice(mine.as_bytes());
+        }
+        self.world.broadcast(&mut text, root)?;
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// `mine` where every rank has one; otherwise the error of the first rank that has none, on every rank: it is
+    /// named where others fared better. The ranks are whole after it.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`], after which the ranks have ended.
+    pub fn agree<T>(&self, mine: Result<T>) -> Result<Result<T>> {
+        if self.is_alone() {
+            return Ok(mine);
+        }
+        let code = match &mine {
+            Ok(_) => 0u8,
+            Err(Error::Usage(_)) => 1,
+            Err(Error::Failure(_)) => 2,
+        };
+        let mut codes = vec![0; self.world.size()];
+        self.world.all_gather(&mut codes, &[code])?;
+        let Some(rank) = codes.iter().position(|&code| code != 0) else { return Ok(mine) };
+        let text = mine.err().map(|error| error.to_string());
+        let text = self.first_text(text.as_deref())?.unwrap_or_default();
+        let text = if codes.contains(&0) { format!("rank {rank} failed: {text}") } else { text };
+        Ok(Err(if codes[rank] == 1 { Error::Usage(text) } else { Error::Failure(text) }))
+    }
 }
 
 /// Carries nothing: there is nobody to post to.
@@ -171,6 +230,7 @@ impl Transport for Alone {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::run_ranks;
 
     #[test]
     fn a_rank_alone_computes_by_itself() {
@@ -185,5 +245,30 @@ mod tests {
         assert_eq!((sum, all), ([1.5, 2.5], [3, 4]));
         let refused = ranks.world.agree(Err(Error::usage("no"))).unwrap_err();
         assert_eq!(refused.to_string(), "no");
+        assert!(ranks.any(true).unwrap() && !ranks.any(false).unwrap());
+        assert_eq!(ranks.first_text(Some("é")).unwrap().as_deref(), Some("é"));
+        assert_eq!(ranks.agree(Ok(5)).unwrap().unwrap(), 5);
+        assert_eq!(ranks.agree::<()>(Err(Error::failure("no"))).unwrap().unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
+    fn ranks_come_to_one_answer() {
+        let answers = run_ranks(3, |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(3, 1)?)?;
+            let rank = world.rank();
+            let any = [ranks.any(rank == 2)?, ranks.any(false)?];
+            let text =
+                [ranks.first_text((rank > 0).then_some(["", "", "two"][rank]))?, ranks.first_text(None)?];
+            let one = ranks.agree(if rank == 1 { Err(Error::usage("bad")) } else { Ok(rank) })?;
+            let all = ranks.agree::<()>(Err(Error::failure(format!("from {rank}"))))?;
+            // After all this they still are in step.
+            let none = ranks.agree(Ok(rank))?;
+            Ok((any, text, one.unwrap_err(), all.unwrap_err(), none.unwrap()))
+        });
+        for (rank, (any, text, one, all, none)) in answers.unwrap().into_iter().enumerate() {
+            assert_eq!((any, text, none), ([true, false], [Some(String::new()), None], rank));
+            assert_eq!((one.to_string().as_str(), one.exit_code()), ("rank 1 failed: bad", 2));
+            assert_eq!((all.to_string().as_str(), all.exit_code()), ("from 0", 1));
+        }
     }
 }
