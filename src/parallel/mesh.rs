@@ -224,6 +224,10 @@ impl Transport for Alone {
         Err(Error::failure(format!("there is no rank {from} that could send anything")))
     }
 
+    fn fault(&self) -> Option<Fault> {
+        None
+    }
+
     fn fail(&self, _: &Fault) {}
 }
 
