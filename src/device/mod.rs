@@ -32,7 +32,7 @@ mod words;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, Selected, select};
+pub use choice::{DeviceChoice, Selected, select, select_for_rank};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};

@@ -103,7 +103,6 @@ impl Connected {
         host.agree(outcome)?;
         host.broadcast(&mut id, 0)?;
         let communicator = Arc::new(connect(host, nccl, device, UniqueId(id))?);
-        host.barrier()?;
 
         let transport = host.transport().clone();
         let (state, changed) = (Mutex::default(), Condvar::new());
@@ -113,7 +112,9 @@ impl Connected {
             .name(format!("NCCL of rank {rank}"))
             .spawn(move || watcher.run(&watched))
             .map_err(|error| Error::failure(format!("NCCL of rank {rank} cannot be watched: {error}")))?;
-        Ok(Self { communicator, watch, watching: Some(watching) })
+        let connected = Self { communicator, watch, watching: Some(watching) };
+        host.barrier()?;
+        Ok(connected)
     }
 
     /// Runs what may wait for other ranks.

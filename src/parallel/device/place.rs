@@ -23,7 +23,7 @@ pub(super) struct Place {
 /// The places of all ranks.
 pub(super) fn places(host: &Group, device: &Device) -> Result<Vec<Place>> {
     let gpu = device.uuid();
-    host.agree(gpu.as_ref().map(drop).map_err(|error| Error::failure(error)))?;
+    host.agree(gpu.as_ref().map(drop).map_err(Error::failure))?;
     let gpu = gpu?.map(u128::from_be_bytes);
     let mut all = vec![[0u128; 4]; host.size()];
     let mine = [process().into(), device.identity().into(), gpu.is_some().into(), gpu.unwrap_or(0)];
