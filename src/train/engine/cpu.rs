@@ -1,6 +1,7 @@
 //! The CPU device: f32, and a step has run when it was queued.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use super::{Engine, TrainState, loss_weight};
 use crate::autograd::{CpuExecutor, ParamSpec, StepState, Workload};
@@ -10,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::metrics::Classification;
 use crate::eval::model::{Forward, Model, WithParams};
 use crate::eval::run::labels;
+use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 use crate::train::optimizer::Optimizer;
 use crate::train::step::{StepOutcome, TrainStep};
@@ -28,14 +30,21 @@ pub struct CpuEngine {
     /// Batches of the step that is being queued, but for its last.
     added: Vec<PackedBatch>,
     finished: VecDeque<StepOutcome>,
+    ranks: Rc<MeshGroups>,
 }
 
 impl CpuEngine {
-    /// The training of `recipe` from `state`.
+    /// The training of `recipe` from `state`, on this rank of `ranks`.
     ///
     /// # Errors
     /// If the model's shape is invalid.
-    pub fn new(recipe: &Recipe, step: TrainStep, slots: usize, state: TrainState<'static>) -> Result<Self> {
+    pub fn new(
+        recipe: &Recipe,
+        step: TrainStep,
+        slots: usize,
+        state: TrainState<'static>,
+        ranks: Rc<MeshGroups>,
+    ) -> Result<Self> {
         let mut optimizer = Optimizer::new(step.params(), &recipe.train);
         (optimizer.m, optimizer.v) = (state.m.into_owned(), state.v.into_owned());
         optimizer.step = state.optimizer_step;
@@ -51,6 +60,7 @@ impl CpuEngine {
             added: Vec::new(),
             finished: VecDeque::new(),
             step,
+            ranks,
         })
     }
 
@@ -85,6 +95,36 @@ impl CpuEngine {
         (outcome.accuracy, outcome.images) = (report.top1, report.images);
         outcome
     }
+
+    /// Sums gradients and outcome over the data ranks.
+    fn reduce(&mut self, batches: &[PackedBatch], outcome: &mut StepOutcome) -> Result<()> {
+        let ranks = &self.ranks;
+        if ranks.is_alone() {
+            return Ok(());
+        }
+        let own = loss_weight(batches);
+        let mut sums = [
+            batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum(),
+            outcome.loss * own,
+            outcome.accuracy * outcome.images as f64,
+            outcome.images as f64,
+            outcome.tokens as f64,
+            outcome.budget as f64,
+            outcome.flops,
+        ];
+        ranks.sum_over_data(&mut sums)?;
+        let [weight, loss, correct, images, tokens, budget, flops] = sums;
+        let weight = weight.max(1.0);
+        let share = (own / weight) as f32;
+        for grad in &mut self.grads {
+            grad.iter_mut().for_each(|g| *g *= share);
+            ranks.data.all_reduce(grad)?;
+        }
+        (outcome.loss, outcome.accuracy) = (loss / weight, correct / images.max(1.0));
+        (outcome.images, outcome.flops) = (images as u64, flops);
+        (outcome.tokens, outcome.budget) = (tokens as usize, budget as usize);
+        Ok(())
+    }
 }
 
 impl Engine for CpuEngine {
@@ -101,13 +141,10 @@ impl Engine for CpuEngine {
             self.added.push(batch.clone());
             return Ok(());
         };
-        let mut outcome = if self.added.is_empty() {
-            self.gradients(std::slice::from_ref(batch))
-        } else {
-            let mut batches = std::mem::take(&mut self.added);
-            batches.push(batch.clone());
-            self.gradients(&batches)
-        };
+        let mut batches = std::mem::take(&mut self.added);
+        batches.push(batch.clone());
+        let mut outcome = self.gradients(&batches);
+        self.reduce(&batches, &mut outcome)?;
         outcome.grad_norm = f64::NAN;
         if outcome.loss.is_finite() {
             outcome.grad_norm = match self.optimizer.step(lr, &mut self.params, &self.grads) {
