@@ -1,7 +1,12 @@
 //! Two-dimensional meshes: the data axis shares out batches and optimiser state, the tensor axis layers.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytemuck::Pod;
 
 use super::group::Group;
 use super::transport::{Fault, Transport};
@@ -82,6 +87,12 @@ impl Mesh {
     }
 }
 
+impl fmt::Display for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {} (data x tensor)", self.data, self.tensor)
+    }
+}
+
 /// Whether `parts` ranks can share every one of these counts evenly.
 pub(crate) fn check_divides(parts: usize, counts: &[(&str, usize)]) -> Result<()> {
     let uneven: Vec<String> = counts
@@ -119,12 +130,7 @@ impl MeshGroups {
     /// Where the mesh has another number of ranks.
     pub fn new(world: &Group, mesh: Mesh) -> Result<Self> {
         if mesh.world() != world.size() {
-            return Err(Error::usage(format!(
-                "a mesh of {} x {} (data x tensor) does not match {} ranks",
-                mesh.data,
-                mesh.tensor,
-                world.size()
-            )));
+            return Err(Error::usage(format!("a mesh of {mesh} does not match {} ranks", world.size())));
         }
         let all: Vec<usize> = (0..world.size()).collect();
         Ok(Self {
@@ -176,6 +182,26 @@ impl MeshGroups {
         Ok(Some(String::from_utf8_lossy(&text).into_owned()))
     }
 
+    /// `values` summed over the data ranks, in their order: the same bits on every rank. Of the ranks that share a
+    /// batch the first tells.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`].
+    pub fn sum_over_data<T: Pod + AddAssign>(&self, values: &mut [T]) -> Result<()> {
+        self.data.all_reduce(values)?;
+        self.tensor.broadcast(values, 0)
+    }
+
+    /// Ends all ranks with an error of this one, which is not theirs. Returns what all of them report: this error
+    /// with the rank's number, or what has ended them before.
+    pub fn end(&self, error: Error) -> Error {
+        if self.is_alone() {
+            return error;
+        }
+        let Err(error) = self.world.run(|_| Err::<Infallible, _>(error));
+        self.world.barrier().err().unwrap_or(error)
+    }
+
     /// `mine` where every rank has one; otherwise the error of the first rank that has none, on every rank: it is
     /// named where others fared better. The ranks are whole after it.
     ///
@@ -195,7 +221,9 @@ impl MeshGroups {
         let Some(rank) = codes.iter().position(|&code| code != 0) else { return Ok(mine) };
         let text = mine.err().map(|error| error.to_string());
         let text = self.first_text(text.as_deref())?.unwrap_or_default();
-        let text = if codes.contains(&0) { format!("rank {rank} failed: {text}") } else { text };
+        // Whoever leaves with the error may end the others: by then all know it.
+        let _ = self.world.barrier();
+        let text = if codes.contains(&0) { format!("rank {rank}: {text}") } else { text };
         Ok(Err(if codes[rank] == 1 { Error::Usage(text) } else { Error::Failure(text) }))
     }
 }
@@ -256,6 +284,24 @@ mod tests {
     }
 
     #[test]
+    fn all_ranks_report_what_ended_them() {
+        let told = run_ranks(3, |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(3, 1)?)?;
+            let error = match world.rank() {
+                1 => Error::usage("lost"),
+                _ => ranks.any(true).unwrap_err(),
+            };
+            Ok((ranks.end(error), ranks.any(true).is_err()))
+        });
+        for (error, ended) in told.unwrap() {
+            assert_eq!(
+                (error.to_string().as_str(), error.exit_code(), ended),
+                ("rank 1 failed: lost", 1, true)
+            );
+        }
+    }
+
+    #[test]
     fn ranks_come_to_one_answer() {
         let answers = run_ranks(3, |world| {
             let ranks = MeshGroups::new(world, Mesh::new(3, 1)?)?;
@@ -271,7 +317,7 @@ mod tests {
         });
         for (rank, (any, text, one, all, none)) in answers.unwrap().into_iter().enumerate() {
             assert_eq!((any, text, none), ([true, false], [Some(String::new()), None], rank));
-            assert_eq!((one.to_string().as_str(), one.exit_code()), ("rank 1 failed: bad", 2));
+            assert_eq!((one.to_string().as_str(), one.exit_code()), ("rank 1: bad", 2));
             assert_eq!((all.to_string().as_str(), all.exit_code()), ("from 0", 1));
         }
     }
