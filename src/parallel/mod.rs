@@ -35,6 +35,6 @@ mod transport;
 pub use device::DeviceGroup;
 pub use group::{Event, Group, Logged};
 pub use linear::{Grads, Layout, Operand, ShardedLinear};
-pub use mesh::{Mesh, MeshGroups};
+pub use mesh::{Mesh, MeshGroups, Place};
 pub use ring::{Rings, Sharding};
 pub use threads::{DEFAULT_TIMEOUT, Ranks, Simulation, run_ranks};
