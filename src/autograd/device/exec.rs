@@ -7,7 +7,7 @@ use super::super::op::StepState;
 use super::super::plan::Plan;
 use super::batch::{BatchShape, DeviceBatch};
 use super::fuse::fused;
-use super::gathered::{DataAxis, Gathered};
+use super::gathered::{Gathered, MeshAxes};
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
 use super::params::{DeviceParams, ParamLayout};
 use super::site::{Launch, Memory, Needs, ParamMemory, Site, Step};
@@ -23,7 +23,7 @@ enum Source {
     /// Of one rank.
     Whole(Arc<DeviceParams>, Buffer<f32>),
     /// Shared out.
-    Axis(DataAxis),
+    Axis(MeshAxes),
 }
 
 /// A recorded graph on a device: memory, launches, parameters and their gradients.
@@ -37,7 +37,10 @@ pub struct DeviceExecutor {
     workspace: Buffer<u8>,
     schedules: Vec<Schedule>,
     rates: Buffer<DropPathRate>,
+    /// `[branches, T]` factors of stochastic depth.
     keep: Buffer<f32>,
+    /// Those of the tokens that the tensor axis leaves to this rank, where it does.
+    own_keep: Option<Buffer<f32>>,
     accumulate: Buffer<i32>,
     rank: Buffer<i32>,
     label_fault: Buffer<i32>,
@@ -77,17 +80,17 @@ impl DeviceExecutor {
         Self::build(device, graph, shape, batches, Source::Whole(params, grads), stream, None)
     }
 
-    /// As [`with_params`](Self::with_params), for parameters that the data axis shares out. A gradient is whole in
+    /// As [`with_params`](Self::with_params), for parameters that a mesh shares out. A gradient is whole in
     /// no place; its sums over the ranks are added to the pieces of `axis`.
     ///
     /// # Errors
     /// As for [`with_params`](Self::with_params).
-    pub fn with_axis(
+    pub fn with_axes(
         device: &Device,
         graph: &Graph,
         shape: BatchShape,
         batches: usize,
-        axis: DataAxis,
+        axis: MeshAxes,
     ) -> Result<Self> {
         let stream = Arc::new(device.stream()?);
         Self::build(device, graph, shape, batches, Source::Axis(axis), stream, None)
@@ -118,11 +121,11 @@ impl DeviceExecutor {
         Self::build(device, graph, shape, 1, source, self.stream.clone(), Some(self))
     }
 
-    /// As [`beside`](Self::beside), for parameters that the data axis shares out.
+    /// As [`beside`](Self::beside), for parameters that a mesh shares out.
     ///
     /// # Errors
     /// As for [`with_params`](Self::with_params).
-    pub fn beside_axis(&self, graph: &Graph, shape: BatchShape, axis: DataAxis) -> Result<Self> {
+    pub fn beside_axes(&self, graph: &Graph, shape: BatchShape, axis: MeshAxes) -> Result<Self> {
         let source = Source::Axis(axis);
         Self::build(&self.memory.device, graph, shape, 1, source, self.stream.clone(), Some(self))
     }
@@ -194,10 +197,16 @@ impl DeviceExecutor {
         };
         let rates: Vec<DropPathRate> = needs.rates.iter().map(|rate| DropPathRate::new(*rate)).collect();
         Ok(Self {
-            batches: (0..batches).map(|_| DeviceBatch::new(device, shape)).collect::<Result<_>>()?,
+            batches: (0..batches)
+                .map(|_| DeviceBatch::new(device, shape, graph.shard()))
+                .collect::<Result<_>>()?,
             workspace: room(needs.workspace, beside.map(|beside| &beside.workspace))?,
             schedules: needs.schedules.iter().map(schedule).collect::<Result<_>>()?,
             keep: device.alloc(rates.len() * shape.tokens)?,
+            own_keep: match graph.shard().is_part() {
+                true => Some(device.alloc(rates.len() * (shape.tokens / graph.shard().size))?),
+                false => None,
+            },
             rates: device.upload(&rates)?,
             accumulate: device.upload(&[1])?,
             rank: device.zeros(shape.slots)?,
@@ -346,6 +355,17 @@ impl DeviceExecutor {
                 &self.rates,
                 keys,
             )?;
+            if let Some(own_keep) = &self.own_keep {
+                let (shard, tokens) = (self.graph.shard(), self.memory.shape.tokens);
+                let rows = tokens / shard.size;
+                let row_bytes = |row: usize| row * size_of::<f32>();
+                for branch in 0..branches {
+                    let (from, to) = (branch * tokens + shard.rank * rows, branch * rows);
+                    let from = self.keep.view::<f32>(row_bytes(from)..row_bytes(from + rows))?;
+                    let to = own_keep.view::<f32>(row_bytes(to)..row_bytes(to + rows))?;
+                    to.copy_from(&self.stream, &from)?;
+                }
+            }
         }
         Ok(())
     }
@@ -372,7 +392,8 @@ impl DeviceExecutor {
             rank: &self.rank,
             label_fault: &self.label_fault,
             schedules: &self.schedules,
-            keep: &self.keep,
+            tensor: self.memory.params.gathered().and_then(Gathered::tensor),
+            keep: self.own_keep.as_ref().unwrap_or(&self.keep),
         }
     }
 

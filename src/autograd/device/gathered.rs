@@ -28,10 +28,12 @@ use crate::kernels::optim;
 use crate::parallel::DeviceGroup;
 use crate::parallel::zero::{Action, Schedule, Units};
 
-/// What an executor is given of the data axis.
-pub struct DataAxis {
-    /// The ranks; none where memory is only counted.
+/// What an executor is given of a mesh.
+pub struct MeshAxes {
+    /// The ranks of the data axis; none where memory is only counted.
     pub group: Option<Rc<DeviceGroup>>,
+    /// Those of the tensor axis; the same.
+    pub tensor: Option<Rc<DeviceGroup>>,
     /// This rank's pieces of the parameters.
     pub params: Arc<PieceParams>,
     /// Its pieces of the gradients, which are added to; none for a forward pass alone.
@@ -48,7 +50,7 @@ fn width(element: Element) -> usize {
 
 /// Where gathered parameters and gradients lie, and what is done when.
 pub(super) struct Gathered {
-    axis: DataAxis,
+    axis: MeshAxes,
     schedule: Schedule,
     /// Bytes of each segment in each visit; none where it is of another unit.
     weight_places: Vec<Vec<Option<Range<usize>>>>,
@@ -78,7 +80,7 @@ impl Gathered {
         device: &Device,
         graph: &Graph,
         plan: &Plan,
-        axis: DataAxis,
+        axis: MeshAxes,
         shared: Option<&Gathered>,
     ) -> Result<Self> {
         let layout = axis.params.layout().clone();
@@ -168,6 +170,11 @@ impl Gathered {
     pub(super) fn finish(&self, stream: &Stream) -> Result<()> {
         let summed = self.progress.borrow_mut().summed.take();
         summed.map_or(Ok(()), |event| stream.wait(&event))
+    }
+
+    /// The ranks of the tensor axis.
+    pub(super) fn tensor(&self) -> Option<&DeviceGroup> {
+        self.axis.tensor.as_deref()
     }
 
     fn group(&self) -> Result<&DeviceGroup> {

@@ -24,7 +24,7 @@ mod site;
 pub use batch::{BatchShape, DeviceBatch};
 pub use exec::DeviceExecutor;
 pub use fuse::fused;
-pub use gathered::DataAxis;
+pub use gathered::MeshAxes;
 pub use layout::{ArenaPlan, Element};
 pub use params::{DeviceParams, ParamLayout};
 pub use pieces::{PieceLayout, PieceParams, Segment};

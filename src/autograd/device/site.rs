@@ -7,6 +7,7 @@ use half::bf16;
 
 use super::super::graph::{Extent, Graph, Kind, Node, Tensor};
 use super::super::residual::DropPath;
+use super::super::split::Shard;
 use super::batch::{BatchShape, DeviceBatch};
 use super::gathered::Gathered;
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
@@ -17,6 +18,7 @@ use crate::kernels::Rows;
 use crate::kernels::attention::{Limits, Schedule};
 use crate::kernels::gemm;
 use crate::kernels::residual::Packed;
+use crate::parallel::DeviceGroup;
 
 /// Queues what a prepared op computes.
 pub type Launch = Box<dyn Fn(&Step<'_>) -> Result<()> + Send + Sync>;
@@ -94,7 +96,7 @@ impl Memory {
             Extent::Tokens => Live::Tokens,
             Extent::Images => Live::Images,
             Extent::Fixed => Live::All,
-            Extent::Shard(_) => return Err(elsewhere(&info.name, "bf16")),
+            Extent::Shard(_) => Live::Shard,
         };
         Ok(Matrix { buffer, rows, cols, live })
     }
@@ -132,6 +134,8 @@ pub enum Live {
     Tokens,
     /// Those of its images.
     Images,
+    /// Those of its tokens that the tensor axis leaves to this rank.
+    Shard,
     /// All.
     All,
 }
@@ -171,6 +175,8 @@ pub enum LiveRows {
     Tokens,
     /// See [`Live::Images`].
     Images,
+    /// See [`Live::Shard`].
+    Shard,
     /// 0 and the number of rows, on the device and on the host.
     Constant(Buffer<i32>, [i32; 2]),
 }
@@ -205,6 +211,11 @@ impl Site<'_> {
     /// What all batches have in common.
     pub fn shape(&self) -> BatchShape {
         self.memory.shape
+    }
+
+    /// What the tensor axis leaves to this rank.
+    pub fn shard(&self) -> Shard {
+        self.graph.shard()
     }
 
     /// Number of operands, present or not.
@@ -299,6 +310,7 @@ impl Site<'_> {
         Ok(match matrix.live {
             Live::Tokens => LiveRows::Tokens,
             Live::Images => LiveRows::Images,
+            Live::Shard => LiveRows::Shard,
             Live::All => {
                 let rows = [0, matrix.rows as i32];
                 LiveRows::Constant(self.device().upload(&rows)?, rows)
@@ -344,6 +356,8 @@ pub struct Step<'a> {
     pub rank: &'a Buffer<i32>,
     /// One word, set where a label is no class.
     pub label_fault: &'a Buffer<i32>,
+    /// The ranks that share out layers; none on one.
+    pub tensor: Option<&'a DeviceGroup>,
     pub(super) schedules: &'a [Schedule],
     pub(super) keep: &'a Buffer<f32>,
 }
@@ -354,7 +368,7 @@ impl Step<'_> {
         &self.schedules[number]
     }
 
-    /// `[branches, T]` factors of stochastic depth, see [`Site::drop_path`].
+    /// `[branches, T]` factors of stochastic depth, of this rank's tokens, see [`Site::drop_path`].
     pub fn keep(&self) -> &Buffer<f32> {
         self.keep
     }
@@ -372,6 +386,9 @@ impl Step<'_> {
             LiveRows::Images => {
                 Packed { cu_seqlens: &self.batch.images, cu_seqlens_host: &self.batch.host_images }
             }
+            LiveRows::Shard => {
+                Packed { cu_seqlens: &self.batch.shard, cu_seqlens_host: &self.batch.host_shard }
+            }
             LiveRows::Constant(buffer, host) => Packed { cu_seqlens: buffer, cu_seqlens_host: host },
         }
     }
@@ -381,6 +398,7 @@ impl Step<'_> {
         match matrix.live {
             Live::Tokens => Some((&self.batch.cu_seqlens, self.batch.shape().slots)),
             Live::Images => Some((&self.batch.images, 1)),
+            Live::Shard => Some((&self.batch.shard, 1)),
             Live::All => None,
         }
     }

@@ -164,8 +164,8 @@ impl DeviceEngine {
             arena = layout.arena().clone();
             let counted = layout.counted(tensor.rank == 0);
             weights = pieces(device, layout, keep_average)?;
-            let axis = weights.axis(ranks.as_ref(), true)?;
-            executor = DeviceExecutor::with_axis(device, step.graph(), shape, PLACES, axis)?;
+            let axes = weights.axes(ranks.as_ref(), true)?;
+            executor = DeviceExecutor::with_axes(device, step.graph(), shape, PLACES, axes)?;
             let world = ranks.as_ref().map(|ranks| ranks.world.clone());
             let size = data.size * tensor.size;
             squares = Some(Squares::new(device, world, size, arena.len(), counted)?);
@@ -178,8 +178,8 @@ impl DeviceEngine {
                 DeviceModel::beside(&executor, recipe, step.classes(), shape, params)?
             }
             Weights::Pieces { .. } => {
-                let axis = weights.axis(ranks.as_ref(), false)?;
-                DeviceModel::beside_axis(&executor, recipe, step.classes(), shape, axis, tensor)?
+                let axes = weights.axes(ranks.as_ref(), false)?;
+                DeviceModel::beside_axes(&executor, recipe, step.classes(), shape, axes, tensor)?
             }
         };
         let state = weights.bytes(&executor) + optimizer.bytes();

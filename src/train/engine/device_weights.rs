@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::TrainState;
 use super::device_optimizer::{Arenas, DeviceOptimizer};
-use crate::autograd::device::{DataAxis, DeviceParams, PieceLayout, PieceParams};
+use crate::autograd::device::{DeviceParams, MeshAxes, PieceLayout, PieceParams};
 use crate::autograd::{DeviceExecutor, Graph, Shard};
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
@@ -63,15 +63,16 @@ impl Weights {
         }
     }
 
-    /// The data axis as an executor sees it: of a training, or of an evaluation, which uses the average where there is
+    /// The mesh as an executor sees it: of a training, or of an evaluation, which uses the average where there is
     /// one.
-    pub(super) fn axis(&self, ranks: Option<&DeviceRanks>, training: bool) -> Result<DataAxis> {
+    pub(super) fn axes(&self, ranks: Option<&DeviceRanks>, training: bool) -> Result<MeshAxes> {
         let Self::Pieces { params, average, grads } = self else {
-            return Err(Error::failure("one rank has no data axis"));
+            return Err(Error::failure("one rank has no mesh"));
         };
         let all = 0..grads.len() * size_of::<f32>();
-        Ok(DataAxis {
+        Ok(MeshAxes {
             group: ranks.map(|ranks| ranks.data.clone()),
+            tensor: ranks.map(|ranks| ranks.tensor.clone()),
             params: if training { params } else { average.as_ref().unwrap_or(params) }.clone(),
             grads: training.then(|| grads.view(all)).transpose()?,
         })

@@ -15,9 +15,12 @@
 //! et al. 2023). Rules: those of the linear layers, chunk by chunk as [`crate::parallel::linear`] tells; own rows
 //! and all rows are each other's.
 
+mod device;
+
 use bytemuck::Pod;
 
-use super::gemm::GeluGrad;
+use super::device::{Launch, Site};
+use super::gemm::{BIAS_UNIT, GeluGrad, WEIGHT_UNIT};
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Args, Io, Op, Workload, on_cpu};
 use super::split::Shard;
@@ -184,6 +187,18 @@ impl Op for RowLinear {
         sent(Sharding::Row, graph.info(node.input(0)).cols, graph.info(node.output(0)).rows, rank, self.shard)
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::row_linear(&self.gelu, site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        match i {
+            0 => [1, 1],
+            _ if i % 2 == 1 => WEIGHT_UNIT,
+            _ => BIAS_UNIT,
+        }
+    }
+
     /// Pre-activations serve the backward rule alone.
     fn optional(&self, i: usize) -> bool {
         i % 2 == 1
@@ -286,6 +301,14 @@ impl Op for RowLinearGrad {
         2 * sent(Sharding::Row, x.cols, dy.rows, rank, self.0)
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::row_linear_grad(site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        if i > 0 && i % 2 == 0 { WEIGHT_UNIT } else { [1, 1] }
+    }
+
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
         2.0 * flops(graph, work, node.inputs[2..].iter().step_by(2))
     }
@@ -340,6 +363,14 @@ impl Op for ColumnLinear {
         sent(Sharding::Column, y.cols, x.rows, rank, self.0)
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::column_linear(site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        [[1, 1], WEIGHT_UNIT, BIAS_UNIT][i % 3]
+    }
+
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let mut answer = vec![None; node.inputs.len()];
         let Some(dy) = grads[0] else { return answer };
@@ -347,12 +378,13 @@ impl Op for ColumnLinear {
         for (i, part) in node.inputs.chunks(3).enumerate() {
             let (x, weight) = (node.input(3 * i), node.input(3 * i + 1));
             let dx = graph.activation_like(x);
-            inputs.extend([Some(x), Some(weight)]);
+            inputs.extend([Some(x), Some(weight), None]);
             let db = part[2].and_then(|bias| graph.gradient_of(bias));
             outputs.extend([Some(dx), graph.gradient_of(weight), db]);
             answer[3 * i] = Some(dx);
         }
-        graph.record(ColumnLinearGrad(self.0), inputs, outputs);
+        let gelu = vec![None; node.inputs.len() / 3];
+        graph.record(ColumnLinearGrad { shard: self.0, gelu }, inputs, outputs);
         answer
     }
 
@@ -361,22 +393,24 @@ impl Op for ColumnLinear {
     }
 }
 
+/// Operands are dy, then x_i, W_i and, where GELU was taken of x_i before, what it was taken of: the gradient of that
+/// is the result then, in place of that of x_i.
 #[derive(Debug)]
-struct ColumnLinearGrad(Shard);
+pub(in crate::autograd) struct ColumnLinearGrad {
+    pub shard: Shard,
+    /// Of each operand.
+    pub gelu: Vec<Option<GeluKind>>,
+}
 
 impl ColumnLinearGrad {
-    fn backward<R: Real + Pod>(a: &mut Args<'_, R>, group: &Group) -> Result<()> {
-        let parts = a.inputs.len() / 2;
+    fn backward<R: Real + Pod>(&self, a: &mut Args<'_, R>, group: &Group) -> Result<()> {
+        let parts = self.gelu.len();
         let outer = a.input_shape(2).0;
-        let widths: Vec<usize> = (0..parts).map(|i| a.input_shape(1 + 2 * i).1).collect();
+        let widths: Vec<usize> = (0..parts).map(|i| a.input_shape(1 + 3 * i).1).collect();
         let inner: usize = widths.iter().sum();
         let layer = layer(Sharding::Column, [inner, outer], group.size())?;
-        if parts == 1 {
-            let grads = Grads { dx: a.output(0), dw: a.output(1), db: a.output_opt(2) };
-            return layer.backward(group, grads, a.input(0), Operand::Local(a.input(1)), a.input(2));
-        }
         let joined = |at: usize| {
-            let all: Vec<_> = (0..parts).map(|i| (a.input(2 * i + at), widths[i])).collect();
+            let all: Vec<_> = (0..parts).map(|i| (a.input(3 * i + at), widths[i])).collect();
             join_columns(&all)
         };
         let (x, weight) = (joined(1), joined(2));
@@ -390,6 +424,9 @@ impl ColumnLinearGrad {
             own_dx.chunks_exact_mut(width).zip(columns(&dx, inner, first, width)).for_each(|(own, row)| {
                 own.copy_from_slice(row);
             });
+            if let Some(kind) = self.gelu[i] {
+                gemm::gelu_grad(own_dx, a.input(3 + 3 * i), kind);
+            }
             own_dw.chunks_exact_mut(width).zip(columns(&dw, inner, first, width)).for_each(|(own, row)| {
                 add_assign(own, row);
             });
@@ -416,16 +453,24 @@ impl Op for ColumnLinearGrad {
     }
 
     fn communicate(&self, io: Io<'_>, group: &Group) -> Result<()> {
-        on_cpu!(io, |a| Self::backward(&mut a, group))
+        on_cpu!(io, |a| self.backward(&mut a, group))
     }
 
     fn sends(&self, graph: &Graph, node: &Node, rank: usize) -> u64 {
         let (dy, x) = (graph.info(node.input(0)), graph.info(node.input(1)));
-        sent(Sharding::Column, dy.cols, x.rows, rank, self.0)
+        sent(Sharding::Column, dy.cols, x.rows, rank, self.shard)
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::column_linear_grad(&self.gelu, site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        if i % 3 == 2 { WEIGHT_UNIT } else { [1, 1] }
     }
 
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
-        2.0 * flops(graph, work, node.inputs[2..].iter().step_by(2))
+        2.0 * flops(graph, work, node.inputs[2..].iter().step_by(3))
     }
 }
 
@@ -446,6 +491,10 @@ impl Op for OwnRows {
                 out.copy_from_slice(&a.input(0)[first..first + out.len()]);
             }
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::own_rows(self.0, site)
     }
 
     fn backward(&self, graph: &mut Graph, _: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -475,6 +524,10 @@ impl Op for AllRows {
 
     fn sends(&self, graph: &Graph, node: &Node, _: usize) -> u64 {
         ((self.0.size - 1) * graph.info(node.input(0)).len()) as u64
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::all_rows(site)
     }
 
     fn backward(&self, graph: &mut Graph, _: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
