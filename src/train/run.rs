@@ -269,8 +269,8 @@ impl Trainer {
         let source = self.dataset.validation.clone();
         let mut model = self.engine.model()?;
         let done = evaluate_on(&self.ranks, model.as_mut(), source, &self.recipe, 0, &stop)?;
-        let Some(done) = done else { return Ok(None) };
         drop(model);
+        let Some(done) = done.inspect_err(|_| self.agreed = true)? else { return Ok(None) };
         let step = self.header.progress.step;
         if !done.metrics.loss.is_finite() {
             return Err(self.diverged(step, &format!("the evaluation's loss is {}", done.metrics.loss)));

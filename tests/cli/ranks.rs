@@ -191,7 +191,7 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_with_fewer() {
     let message = one_message(ranks.done(Some(2)), 1);
     assert!(begun.elapsed() < Duration::from_secs(20));
     assert!(message.starts_with("error: rank 2 has died: its connection is closed; step "), "{message}");
-    assert!(saved_step(&place, "runs/cut-1", &message) % 60 == 0);
+    assert!(saved_step(&place, "runs/cut-1", &message).is_multiple_of(60));
 
     // The same in short, to its end: four ranks, then two, then one, beside one that was left alone.
     place.train("--name whole", &short).succeeds();
@@ -374,6 +374,8 @@ fn images_that_one_rank_cannot_read_end_all() {
     let strict = [&sets[..], &["data.max_unreadable=0"]].concat();
     let message = one_message(place.ranks(2, "--data photos", &strict).done(None), 2);
     assert!(message.contains("images cannot be read, more than data.max_unreadable = 0 allows"), "{message}");
+    let done = place.train("--ranks 2 --data photos", &strict);
+    assert_eq!(one_message(vec![done], 2), message, "as threads");
 
     let lax = [&sets[..], &["data.max_unreadable=0.5"]].concat();
     let done = place.train("--ranks 2 --data photos", &lax).succeeds();
