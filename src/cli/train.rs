@@ -115,8 +115,8 @@ fn dry_run(args: &Args) -> Result<()> {
         }
         Err(reason) => return Err(reason),
     };
-    let slots = packing::slots(&recipe);
-    let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots)).transpose()?;
+    let (slots, place) = (packing::slots(&recipe), mesh.place(0));
+    let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots, place)).transpose()?;
     let plan = RunPlan::of(&recipe, &TrainStep::new(&recipe, classes, slots)?, slots, memory);
     if !first {
         return Ok(());

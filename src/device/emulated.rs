@@ -1,5 +1,5 @@
-//! The emulator as a device: everything on a stream runs when it is issued, a capture keeps launches for
-//! later.
+//! The emulator as a device: everything on a stream runs when it is issued, a capture keeps launches and
+//! copies on the device for later.
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,6 +67,11 @@ impl backend::Backend for Host {
         unsafe { self.download(host, address) }
     }
 
+    unsafe fn copy(&self, stream: RawStream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.queue(stream, Recorded::Copy { to, from, bytes }) }
+    }
+
     fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
         Ok(Box::new(Words::new(bytes)?))
     }
@@ -87,16 +92,9 @@ impl backend::Loaded for Host {
     ) -> Result<()> {
         // SAFETY: the caller promises `bytes` bytes.
         let params = unsafe { std::slice::from_raw_parts(params.cast::<u8>(), bytes) };
-        let recorded = Recorded { name: name.into(), launch, params: params.into() };
+        let recorded = Recorded::Launch { name: name.into(), launch, params: params.into() };
         // SAFETY: the caller promises a live stream of this device, or null.
-        let queue = unsafe { stream.0.cast::<Queue>().as_ref() };
-        match queue.map(Queue::capture).as_deref_mut() {
-            Some(Some(captured)) => {
-                captured.push(recorded);
-                Ok(())
-            }
-            _ => recorded.run(&self.0),
-        }
+        unsafe { self.queue(stream, recorded) }
     }
 
     fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
@@ -110,7 +108,7 @@ struct Stream {
     queue: Box<Queue>,
 }
 
-/// The launches of the capture under way.
+/// What the capture under way has recorded.
 #[derive(Default)]
 struct Queue(Mutex<Option<Vec<Recorded>>>);
 
@@ -120,17 +118,42 @@ impl Queue {
     }
 }
 
-struct Recorded {
-    name: String,
-    launch: Launch,
-    params: Vec<u8>,
+/// What runs when it is queued, or with a graph.
+enum Recorded {
+    Launch { name: String, launch: Launch, params: Vec<u8> },
+    Copy { to: u64, from: u64, bytes: usize },
 }
 
 impl Recorded {
     fn run(&self, emulator: &Emulator) -> Result<()> {
-        // SAFETY: whoever launched it answered for its parameters.
-        let outcome = unsafe { emulator.launch(&self.name, self.launch, &self.params) };
-        outcome.map_err(Error::failure)
+        match self {
+            Self::Launch { name, launch, params } => {
+                // SAFETY: whoever launched it answered for its parameters.
+                unsafe { emulator.launch(name, *launch, params) }.map_err(Error::failure)
+            }
+            &Self::Copy { to, from, bytes } => {
+                // SAFETY: whoever queued it answered for both ranges.
+                unsafe { emulator.copy(to, from, bytes) }.map_err(Error::failure)
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Runs `work`, or keeps it where `stream` is captured.
+    ///
+    /// # Safety
+    /// `stream` is null or a live stream of this device.
+    unsafe fn queue(&self, stream: RawStream, work: Recorded) -> Result<()> {
+        // SAFETY: as the caller promises.
+        let queue = unsafe { stream.0.cast::<Queue>().as_ref() };
+        match queue.map(Queue::capture).as_deref_mut() {
+            Some(Some(captured)) => {
+                captured.push(work);
+                Ok(())
+            }
+            _ => work.run(&self.0),
+        }
     }
 }
 
@@ -166,7 +189,7 @@ impl backend::Stream for Stream {
     }
 }
 
-/// The launches of a capture.
+/// What a capture has recorded.
 struct Graph {
     host: Host,
     recorded: Vec<Recorded>,

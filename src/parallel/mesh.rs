@@ -10,6 +10,7 @@ use bytemuck::Pod;
 
 use super::group::Group;
 use super::transport::{Fault, Transport};
+use crate::autograd::Shard;
 use crate::error::{Error, Result};
 
 /// Ranks in rows of `tensor`: rank = data index · `tensor` + tensor index, so that the ranks that exchange the
@@ -78,12 +79,37 @@ impl Mesh {
         (0..self.data).map(|row| row * self.tensor + rank % self.tensor).collect()
     }
 
+    /// Where `rank` is on both axes.
+    pub fn place(&self, rank: usize) -> Place {
+        let (data, tensor) = self.coordinates(rank);
+        Place {
+            data: Shard { rank: data, size: self.data },
+            tensor: Shard { rank: tensor, size: self.tensor },
+        }
+    }
+
     /// Whether every one of these counts, each with its name, can be shared out over the tensor axis.
     ///
     /// # Errors
     /// One message that lists all that cannot.
     pub fn check_divides(&self, counts: &[(&str, usize)]) -> Result<()> {
         check_divides(self.tensor, counts)
+    }
+}
+
+/// A rank's place on both axes of a mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its part of batches, parameters and optimiser state.
+    pub data: Shard,
+    /// Its part of the layers.
+    pub tensor: Shard,
+}
+
+impl Place {
+    /// Whether there are no others.
+    pub fn is_alone(&self) -> bool {
+        !self.data.is_part() && !self.tensor.is_part()
     }
 }
 
@@ -94,7 +120,7 @@ impl fmt::Display for Mesh {
 }
 
 /// Whether `parts` ranks can share every one of these counts evenly.
-pub(super) fn check_divides(parts: usize, counts: &[(&str, usize)]) -> Result<()> {
+pub(crate) fn check_divides(parts: usize, counts: &[(&str, usize)]) -> Result<()> {
     let uneven: Vec<String> = counts
         .iter()
         .filter(|(_, count)| !count.is_multiple_of(parts))
@@ -140,6 +166,11 @@ impl MeshGroups {
             tensor: world.subgroup("tensor", &mesh.tensor_ranks(world.rank()))?,
         })
     }
+    /// Where this rank is.
+    pub fn place(&self) -> Place {
+        self.mesh.place(self.world.rank())
+    }
+
     /// The groups of one rank that has no others, and needs no threads.
     pub fn alone() -> Self {
         let group = || Group::world(Arc::new(Alone));
@@ -250,6 +281,10 @@ impl Transport for Alone {
 
     fn receive(&self, from: usize, _: u64) -> Result<Vec<u8>> {
         Err(Error::failure(format!("there is no rank {from} that could send anything")))
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        None
     }
 
     fn fail(&self, _: &Fault) {}

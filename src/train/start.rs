@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::checkpoint::{self, Header, Progress as Progressed};
-use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, Engine, TrainState, check_fits};
+use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, TrainState, check_fits};
 use super::plan::RunPlan;
 use super::run::{Parts, Trainer};
 use super::run_dir::RunDir;
@@ -62,9 +62,10 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let dataset = ranks.agree(open_data(&recipe))??;
     check_data(&dataset, ranks)?;
     let mut notes = Vec::new();
-    let from = beginning(&recipe, options.init.as_deref(), &dataset.classes, &mut notes);
+    let from = beginning(&recipe, ranks, options.init.as_deref(), &dataset.classes, &mut notes);
     let (step, state) = ranks.agree(from)??;
-    let (engine, plan) = ranks.agree(engine(target, &recipe, step, state))??;
+    let plan = ranks.agree(plan(target, &recipe, &step))??;
+    let engine = engine(target, &recipe, step, state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
     let loader = ranks.agree(loader.and_then(|mut loader| loader.ready().map(|()| loader)))??;
     let header = Header {
@@ -80,11 +81,13 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
 /// The step of a new run, and the weights before the first: fresh ones, or those of a file.
 fn beginning(
     recipe: &Recipe,
+    ranks: &MeshGroups,
     init: Option<&Path>,
     classes: &[String],
     notes: &mut Vec<String>,
 ) -> Result<(TrainStep, TrainState<'static>)> {
-    let step = TrainStep::new(recipe, classes.len(), packing::slots(recipe))?;
+    let slots = packing::slots(recipe);
+    let step = TrainStep::of_shard(recipe, classes.len(), slots, ranks.place().tensor)?;
     let params = match init {
         None => initialise(step.params(), recipe.train.seed),
         Some(path) => initial_weights(path, recipe, classes, &step, notes)?,
@@ -136,14 +139,16 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
         ));
     }
     let from = || -> Result<(TrainStep, Header, TrainState<'static>, LoaderState)> {
-        let step = TrainStep::new(&recipe, dataset.classes.len(), packing::slots(&recipe))?;
+        let (classes, slots) = (dataset.classes.len(), packing::slots(&recipe));
+        let step = TrainStep::of_shard(&recipe, classes, slots, ranks.place().tensor)?;
         let (header, state) = checkpoint::load_training(&run.last(), step.params())?;
         let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
             .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
         Ok((step, header, state, loader_state))
     };
     let (step, header, state, loader_state) = ranks.agree(from())??;
-    let (engine, plan) = ranks.agree(engine(target, &recipe, step, state))??;
+    let plan = ranks.agree(plan(target, &recipe, &step))??;
+    let engine = engine(target, &recipe, step, state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));
     let loader = ranks.agree(loader)??;
     let ranks = ranks.clone();
@@ -238,23 +243,40 @@ fn run_dir(ranks: &MeshGroups, take: impl FnOnce() -> Result<RunDir>) -> Result<
     Ok(taken.unwrap_or_else(|| RunDir::of_first_rank(Path::new(&path))))
 }
 
-/// The engine of a run with its weights, and what it needs.
+/// What a run needs on this rank.
+fn plan(target: &Target, recipe: &Recipe, step: &TrainStep) -> Result<RunPlan> {
+    let slots = packing::slots(recipe);
+    let fits = |device: &Device| {
+        let place = target.ranks.place();
+        check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots, place)
+    };
+    let memory = target.device.as_ref().map(fits).transpose()?;
+    Ok(RunPlan::of(recipe, step, slots, memory))
+}
+
+/// The engine of a run with its weights. All ranks call it.
 fn engine(
     target: &Target,
     recipe: &Recipe,
     step: TrainStep,
     state: TrainState<'static>,
-) -> Result<(Box<dyn Engine>, RunPlan)> {
-    let slots = packing::slots(recipe);
+) -> Result<Box<dyn Engine>> {
+    let (ranks, slots) = (&target.ranks, packing::slots(recipe));
     let Some(device) = &target.device else {
-        let plan = RunPlan::of(recipe, &step, slots, None);
-        return Ok((Box::new(CpuEngine::new(recipe, step, slots, state, target.ranks.clone())?), plan));
+        let engine = CpuEngine::new(recipe, step, slots, state, ranks.clone());
+        return Ok(Box::new(ranks.agree(engine)??));
     };
-    let memory = check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots)?;
-    let plan = RunPlan::of(recipe, &step, slots, Some(memory));
-    let mut engine = DeviceEngine::new(device, recipe, step, slots, target.options)?;
-    engine.load(&state)?;
-    Ok((Box::new(engine), plan))
+    let connected = match ranks.is_alone() {
+        true => None,
+        false => Some(DeviceRanks::connect(ranks.clone(), device)?),
+    };
+    let made = || -> Result<DeviceEngine> {
+        let place = (ranks.place().data, connected);
+        let mut engine = DeviceEngine::on_mesh(device, recipe, step, slots, target.options, place)?;
+        engine.load(&state)?;
+        Ok(engine)
+    };
+    Ok(Box::new(ranks.agree(made())??))
 }
 
 fn open_data(recipe: &Recipe) -> Result<Dataset> {

@@ -7,7 +7,7 @@ use trencadis::autograd::graph::Init;
 use trencadis::data::batch::PackedBatch;
 use trencadis::device::Device;
 use trencadis::nn::init::initialise;
-use trencadis::parallel::MeshGroups;
+use trencadis::parallel::{MeshGroups, Place};
 use trencadis::recipe::*;
 use trencadis::train::engine::{CpuEngine, DeviceEngine, DeviceMemory, DeviceOptions, Engine, TrainState};
 use trencadis::train::step::{StepOutcome, TrainStep};
@@ -210,7 +210,8 @@ fn memory_is_what_was_planned() {
             // Other tests may use the same GPU.
             let device = device.counted_apart();
             let before = device.allocated_bytes();
-            let planned = DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS).unwrap();
+            let planned =
+                DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS, Place::default()).unwrap();
             assert_eq!(device.allocated_bytes(), before, "a plan allocates nothing");
             let mut engine = device_engine(&device, &recipe, GRAPHS);
             assert_eq!(engine.memory(), planned, "{name}");

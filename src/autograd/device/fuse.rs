@@ -74,7 +74,7 @@ fn residual(graph: &mut Graph) {
     let mut gone = Vec::new();
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        let Some(&Residual(drop_path)) = op(node) else { continue };
+        let Some(&Residual { drop_path, .. }) = op(node) else { continue };
         let (x, branch, gamma, out) = (node.inputs[0], node.input(1), node.inputs[2], node.outputs[0]);
         let Some(product) = producer::<Linear>(graph, branch, at, true) else { continue };
         let factors = &graph.nodes[product].inputs;
