@@ -52,14 +52,15 @@ pub fn evaluate(
     resolution: usize,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Evaluation>> {
-    evaluate_on(&MeshGroups::alone(), model, source, recipe, resolution, stop)
+    evaluate_on(&MeshGroups::alone(), model, source, recipe, resolution, stop)?
 }
 
-/// The same on several ranks, all of which call it and get the same result, but for unreadable images: of those the
-/// ranks report the sum and one example. A rank that should stop stops all.
+/// The same on several ranks, all of which call it and get the same result; of unreadable images they report the sum
+/// and one example. A rank that should stop stops all. The inner error is that of all ranks, which are whole after it:
+/// unreadable data.
 ///
 /// # Errors
-/// Those of [`evaluate`]; a rank that has failed.
+/// The others of [`evaluate`]; a rank that has failed.
 pub fn evaluate_on(
     ranks: &MeshGroups,
     model: &mut dyn Forward,
@@ -67,15 +68,20 @@ pub fn evaluate_on(
     recipe: &Recipe,
     resolution: usize,
     stop: &dyn Fn() -> bool,
-) -> Result<Option<Evaluation>> {
+) -> Result<Result<Option<Evaluation>>> {
     let share = Share { part: ranks.data.rank(), parts: ranks.data.size() };
     let mut loader = Loader::eval_share(source, recipe, resolution, share)?;
     let mut counts = Classification::new(model.classes(), recipe.train.loss);
     let mut packing = PackingStats::default();
     let mut flops = 0.0;
-    while let Some(loaded) = ranks.agree(loader.next().transpose())?? {
+    loop {
+        let loaded = match ranks.agree(loader.next().transpose())? {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => break,
+            Err(error) => return Ok(Err(error)),
+        };
         if ranks.any(stop())? {
-            return Ok(None);
+            return Ok(Ok(None));
         }
         packing.add(&loaded.stats);
         let batch = &loaded.batch;
@@ -91,13 +97,13 @@ pub fn evaluate_on(
     ranks.sum_over_data(&mut flops)?;
     let loading = reduce(loader.report().clone(), ranks)?;
     let per_image = |x: f64| if packing.images == 0 { 0.0 } else { x / packing.images as f64 };
-    Ok(Some(Evaluation {
+    Ok(Ok(Some(Evaluation {
         metrics: counts.report(),
         loading,
         tokens_per_image: per_image(packing.live as f64),
         flops_per_image: per_image(flops[0]),
         packing,
-    }))
+    })))
 }
 
 /// The reports of all data ranks, with one example.

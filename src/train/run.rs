@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::checkpoint::{Best, Header, Snapshot};
+use super::checkpoint::{Best, Header, Snapshot, load_header};
 use super::engine::Engine;
 use super::interrupt::Interrupt;
 use super::journal::Journal;
@@ -165,7 +165,7 @@ impl Trainer {
         }
         let run = quoted(self.journal.path());
         let mesh = if self.ranks.is_alone() { "" } else { " on any mesh" };
-        let message = match self.saved {
+        let message = match self.saved_step() {
             Some(step) => {
                 format!("{error}; step {step} is saved, continue{mesh} with: trencadis train --resume {run}")
             }
@@ -175,6 +175,16 @@ impl Trainer {
             Error::Usage(_) => Error::Usage(message),
             Error::Failure(_) => Error::Failure(message),
         }
+    }
+
+    /// Step of the newest checkpoint. A rank that is not the first may not have learned of one that was being saved
+    /// when the ranks ended, and looks.
+    fn saved_step(&self) -> Option<u64> {
+        if self.ranks.is_first() {
+            return self.saved;
+        }
+        let there = load_header(&self.journal.run().last()).ok().map(|header| header.progress.step);
+        self.saved.max(there)
     }
 
     fn run(&mut self) -> Result<()> {
@@ -259,8 +269,8 @@ impl Trainer {
         let source = self.dataset.validation.clone();
         let mut model = self.engine.model()?;
         let done = evaluate_on(&self.ranks, model.as_mut(), source, &self.recipe, 0, &stop)?;
-        let Some(done) = done else { return Ok(None) };
         drop(model);
+        let Some(done) = done.inspect_err(|_| self.agreed = true)? else { return Ok(None) };
         let step = self.header.progress.step;
         if !done.metrics.loss.is_finite() {
             return Err(self.diverged(step, &format!("the evaluation's loss is {}", done.metrics.loss)));

@@ -88,7 +88,7 @@ fn evaluation_gives_every_rank_the_same_number_of_batches() {
     };
     let one = all(1).remove(0);
     let whole: Vec<PackedBatch> = one.iter().map(|loaded| loaded.batch.clone()).collect();
-    assert!(whole.len() % 3 != 0 && whole.len() > 4, "the last round of three is not full");
+    assert!(!whole.len().is_multiple_of(3) && whole.len() > 4, "the last round of three is not full");
     for parts in [2, 3, whole.len() + 1] {
         let ranks = all(parts);
         let count = whole.len().div_ceil(parts);
