@@ -187,6 +187,13 @@ impl backend::Backend for Memory {
             .map_err(failed("data cannot be copied from the GPU"))
     }
 
+    unsafe fn copy(&self, stream: RawStream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.0.cast()) }
+            .map_err(failed("data cannot be copied within the GPU"))
+    }
+
     fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
         self.context.bind()?;
         let what = || format!("{bytes} bytes of pinned memory cannot be had");
