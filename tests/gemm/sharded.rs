@@ -188,6 +188,40 @@ fn flags_are_low_again_for_the_next_launch() {
     }
 }
 
+/// Each chunk is brought only when the one before has been computed and taken: by one launch, or it would not end.
+#[test]
+fn chunks_are_computed_while_others_have_not_come() {
+    for device in again() {
+        for tile in tiles(&device, Layout::Nt, Kind::Store) {
+            let rows = tile.m as usize / 2 + 16;
+            let chunks = Chunks::new(rows, vec![2, 0, 1]).unwrap();
+            let product = Product::new(Layout::Nt, [3 * rows, 72, 136], None);
+            let mut case = Case::new(&product, &chunks, Kind::Store, with_blocks(tile, 2));
+            case.one_by_one = true;
+            check(&device, &case);
+        }
+    }
+}
+
+/// By events: copies begin before the launch ends, and it begins before they end.
+#[test]
+fn copies_run_beside_the_launch_on_a_gpu() {
+    for device in devices().into_iter().filter(|device| device.info().driver.is_some()) {
+        let chunks = Chunks::new(1024, (0..8).collect()).unwrap();
+        let product = Product::new(Layout::Nt, [8192, 1024, 1024], None);
+        for kind in [Kind::Store, Kind::Sum] {
+            for moved in [Moved::In, Moved::Out] {
+                let mut case = Case::new(&product, &chunks, kind, with_blocks(SHARDED_TILES[4], 1));
+                case.plan = case.planned(&device, 4);
+                case.moved = moved;
+                check(&device, &case);
+                let [copies, launch] = case.intervals(&device).unwrap();
+                assert!(copies[0] < launch[1] && launch[0] < copies[1], "{case:?}: {copies:?} {launch:?}");
+            }
+        }
+    }
+}
+
 /// A plan of the model, with all of the device but what is left to transports.
 #[test]
 fn plans_of_the_model_are_taken() {

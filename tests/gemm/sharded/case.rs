@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use trencadis::device::{Buffer, Device, Stream};
+use trencadis::device::{Buffer, Device, Event, Stream};
 use trencadis::kernels::gemm::sharded::{Chunks, Done, Ready, ShardedGemm, ShardedPlan};
 use trencadis::kernels::gemm::{Epilogue, Gemm, Kind, Matrix, Plan, Shape, Store, Sum, Vector};
 use trencadis::recipe::GeluKind;
@@ -50,6 +50,8 @@ pub struct Case<'a> {
     pub brought: Vec<usize>,
     /// Streams that bring them, by turns.
     pub streams: usize,
+    /// Whether each chunk is brought by the stream that takes the one before, after that.
+    pub one_by_one: bool,
     pub launches: usize,
     /// Whether the launches are replays of a graph.
     pub captured: bool,
@@ -141,6 +143,7 @@ impl<'a> Case<'a> {
             moved: Moved::Both,
             brought: chunks.order().to_vec(),
             streams: 1,
+            one_by_one: false,
             launches: 1,
             captured: false,
             fault: Fault::Nothing,
@@ -167,8 +170,17 @@ impl<'a> Case<'a> {
         sharded.plan(&room.epilogue(self, 0), device.info(), reserve).unwrap()
     }
 
-    /// Launches it while its chunks move; what was taken, or where nothing was, what is written in the end.
+    /// Launches it while its chunks move; what is written in the end.
     pub fn run(&self, device: &Device) -> Result<Results> {
+        self.launch(device).map(|(results, _)| results)
+    }
+
+    /// Milliseconds from the begin of everything to the begin and the end of what is copied, and of the launch.
+    pub fn intervals(&self, device: &Device) -> Result<[[f32; 2]; 2]> {
+        self.launch(device).map(|(_, intervals)| intervals)
+    }
+
+    fn launch(&self, device: &Device) -> Result<(Results, [[f32; 2]; 2])> {
         let shape = self.product.shape;
         let operands = self.product.upload(device);
         let nowhere = device.upload(&poison(self.product.a.len()))?;
@@ -177,65 +189,65 @@ impl<'a> Case<'a> {
         let (ready, done) = (Ready::new(device, self.chunks.len())?, Done::new(device, self.chunks.len())?);
         let (comes, goes) = (self.moved != Moved::Out, self.moved != Moved::In);
         let a = if comes { &gathered } else { &operands.a };
-        let gemm = self.gemm(Matrix::of(a, 0, self.stride()), &operands.b, &operands.live);
         let sharded = ShardedGemm {
-            gemm,
+            gemm: self.gemm(Matrix::of(a, 0, self.stride()), &operands.b, &operands.live),
             chunks: self.chunks,
             ready: (comes && self.fault != Fault::NoWait).then_some(&ready),
             done: goes.then_some(&done),
         };
         let epilogue = room.epilogue(self, 0);
+        let early = u32::from(self.fault == Fault::TakenEarly);
+        let writers = self.plan.writers(self.chunks, shape.n) - early;
 
         let stream = device.stream()?;
         let bringing = (0..self.streams).map(|_| device.stream()).collect::<Result<Vec<_>>>()?;
         let taking = device.stream()?;
-        let queue = || -> Result<()> {
+        let others = || bringing.iter().chain([&taking]);
+        // Queues all of it; the events are those of `intervals`, after that of the begin.
+        let queue = || -> Result<[Event; 5]> {
             gathered.copy_from(&stream, &nowhere)?;
             let begin = stream.record()?;
-            for other in bringing.iter().chain([&taking]) {
-                other.wait(&begin)?;
-            }
-            if comes {
-                for (i, &chunk) in self.brought.iter().enumerate() {
-                    self.bring(&bringing[i % self.streams], chunk, &gathered, &operands.a, &ready)?;
+            others().try_for_each(|other| other.wait(&begin))?;
+            let copies = if comes { &bringing[0] } else { &taking };
+            let first = copies.record()?;
+            for (i, &chunk) in self.brought.iter().enumerate().filter(|_| comes) {
+                let by = if self.one_by_one { &taking } else { &bringing[i % self.streams] };
+                self.bring(by, chunk, &gathered, &operands.a, &ready)?;
+                if self.one_by_one {
+                    done.take(by, chunk, writers)?;
+                    self.take(by, chunk, &room, &taken)?;
                 }
             }
-            if goes {
-                for &chunk in self.chunks.order() {
-                    let early = i32::from(self.fault == Fault::TakenEarly);
-                    let writers = self.plan.writers(self.chunks, shape.n) - early as u32;
-                    done.take(&taking, chunk, writers)?;
-                    self.take(&taking, chunk, &room, &taken)?;
-                }
+            for &chunk in self.chunks.order().iter().filter(|_| goes && !self.one_by_one) {
+                done.take(&taking, chunk, writers)?;
+                self.take(&taking, chunk, &room, &taken)?;
             }
+            let last = copies.record()?;
+            let start = stream.record()?;
             sharded.launch(&stream, &epilogue, &self.plan)?;
-            for other in bringing.iter().chain([&taking]) {
-                stream.wait(&other.record()?)?;
-            }
-            Ok(())
+            let end = stream.record()?;
+            others().try_for_each(|other| stream.wait(&other.record()?))?;
+            Ok([begin, first, last, start, end])
         };
+        let mut intervals = [[0.0; 2]; 2];
         if self.captured {
             stream.begin_capture()?;
             queue()?;
             let graph = stream.end_capture()?;
-            for _ in 0..self.launches {
-                graph.launch(&stream)?;
-            }
+            (0..self.launches).try_for_each(|_| graph.launch(&stream))?;
             stream.synchronize()?;
-        } else {
-            for _ in 0..self.launches {
-                queue()?;
-            }
+        }
+        for _ in (0..self.launches).filter(|_| !self.captured) {
+            let [begin, first, last, start, end] = queue()?;
             stream.synchronize()?;
+            let at = |event: &Event| begin.elapsed_ms(event);
+            intervals = [[at(&first)?, at(&last)?], [at(&start)?, at(&end)?]];
         }
         let results = room.results(self)?;
-        if goes {
-            let taken = taken.results(self)?;
-            if bits(&taken) != bits(&results) {
-                return Err(Error::failure(format!("{self:?}: what was taken is not what was written")));
-            }
+        if goes && bits(&taken.results(self)?) != bits(&results) {
+            return Err(Error::failure(format!("{self:?}: what was taken is not what was written")));
         }
-        Ok(results)
+        Ok((results, intervals))
     }
 
     fn bring(
