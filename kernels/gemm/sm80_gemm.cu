@@ -87,6 +87,7 @@ DEVICE void gemm_wait(int stages)
 
 // A tile of C and a slice of its k.
 struct GemmTile {
+    int chunk;            // of rows, where they are in some
     int tile_m;           // number along m
     int first_m, first_n; // first row and column
     int end;              // rows from here on are another tile's
@@ -95,8 +96,9 @@ struct GemmTile {
     int first_k, end_k;   // no k where the tile has no live row
 };
 
-template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue, class Rows>
-DEVICE void gemm_tile(const GemmParams& p, const GemmTile& at)
+// `again` tells the tile once more when it has been computed, so that nothing of it needs a register meanwhile.
+template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue, class Rows, class Again>
+DEVICE void gemm_tile(const GemmParams& p, const GemmTile& tile, Again again)
 {
     constexpr bool A_ROWS_ARE_K = LAYOUT == GemmLayout::TN;
     constexpr bool B_ROWS_ARE_K = LAYOUT != GemmLayout::NT;
@@ -113,9 +115,9 @@ DEVICE void gemm_tile(const GemmParams& p, const GemmTile& at)
     constexpr int STAGE = A::BYTES + B::BYTES;
     static_assert(STEPS % 2 == 0, "the buffers of fragments alternate");
 
-    int tiles = at.first_k < at.end_k ? ceil_div(at.end_k - at.first_k, BK) : 0;
-    A a(p.a, p.lda, at.first_m, at.live, at.first_k);
-    B b(p.b, p.ldb, at.first_n, p.n, at.first_k);
+    int tiles = tile.first_k < tile.end_k ? ceil_div(tile.end_k - tile.first_k, BK) : 0;
+    A a(p.a, p.lda, tile.first_m, tile.live, tile.first_k);
+    B b(p.b, p.ldb, tile.first_n, p.n, tile.first_k);
     uint32_t shared = ptx::shared_base();
     uint32_t lane = ptx::lane_id();
     uint32_t warp = ptx::warp_id();
@@ -168,7 +170,7 @@ DEVICE void gemm_tile(const GemmParams& p, const GemmTile& at)
     };
 
     // Fills all stages but one. Every thread closes a group per tile, be there one or not.
-    int left = at.end_k - at.first_k;
+    int left = tile.end_k - tile.first_k;
     for (int stage = 0; stage < p.stages - 1; stage++) {
         if (stage < tiles) {
             a.load(shared + stage * STAGE, left);
@@ -185,12 +187,12 @@ DEVICE void gemm_tile(const GemmParams& p, const GemmTile& at)
         read(0, 0, 0);
     }
 
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int step_k = 0; step_k < tiles; step_k++) {
         UNROLL
         for (int step = 0; step < STEPS; step++) {
             // The stage that is written was read for the last time before the barrier of the tile before.
             if (step == 0) {
-                if (tile + p.stages - 1 < tiles) {
+                if (step_k + p.stages - 1 < tiles) {
                     a.load(shared + writing * STAGE, left);
                     b.load(shared + writing * STAGE + A::BYTES, left);
                     left -= BK;
@@ -200,7 +202,7 @@ DEVICE void gemm_tile(const GemmParams& p, const GemmTile& at)
             }
             if (step < STEPS - 1) {
                 read(reading, step + 1, (step + 1) % 2);
-            } else if (tile + 1 < tiles) {
+            } else if (step_k + 1 < tiles) {
                 gemm_wait(p.stages);
                 ptx::barrier();
                 reading = int(reading) + 1 < p.stages ? reading + 1 : 0;
@@ -214,6 +216,7 @@ DEVICE void gemm_tile(const GemmParams& p, const GemmTile& at)
     // The epilogue has the shared memory to itself.
     ptx::cp_async_wait<0>();
     ptx::barrier();
+    GemmTile at = again();
     GemmPlace place;
     place.staging = shared + warp * GemmStaging<WN>::BYTES;
     place.columns = shared + WARPS_M * WARPS_N * GemmStaging<WN>::BYTES;
@@ -247,6 +250,7 @@ DEVICE void gemm(const GemmParams& p)
     }
     int slice = ceil_div(ceil_div(live_k, BK), int(gridDim.y)) * BK;
     GemmTile tile;
+    tile.chunk = 0;
     tile.tile_m = step.m;
     tile.first_m = step.m * BM;
     tile.first_n = step.n * BN;
@@ -257,7 +261,29 @@ DEVICE void gemm(const GemmParams& p)
     tile.first_k = int(blockIdx.y) * slice;
     tile.end_k = tile.first_k + slice < live_k ? tile.first_k + slice : live_k;
     if (tile.first_m >= live_m) tile.end_k = 0;
-    gemm_tile<LAYOUT, BM, BN, BK, WM, WN, Epilogue, GemmWhole>(p, tile);
+    gemm_tile<LAYOUT, BM, BN, BK, WM, WN, Epilogue, GemmWhole>(p, tile, [&] { return tile; });
+}
+
+// The tile of an item of work, where `live` rows of the batch live.
+template <int BM, int BN>
+DEVICE GemmTile gemm_chunk_tile(const GemmShardedParams& p, int item, int live)
+{
+    int tiles_m = ceil_div(p.shards.rows, BM);
+    int tiles_n = ceil_div(p.gemm.n, BN);
+    int number = item / (tiles_m * tiles_n);
+    GemmStep step(item - number * (tiles_m * tiles_n), p.gemm.group, tiles_m, tiles_n);
+    GemmTile tile;
+    tile.chunk = p.shards.order[number];
+    tile.tile_m = step.m;
+    tile.first_m = tile.chunk * p.shards.rows + step.m * BM;
+    tile.first_n = step.n * BN;
+    tile.end = (tile.chunk + 1) * p.shards.rows;
+    tile.live = live < tile.end ? live : tile.end;
+    tile.split = 0;
+    tile.splits = 1;
+    tile.first_k = 0;
+    tile.end_k = tile.first_m < tile.live ? p.gemm.k : 0;
+    return tile;
 }
 
 template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue>
@@ -268,27 +294,15 @@ DEVICE void gemm_sharded(const GemmShardedParams& p)
     const GemmShards& shards = p.shards;
     GemmSharded rows{shards};
     int live = p.gemm.live == nullptr ? p.gemm.m : Global<const int>(p.gemm.live).load(0);
-    int tiles_m = ceil_div(shards.rows, BM);
-    int tiles_n = ceil_div(p.gemm.n, BN);
-    int tiles = tiles_m * tiles_n;
+    int tiles = ceil_div(shards.rows, BM) * ceil_div(p.gemm.n, BN);
     for (int item = int(blockIdx.x); item < shards.chunks * tiles; item += int(gridDim.x)) {
-        int chunk = shards.order[item / tiles];
-        GemmStep step(item % tiles, p.gemm.group, tiles_m, tiles_n);
-        GemmTile tile;
-        tile.tile_m = step.m;
-        tile.first_m = chunk * shards.rows + step.m * BM;
-        tile.first_n = step.n * BN;
-        tile.end = (chunk + 1) * shards.rows;
-        tile.live = live < tile.end ? live : tile.end;
-        tile.split = 0;
-        tile.splits = 1;
-        tile.first_k = 0;
-        tile.end_k = tile.first_m < tile.live ? p.gemm.k : 0;
-        if (tile.end_k > 0 && threadIdx.x == 0) rows.await(chunk);
+        GemmTile tile = gemm_chunk_tile<BM, BN>(p, item, live);
+        if (tile.end_k > 0 && threadIdx.x == 0) rows.await(tile.chunk);
         // Its rows are there for all threads, and shared memory is no longer that of the epilogue before.
         ptx::barrier();
-        gemm_tile<LAYOUT, BM, BN, BK, WM, WN, Epilogue, GemmSharded>(p.gemm, tile);
-        if (ptx::lane_id() == 0) rows.count(chunk);
+        auto again = [&] { return gemm_chunk_tile<BM, BN>(p, ptx::unknown(item), live); };
+        gemm_tile<LAYOUT, BM, BN, BK, WM, WN, Epilogue, GemmSharded>(p.gemm, tile, again);
+        if (ptx::lane_id() == 0) rows.count(again().chunk);
     }
     if (threadIdx.x == 0) rows.end();
     ptx::launch_dependents();

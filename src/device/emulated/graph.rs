@@ -96,7 +96,7 @@ impl backend::Graph for Graph {
         let queues = &self.host.queues;
         let origin = self.host.number(stream);
         // A launch without a stream of ours has nothing queued before it.
-        let own = origin.map_or_else(|| queues.open(), |stream| stream);
+        let own = origin.unwrap_or_else(|| queues.open());
         let of = |branch: usize| if branch == 0 { own } else { self.branches[branch - 1] };
         let before: Vec<u64> =
             (0..self.captured.queued.len()).map(|branch| queues.queued(of(branch))).collect();
