@@ -86,6 +86,19 @@ pub(super) trait HostMemory: Send + Sync {
 pub(super) trait Stream: Send + Sync {
     fn raw(&self) -> RawStream;
     fn synchronize(&self) -> Result<()>;
+
+    /// Queues the writing of a word.
+    ///
+    /// # Safety
+    /// The word lies in an allocation, aligned to 4 bytes; here and below.
+    unsafe fn write_value(&self, word: u64, value: i32) -> Result<()>;
+
+    /// Queues a wait until the word is at least `value`.
+    ///
+    /// # Safety
+    /// As for [`write_value`](Self::write_value).
+    unsafe fn wait_value(&self, word: u64, value: i32) -> Result<()>;
+
     fn record(&self) -> Result<Box<dyn Event>>;
     fn wait(&self, event: &dyn Event) -> Result<()>;
     fn begin_capture(&self) -> Result<()>;

@@ -89,7 +89,7 @@ impl Device {
     #[cfg(feature = "emulator")]
     pub fn emulator(options: emulator::EmulatorOptions) -> Self {
         let info = emulated::describe(&options);
-        let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
+        let host = emulated::Host::new(options);
         let kernels = Kernels::new(Box::new(host.clone()), info);
         Self::new(kernels, Box::new(host))
     }

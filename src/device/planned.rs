@@ -107,6 +107,14 @@ impl backend::Stream for Stream {
         Ok(())
     }
 
+    unsafe fn write_value(&self, _: u64, _: i32) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn wait_value(&self, _: u64, _: i32) -> Result<()> {
+        Ok(())
+    }
+
     fn record(&self) -> Result<Box<dyn backend::Event>> {
         Ok(Box::new(Event))
     }

@@ -17,3 +17,4 @@ mod kernel_registry;
 mod planned;
 #[cfg(all(target_os = "linux", feature = "emulator"))]
 mod timeline;
+mod words;
