@@ -7,11 +7,13 @@
 //! fixed number of steps after one to warm up and prints one JSON line with tokens per second and
 //! the process's peak memory: what `tools/compare_torch.py` asks for.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use trencadis::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use trencadis::nn::init::initialise;
+use trencadis::parallel::MeshGroups;
 use trencadis::recipe::Recipe;
 use trencadis::rng::{Purpose, Stream};
 use trencadis::train::engine::{CpuEngine, Engine, TrainState};
@@ -84,7 +86,7 @@ fn batch(model: &str, tokens: usize, prefix: usize, seed: u64) -> PackedBatch {
 fn engine(recipe: &Recipe, slots: usize) -> CpuEngine {
     let step = TrainStep::new(recipe, CLASSES, slots).unwrap_or_else(|e| panic!("{e}"));
     let state = TrainState::fresh(initialise(step.params(), 0), false);
-    CpuEngine::new(recipe, step, slots, state).unwrap_or_else(|e| panic!("{e}"))
+    CpuEngine::new(recipe, step, slots, state, Rc::new(MeshGroups::alone())).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn run(engine: &mut CpuEngine, batch: &PackedBatch) {

@@ -5,10 +5,12 @@
 mod places;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use trencadis::autograd::ParamSpec;
 use trencadis::data::batch::{PackedBatch, Patches, Targets};
 use trencadis::eval::forward::{self, ForwardOutput, RawImage};
+use trencadis::parallel::MeshGroups;
 use trencadis::recipe::*;
 use trencadis::train::engine::{CpuEngine, Engine, TrainState};
 use trencadis::train::step::TrainStep;
@@ -332,13 +334,20 @@ fn training_steps_are_those_of_pytorch() {
             let specs = step.params().to_vec();
             let [params, grads, after] =
                 ["param.", "grad.", "after."].map(|kind| ordered(&file, kind, &specs));
-            let mut engine = CpuEngine::new(&recipe, step, 5, TrainState::fresh(params, false)).unwrap();
+            let mut engine = CpuEngine::new(
+                &recipe,
+                step,
+                5,
+                TrainState::fresh(params, false),
+                Rc::new(MeshGroups::alone()),
+            )
+            .unwrap();
             for (n, expected) in losses.iter().enumerate() {
                 let outcome = if n < 3 {
                     engine.queue(&batches, recipe.train.lr).unwrap();
                     engine.collect().unwrap()
                 } else {
-                    engine.gradients(&batches)
+                    engine.gradients(&batches).unwrap()
                 };
                 let error = (outcome.loss as f32 - expected).abs();
                 assert!(error < 2e-5, "{kind}, step {n}: loss {} and not {expected}", outcome.loss);

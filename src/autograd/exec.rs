@@ -1,4 +1,7 @@
 //! Runs a recorded step on the CPU device.
+//!
+//! Parameters and their gradients are in a [`ParamStore`]: whole vectors for one rank, or what the data axis
+//! shares out, which is gathered when it is needed (`crate::parallel::zero`).
 
 use std::collections::HashMap;
 
@@ -7,6 +10,8 @@ use super::op::{Args, Io, StepState};
 use super::plan::Plan;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
+use crate::error::Result;
+use crate::parallel::Group;
 
 /// Wraps generic arguments into [`Io`].
 pub trait Precision: Real {
@@ -24,6 +29,68 @@ impl Precision for f64 {
     fn io(args: Args<'_, Self>) -> Io<'_> {
         Io::F64(args)
     }
+}
+
+/// Where a run finds parameters and leaves gradients, both in the order of [`Graph::params`].
+pub trait ParamStore<R> {
+    /// Called before node `at` of the plan's order.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    fn before(&mut self, at: usize) -> Result<()>;
+
+    /// Elements of parameter `p`.
+    fn param(&self, p: usize) -> &[R];
+
+    /// The accumulator of the gradient of parameter `p`, until it is put back.
+    fn take_grad(&mut self, p: usize) -> Vec<R>;
+
+    /// Puts it back.
+    fn put_grad(&mut self, p: usize, grad: Vec<R>);
+
+    /// Called after node `at` of the plan's order.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    fn after(&mut self, at: usize) -> Result<()>;
+}
+
+/// All parameters, and gradients that are added to; none for a forward pass.
+pub struct WholeStore<'a, R> {
+    /// In the order of [`Graph::params`].
+    pub params: &'a [Vec<R>],
+    /// The same.
+    pub grads: &'a mut [Vec<R>],
+}
+
+impl<R> ParamStore<R> for WholeStore<'_, R> {
+    fn before(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn param(&self, p: usize) -> &[R] {
+        &self.params[p]
+    }
+
+    fn take_grad(&mut self, p: usize) -> Vec<R> {
+        std::mem::take(&mut self.grads[p])
+    }
+
+    fn put_grad(&mut self, p: usize, grad: Vec<R>) {
+        self.grads[p] = grad;
+    }
+
+    fn after(&mut self, _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a run has beside the batch: parameters, and the ranks that compute with it.
+pub struct Rank<'a, R> {
+    /// Parameters and gradients.
+    pub store: &'a mut dyn ParamStore<R>,
+    /// The tensor axis, for a graph of a part of a model.
+    pub tensor: Option<&'a Group>,
 }
 
 /// Values of a graph's tensors on the CPU. Buffers of activations whose last use has passed go to
@@ -44,7 +111,8 @@ impl<R: Precision> CpuExecutor<R> {
     /// gradients are added to. `feeds` are the values of input tensors.
     ///
     /// # Panics
-    /// If a feed is missing or has another size: a bug of the caller, not of a user.
+    /// If a feed is missing or has another size, or the graph is of one of several ranks: a bug of the caller, not
+    /// of a user.
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &mut self,
@@ -56,6 +124,27 @@ impl<R: Precision> CpuExecutor<R> {
         batch: &PackedBatch,
         step: &StepState,
     ) {
+        let rank = Rank { store: &mut WholeStore { params, grads }, tensor: None };
+        self.run_rank(graph, plan, rank, feeds, batch, step).expect("one rank waits for nobody");
+    }
+
+    /// The same on one of several ranks, all of which call it.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run); if the graph is of a part of a model and there is no group.
+    pub fn run_rank(
+        &mut self,
+        graph: &Graph,
+        plan: &Plan,
+        rank: Rank<'_, R>,
+        feeds: &HashMap<Tensor, Vec<R>>,
+        batch: &PackedBatch,
+        step: &StepState,
+    ) -> Result<()> {
+        let Rank { store, tensor } = rank;
         for value in self.values.drain(..).flatten() {
             self.pool.push(value);
         }
@@ -64,10 +153,15 @@ impl<R: Precision> CpuExecutor<R> {
             Extent::Fixed => info.rows,
             Extent::Tokens => batch.live_tokens(),
             Extent::Images => batch.images,
+            Extent::Shard(shard) => shard.live(batch.live_tokens(), info.rows),
         };
 
         for (at, &index) in plan.order.iter().enumerate() {
+            store.before(at)?;
             let node = &graph.nodes[index];
+            let together = node.op.communicates();
+            // Ranks have other numbers of live rows, and what they exchange is alike.
+            let rows_of = |info: &TensorInfo| if together { info.rows } else { live_rows(info) };
             let moved = node.op.in_place() && plan.last_use_of_first[at];
 
             // Results leave their slots while the node runs, so that operands can be borrowed.
@@ -76,7 +170,7 @@ impl<R: Precision> CpuExecutor<R> {
                 buffers.push(output.filter(|_| plan.read[at][i]).map(|tensor| {
                     let info = graph.info(tensor);
                     match info.kind {
-                        Kind::Gradient(p) => std::mem::take(&mut grads[p]),
+                        Kind::Gradient(p) => store.take_grad(p),
                         _ if i == 0 && moved => {
                             self.values[node.input(0).0].take().expect("operand 0 was computed")
                         }
@@ -88,7 +182,7 @@ impl<R: Precision> CpuExecutor<R> {
                 && !moved
                 && let Some(Some(buffer)) = buffers.first_mut()
             {
-                buffer.copy_from_slice(self.value_or(graph, params, feeds, node.input(0)));
+                buffer.copy_from_slice(self.value_or(graph, store, feeds, node.input(0)));
             }
 
             let inputs = node
@@ -98,11 +192,11 @@ impl<R: Precision> CpuExecutor<R> {
                 .map(|(i, input)| {
                     let tensor = (*input)?;
                     let info = graph.info(tensor);
-                    let rows = live_rows(info);
+                    let rows = rows_of(info);
                     if i == 0 && node.op.in_place() {
                         return Some((&[][..], rows, info.cols));
                     }
-                    let data = self.value_or(graph, params, feeds, tensor);
+                    let data = self.value_or(graph, store, feeds, tensor);
                     Some((&data[..rows * info.cols], rows, info.cols))
                 })
                 .collect();
@@ -111,18 +205,30 @@ impl<R: Precision> CpuExecutor<R> {
                 .zip(&node.outputs)
                 .map(|(buffer, output)| {
                     let info = graph.info((*output)?);
-                    let rows = live_rows(info);
+                    let rows = rows_of(info);
                     let (live, tail) = buffer.as_mut()?.split_at_mut(rows * info.cols);
                     tail.fill(R::ZERO);
                     Some((live, rows, info.cols))
                 })
                 .collect();
-            node.op.run(R::io(Args { inputs, outputs, batch, step }));
+            let io = R::io(Args { inputs, outputs, batch, step });
+            if together {
+                node.op
+                    .communicate(io, tensor.expect("a part of a model runs with the group of the others"))?;
+                for (buffer, output) in buffers.iter_mut().zip(&node.outputs) {
+                    if let (Some(buffer), Some(tensor)) = (buffer, output) {
+                        let info = graph.info(*tensor);
+                        buffer[live_rows(info) * info.cols..].fill(R::ZERO);
+                    }
+                }
+            } else {
+                node.op.run(io);
+            }
 
             for (buffer, output) in buffers.into_iter().zip(&node.outputs) {
                 if let (Some(buffer), Some(tensor)) = (buffer, output) {
                     match graph.info(*tensor).kind {
-                        Kind::Gradient(p) => grads[p] = buffer,
+                        Kind::Gradient(p) => store.put_grad(p, buffer),
                         _ => self.values[tensor.0] = Some(buffer),
                     }
                 }
@@ -132,7 +238,9 @@ impl<R: Precision> CpuExecutor<R> {
                     self.pool.push(buffer);
                 }
             }
+            store.after(at)?;
         }
+        Ok(())
     }
 
     /// Value of a kept tensor after a run, all rows.
@@ -146,12 +254,12 @@ impl<R: Precision> CpuExecutor<R> {
     fn value_or<'a>(
         &'a self,
         graph: &Graph,
-        params: &'a [Vec<R>],
+        store: &'a dyn ParamStore<R>,
         feeds: &'a HashMap<Tensor, Vec<R>>,
         tensor: Tensor,
     ) -> &'a [R] {
         match graph.info(tensor).kind {
-            Kind::Parameter(p) => &params[p],
+            Kind::Parameter(p) => store.param(p),
             Kind::Input => feeds.get(&tensor).expect("every input tensor is fed"),
             _ => self.values[tensor.0].as_deref().expect("operand was computed"),
         }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::op::{Op, Workload};
+use super::split::{Shard, Split};
 
 /// Handle of a tensor in a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +19,8 @@ pub enum Extent {
     Tokens,
     /// Image slots `N`; the batch says how many are used.
     Images,
+    /// Token rows of one rank of the tensor axis, `T/size` of them.
+    Shard(Shard),
 }
 
 /// Where a tensor's values come from.
@@ -131,6 +134,8 @@ pub struct Graph {
     pub(crate) params: Vec<ParamSpec>,
     pub(crate) param_tensors: Vec<Tensor>,
     pub(crate) grad_tensors: Vec<Option<Tensor>>,
+    splits: Vec<Split>,
+    shard: Shard,
     /// Checkpointed segments: node ranges whose activations are recomputed in the backward pass.
     pub(crate) segments: Vec<std::ops::Range<usize>>,
     /// Tensors that outlive the step.
@@ -144,7 +149,27 @@ impl Graph {
         Self::default()
     }
 
-    /// The parameters in order of registration.
+    /// An empty record of what `shard` of a tensor axis computes.
+    pub fn of_shard(shard: Shard) -> Self {
+        Self { shard, ..Self::default() }
+    }
+
+    /// What the tensor axis leaves to this rank.
+    pub fn shard(&self) -> Shard {
+        self.shard
+    }
+
+    /// How parameter `p` is shared out over the tensor axis.
+    pub fn split(&self, p: usize) -> Split {
+        self.splits[p]
+    }
+
+    /// Number of elements of parameter `p` that this rank's part has.
+    pub fn local_len(&self, p: usize) -> usize {
+        self.info(self.param_tensors[p]).len()
+    }
+
+    /// The parameters in order of registration, whole.
     pub fn params(&self) -> &[ParamSpec] {
         &self.params
     }
@@ -169,9 +194,14 @@ impl Graph {
         Tensor(self.tensors.len() - 1)
     }
 
-    /// Registers a parameter. One-dimensional parameters are one row; further dimensions fold
-    /// into columns. A name that exists already returns the existing parameter.
+    /// Registers a parameter that every rank has. One-dimensional parameters are one row; further dimensions
+    /// fold into columns. A name that exists already returns the existing parameter.
     pub fn param(&mut self, spec: ParamSpec) -> Tensor {
+        self.param_split(spec, Split::Whole)
+    }
+
+    /// The same for one that the tensor axis shares out: `spec` is the whole, the tensor this rank's part.
+    pub fn param_split(&mut self, spec: ParamSpec, split: Split) -> Tensor {
         if let Some(i) = self.params.iter().position(|p| p.name == spec.name) {
             assert_eq!(self.params[i].shape, spec.shape, "parameter {} has two shapes", spec.name);
             return self.param_tensors[i];
@@ -181,6 +211,7 @@ impl Graph {
             [rows, rest @ ..] => (*rows, rest.iter().product()),
             [] => (1, 1),
         };
+        let [rows, cols] = split.local([rows, cols], self.shard.size);
         let tensor = self.push(TensorInfo {
             name: spec.name.clone(),
             rows,
@@ -192,7 +223,19 @@ impl Graph {
         self.params.push(spec);
         self.param_tensors.push(tensor);
         self.grad_tensors.push(None);
+        self.splits.push(split);
         tensor
+    }
+
+    /// Says that each rank of the tensor axis computes a summand of the gradient of this parameter, which all
+    /// have.
+    ///
+    /// # Panics
+    /// If it is no parameter, or shared out.
+    pub fn sum_gradient(&mut self, parameter: Tensor) {
+        let Kind::Parameter(p) = self.info(parameter).kind else { panic!("only parameters have summands") };
+        assert!(self.splits[p].is_replicated(), "{} is shared out", self.params[p].name);
+        self.splits[p] = Split::Summed;
     }
 
     /// A tensor that the caller writes before the step.
@@ -316,6 +359,7 @@ impl Graph {
                     Extent::Fixed => "",
                     Extent::Tokens => "T=",
                     Extent::Images => "N=",
+                    Extent::Shard(_) => "t=",
                 };
                 let plus = if matches!(info.kind, Kind::Gradient(_)) { "+=" } else { "=" };
                 let call =

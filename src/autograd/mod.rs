@@ -24,9 +24,12 @@ pub mod plan;
 pub mod pool;
 pub mod position;
 pub mod residual;
+pub mod sharded;
+pub mod split;
 
 pub use device::DeviceExecutor;
-pub use exec::CpuExecutor;
+pub use exec::{CpuExecutor, ParamStore, Rank};
 pub use graph::{Extent, Graph, Node, ParamSpec, Tensor};
 pub use op::{Io, Op, StepState, Workload};
 pub use plan::Plan;
+pub use split::{Shard, Split};

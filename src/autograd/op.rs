@@ -8,6 +8,7 @@ use super::graph::{Extent, Graph, Node, Tensor, TensorInfo};
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
+use crate::parallel::Group;
 
 /// What changes from step to step. On a GPU it lives in the device-side step buffer.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +52,7 @@ impl Workload {
             Extent::Fixed => info.rows as f64,
             Extent::Tokens => self.tokens,
             Extent::Images => self.images,
+            Extent::Shard(shard) => self.tokens / shard.size as f64,
         }
     }
 }
@@ -125,6 +127,29 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// Computes the results. Only live rows are passed; the executor writes zeros to the others.
     fn run(&self, io: Io<'_>);
+
+    /// Whether ranks of the tensor axis compute this together: then it runs by [`communicate`](Self::communicate),
+    /// and sees all rows.
+    fn communicates(&self) -> bool {
+        false
+    }
+
+    /// Computes the results together with the other ranks of `group`. Rows that are not live are zeros in the
+    /// operands; what is written to those of the results is cleared afterwards.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    fn communicate(&self, io: Io<'_>, group: &Group) -> Result<()> {
+        let _ = group;
+        self.run(io);
+        Ok(())
+    }
+
+    /// Elements that `rank` of the tensor axis sends when this runs.
+    fn sends(&self, graph: &Graph, node: &Node, rank: usize) -> u64 {
+        let _ = (graph, node, rank);
+        0
+    }
 
     /// Verifies the operands on a device, asks for what else is needed there, and tells what every step queues.
     ///

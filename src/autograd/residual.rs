@@ -5,8 +5,9 @@
 //! so that it depends neither on the slot nor on when it is drawn (forward, recompute, backward).
 
 use super::device::{Launch, Site};
-use super::graph::{Graph, Node, Tensor};
+use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Io, Op, StepState, on_cpu};
+use super::split::Shard;
 use crate::cpu;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
@@ -33,13 +34,23 @@ pub fn residual(
 ) -> Tensor {
     let drop_path = drop_path.filter(|d| d.rate > 0.0);
     let out = graph.activation_like(x);
-    graph.record(Residual(drop_path), vec![Some(x), Some(branch), gamma], vec![Some(out)]);
+    let rows = rows_of(graph, x);
+    graph.record(Residual { drop_path, rows }, vec![Some(x), Some(branch), gamma], vec![Some(out)]);
     out
 }
 
-/// One factor a live token, or `None` where nothing is dropped.
+/// Which token rows `x` has.
+fn rows_of(graph: &Graph, x: Tensor) -> Shard {
+    match graph.info(x).extent {
+        Extent::Shard(shard) => shard,
+        _ => Shard::WHOLE,
+    }
+}
+
+/// One factor a live token of `rows`, or `None` where nothing is dropped.
 pub(super) fn keep<R: Real>(
     drop_path: Option<DropPath>,
+    rows: Shard,
     batch: &PackedBatch,
     step: &StepState,
 ) -> Option<Vec<R>> {
@@ -52,11 +63,21 @@ pub(super) fn keep<R: Real>(
         let factor = if dropped { R::ZERO } else { kept };
         keep.resize(keep.len() + batch.range(slot).len(), factor);
     }
+    if rows.is_part() {
+        let part = batch.tokens() / rows.size;
+        let live = rows.live(keep.len(), part);
+        keep.drain(..(rows.rank * part).min(keep.len()));
+        keep.truncate(live);
+    }
     Some(keep)
 }
 
 #[derive(Debug)]
-pub(super) struct Residual(pub Option<DropPath>);
+pub(super) struct Residual {
+    pub drop_path: Option<DropPath>,
+    /// Which token rows it is about.
+    rows: Shard,
+}
 
 impl Op for Residual {
     fn name(&self) -> &'static str {
@@ -70,7 +91,7 @@ impl Op for Residual {
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let width = a.input_shape(1).1;
-            let keep = keep(self.0, a.batch, a.step);
+            let keep = keep(self.drop_path, self.rows, a.batch, a.step);
             cpu::residual::forward(a.output(0), a.input(1), a.input_opt(2), keep.as_deref(), width);
         });
     }
@@ -78,7 +99,7 @@ impl Op for Residual {
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (x, branch, out) = (site.input(0)?, site.input(1)?, site.output(0)?);
         let (scale, live) = (site.input_f32(2)?, site.live_rows(&x)?);
-        let dropped = self.0.map(|drop_path| site.drop_path(drop_path));
+        let dropped = self.drop_path.map(|drop_path| site.drop_path(drop_path));
         let residual = ResidualKernel { tokens: x.rows, width: x.cols };
         Ok(Box::new(move |step| {
             let keep = dropped.map(|branch| (step.keep(), branch));
@@ -91,19 +112,23 @@ impl Op for Residual {
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let Some(dout) = grads[0] else { return vec![None; 3] };
         let (branch, gamma) = (node.input(1), node.inputs[2]);
-        if gamma.is_none() && self.0.is_none() {
+        if gamma.is_none() && self.drop_path.is_none() {
             return vec![Some(dout), Some(dout), None];
         }
         let dbranch = graph.activation_like(branch);
         let dgamma = gamma.and_then(|t| graph.gradient_of(t));
         let kept_branch = gamma.map(|_| branch);
-        graph.record(ResidualGrad(self.0), vec![Some(dout), kept_branch, gamma], vec![Some(dbranch), dgamma]);
+        let grad = ResidualGrad { drop_path: self.drop_path, rows: self.rows };
+        graph.record(grad, vec![Some(dout), kept_branch, gamma], vec![Some(dbranch), dgamma]);
         vec![Some(dout), Some(dbranch), None]
     }
 }
 
 #[derive(Debug)]
-struct ResidualGrad(Option<DropPath>);
+struct ResidualGrad {
+    drop_path: Option<DropPath>,
+    rows: Shard,
+}
 
 impl Op for ResidualGrad {
     fn name(&self) -> &'static str {
@@ -113,7 +138,7 @@ impl Op for ResidualGrad {
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let width = a.input_shape(0).1;
-            let keep = keep(self.0, a.batch, a.step);
+            let keep = keep(self.drop_path, self.rows, a.batch, a.step);
             let (dbranch, dgamma) = (a.output(0), a.output_opt(1));
             let branch = a.input_opt(1).unwrap_or_default();
             cpu::residual::backward(
@@ -132,7 +157,7 @@ impl Op for ResidualGrad {
         let (dout, dbranch) = (site.input(0)?, site.output(0)?);
         let (scale, dscale, live) = (site.input_f32(2)?, site.output_f32(1)?, site.live_rows(&dout)?);
         let branch = if dscale.is_some() { Some(site.input(1)?) } else { None };
-        let dropped = self.0.map(|drop_path| site.drop_path(drop_path));
+        let dropped = self.drop_path.map(|drop_path| site.drop_path(drop_path));
         let residual = ResidualKernel { tokens: dout.rows, width: dout.cols };
         site.workspace(residual.backward_workspace_bytes());
         Ok(Box::new(move |step| {

@@ -5,6 +5,7 @@ mod forward;
 mod inspect;
 mod kernels;
 mod predict;
+mod ranks;
 mod recipes;
 mod train;
 

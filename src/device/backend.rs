@@ -8,6 +8,16 @@ use crate::{Error, Result};
 
 /// Memory and streams.
 pub(super) trait Backend: Send + Sync {
+    /// Makes the device the one that libraries of CUDA use on this thread.
+    fn bind(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What tells a GPU from all others, on every machine; none where it is no GPU.
+    fn uuid(&self) -> Result<Option<[u8; 16]>> {
+        Ok(None)
+    }
+
     /// Memory of `bytes` bytes, more than none.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 

@@ -121,7 +121,7 @@ impl Stream {
     }
 
     /// What cannot be part of a graph is an error while one is captured.
-    pub(super) fn refuse_capture(&self, what: &str) -> Result<()> {
+    pub(crate) fn refuse_capture(&self, what: &str) -> Result<()> {
         if self.inner.is_capturing()? {
             return Err(Error::usage(format!("{what} cannot be captured; end the capture first")));
         }

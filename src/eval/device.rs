@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::model::{Forward, record};
-use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
+use crate::autograd::device::{BatchShape, DeviceParams, MeshAxes, ParamLayout, fused};
 use crate::autograd::graph::Graph;
-use crate::autograd::{DeviceExecutor, StepState, Workload};
+use crate::autograd::{DeviceExecutor, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::device::Device;
 use crate::error::Result;
@@ -38,7 +38,8 @@ impl DeviceModel {
         weights: &[Vec<f32>],
     ) -> Result<Self> {
         limits::check(&recipe.model)?;
-        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, features_too)?;
+        let (graph, outputs) =
+            record(recipe, classes, shape.tokens, shape.slots, features_too, Shard::WHOLE)?;
         let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(&graph), &|_| 0.0)?)?);
         let executor = DeviceExecutor::forward(device, &graph, shape, params.clone())?;
         params.write(executor.stream(), weights)?;
@@ -56,8 +57,25 @@ impl DeviceModel {
         shape: BatchShape,
         params: Arc<DeviceParams>,
     ) -> Result<Self> {
-        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false)?;
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, Shard::WHOLE)?;
         let executor = training.beside(&graph, shape, params)?;
+        Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
+    }
+
+    /// The same on a rank of a mesh, `shard` of its tensor axis.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn beside_axes(
+        training: &DeviceExecutor,
+        recipe: &Recipe,
+        classes: usize,
+        shape: BatchShape,
+        axis: MeshAxes,
+        shard: Shard,
+    ) -> Result<Self> {
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, shard)?;
+        let executor = training.beside_axes(&graph, shape, axis)?;
         Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
     }
 

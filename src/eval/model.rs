@@ -3,7 +3,7 @@
 use std::borrow::BorrowMut;
 
 use crate::autograd::graph::{Graph, ParamSpec};
-use crate::autograd::{CpuExecutor, Plan, StepState, Workload};
+use crate::autograd::{CpuExecutor, Plan, Rank, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::models::vit::{self, Outputs};
@@ -38,7 +38,8 @@ impl<F: Forward + ?Sized> Forward for &mut F {
     }
 }
 
-/// The forward pass of `recipe` for batches of `tokens` tokens and `slots` images. `features_too` keeps tokens and
+/// What `shard` of the tensor axis computes of the forward pass of `recipe` for batches of `tokens` tokens and
+/// `slots` images. `features_too` keeps tokens and
 /// pooled vectors besides the logits.
 pub(super) fn record(
     recipe: &Recipe,
@@ -46,8 +47,9 @@ pub(super) fn record(
     tokens: usize,
     slots: usize,
     features_too: bool,
+    shard: Shard,
 ) -> Result<(Graph, Outputs)> {
-    let mut graph = Graph::new();
+    let mut graph = Graph::of_shard(shard);
     let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, false)?;
     graph.keep(outputs.logits);
     if features_too {
@@ -79,9 +81,37 @@ impl Model {
         slots: usize,
         features_too: bool,
     ) -> Result<Self> {
-        let (graph, outputs) = record(recipe, classes, tokens, slots, features_too)?;
+        let (graph, outputs) = record(recipe, classes, tokens, slots, features_too, Shard::WHOLE)?;
+        Ok(Self::of_graph(graph, outputs, classes))
+    }
+
+    /// What `shard` of the tensor axis computes of it, to be run by [`run_rank`](Self::run_rank).
+    ///
+    /// # Errors
+    /// If the model's shape is invalid, or cannot be shared out.
+    pub fn of_shard(
+        recipe: &Recipe,
+        classes: usize,
+        [tokens, slots]: [usize; 2],
+        shard: Shard,
+    ) -> Result<Self> {
+        let (graph, outputs) = record(recipe, classes, tokens, slots, false, shard)?;
+        Ok(Self::of_graph(graph, outputs, classes))
+    }
+
+    fn of_graph(graph: Graph, outputs: Outputs, classes: usize) -> Self {
         let plan = Plan::new(&graph);
-        Ok(Self { graph, plan, executor: CpuExecutor::new(), outputs, classes })
+        Self { graph, plan, executor: CpuExecutor::new(), outputs, classes }
+    }
+
+    /// The recorded pass.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Its liveness.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// The parameters in order.
@@ -104,6 +134,16 @@ impl Model {
         let (feeds, step) = (Default::default(), StepState::default());
         self.executor.run(&self.graph, &self.plan, params, &mut [], &feeds, batch, &step);
         self.executor.value(self.outputs.logits)
+    }
+
+    /// The same on one of several ranks, all of which call it.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    pub fn run_rank(&mut self, rank: Rank<'_, f32>, batch: &PackedBatch) -> Result<&[f32]> {
+        let (feeds, step) = (Default::default(), StepState::default());
+        self.executor.run_rank(&self.graph, &self.plan, rank, &feeds, batch, &step)?;
+        Ok(self.executor.value(self.outputs.logits))
     }
 
     /// Tokens `[T, D]` of the last run.

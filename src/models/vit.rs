@@ -1,9 +1,9 @@
 //! The Vision Transformer of every recipe: plain ViT, NaViT, DeiT III, ViT-22B.
 
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
-use crate::autograd::{elementwise, gemm, patch};
+use crate::autograd::{elementwise, gemm, patch, sharded};
 use crate::error::Result;
-use crate::nn::{block, norm, patch_embed, pool, position};
+use crate::nn::{block, norm, patch_embed, pool, position, shard};
 use crate::recipe::Recipe;
 
 /// What a recorded model computes.
@@ -18,10 +18,11 @@ pub struct Outputs {
 }
 
 /// Records the model of `recipe` for batches of `tokens` tokens and `slots` images. `training`
-/// turns stochastic depth and activation checkpointing on.
+/// turns stochastic depth and activation checkpointing on. Of a graph with a tensor axis, the blocks are shared
+/// out; what comes before and after them is small, and every rank computes it whole.
 ///
 /// # Errors
-/// If the shape is unknown or does not divide into heads.
+/// If the shape is unknown or does not divide into heads, or cannot be shared out.
 pub fn record(
     graph: &mut Graph,
     recipe: &Recipe,
@@ -32,6 +33,7 @@ pub fn record(
 ) -> Result<Outputs> {
     let config = &recipe.model;
     let dims = config.dimensions()?;
+    shard::check(config, tokens, graph.shard().size)?;
     let patch_dim = config.patch_dim();
     let patches = patch::patches(graph, tokens, patch_dim, &recipe.data.mean, &recipe.data.std);
     let mut x = patch_embed::patch_embed(graph, patches, config, &dims);
@@ -48,6 +50,10 @@ pub fn record(
         });
         x = patch::write_prefix(graph, x, prefix);
     }
+    let shared_out = graph.shard().is_part();
+    if shared_out {
+        x = sharded::own_rows(graph, x);
+    }
     for index in 0..dims.depth {
         if training && config.checkpoint {
             graph.begin_segment();
@@ -59,6 +65,9 @@ pub fn record(
     }
     if config.final_norm {
         x = norm::layer(graph, "norm", x, config);
+    }
+    if shared_out {
+        x = sharded::all_rows(graph, x);
     }
     let mut features = pool::pool(graph, x, slots, config, &dims);
     if config.head_norm {

@@ -9,3 +9,4 @@ pub mod norm;
 pub mod patch_embed;
 pub mod pool;
 pub mod position;
+pub mod shard;

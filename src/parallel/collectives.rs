@@ -21,7 +21,7 @@ pub fn part_of(len: usize, parts: usize, part: usize) -> Range<usize> {
 
 impl Group {
     /// All other ranks, from the next one on, so that no rank is everybody's first.
-    fn others(&self) -> impl Iterator<Item = usize> + use<> {
+    pub(super) fn others(&self) -> impl Iterator<Item = usize> + use<> {
         let (rank, size) = (self.rank(), self.size());
         (1..size).map(move |i| (rank + i) % size)
     }

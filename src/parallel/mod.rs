@@ -18,8 +18,8 @@
 //! # Ok::<(), trencadis::Error>(())
 //! ```
 
-pub mod block;
 pub mod collectives;
+pub mod device;
 pub mod group;
 pub mod launch;
 pub mod linear;
@@ -27,13 +27,14 @@ pub mod mesh;
 pub mod ring;
 pub mod tcp;
 pub mod threads;
+pub mod zero;
 
 mod inbox;
 mod transport;
 
-pub use block::ShardedBlock;
+pub use device::DeviceGroup;
 pub use group::{Event, Group, Logged};
 pub use linear::{Grads, Layout, Operand, ShardedLinear};
-pub use mesh::{Mesh, MeshGroups};
+pub use mesh::{Mesh, MeshGroups, Place};
 pub use ring::{Rings, Sharding};
 pub use threads::{DEFAULT_TIMEOUT, Ranks, Simulation, run_ranks};

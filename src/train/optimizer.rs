@@ -40,15 +40,27 @@ pub fn weight_decay(param: &ParamSpec, config: &TrainConfig) -> f64 {
     }
 }
 
+/// Sum of squares of each gradient. To be summed in order, so that a norm has the same bits on any number of
+/// threads.
+pub fn squares(grads: &[Vec<f32>]) -> Vec<f64> {
+    grads.par_iter().map(|grad| sum_of_squares(grad)).collect()
+}
+
 impl Optimizer {
     /// Zero moments.
     pub fn new(params: &[ParamSpec], config: &TrainConfig) -> Self {
-        let zeros = || params.iter().map(|p| vec![0.0; p.len()]).collect();
+        Self::sliced(params.iter().map(|param| (param, param.len())), config)
+    }
+
+    /// The same for some of the elements of each parameter.
+    pub fn sliced<'a>(slices: impl Iterator<Item = (&'a ParamSpec, usize)>, config: &TrainConfig) -> Self {
+        let (decay, m): (Vec<f64>, Vec<Vec<f32>>) =
+            slices.map(|(param, len)| (weight_decay(param, config), vec![0.0; len])).unzip();
         Self {
-            m: zeros(),
-            v: zeros(),
+            v: m.clone(),
+            m,
             step: 0,
-            decay: params.iter().map(|p| weight_decay(p, config)).collect(),
+            decay,
             beta1: config.beta1,
             beta2: config.beta2,
             eps: config.eps,
@@ -71,10 +83,24 @@ impl Optimizer {
     /// # Panics
     /// If `params` or `grads` are not those the optimiser was made for.
     pub fn step(&mut self, lr: f64, params: &mut [Vec<f32>], grads: &[Vec<f32>]) -> Result<f64, NonFinite> {
+        self.step_of_norm(lr, squares(grads).iter().sum::<f64>().sqrt(), params, grads)
+    }
+
+    /// The same with the norm of all gradients, of which `grads` may be some.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    pub fn step_of_norm(
+        &mut self,
+        lr: f64,
+        norm: f64,
+        params: &mut [Vec<f32>],
+        grads: &[Vec<f32>],
+    ) -> Result<f64, NonFinite> {
         assert!(params.len() == self.m.len() && grads.len() == self.m.len(), "one tensor a parameter");
-        // Summed in order, so that the norm has the same bits on any number of threads.
-        let squares: Vec<f64> = grads.par_iter().map(|g| sum_of_squares(g)).collect();
-        let norm = squares.iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
             return Err(NonFinite { norm });
         }

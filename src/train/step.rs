@@ -2,7 +2,7 @@
 
 use crate::autograd::graph::{Graph, ParamSpec, Tensor};
 use crate::autograd::loss::{self, Loss};
-use crate::autograd::{Plan, Workload};
+use crate::autograd::{Plan, Shard, Workload};
 use crate::error::Result;
 use crate::models::vit;
 use crate::recipe::{LossKind, Recipe};
@@ -15,8 +15,10 @@ pub struct TrainStep {
     logits: Tensor,
     classes: usize,
     loss_kind: LossKind,
-    /// The forward pass alone, for model FLOPs.
+    /// The forward pass alone.
     forward: Graph,
+    /// The same of the whole model, for model FLOPs, where the step is of a part.
+    whole: Option<Graph>,
 }
 
 /// What a step did.
@@ -46,10 +48,26 @@ impl TrainStep {
     /// # Errors
     /// If the model's shape is invalid.
     pub fn new(recipe: &Recipe, classes: usize, slots: usize) -> Result<Self> {
+        Self::of_shard(recipe, classes, slots, Shard::WHOLE)
+    }
+
+    /// What `shard` of the tensor axis computes of it.
+    ///
+    /// # Errors
+    /// If the model's shape is invalid, or cannot be shared out.
+    pub fn of_shard(recipe: &Recipe, classes: usize, slots: usize, shard: Shard) -> Result<Self> {
         let tokens = recipe.packing.tokens;
-        let mut graph = Graph::new();
+        let mut graph = Graph::of_shard(shard);
         let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, true)?;
         let forward = graph.clone();
+        let whole = match shard.is_part() {
+            true => {
+                let mut whole = Graph::new();
+                vit::record(&mut whole, recipe, classes, tokens, slots, true)?;
+                Some(whole)
+            }
+            false => None,
+        };
         let loss =
             loss::classification(&mut graph, outputs.logits, recipe.train.loss, recipe.train.label_smoothing);
         graph.backward(&[(outputs.logits, loss.dlogits)]);
@@ -57,7 +75,7 @@ impl TrainStep {
         graph.keep(outputs.logits);
         let plan = Plan::new(&graph);
         let (logits, loss_kind) = (outputs.logits, recipe.train.loss);
-        Ok(Self { plan, loss, logits, classes, loss_kind, forward, graph })
+        Ok(Self { plan, loss, logits, classes, loss_kind, forward, whole, graph })
     }
 
     /// The recorded step.
@@ -102,8 +120,8 @@ impl TrainStep {
         self.graph.params()
     }
 
-    /// Model FLOPs of one step over a batch of this workload.
+    /// Model FLOPs of one step over a batch of this workload, those of all ranks of the tensor axis.
     pub fn flops(&self, work: &Workload) -> f64 {
-        3.0 * self.forward.flops(work)
+        3.0 * self.whole.as_ref().unwrap_or(&self.forward).flops(work)
     }
 }

@@ -6,6 +6,7 @@ mod inspect;
 #[path = "../support/places.rs"]
 mod places;
 mod predict;
+mod ranks;
 mod resume;
 mod train;
 

@@ -1,8 +1,10 @@
 //! Process groups, rings and sharded layers: every sharding against the unsharded result.
 
-mod block;
+mod device;
+mod device_model;
 mod groups;
 mod linear;
+mod model;
 mod overlap;
 mod steps;
 #[path = "../support/mod.rs"]

@@ -4,6 +4,7 @@ use super::super::device::{Launch, Matrix, Site};
 use super::super::graph::{Graph, Node};
 use super::super::op::{Io, Op, Workload, on_cpu};
 use super::super::residual::{DropPath, keep};
+use super::super::split::Shard;
 use super::{padding, planned, product_flops};
 use crate::cpu;
 use crate::error::Result;
@@ -88,7 +89,7 @@ impl Op for LinearResidual {
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let (outer, inner) = a.input_shape(2);
-            let keep = keep(self.0, a.batch, a.step);
+            let keep = keep(self.0, Shard::WHOLE, a.batch, a.step);
             let (out, product) = (a.output(0), a.output_opt(1));
             let mut branch = out.to_vec();
             cpu::gemm::linear(&mut branch, a.input(1), a.input(2), a.input_opt(3), inner, outer);

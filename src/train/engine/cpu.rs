@@ -1,15 +1,23 @@
 //! The CPU device: f32, and a step has run when it was queued.
+//!
+//! On several ranks the data axis shares out parameters, gradients and optimiser state ([`zero`]), the tensor axis
+//! the layers; a rank holds its slices of its part of each parameter. One rank has one slice of each: all of it.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
-use super::{Engine, TrainState, loss_weight};
-use crate::autograd::{CpuExecutor, ParamSpec, StepState, Workload};
+use super::slices::{Slices, sum_outcome};
+use super::{Engine, TrainState};
+use crate::autograd::exec::WholeStore;
+use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, StepState, Workload};
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::eval::metrics::Classification;
-use crate::eval::model::{Forward, Model, WithParams};
+use crate::eval::model::{Forward, Model};
 use crate::eval::run::labels;
+use crate::parallel::MeshGroups;
+use crate::parallel::zero::{Channels, PiecedStore, Schedule};
 use crate::recipe::Recipe;
 use crate::train::optimizer::Optimizer;
 use crate::train::step::{StepOutcome, TrainStep};
@@ -18,6 +26,9 @@ use crate::train::step::{StepOutcome, TrainStep};
 pub struct CpuEngine {
     step: TrainStep,
     executor: CpuExecutor<f32>,
+    slices: Slices,
+    /// What sharing parameters out over the data axis takes; nothing on an axis of one.
+    data: Option<DataAxis>,
     params: Vec<Vec<f32>>,
     grads: Vec<Vec<f32>>,
     ema: Option<Vec<Vec<f32>>>,
@@ -30,50 +41,111 @@ pub struct CpuEngine {
     finished: VecDeque<StepOutcome>,
 }
 
+/// When and how the data axis gathers and sums.
+struct DataAxis {
+    channels: Channels,
+    schedule: Schedule,
+    /// Of an evaluation.
+    forward: Schedule,
+}
+
 impl CpuEngine {
-    /// The training of `recipe` from `state`.
+    /// This rank's part of the training of `recipe` from `state`, which is whole.
     ///
     /// # Errors
-    /// If the model's shape is invalid.
-    pub fn new(recipe: &Recipe, step: TrainStep, slots: usize, state: TrainState<'static>) -> Result<Self> {
-        let mut optimizer = Optimizer::new(step.params(), &recipe.train);
-        (optimizer.m, optimizer.v) = (state.m.into_owned(), state.v.into_owned());
+    /// If the model's shape is invalid, or `step` is not of this rank's part of it.
+    pub fn new(
+        recipe: &Recipe,
+        step: TrainStep,
+        slots: usize,
+        state: TrainState<'static>,
+        ranks: Rc<MeshGroups>,
+    ) -> Result<Self> {
+        let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
+        if step.graph().shard() != shard {
+            return Err(Error::failure(format!(
+                "the step is of {:?} of a tensor axis, and this rank is {shard:?}",
+                step.graph().shard()
+            )));
+        }
+        let tokens = recipe.packing.tokens;
+        let evaluated = Model::of_shard(recipe, step.classes(), [tokens, slots], shard)?;
+        let slices = Slices::new(step.graph(), ranks);
+        let data = match slices.ranks().data.size() {
+            1 => None,
+            _ => Some(DataAxis {
+                channels: Channels::new(&slices.ranks().data)?,
+                schedule: Schedule::new(step.graph(), step.plan(), slices.units()),
+                forward: Schedule::new(evaluated.graph(), evaluated.plan(), slices.units()),
+            }),
+        };
+        let mut optimizer = Optimizer::sliced(slices.specs(step.params()), &recipe.train);
+        let graph = step.graph();
+        (optimizer.m, optimizer.v) = (slices.cut(graph, state.m), slices.cut(graph, state.v));
         optimizer.step = state.optimizer_step;
         Ok(Self {
-            evaluated: Model::new(recipe, step.classes(), recipe.packing.tokens, slots, false)?,
+            evaluated,
             executor: CpuExecutor::new(),
-            params: state.weights.into_owned(),
+            params: slices.cut(graph, state.weights),
             grads: Vec::new(),
-            ema: state.ema.map(|ema| ema.into_owned()),
+            ema: state.ema.map(|ema| slices.cut(graph, ema)),
             ema_decay: recipe.train.ema,
             optimizer,
             seed: recipe.train.seed,
             added: Vec::new(),
             finished: VecDeque::new(),
+            slices,
+            data,
             step,
         })
     }
 
-    /// Gradients of the last step, in the order of the parameters.
+    /// This rank's slices of the gradients of the last step, in the order of the parameters.
     pub fn grads(&self) -> &[Vec<f32>] {
         &self.grads
     }
 
-    /// Runs forward and backward over `batches`, whose gradients are summed, and updates nothing.
-    pub fn gradients(&mut self, batches: &[PackedBatch]) -> StepOutcome {
+    /// Bytes that this rank has sent for weights and gradients of the data axis.
+    pub fn data_axis_sent(&self) -> u64 {
+        self.data.as_ref().map_or(0, |data| data.channels.sent())
+    }
+
+    /// Runs forward and backward over `batches`, whose gradients are summed with those of the other ranks', and
+    /// updates nothing.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    pub fn gradients(&mut self, batches: &[PackedBatch]) -> Result<StepOutcome> {
         if self.grads.is_empty() {
             self.grads = self.params.iter().map(|p| vec![0.0; p.len()]).collect();
         }
         for grad in &mut self.grads {
             grad.fill(0.0);
         }
-        let Self { step, executor, params, grads, .. } = self;
-        let state = StepState { seed: self.seed, loss_scale: 1.0 / loss_weight(batches) };
+        let Self { step, executor, params, grads, slices, data, .. } = self;
+        let ranks = slices.ranks();
+        let weights = batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum::<f64>();
+        let mut total = [weights];
+        ranks.data.all_reduce(&mut total)?;
+        let state = StepState { seed: self.seed, loss_scale: 1.0 / total[0].max(1.0) };
         let mut outcome = StepOutcome::default();
         let mut counts = Classification::new(step.classes(), step.loss_kind());
         for batch in batches {
             let feeds = Default::default();
-            executor.run(step.graph(), step.plan(), params, grads, &feeds, batch, &state);
+            let (graph, plan) = (step.graph(), step.plan());
+            let tensor = Some(&ranks.tensor);
+            match data {
+                None => {
+                    let rank = Rank { store: &mut WholeStore { params, grads }, tensor };
+                    executor.run_rank(graph, plan, rank, &feeds, batch, &state)?;
+                }
+                Some(DataAxis { channels, schedule, .. }) => {
+                    let mut store = PiecedStore::new(channels, slices.units(), schedule, params, grads);
+                    let rank = Rank { store: &mut store, tensor };
+                    executor.run_rank(graph, plan, rank, &feeds, batch, &state)?;
+                    store.finish()?;
+                }
+            }
             let per_image = executor.value(step.per_image());
             outcome.loss += per_image.iter().map(|l| f64::from(*l)).sum::<f64>() * state.loss_scale;
             counts.add(executor.value(step.logits()), &labels(batch), &batch.weights);
@@ -81,9 +153,10 @@ impl CpuEngine {
             outcome.budget += batch.tokens();
             outcome.flops += step.flops(&Workload::of(batch));
         }
+        slices.sum_partial(step.graph(), grads)?;
         let report = counts.report();
         (outcome.accuracy, outcome.images) = (report.top1, report.images);
-        outcome
+        sum_outcome(&ranks.data, outcome)
     }
 }
 
@@ -102,18 +175,17 @@ impl Engine for CpuEngine {
             return Ok(());
         };
         let mut outcome = if self.added.is_empty() {
-            self.gradients(std::slice::from_ref(batch))
+            self.gradients(std::slice::from_ref(batch))?
         } else {
             let mut batches = std::mem::take(&mut self.added);
             batches.push(batch.clone());
-            self.gradients(&batches)
+            self.gradients(&batches)?
         };
         outcome.grad_norm = f64::NAN;
         if outcome.loss.is_finite() {
-            outcome.grad_norm = match self.optimizer.step(lr, &mut self.params, &self.grads) {
-                Ok(norm) => norm,
-                Err(not_finite) => not_finite.norm,
-            };
+            let norm = self.slices.norm(self.step.graph(), &self.grads)?;
+            let stepped = self.optimizer.step_of_norm(lr, norm, &mut self.params, &self.grads);
+            outcome.grad_norm = stepped.unwrap_or_else(|not_finite| not_finite.norm);
         }
         if let Some(ema) = &mut self.ema
             && outcome.grad_norm.is_finite()
@@ -133,17 +205,64 @@ impl Engine for CpuEngine {
     }
 
     fn state(&mut self) -> Result<TrainState<'_>> {
+        let (Self { slices, step, params, ema, optimizer, .. }, optimizer_step) =
+            (&*self, self.optimizer.step);
+        if slices.ranks().world.size() == 1 {
+            return Ok(TrainState {
+                weights: params.as_slice().into(),
+                ema: ema.as_deref().map(Into::into),
+                m: optimizer.m.as_slice().into(),
+                v: optimizer.v.as_slice().into(),
+                optimizer_step,
+            });
+        }
+        let merge = |own: &[Vec<f32>]| slices.merge(step.graph(), own).map(Into::into);
         Ok(TrainState {
-            weights: self.params.as_slice().into(),
-            ema: self.ema.as_deref().map(Into::into),
-            m: self.optimizer.m.as_slice().into(),
-            v: self.optimizer.v.as_slice().into(),
-            optimizer_step: self.optimizer.step,
+            weights: merge(params)?,
+            ema: ema.as_deref().map(merge).transpose()?,
+            m: merge(&optimizer.m)?,
+            v: merge(&optimizer.v)?,
+            optimizer_step,
         })
     }
 
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
-        let params = self.ema.as_ref().unwrap_or(&self.params);
-        Ok(Box::new(WithParams { model: &mut self.evaluated, params }))
+        let Self { evaluated, slices, data, params, ema, .. } = self;
+        let params = ema.as_ref().unwrap_or(params);
+        Ok(Box::new(Evaluated { model: evaluated, slices, data: data.as_ref(), params }))
+    }
+}
+
+/// The model as all ranks run it together.
+struct Evaluated<'a> {
+    model: &'a mut Model,
+    slices: &'a Slices,
+    data: Option<&'a DataAxis>,
+    params: &'a [Vec<f32>],
+}
+
+impl Forward for Evaluated<'_> {
+    fn classes(&self) -> usize {
+        self.model.classes()
+    }
+
+    /// Those of this rank alone.
+    fn flops(&self, work: &Workload) -> f64 {
+        self.model.flops(work)
+    }
+
+    fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]> {
+        let (params, tensor) = (self.params, Some(&self.slices.ranks().tensor));
+        match self.data {
+            None => {
+                let store = &mut WholeStore { params, grads: &mut [] };
+                self.model.run_rank(Rank { store, tensor }, batch)
+            }
+            Some(DataAxis { channels, forward, .. }) => {
+                let units = self.slices.units();
+                let store = &mut PiecedStore::new(channels, units, forward, params, &mut []);
+                self.model.run_rank(Rank { store, tensor }, batch)
+            }
+        }
     }
 }

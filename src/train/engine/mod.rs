@@ -7,12 +7,15 @@
 mod cpu;
 mod device;
 mod device_optimizer;
+mod device_weights;
 mod memory;
+mod slices;
 
 use std::borrow::Cow;
 
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
+pub use device_weights::DeviceRanks;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
 
 use super::step::StepOutcome;
@@ -21,7 +24,7 @@ use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::eval::model::Forward;
 
-/// Runs training steps.
+/// Runs training steps. On several ranks all of them make the same calls, each with batches of its own.
 pub trait Engine {
     /// The parameters in order.
     fn params(&self) -> &[ParamSpec];
@@ -49,13 +52,13 @@ pub trait Engine {
     /// Whether a step has run that can be collected without waiting.
     fn is_ready(&self) -> bool;
 
-    /// Waits for the oldest queued step and tells what it did.
+    /// Waits for the oldest queued step and tells what it did, on all ranks together.
     ///
     /// # Errors
     /// No step is queued; a failed device; a label that is no class.
     fn collect(&mut self) -> Result<StepOutcome>;
 
-    /// Everything that a checkpoint holds, after all queued steps.
+    /// Everything that a checkpoint holds, after all queued steps: whole on rank 0, nothing on others.
     ///
     /// # Errors
     /// A failed device.
@@ -109,9 +112,4 @@ impl TrainState<'_> {
             optimizer_step: self.optimizer_step,
         }
     }
-}
-
-/// What a sum over the images of a step is divided by: the sum of their weights.
-fn loss_weight(batches: &[PackedBatch]) -> f64 {
-    batches.iter().flat_map(|b| &b.weights).map(|w| f64::from(*w)).sum::<f64>().max(1.0)
 }
