@@ -69,6 +69,7 @@
 //!
 //! # What is not emulated
 //!
+//! * Operations of streams that another host thread queues beside a launch, or that are queued after it.
 //! * Weak memory ordering: memory is sequentially consistent here, a missing fence goes unseen.
 //! * Time, caches and bank conflicts, registers and their spills.
 //! * Rounding of the tensor cores: a product of 16 k is summed in order in f32 and then added. Approximate
