@@ -210,28 +210,6 @@ impl Emulator {
         self.memory.free(address);
     }
 
-    /// Copies within global memory.
-    ///
-    /// # Safety
-    /// The ranges have nothing in common, and no other thread uses them meanwhile.
-    ///
-    /// # Errors
-    /// A range that is not, or no longer, in an allocation.
-    pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), String> {
-        let snapshot = self.memory.snapshot();
-        for address in [to, from] {
-            let holds = |(low, high)| low <= address && address + bytes as u64 <= high;
-            if !snapshot.live.iter().any(|allocation| holds(allocation.range())) {
-                return Err(format!(
-                    "a copy of {bytes} bytes uses {address:#x}, which is outside every allocation or was freed"
-                ));
-            }
-        }
-        // SAFETY: the snapshot keeps both allocations alive, and the caller answers for the rest.
-        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
-        Ok(())
-    }
-
     /// The tensor map of boxes, which are taken to be such as the hardware copies
     /// ([`Kernels::tensor_map`](super::Kernels::tensor_map) refuses others).
     pub fn tensor_map(&self, boxes: &TensorBoxes) -> TensorMap {
