@@ -15,7 +15,7 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// GPU 0 of those that CUDA_VISIBLE_DEVICES shows.
+    /// GPU 0 of those that CUDA_VISIBLE_DEVICES shows; of several ranks, each the next.
     Cuda,
     /// The GPU kernels on the CPU, very slowly: for tests.
     #[cfg(feature = "emulator")]
