@@ -40,7 +40,7 @@ use std::fmt;
 
 use bytemuck::Pod;
 
-pub use ring::{DeviceRing, Scatter};
+pub use ring::{BLOCKS, DeviceRing, Scatter};
 
 use super::collectives::part_of;
 use super::group::Group;
@@ -110,10 +110,19 @@ impl DeviceGroup {
     /// On every rank the same: devices that nothing connects, such as one GPU for two processes; an NCCL that is
     /// missing, too old or not the same everywhere; the failure that has ended the ranks.
     pub fn new(host: &Group, device: &Device) -> Result<Self> {
+        Self::with_blocks(host, device, None)
+    }
+
+    /// The same, whose operations take at most `blocks` thread blocks where NCCL does them: so that those of several
+    /// groups, and launches that wait for them, find room on a GPU together.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_blocks(host: &Group, device: &Device, blocks: Option<u32>) -> Result<Self> {
         let places = place::places(host, device)?;
         let transport = place::choose(&places);
         host.agree(transport.as_ref().map(drop).map_err(Error::usage))?;
-        Self::connect(host, device, transport?)
+        Self::connect(host, device, transport?, blocks)
     }
 
     /// This rank's end, over `transport`.
@@ -126,15 +135,20 @@ impl DeviceGroup {
             DeviceTransport::Local => place::check_local(&places),
             DeviceTransport::Nccl => place::check_nccl(&places),
         })?;
-        Self::connect(host, device, transport)
+        Self::connect(host, device, transport, None)
     }
 
-    fn connect(host: &Group, device: &Device, transport: DeviceTransport) -> Result<Self> {
+    fn connect(
+        host: &Group,
+        device: &Device,
+        transport: DeviceTransport,
+        blocks: Option<u32>,
+    ) -> Result<Self> {
         let all: Vec<usize> = (0..host.size()).collect();
         let host = host.subgroup("device", &all)?;
         let carrier = match transport {
             DeviceTransport::Local => Carrier::Local(local::Local::new(&host)?),
-            DeviceTransport::Nccl => Carrier::Nccl(nccl::Connected::new(&host, device)?),
+            DeviceTransport::Nccl => Carrier::Nccl(nccl::Connected::new(&host, device, blocks)?),
         };
         let sent = RefCell::new(vec![0; host.size()]);
         Ok(Self { carrier, host, device: device.clone(), sent })

@@ -21,8 +21,11 @@ use crate::kernels::elementwise::{Add, Addend};
 use crate::kernels::gemm::sharded::{Chunks, Done, Ready};
 use crate::parallel::ring::{self, Direction, Step};
 
-/// Multiprocessors that products leave to NCCL and to the sums of a ring. Not measured.
-const RESERVED: u32 = 8;
+/// Most thread blocks that NCCL takes for an operation beside products that wait. Not measured.
+pub const BLOCKS: u32 = 6;
+/// Multiprocessors that such products leave alone: for an operation of the ring and one of the data axis, so that neither
+/// keeps the other from the GPU while ranks wait for both in different orders, and for the sums. Not measured.
+const RESERVED: u32 = 2 * BLOCKS + 4;
 
 /// One rank's end of the rings over chunks of a size.
 pub struct DeviceRing {

@@ -9,7 +9,7 @@ use crate::autograd::device::{DeviceParams, MeshAxes, PieceLayout, PieceParams};
 use crate::autograd::{DeviceExecutor, Graph, Shard};
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
-use crate::parallel::device::DeviceRing;
+use crate::parallel::device::{BLOCKS, DeviceRing};
 use crate::parallel::{DeviceGroup, MeshGroups};
 
 /// A rank of a training on devices.
@@ -33,10 +33,11 @@ impl DeviceRanks {
     /// # Errors
     /// On every rank the same: devices that nothing connects; the failure that has ended the ranks.
     pub fn connect(host: Rc<MeshGroups>, device: &Device) -> Result<Self> {
-        let tensor = Rc::new(DeviceGroup::new(&host.tensor, device)?);
+        let blocks = (host.tensor.size() > 1).then_some(BLOCKS);
+        let tensor = Rc::new(DeviceGroup::with_blocks(&host.tensor, device, blocks)?);
         Ok(Self {
             world: Rc::new(DeviceGroup::new(&host.world, device)?),
-            data: Rc::new(DeviceGroup::new(&host.data, device)?),
+            data: Rc::new(DeviceGroup::with_blocks(&host.data, device, blocks)?),
             overlap: DeviceRing::fits(&tensor),
             tensor,
             host,
