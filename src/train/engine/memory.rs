@@ -50,7 +50,7 @@ impl DeviceMemory {
 }
 
 /// What a run may take of the free memory.
-fn usable(free: usize) -> usize {
+pub(crate) fn usable(free: usize) -> usize {
     free.saturating_sub(((RESERVED * free as f64) as usize).max(LEAST_RESERVED))
 }
 

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
+pub(crate) use memory::usable;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
 
 use super::step::StepOutcome;
