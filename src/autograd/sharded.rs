@@ -175,7 +175,10 @@ fn activate<R: Real>(y: &mut [R], pre: Option<&mut [R]>, gelu: Option<GeluKind>)
             pre.copy_from_slice(y);
             gemm::gelu(y, pre, kind);
         }
-        None => gemm::gelu(y, &y.to_vec(), kind),
+        None => {
+            let pre = y.to_vec();
+            gemm::gelu(y, &pre, kind);
+        }
     }
 }
 
