@@ -25,6 +25,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/kernels/registry.rs");
     for instances in [
         "attention/instances.rs",
+        "collective/instances.rs",
         "elementwise/instances.rs",
         "gemm/tiles.rs",
         "measure/instances.rs",

@@ -77,5 +77,6 @@ fn main() {
     linear(&mut criterion);
     elementwise(&mut criterion);
     common::gpu::family(&mut criterion, "gemm", common::gemm::cases);
+    common::gemm::sharded::family(&mut criterion);
     criterion.final_summary();
 }

@@ -4,7 +4,7 @@ use crate::registry::{Kernel, Source, Tier};
 
 /// Name, body, threads of a block.
 #[rustfmt::skip]
-const PLANTED: [(&str, &str, u32); 35] = [
+const PLANTED: [(&str, &str, u32); 39] = [
     ("planted_matmul", "matmul<false>", 32),
     ("planted_matmul_wrong_fragment", "matmul<true>", 32),
     ("planted_mma_forms", "mma_forms", 32),
@@ -40,6 +40,10 @@ const PLANTED: [(&str, &str, u32); 35] = [
     ("planted_own_place_race", "own_place<true>", 32),
     ("planted_read_neighbour", "read_neighbour<false>", 32),
     ("planted_read_neighbour_race", "read_neighbour<true>", 32),
+    ("planted_copy_when_ready", "copy_when_ready<false>", 64),
+    ("planted_copy_when_ready_no_wait", "copy_when_ready<true>", 64),
+    ("planted_count_what_is_written", "count_what_is_written<false>", 64),
+    ("planted_count_what_is_written_early", "count_what_is_written<true>", 64),
 ];
 
 /// The same for `hopper_copies`, `hopper_meetings` and `hopper_gemm`, whose bugs are template arguments.

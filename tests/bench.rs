@@ -183,6 +183,23 @@ fn every_family_gives_lines_of_the_table() {
     }
 }
 
+/// Rows that move beside a product, in every way that they are measured in.
+#[test]
+fn products_in_chunks_are_measured() {
+    use common::gemm::sharded::{HEADER, Moves, Moving, WAYS};
+    for device in devices().into_iter().take(1) {
+        let gpu = Gpu::on(device).unwrap();
+        for (layout, moves) in [(Layout::Nt, Moves::In), (Layout::Nn, Moves::Out)] {
+            let shape = trencadis::kernels::gemm::Shape { layout, m: 160, n: 72, k: 64 };
+            let moving = Moving::new(&gpu, shape, moves, 4).unwrap();
+            let seconds = WAYS.map(|way| gpu.seconds(&|| moving.queue(way)).unwrap());
+            let line = moving.line(seconds);
+            assert_eq!(line.split(',').count(), HEADER.split(',').count(), "{line}");
+            assert!(line.contains("160x72x64,4,"), "{line}");
+        }
+    }
+}
+
 /// Every tile is checked and timed; each product has one that was chosen.
 #[cfg(feature = "emulator")]
 #[test]

@@ -248,6 +248,13 @@ DEVICE void atomic_add_release(int* counter, int x)
                  : "memory");
 }
 
+// The same for whoever looks from outside the device's kernels: copies, operations of streams on memory, other devices.
+DEVICE void atomic_add_release_system(int* counter, int x)
+{
+    asm volatile("red.release.sys.global.add.s32 [%0], %1;" ::"l"(__cvta_generic_to_global(counter)), "r"(x)
+                 : "memory");
+}
+
 // Makes this thread's writes to global memory visible to the device before those that follow.
 DEVICE void fence_device()
 {

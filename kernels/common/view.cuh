@@ -63,6 +63,21 @@ struct Global {
         return x;
     }
 
+    // The same for what no kernel of this device has written, but a copy, an operation of a stream on memory or another
+    // device: at the scope of the system.
+    DEVICE T load_system(int64_t i) const
+    {
+        static_assert(sizeof(T) == 4, "one register");
+        uint32_t bits;
+        asm volatile("ld.acquire.sys.global.b32 %0, [%1];"
+                     : "=r"(bits)
+                     : "l"(__cvta_generic_to_global(p + i))
+                     : "memory");
+        T x;
+        memcpy(&x, &bits, 4);
+        return x;
+    }
+
     // Address of element `i`, for asynchronous copies.
     DEVICE T* at(int64_t i) const
     {

@@ -71,6 +71,21 @@ struct Text {
     }
 };
 
+// Where a flag lies that is looked at again and again, and what it is.
+void describe_polled(Text& text, const Launch& launch, const void* polled)
+{
+    uint64_t address = reinterpret_cast<uint64_t>(polled);
+    const LaunchArguments& arguments = launch.arguments;
+    for (size_t i = 0; i < arguments.range_count; i++) {
+        const Range& range = arguments.ranges[i];
+        if (address < range.low || address + sizeof(int) > range.high) continue;
+        int value;
+        memcpy(&value, polled, sizeof value);
+        text.add(", byte %llu of an allocation of %llu bytes of global memory, which is %d",
+                 (unsigned long long)(address - range.low), (unsigned long long)(range.high - range.low), value);
+    }
+}
+
 // Who waits on what in one warp.
 void describe_warp(Text& text, const Block& block, const Warp& warp)
 {
@@ -114,9 +129,10 @@ void describe_warp(Text& text, const Block& block, const Warp& warp)
     }
     if (warp.state.polling) {
         int lane = __builtin_ctz(warp.state.polling);
-        Site site = block.threads[warp.id * 32 + lane].polling;
+        const Thread& thread = block.threads[warp.id * 32 + lane];
         text.add("; warp %u: lanes %08x look at the same value again and again (%s:%u)", warp.id, warp.state.polling,
-                 site.file, site.line);
+                 thread.polling.file, thread.polling.line);
+        describe_polled(text, *block.launch, thread.polled);
     }
 }
 

@@ -185,6 +185,11 @@ inline void atomic_add_release(int* counter, int x, Site site = Site::here())
     atomic_add(counter, x, site);
 }
 
+inline void atomic_add_release_system(int* counter, int x, Site site = Site::here())
+{
+    atomic_add(counter, x, site);
+}
+
 // Memory is sequentially consistent here, and kernels follow one another: nothing to do.
 inline void fence_device() {}
 inline void dependency_wait() {}

@@ -57,6 +57,11 @@ struct Global {
         return x;
     }
 
+    T load_system(int64_t i, emulator::Site site = emulator::Site::here()) const
+    {
+        return load_coherent(i, site);
+    }
+
     // Not dereferenced here, so it may lie outside: a copy checks it where it reads.
     T* at(int64_t i) const
     {

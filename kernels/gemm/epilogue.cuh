@@ -23,6 +23,7 @@ struct GemmPlace {
     int tile_column;   // first column of the block's tile
     int warp_m;        // number of the warp along m in the block
     int live;          // rows of the result that are computed; the others are zeros
+    int end;           // rows from here on are not this block's
     int split;         // number of the slice of k
     int splits;        // how many there are
 };
@@ -177,7 +178,7 @@ struct GemmOut {
             GemmQuad upper = Staging::read(place.staging, r, 2 * chunk + 1);
             float v[8] = {lower.x[0], lower.x[1], lower.x[2], lower.x[3],
                           upper.x[0], upper.x[1], upper.x[2], upper.x[3]};
-            if (!c.inside || row >= p.m) continue;
+            if (!c.inside || row >= place.end) continue;
             bool live = row < place.live;
             if constexpr (GRADIENT) {
                 slope(c.curve, v, ahead.side[i]);
@@ -315,7 +316,7 @@ struct GemmSum {
         for (int i = 0; i < Lanes::COUNT; i++) {
             int row = first + i * Lanes::STEP + int(ptx::lane_id() / Lanes::LANES);
             ahead.before[i] = Vec16{{0, 0, 0, 0}};
-            if (c.add && c.inside && row < p.m) ahead.before[i] = c.target.load_16(c.origin + row * c.stride);
+            if (c.add && c.inside && row < place.end) ahead.before[i] = c.target.load_16(c.origin + row * c.stride);
         }
         return ahead;
     }
@@ -336,7 +337,7 @@ struct GemmSum {
             uint32_t r = i * Lanes::STEP + lane / Lanes::LANES;
             int row = first + int(r);
             GemmQuad v = Staging::read(place.staging, r, chunk);
-            if (!c.inside || row >= p.m) continue;
+            if (!c.inside || row >= place.end) continue;
             Vec16 after;
             UNROLL
             for (int j = 0; j < 4; j++) {

@@ -19,8 +19,16 @@
 // (never read, and the result's rows are zeros), and the last of k for TN (never read).
 //
 // Grid: x tiles of C, y slices of k (f32 results alone).
+//
+// Where rows come or go in chunks, blocks stay for every (grid)th tile; shards.cuh tells of flags and order.
 #include "../common/tile.cuh"
 #include "epilogue.cuh"
+#include "shards.cuh"
+
+struct GemmShardedParams {
+    GemmParams gemm;
+    GemmShards shards;
+};
 
 // One operand: EXTENT rows or columns of C and BK of k make a tile.
 template <bool ROWS_ARE_K, int EXTENT, int BK, int THREADS>
@@ -77,8 +85,20 @@ DEVICE void gemm_wait(int stages)
     }
 }
 
-template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue>
-DEVICE void gemm(const GemmParams& p)
+// A tile of C and a slice of its k.
+struct GemmTile {
+    int chunk;            // of rows, where they are in some
+    int tile_m;           // number along m
+    int first_m, first_n; // first row and column
+    int end;              // rows from here on are another tile's
+    int live;             // those from here on are zeros
+    int split, splits;
+    int first_k, end_k;   // no k where the tile has no live row
+};
+
+// `again` tells the tile once more when it has been computed, so that nothing of it needs a register meanwhile.
+template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue, class Rows, class Again>
+DEVICE void gemm_tile(const GemmParams& p, const GemmTile& tile, Again again)
 {
     constexpr bool A_ROWS_ARE_K = LAYOUT == GemmLayout::TN;
     constexpr bool B_ROWS_ARE_K = LAYOUT != GemmLayout::NT;
@@ -95,36 +115,9 @@ DEVICE void gemm(const GemmParams& p)
     constexpr int STAGE = A::BYTES + B::BYTES;
     static_assert(STEPS % 2 == 0, "the buffers of fragments alternate");
 
-    ptx::dependency_wait();
-
-    // The tile of this block.
-    int tiles_m = ceil_div(p.m, BM);
-    int tiles_n = ceil_div(p.n, BN);
-    int before = int(blockIdx.x) / (p.group * tiles_m) * p.group;
-    int width = tiles_n - before < p.group ? tiles_n - before : p.group;
-    int inside = int(blockIdx.x) - before * tiles_m;
-    int tile_m = inside / width;
-    int first_m = tile_m * BM;
-    int first_n = (before + inside % width) * BN;
-
-    // Its slice of k.
-    int live_m = p.m;
-    int live_k = p.k;
-    if (p.live != nullptr) {
-        int live = Global<const int>(p.live).load(0);
-        if (A_ROWS_ARE_K) {
-            live_k = live < live_k ? live : live_k;
-        } else {
-            live_m = live < live_m ? live : live_m;
-        }
-    }
-    int slice = ceil_div(ceil_div(live_k, BK), int(gridDim.y)) * BK;
-    int k = int(blockIdx.y) * slice;
-    int end = k + slice < live_k ? k + slice : live_k;
-    int tiles = first_m < live_m && k < end ? ceil_div(end - k, BK) : 0;
-
-    A a(p.a, p.lda, first_m, live_m, k);
-    B b(p.b, p.ldb, first_n, p.n, k);
+    int tiles = tile.first_k < tile.end_k ? ceil_div(tile.end_k - tile.first_k, BK) : 0;
+    A a(p.a, p.lda, tile.first_m, tile.live, tile.first_k);
+    B b(p.b, p.ldb, tile.first_n, p.n, tile.first_k);
     uint32_t shared = ptx::shared_base();
     uint32_t lane = ptx::lane_id();
     uint32_t warp = ptx::warp_id();
@@ -177,7 +170,7 @@ DEVICE void gemm(const GemmParams& p)
     };
 
     // Fills all stages but one. Every thread closes a group per tile, be there one or not.
-    int left = end - k;
+    int left = tile.end_k - tile.first_k;
     for (int stage = 0; stage < p.stages - 1; stage++) {
         if (stage < tiles) {
             a.load(shared + stage * STAGE, left);
@@ -194,12 +187,12 @@ DEVICE void gemm(const GemmParams& p)
         read(0, 0, 0);
     }
 
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int step_k = 0; step_k < tiles; step_k++) {
         UNROLL
         for (int step = 0; step < STEPS; step++) {
             // The stage that is written was read for the last time before the barrier of the tile before.
             if (step == 0) {
-                if (tile + p.stages - 1 < tiles) {
+                if (step_k + p.stages - 1 < tiles) {
                     a.load(shared + writing * STAGE, left);
                     b.load(shared + writing * STAGE + A::BYTES, left);
                     left -= BK;
@@ -209,7 +202,7 @@ DEVICE void gemm(const GemmParams& p)
             }
             if (step < STEPS - 1) {
                 read(reading, step + 1, (step + 1) % 2);
-            } else if (tile + 1 < tiles) {
+            } else if (step_k + 1 < tiles) {
                 gemm_wait(p.stages);
                 ptx::barrier();
                 reading = int(reading) + 1 < p.stages ? reading + 1 : 0;
@@ -218,21 +211,99 @@ DEVICE void gemm(const GemmParams& p)
             ptx::mma_tiles(acc, fragment_a[step % 2], fragment_b[step % 2]);
         }
     }
-    ptx::launch_dependents();
+    if (!Rows::SHARDED) ptx::launch_dependents();
 
     // The epilogue has the shared memory to itself.
     ptx::cp_async_wait<0>();
     ptx::barrier();
+    GemmTile at = again();
     GemmPlace place;
     place.staging = shared + warp * GemmStaging<WN>::BYTES;
     place.columns = shared + WARPS_M * WARPS_N * GemmStaging<WN>::BYTES;
-    place.row = first_m + int(warp_m) * WM;
-    place.column = first_n + int(warp_n) * WN;
-    place.tile_m = tile_m;
-    place.tile_column = first_n;
+    place.row = at.first_m + int(warp_m) * WM;
+    place.column = at.first_n + int(warp_n) * WN;
+    place.tile_m = at.tile_m;
+    place.tile_column = at.first_n;
     place.warp_m = int(warp_m);
-    place.live = live_m;
-    place.split = int(blockIdx.y);
-    place.splits = int(gridDim.y);
+    place.live = at.live;
+    place.end = at.end;
+    place.split = at.split;
+    place.splits = at.splits;
     Epilogue::template run<BN, WARPS_M, WN>(p, place, acc);
+}
+
+template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue>
+DEVICE void gemm(const GemmParams& p)
+{
+    constexpr bool A_ROWS_ARE_K = LAYOUT == GemmLayout::TN;
+    ptx::dependency_wait();
+    GemmStep step(int(blockIdx.x), p.group, ceil_div(p.m, BM), ceil_div(p.n, BN));
+    int live_m = p.m;
+    int live_k = p.k;
+    if (p.live != nullptr) {
+        int live = Global<const int>(p.live).load(0);
+        if (A_ROWS_ARE_K) {
+            live_k = live < live_k ? live : live_k;
+        } else {
+            live_m = live < live_m ? live : live_m;
+        }
+    }
+    int slice = ceil_div(ceil_div(live_k, BK), int(gridDim.y)) * BK;
+    GemmTile tile;
+    tile.chunk = 0;
+    tile.tile_m = step.m;
+    tile.first_m = step.m * BM;
+    tile.first_n = step.n * BN;
+    tile.end = p.m;
+    tile.live = live_m;
+    tile.split = int(blockIdx.y);
+    tile.splits = int(gridDim.y);
+    tile.first_k = int(blockIdx.y) * slice;
+    tile.end_k = tile.first_k + slice < live_k ? tile.first_k + slice : live_k;
+    if (tile.first_m >= live_m) tile.end_k = 0;
+    gemm_tile<LAYOUT, BM, BN, BK, WM, WN, Epilogue, GemmWhole>(p, tile, [&] { return tile; });
+}
+
+// The tile of an item of work, where `live` rows of the batch live.
+template <int BM, int BN>
+DEVICE GemmTile gemm_chunk_tile(const GemmShardedParams& p, int item, int live)
+{
+    int tiles_m = ceil_div(p.shards.rows, BM);
+    int tiles_n = ceil_div(p.gemm.n, BN);
+    int number = item / (tiles_m * tiles_n);
+    GemmStep step(item - number * (tiles_m * tiles_n), p.gemm.group, tiles_m, tiles_n);
+    GemmTile tile;
+    tile.chunk = p.shards.order[number];
+    tile.tile_m = step.m;
+    tile.first_m = tile.chunk * p.shards.rows + step.m * BM;
+    tile.first_n = step.n * BN;
+    tile.end = (tile.chunk + 1) * p.shards.rows;
+    tile.live = live < tile.end ? live : tile.end;
+    tile.split = 0;
+    tile.splits = 1;
+    tile.first_k = 0;
+    tile.end_k = tile.first_m < tile.live ? p.gemm.k : 0;
+    return tile;
+}
+
+template <GemmLayout LAYOUT, int BM, int BN, int BK, int WM, int WN, class Epilogue>
+DEVICE void gemm_sharded(const GemmShardedParams& p)
+{
+    static_assert(LAYOUT != GemmLayout::TN, "the rows of a are those of the result");
+    ptx::dependency_wait();
+    const GemmShards& shards = p.shards;
+    GemmSharded rows{shards};
+    int live = p.gemm.live == nullptr ? p.gemm.m : Global<const int>(p.gemm.live).load(0);
+    int tiles = ceil_div(shards.rows, BM) * ceil_div(p.gemm.n, BN);
+    for (int item = int(blockIdx.x); item < shards.chunks * tiles; item += int(gridDim.x)) {
+        GemmTile tile = gemm_chunk_tile<BM, BN>(p, item, live);
+        if (tile.end_k > 0 && threadIdx.x == 0) rows.await(tile.chunk);
+        // Its rows are there for all threads, and shared memory is no longer that of the epilogue before.
+        ptx::barrier();
+        auto again = [&] { return gemm_chunk_tile<BM, BN>(p, ptx::unknown(item), live); };
+        gemm_tile<LAYOUT, BM, BN, BK, WM, WN, Epilogue, GemmSharded>(p.gemm, tile, again);
+        if (ptx::lane_id() == 0) rows.count(again().chunk);
+    }
+    if (threadIdx.x == 0) rows.end();
+    ptx::launch_dependents();
 }

@@ -19,9 +19,13 @@
 //
 // Rows of the batch that do not live are never used: they only reach dead rows of the result, which become zeros, and
 // where they are the last of k (TN) they are cleared in shared memory.
+//
+// Where rows come or go in chunks (shards.cuh), pairs are those of a chunk, and the tensor map of a has three
+// dimensions: rows behind the end of a chunk are outside and so zeros, rather than those of a chunk that may not be there.
 #include "../common/ring.cuh"
 #include "../common/wgmma.cuh"
 #include "epilogue.cuh"
+#include "shards.cuh"
 
 struct HopperGemmParams {
     TensorMap a; // boxes of 64 k by BM rows (half of them, where shared), or of 64 columns by 64 k
@@ -29,6 +33,11 @@ struct HopperGemmParams {
     GemmParams gemm;
     int splits; // slices of k
     int clusters;
+};
+
+struct HopperGemmShardedParams {
+    HopperGemmParams whole; // `a` with boxes of 64 k by BM rows (or half of them) by one chunk
+    GemmShards shards;
 };
 
 // A tile of one operand in shared memory: EXTENT rows or columns of C by 64 k. K-major it is one box; where rows are k
@@ -65,6 +74,19 @@ struct HopperOperand {
         }
     }
 
+    // The same of rows `first` on of a chunk.
+    static DEVICE void load_chunk(uint32_t address, const TensorMap& map, int first, int k, int chunk,
+                                  uint32_t mbarrier, uint32_t rank)
+    {
+        static_assert(!ROWS_ARE_K, "chunks are of rows of the result");
+        if constexpr (SHARED) {
+            ptx::tensor_load_multicast(address + rank * (BYTES / 2), map, {k, first + int(rank) * (EXTENT / 2), chunk},
+                                       mbarrier, 3);
+        } else {
+            ptx::tensor_load(address, map, {k, first, chunk}, mbarrier);
+        }
+    }
+
     // The operand of wgmma from row or column `first` of the tile on, at the first 16 k.
     static DEVICE uint64_t matrix(uint32_t address, uint32_t first)
     {
@@ -86,14 +108,17 @@ struct HopperOperand {
     }
 };
 
-template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue>
+template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue, class Rows>
 struct HopperGemm {
+    static constexpr bool SHARDED = Rows::SHARDED;
+    static_assert(!SHARDED || LAYOUT != GemmLayout::TN, "the rows of a are those of the result");
     static constexpr bool A_ROWS_ARE_K = LAYOUT == GemmLayout::TN;
     static constexpr bool B_ROWS_ARE_K = LAYOUT != GemmLayout::NT;
     static constexpr bool SHARE_A = BM > BN;
     static constexpr uint32_t CONSUMERS = 2;                       // warpgroups that multiply
     static constexpr int GROUP_M = PINGPONG ? BM : BM / 2;         // rows of a tile that one of them has
     static constexpr int BLOCKS = GROUP_M / 64;                    // of 64 rows
+    static constexpr uint32_t GIVERS = PINGPONG ? 2 : 4;           // of a stage, in both blocks
     using A = HopperOperand<A_ROWS_ARE_K, BM, SHARE_A>;
     using B = HopperOperand<B_ROWS_ARE_K, BN, !SHARE_A>;
     static constexpr uint32_t STAGE_BYTES = A::BYTES + B::BYTES;
@@ -111,17 +136,20 @@ struct HopperGemm {
     // An item of work as this block sees it.
     struct Work {
         int tile_m, tile_n, split;
+        int chunk; // and where it begins
+        int first_m;
         int first_k, end_k;
         int steps; // of 64 k
     };
 
     const HopperGemmParams& p;
+    Rows rows;
     uint32_t rank;
     uint32_t full, empty, staging, columns, ring;
     int pairs_m, pairs_n, items;
     int live_m, live_k;
 
-    DEVICE explicit HopperGemm(const HopperGemmParams& p) : p(p), rank(ptx::cluster_rank())
+    DEVICE HopperGemm(const HopperGemmParams& p, Rows rows) : p(p), rows(rows), rank(ptx::cluster_rank())
     {
         // The ring begins where the swizzle does.
         ring = (ptx::shared_base() + 1023) / 1024 * 1024;
@@ -130,11 +158,22 @@ struct HopperGemm {
         staging = full + MBARRIER_BYTES;
         columns = staging + CONSUMERS * 4 * STAGING_BYTES;
         const GemmParams& g = p.gemm;
-        int tiles_m = ceil_div(g.m, BM);
+        int tiles_m = ceil_div(chunk_rows(), BM);
         int tiles_n = ceil_div(g.n, BN);
         pairs_m = SHARE_A ? tiles_m : ceil_div(tiles_m, 2);
         pairs_n = SHARE_A ? ceil_div(tiles_n, 2) : tiles_n;
         items = pairs_m * pairs_n * p.splits;
+        if constexpr (SHARDED) items *= rows.p.chunks;
+    }
+
+    // Rows of the result among which a pair of tiles lies.
+    DEVICE int chunk_rows() const
+    {
+        if constexpr (SHARDED) {
+            return rows.p.rows;
+        } else {
+            return p.gemm.m;
+        }
     }
 
     // Reads how many rows live; after the wait for the launch before.
@@ -156,22 +195,20 @@ struct HopperGemm {
     {
         Work w;
         int pairs = pairs_m * pairs_n;
-        w.split = item / pairs;
-        int pair = item - w.split * pairs;
-        int group = p.gemm.group;
-        int before = pair / (group * pairs_m) * group;
-        int width = pairs_n - before < group ? pairs_n - before : group;
-        int inside = pair - before * pairs_m;
-        int pair_m = inside / width;
-        int pair_n = before + inside % width;
-        w.tile_m = SHARE_A ? pair_m : 2 * pair_m + int(rank);
-        w.tile_n = SHARE_A ? 2 * pair_n + int(rank) : pair_n;
+        int number = item / pairs;
+        GemmStep pair(item - number * pairs, p.gemm.group, pairs_m, pairs_n);
+        w.split = SHARDED ? 0 : number;
+        w.chunk = 0;
+        if constexpr (SHARDED) w.chunk = rows.p.order[number];
+        w.first_m = SHARDED ? w.chunk * chunk_rows() : 0;
+        w.tile_m = SHARE_A ? pair.m : 2 * pair.m + int(rank);
+        w.tile_n = SHARE_A ? 2 * pair.n + int(rank) : pair.n;
         int slice = ceil_div(ceil_div(live_k, 64), p.splits) * 64;
         w.first_k = w.split * slice;
         w.end_k = w.first_k + slice < live_k ? w.first_k + slice : live_k;
         // Both blocks of the cluster must come to the same number.
-        int first_m = (SHARE_A ? pair_m : 2 * pair_m) * BM;
-        w.steps = first_m < live_m && w.first_k < w.end_k ? ceil_div(w.end_k - w.first_k, 64) : 0;
+        int first_m = (SHARE_A ? pair.m : 2 * pair.m) * BM;
+        w.steps = w.first_m + first_m < live_m && w.first_k < w.end_k ? ceil_div(w.end_k - w.first_k, 64) : 0;
         return w;
     }
 
@@ -182,15 +219,26 @@ struct HopperGemm {
         for (int item = int(blockIdx.x) / 2; item < items; item += p.clusters) {
             Work w = work(item);
             int k = w.first_k;
+            if constexpr (SHARDED) {
+                if (w.steps > 0) {
+                    rows.await(w.chunk);
+                    ptx::fence_proxy_async_global();
+                }
+            }
             for (int step = 0; step < w.steps; step++, k += 64, at.next()) {
                 uint32_t mbarrier = full + 8 * at.stage;
                 uint32_t address = ring + at.stage * STAGE_BYTES;
                 ptx::mbarrier_wait(empty + 8 * at.stage, at.parity ^ 1);
                 ptx::mbarrier_arrive_expect(mbarrier, STAGE_BYTES);
-                A::load(address, p.a, w.tile_m * BM, k, mbarrier, rank);
+                if constexpr (SHARDED) {
+                    A::load_chunk(address, p.a, w.tile_m * BM, k, w.chunk, mbarrier, rank);
+                } else {
+                    A::load(address, p.a, w.tile_m * BM, k, mbarrier, rank);
+                }
                 B::load(address + A::BYTES, p.b, w.tile_n * BN, k, mbarrier, rank);
             }
         }
+        if constexpr (SHARDED) rows.end();
         // The next launch may take the multiprocessors that run out of work; it waits before it reads results.
         ptx::launch_dependents();
     }
@@ -292,17 +340,22 @@ struct HopperGemm {
         place.staging = staging + (group * 4 + warp) * STAGING_BYTES;
         // Ping-pong, each warpgroup sums columns of its own tile.
         place.columns = columns + (PINGPONG ? group * 4 : 0) * BN * 4;
-        place.row = w.tile_m * BM + (PINGPONG ? 0 : int(group) * GROUP_M) + int(warp) * 16;
+        place.row = w.first_m + w.tile_m * BM + (PINGPONG ? 0 : int(group) * GROUP_M) + int(warp) * 16;
         place.column = w.tile_n * BN;
         place.tile_m = w.tile_m;
         place.tile_column = place.column;
         place.warp_m = PINGPONG ? int(warp) : int(group * 4 + warp);
         place.live = live_m;
+        place.end = w.first_m + chunk_rows();
         place.split = w.split;
         place.splits = p.splits;
         slice<0>(place, d, Epilogue::template read<WIDTH<0>>(p.gemm, place, place.column, place.row));
         if constexpr (Epilogue::COLUMN_SUMS) {
             if (p.gemm.workspace != nullptr) column_sums(place, group);
+        }
+        if constexpr (SHARDED) {
+            bool inside = w.tile_m * BM < chunk_rows() && place.column < p.gemm.n;
+            if (inside && ptx::lane_id() == 0) rows.count(w.chunk);
         }
     }
 
@@ -369,18 +422,17 @@ struct HopperGemm {
     }
 };
 
-template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue>
-DEVICE void hopper_gemm(const HopperGemmParams& p)
+// What all threads of a block do.
+template <class Gemm>
+DEVICE void hopper_gemm(const HopperGemmParams& p, Gemm gemm)
 {
-    using Gemm = HopperGemm<LAYOUT, BM, BN, PINGPONG, Epilogue>;
-    Gemm gemm(p);
     if (threadIdx.x == 0) {
         ptx::prefetch_tensor_map(p.a);
         ptx::prefetch_tensor_map(p.b);
         for (int stage = 0; stage < Gemm::STAGES; stage++) {
             ptx::mbarrier_init(gemm.full + 8 * stage, 1);
             // Of both blocks, each warpgroup that reads the stage.
-            ptx::mbarrier_init(gemm.empty + 8 * stage, PINGPONG ? 2 : 4);
+            ptx::mbarrier_init(gemm.empty + 8 * stage, Gemm::GIVERS);
         }
         ptx::fence_mbarrier_init();
     }
@@ -397,4 +449,16 @@ DEVICE void hopper_gemm(const HopperGemmParams& p)
     }
     // The peer may still give stages back to this block.
     ptx::cluster_barrier();
+}
+
+template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue>
+DEVICE void hopper_gemm(const HopperGemmParams& p)
+{
+    hopper_gemm(p, HopperGemm<LAYOUT, BM, BN, PINGPONG, Epilogue, GemmWhole>(p, {}));
+}
+
+template <GemmLayout LAYOUT, int BM, int BN, bool PINGPONG, class Epilogue>
+DEVICE void hopper_gemm_sharded(const HopperGemmShardedParams& p)
+{
+    hopper_gemm(p.whole, HopperGemm<LAYOUT, BM, BN, PINGPONG, Epilogue, GemmSharded>(p.whole, {p.shards}));
 }

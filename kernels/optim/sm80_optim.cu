@@ -25,6 +25,12 @@ struct OptimCast {
     int64_t size;                // a multiple of 8
 };
 
+struct OptimAdd {
+    float* out;
+    const float* x;
+    int64_t size; // a multiple of 8
+};
+
 namespace optim {
 
 // Squares of the gradients, a partial sum a block: a thread takes every (8 threads of the grid)th eight.
@@ -149,6 +155,24 @@ DEVICE void zero(const OptimZero& p)
     for (int u = 0; u < flat_unroll; u++) {
         int64_t at = ((int64_t(blockIdx.x) * flat_unroll + u) * threads + threadIdx.x) * 8;
         if (at < p.size) store(p.out, at, zeros);
+    }
+}
+
+// out += x, eight elements a thread and unroll.
+DEVICE void add(const OptimAdd& p)
+{
+    ptx::dependency_wait();
+    UNROLL
+    for (int u = 0; u < flat_unroll; u++) {
+        int64_t at = ((int64_t(blockIdx.x) * flat_unroll + u) * threads + threadIdx.x) * 8;
+        if (at >= p.size) continue;
+        float sum[8];
+        float x[8];
+        load(sum, p.out, at);
+        load(x, p.x, at);
+        UNROLL
+        for (int i = 0; i < 8; i++) sum[i] += x[i];
+        store(p.out, at, sum);
     }
 }
 

@@ -6,6 +6,7 @@ mod inspect;
 mod kernels;
 mod plan;
 mod predict;
+mod ranks;
 mod recipes;
 mod train;
 

@@ -1,11 +1,15 @@
 //! `trencadis train`.
 
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
 
+use super::ranks::RankArgs;
 use super::{RecipeArgs, print};
 use crate::data::{packing, source};
 use crate::device::{self, DeviceChoice, DeviceInfo, Selected};
 use crate::error::{Error, Result};
+use crate::parallel::MeshGroups;
 use crate::train::engine::{DeviceOptions, check_fits};
 use crate::train::plan::RunPlan;
 use crate::train::start::{self, Target, TrainOptions};
@@ -31,6 +35,8 @@ pub(super) struct Args {
     /// Device to train on.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceChoice,
+    #[command(flatten)]
+    ranks: RankArgs,
     /// On a GPU, launch every kernel by itself instead of whole steps as graphs: slower, for debugging.
     #[arg(long)]
     no_graph: bool,
@@ -43,47 +49,81 @@ pub(super) fn run(args: Args) -> Result<()> {
     if args.dry_run {
         return dry_run(&args);
     }
-    let Selected { device, description } = device::select(args.device)?;
-    if args.no_graph && device.is_none() {
-        return Err(Error::usage("--no-graph goes with a GPU; the CPU has no graphs, so leave it out"));
-    }
-    let target = Target { device, options: DeviceOptions { no_graph: args.no_graph } };
-    let told = || print(&format!("device            {description}\n"));
+    let args = Arc::new(args);
+    let shared = args.clone();
+    args.ranks.run(move |ranks| train(&shared, ranks))
+}
+
+/// On one rank.
+fn train(args: &Args, ranks: Rc<MeshGroups>) -> Result<()> {
+    let selected = select(args.device, ranks.is_alone()).and_then(|selected| match selected.device {
+        None if args.no_graph => {
+            Err(Error::usage("--no-graph goes with a GPU; the CPU has no graphs, so leave it out"))
+        }
+        _ => Ok(selected),
+    });
+    let Selected { device, description } = ranks.agree(selected)??;
+    let told = || match ranks.is_first() {
+        true => print(&format!("device            {description}\n")),
+        false => Ok(()),
+    };
+    let target = Target { device, options: DeviceOptions { no_graph: args.no_graph }, ranks: ranks.clone() };
     if let Some(folder) = &args.resume {
         told()?;
         return start::resume(folder, &target);
     }
-    let (name, recipe) = args.recipe.load()?;
+    let (name, recipe) = ranks.agree(args.recipe.load())??;
     told()?;
-    let options = TrainOptions { name: args.name.unwrap_or(name), recipe, out: args.out, init: args.init };
+    let name = args.name.clone().unwrap_or(name);
+    let options = TrainOptions { name, recipe, out: args.out.clone(), init: args.init.clone() };
     start::start(options, &target)
+}
+
+/// The device of a rank: of several, the CPU.
+fn select(choice: DeviceChoice, alone: bool) -> Result<Selected> {
+    match choice {
+        _ if alone => device::select(choice),
+        DeviceChoice::Cuda => {
+            Err(Error::usage("several ranks train on the CPU; leave --device cuda out, or train on one rank"))
+        }
+        _ => device::select(DeviceChoice::Cpu),
+    }
 }
 
 fn dry_run(args: &Args) -> Result<()> {
     if args.resume.is_some() {
         return Err(Error::usage("--dry-run goes with a recipe, not with --resume"));
     }
+    let (mesh, first) = args.ranks.mesh()?;
     let (_, recipe) = args.recipe.load()?;
+    start::check_mesh(&recipe, mesh)?;
     if let Some(path) = &args.init {
         Weights::load_metadata(path)?;
     }
     let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
     let classes = dataset.classes.len();
-    let (description, info, free) = match device::select(args.device) {
+    let (description, info, free) = match select(args.device, mesh.world() == 1) {
         Ok(Selected { device: None, description }) => (description, None, 0),
         Ok(Selected { device: Some(device), description }) => {
             (description, Some(device.info().clone()), device.free_bytes()?)
         }
         // A plan for a GPU needs none.
-        Err(_) if args.device == DeviceChoice::Cuda => {
+        Err(_) if args.device == DeviceChoice::Cuda && mesh.world() == 1 => {
             let info = DeviceInfo::h100();
             let description = format!("{}, assumed as there is no GPU to be used here", info.name);
             (description, Some(info.clone()), info.memory_bytes)
         }
         Err(reason) => return Err(reason),
     };
-    let slots = packing::slots(&recipe);
-    let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots)).transpose()?;
+    let (slots, place) = (packing::slots(&recipe), mesh.place(0));
+    let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots, place)).transpose()?;
     let plan = RunPlan::of(&recipe, &TrainStep::new(&recipe, classes, slots)?, slots, memory);
-    print(&format!("device            {description}\n{plan}\n"))
+    if !first {
+        return Ok(());
+    }
+    let shared = match mesh.world() {
+        1 => String::new(),
+        _ => format!("{}\n", start::mesh_line(&recipe, mesh)),
+    };
+    print(&format!("device            {description}\n{plan}\n{shared}"))
 }

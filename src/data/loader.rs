@@ -1,6 +1,9 @@
 //! Prepares batches ahead of training: one thread plans and lays out in order, several decode, two
 //! finished batches wait in a queue. Plain threads, so that the operations' pool is left to the
 //! operations.
+//!
+//! Of several data ranks each plans every batch, which is cheap and the same everywhere, and decodes only those that
+//! it computes ([`Share`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +14,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use crate::data::assemble::Assembler;
+use crate::data::balance::{Cost, Room, check_deals, deal};
 use crate::data::batch::PackedBatch;
-use crate::data::packing::{PackingSettings, PackingStats};
+use crate::data::packing::{BatchPlan, PackingSettings, PackingStats};
 use crate::data::planner::{Planner, PlannerState};
 use crate::data::source::Source;
 use crate::error::{Error, Result};
@@ -29,14 +33,31 @@ const JUDGED: u64 = 1000;
 /// Where loading stands after a batch, for [`Loader::train`].
 pub type LoaderState = PlannerState;
 
+/// Which of the batches a data rank loads: part `part` of `parts`, of every step in training and of every `parts`
+/// batches in an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// This rank's, from 0.
+    pub part: usize,
+    /// Number of data ranks.
+    pub parts: usize,
+}
+
+impl Share {
+    /// All batches.
+    pub const ALL: Self = Self { part: 0, parts: 1 };
+}
+
 /// A batch with what a loop wants to know about it.
 #[derive(Clone, Debug)]
 pub struct LoadedBatch {
     /// The batch.
     pub batch: PackedBatch,
-    /// Where loading stands after it: a run resumed from here begins with the next batch.
+    /// Where loading stands after it: a run resumed from here begins with the next batch. Of several ranks, where it
+    /// stands after what all of them load at a time, such as a step.
     pub state_after: LoaderState,
-    /// How well it is filled.
+    /// How well it is filled. Of several ranks, how well all their batches are, with the last of this one's; the
+    /// others have none.
     pub stats: PackingStats,
     /// Samples that could not be read for it, with the cause, which names the file.
     pub unreadable: Vec<(u64, String)>,
@@ -158,8 +179,27 @@ impl Loader {
     /// Starts loading at the beginning, or after the batch whose `state_after` is given. Fails on an
     /// empty source, on a recipe that cannot be carried out, and on a state of another set.
     pub fn train(source: Arc<dyn Source>, recipe: &Recipe, state: Option<&LoaderState>) -> Result<Self> {
+        Self::train_share(source, recipe, state, Share::ALL)
+    }
+
+    /// The same for one of several data ranks, which takes an equal part of the `train.accumulate` batches of every
+    /// step: whatever the number of ranks, they are the same in all, but for images that change places to give every
+    /// rank as much to do ([`balance`](super::balance)). Fails too where the batches cannot be dealt evenly.
+    pub fn train_share(
+        source: Arc<dyn Source>,
+        recipe: &Recipe,
+        state: Option<&LoaderState>,
+        share: Share,
+    ) -> Result<Self> {
         let settings = PackingSettings::train(recipe)?;
-        let pipeline = Pipeline::start(source, recipe, settings, recipe.data.flip, state)?;
+        check_deals(recipe.train.accumulate, share.parts)?;
+        let rounds = Rounds {
+            share,
+            // Alone, each batch is a round of its own, after which a run can be resumed.
+            batches: if share.parts == 1 { 1 } else { recipe.train.accumulate },
+            cost: Some(Cost::of(recipe)?),
+        };
+        let pipeline = Pipeline::start(source, recipe, settings, recipe.data.flip, state, rounds)?;
         Ok(Self { pipeline, first: None })
     }
 
@@ -175,8 +215,20 @@ impl Loader {
     /// Starts one pass in order at `resolution` pixels (0 takes the recipe's): no token dropping, no
     /// flips; the last batch is partly filled.
     pub fn eval(source: Arc<dyn Source>, recipe: &Recipe, resolution: usize) -> Result<EvalLoader> {
+        Self::eval_share(source, recipe, resolution, Share::ALL)
+    }
+
+    /// The same for one of several data ranks, to which the batches are dealt in turn. All ranks get the same number:
+    /// where they do not come out even, the last ones get a batch without images.
+    pub fn eval_share(
+        source: Arc<dyn Source>,
+        recipe: &Recipe,
+        resolution: usize,
+        share: Share,
+    ) -> Result<EvalLoader> {
         let settings = PackingSettings::eval(recipe, resolution)?;
-        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, false, None)? })
+        let rounds = Rounds { share, batches: share.parts, cost: None };
+        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, false, None, rounds)? })
     }
 
     /// The next batch. Fails once the share of unreadable images exceeds `data.max_unreadable`.
@@ -208,6 +260,30 @@ impl Iterator for EvalLoader {
     }
 }
 
+/// How batches are shared out: so many at a time, of which this rank takes its part.
+#[derive(Clone, Copy)]
+struct Rounds {
+    share: Share,
+    batches: usize,
+    /// By cost; without one, in turn.
+    cost: Option<Cost>,
+}
+
+impl Rounds {
+    /// This rank's batches of a round, as many as the others have.
+    fn take(&self, mut plans: Vec<BatchPlan>, settings: &PackingSettings) -> Vec<BatchPlan> {
+        let Share { part, parts } = self.share;
+        plans.resize_with(self.batches, BatchPlan::default);
+        match self.cost {
+            Some(cost) => {
+                let room = Room { tokens: settings.packing.tokens, slots: settings.slots };
+                deal(plans, parts, cost, room).swap_remove(part)
+            }
+            None => plans.into_iter().skip(part).step_by(parts).collect(),
+        }
+    }
+}
+
 /// The preparing thread and what it has delivered.
 struct Pipeline {
     queue: Option<Receiver<Result<Item>>>,
@@ -223,8 +299,8 @@ impl Pipeline {
         settings: PackingSettings,
         flip: bool,
         state: Option<&LoaderState>,
+        rounds: Rounds,
     ) -> Result<Self> {
-        let threads = settings.workers;
         let watch = Watch::new(source.len(), recipe.data.max_unreadable);
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
@@ -232,7 +308,12 @@ impl Pipeline {
         let (channels, stopped) = (recipe.model.channels, stop.clone());
         let thread = std::thread::Builder::new()
             .name("loader".into())
-            .spawn(move || prepare(source.as_ref(), planner, channels, flip, threads, &send, &stopped))
+            .spawn(move || {
+                let settings = planner.settings().clone();
+                let threads = settings.workers;
+                let assembler = Assembler::new(source.as_ref(), settings, channels, flip, threads);
+                prepare(planner, assembler, rounds, &send, &stopped);
+            })
             .map_err(|e| Error::failure(format!("cannot start the loading thread: {e}")))?;
         Ok(Self { queue: Some(queue), thread: Some(thread), stop, watch })
     }
@@ -266,34 +347,45 @@ impl Drop for Pipeline {
     }
 }
 
+/// Plans, shares out and assembles round after round, until the pass or the receiver ends.
 fn prepare(
-    source: &dyn Source,
     mut planner: Planner,
-    channels: usize,
-    flip: bool,
-    threads: usize,
+    mut assembler: Assembler<'_>,
+    rounds: Rounds,
     queue: &Sender<Result<Item>>,
     stop: &AtomicBool,
 ) {
-    let mut assembler = Assembler::new(source, planner.settings().clone(), channels, flip, threads);
     loop {
-        let plan = match planner.next_batch() {
-            Ok(Some(plan)) => plan,
-            Ok(None) => return,
-            Err(error) => {
-                let _ = queue.send(Err(error));
+        let (mut plans, mut stats) = (Vec::with_capacity(rounds.batches), PackingStats::default());
+        while plans.len() < rounds.batches {
+            match planner.next_batch() {
+                Ok(Some(plan)) => {
+                    stats.add(&PackingStats::of(&plan, planner.settings()));
+                    plans.push(plan);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    let _ = queue.send(Err(error));
+                    return;
+                }
+            }
+        }
+        if plans.is_empty() {
+            return;
+        }
+        let state_after = planner.state();
+        let plans = rounds.take(plans, planner.settings());
+        let last = plans.len() - 1;
+        for (i, plan) in plans.into_iter().enumerate() {
+            let (batch, failed) = assembler.assemble(&plan, stop);
+            let stats = if i == last { std::mem::take(&mut stats) } else { PackingStats::default() };
+            let drawn = plan.drawn;
+            let mut unreadable = plan.skipped;
+            unreadable.extend(failed);
+            let loaded = LoadedBatch { batch, state_after: state_after.clone(), stats, unreadable };
+            if stop.load(Ordering::Relaxed) || queue.send(Ok(Item { loaded, drawn })).is_err() {
                 return;
             }
-        };
-        let state_after = planner.state();
-        let stats = PackingStats::of(&plan, planner.settings());
-        let (batch, failed) = assembler.assemble(&plan, stop);
-        let drawn = plan.drawn;
-        let mut unreadable = plan.skipped;
-        unreadable.extend(failed);
-        let item = Item { loaded: LoadedBatch { batch, state_after, stats, unreadable }, drawn };
-        if stop.load(Ordering::Relaxed) || queue.send(Ok(item)).is_err() {
-            return;
         }
     }
 }

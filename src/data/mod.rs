@@ -1,6 +1,7 @@
 //! From files to packed batches.
 
 pub mod assemble;
+pub mod balance;
 pub mod batch;
 pub mod dropping;
 pub mod inspect;

@@ -8,6 +8,16 @@ use crate::{Error, Result};
 
 /// Memory and streams.
 pub(super) trait Backend: Send + Sync {
+    /// Makes the device the one that libraries of CUDA use on this thread.
+    fn bind(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What tells a GPU from all others, on every machine; none where it is no GPU.
+    fn uuid(&self) -> Result<Option<[u8; 16]>> {
+        Ok(None)
+    }
+
     /// Memory of `bytes` bytes, more than none.
     fn alloc(&self, bytes: usize) -> Result<u64>;
 
@@ -53,6 +63,12 @@ pub(super) trait Backend: Send + Sync {
     /// The range lies in an allocation; `host` is pinned and left alone until the copy has run.
     unsafe fn copy_out(&self, stream: RawStream, host: &mut [u8], address: u64) -> Result<()>;
 
+    /// Queues a copy within the memory of the device.
+    ///
+    /// # Safety
+    /// Both ranges lie in allocations and have nothing in common.
+    unsafe fn copy(&self, stream: RawStream, to: u64, from: u64, bytes: usize) -> Result<()>;
+
     /// Pinned host memory, all bytes 0.
     fn pinned(&self, bytes: usize) -> Result<Box<dyn HostMemory>>;
 
@@ -70,6 +86,19 @@ pub(super) trait HostMemory: Send + Sync {
 pub(super) trait Stream: Send + Sync {
     fn raw(&self) -> RawStream;
     fn synchronize(&self) -> Result<()>;
+
+    /// Queues the writing of a word.
+    ///
+    /// # Safety
+    /// The word lies in an allocation, aligned to 4 bytes; here and below.
+    unsafe fn write_value(&self, word: u64, value: i32) -> Result<()>;
+
+    /// Queues a wait until the word is at least `value`.
+    ///
+    /// # Safety
+    /// As for [`write_value`](Self::write_value).
+    unsafe fn wait_value(&self, word: u64, value: i32) -> Result<()>;
+
     fn record(&self) -> Result<Box<dyn Event>>;
     fn wait(&self, event: &dyn Event) -> Result<()>;
     fn begin_capture(&self) -> Result<()>;

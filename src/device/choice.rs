@@ -35,10 +35,21 @@ pub struct Selected {
 /// # Errors
 /// An explicit wish that cannot be met.
 pub fn select(choice: DeviceChoice) -> Result<Selected> {
+    select_for_rank(choice, 0)
+}
+
+/// Opens the device of `choice` for rank `local` of those on this machine: of GPUs the one of that number, from the
+/// first again where there are more ranks than GPUs. Whether ranks can share one,
+/// [`DeviceGroup`](crate::parallel::DeviceGroup) says: threads of one process do by clones of one device.
+///
+/// # Errors
+/// An explicit wish that cannot be met.
+pub fn select_for_rank(choice: DeviceChoice, local: usize) -> Result<Selected> {
+    let own_gpu = || Device::cuda(local % Device::cuda_count()?);
     match choice {
-        DeviceChoice::Auto => Ok(Device::cuda(0).map_or_else(|error| cpu_instead(&error), gpu)),
+        DeviceChoice::Auto => Ok(own_gpu().map_or_else(|error| cpu_instead(&error), gpu)),
         DeviceChoice::Cpu => Ok(cpu("")),
-        DeviceChoice::Cuda => Device::cuda(0).map(gpu).map_err(not_there),
+        DeviceChoice::Cuda => own_gpu().map(gpu).map_err(not_there),
         #[cfg(feature = "emulator")]
         DeviceChoice::Emulator => Ok(Selected {
             device: Some(Device::emulator(EmulatorOptions::default())),

@@ -1,5 +1,8 @@
-//! The emulator as a device: everything on a stream runs when it is issued, a capture keeps launches for
-//! later.
+//! The emulator as a device: a launch runs when it is issued, copies within the device and operations on words when
+//! something waits for them or beside a launch; a capture keeps all of them for later.
+
+mod graph;
+mod queues;
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +13,8 @@ use super::emulator::{Emulator, EmulatorOptions};
 use super::words::Words;
 use super::{DeviceInfo, Launch, RawStream, TensorBoxes, TensorMap};
 use crate::{Error, Result};
+use graph::Capture;
+use queues::{Operation, Others, Queues};
 
 /// What kernels are told about the device: a Hopper GPU, apart from what the options say.
 pub(super) fn describe(options: &EmulatorOptions) -> DeviceInfo {
@@ -27,15 +32,41 @@ pub(super) fn describe(options: &EmulatorOptions) -> DeviceInfo {
 
 /// The emulator; its memory is memory of the host.
 #[derive(Clone)]
-pub(super) struct Host(pub Arc<Emulator>);
+pub(super) struct Host {
+    emulator: Arc<Emulator>,
+    queues: Arc<Queues>,
+}
+
+impl Host {
+    pub(super) fn new(options: EmulatorOptions) -> Self {
+        Self { emulator: Arc::new(Emulator::new(options)), queues: Arc::default() }
+    }
+
+    /// The state of a stream of ours; none for the default stream.
+    fn state(&self, stream: RawStream) -> Option<&StreamState> {
+        // SAFETY: whoever hands out a raw stream promises that it is a live one of this device, or null.
+        unsafe { stream.0.cast::<StreamState>().as_ref() }
+    }
+
+    /// Its number among the queues.
+    fn number(&self, stream: RawStream) -> Option<u64> {
+        self.state(stream).map(|state| state.number)
+    }
+
+    /// Runs what the stream has queued.
+    fn finish(&self, stream: RawStream) -> Result<()> {
+        self.number(stream).map_or(Ok(()), |number| self.queues.finish(number))
+    }
+}
 
 impl backend::Backend for Host {
     fn alloc(&self, bytes: usize) -> Result<u64> {
-        Ok(self.0.alloc(bytes))
+        Ok(self.emulator.alloc(bytes))
     }
 
     unsafe fn free(&self, address: u64) {
-        self.0.free(address);
+        self.queues.forget(address, self.emulator.bytes_at(address));
+        self.emulator.free(address);
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
@@ -52,19 +83,36 @@ impl backend::Backend for Host {
     }
 
     unsafe fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
+        self.queues.finish_all()?;
         // SAFETY: as above.
         unsafe { (address as *const u8).copy_to_nonoverlapping(host.as_mut_ptr(), host.len()) };
         Ok(())
     }
 
-    unsafe fn copy_in(&self, _: RawStream, address: u64, host: &[u8]) -> Result<()> {
+    unsafe fn copy_in(&self, stream: RawStream, address: u64, host: &[u8]) -> Result<()> {
+        self.finish(stream)?;
         // SAFETY: as the caller promises.
         unsafe { self.upload(address, host) }
     }
 
-    unsafe fn copy_out(&self, _: RawStream, host: &mut [u8], address: u64) -> Result<()> {
-        // SAFETY: as the caller promises.
-        unsafe { self.download(host, address) }
+    unsafe fn copy_out(&self, stream: RawStream, host: &mut [u8], address: u64) -> Result<()> {
+        self.finish(stream)?;
+        // SAFETY: as above.
+        unsafe { (address as *const u8).copy_to_nonoverlapping(host.as_mut_ptr(), host.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, stream: RawStream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        let copy = Operation::Copy { to, from, bytes };
+        match self.state(stream) {
+            Some(state) => state.later(&self.queues, copy),
+            None => {
+                let queue = self.queues.open();
+                self.queues.push(queue, copy);
+                self.queues.close(queue);
+            }
+        }
+        Ok(())
     }
 
     fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
@@ -72,7 +120,8 @@ impl backend::Backend for Host {
     }
 
     fn stream(&self) -> Result<Box<dyn backend::Stream>> {
-        Ok(Box::new(Stream { host: self.clone(), queue: Box::default() }))
+        let state = StreamState { number: self.queues.open(), branch: Mutex::default() };
+        Ok(Box::new(Stream { host: self.clone(), state: Box::new(state) }))
     }
 }
 
@@ -88,38 +137,51 @@ impl backend::Loaded for Host {
         // SAFETY: the caller promises `bytes` bytes.
         let params = unsafe { std::slice::from_raw_parts(params.cast::<u8>(), bytes) };
         let recorded = Recorded { name: name.into(), launch, params: params.into() };
-        // SAFETY: the caller promises a live stream of this device, or null.
-        let queue = unsafe { stream.0.cast::<Queue>().as_ref() };
-        match queue.map(Queue::capture).as_deref_mut() {
-            Some(Some(captured)) => {
-                captured.push(recorded);
-                Ok(())
-            }
-            _ => recorded.run(&self.0),
+        if let Some((capture, branch)) = self.state(stream).and_then(StreamState::captured) {
+            capture.launch(branch, recorded);
+            return Ok(());
         }
+        self.finish(stream)?;
+        recorded.run(self, self.number(stream))
     }
 
     fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
-        Ok(self.0.tensor_map(boxes))
+        Ok(self.emulator.tensor_map(boxes))
     }
 }
 
-/// A stream. The address of its queue is the raw handle, so that lies on the heap.
+/// A stream. The address of its state is the raw handle, so that lies on the heap.
 struct Stream {
     host: Host,
-    queue: Box<Queue>,
+    state: Box<StreamState>,
 }
 
-/// The launches of the capture under way.
-#[derive(Default)]
-struct Queue(Mutex<Option<Vec<Recorded>>>);
+/// Its number among the queues, and the branch that it is of a capture.
+struct StreamState {
+    number: u64,
+    branch: Mutex<Option<(Arc<Capture>, usize)>>,
+}
 
-impl Queue {
-    fn capture(&self) -> MutexGuard<'_, Option<Vec<Recorded>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl StreamState {
+    fn branch(&self) -> MutexGuard<'_, Option<(Arc<Capture>, usize)>> {
+        self.branch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The capture under way that it belongs to.
+    fn captured(&self) -> Option<(Arc<Capture>, usize)> {
+        self.branch().clone().filter(|(capture, _)| !capture.is_over())
+    }
+
+    /// Queues or captures an operation.
+    fn later(&self, queues: &Queues, operation: Operation) {
+        match self.captured() {
+            Some((capture, branch)) => capture.later(branch, operation),
+            None => queues.push(self.number, operation),
+        }
     }
 }
 
+#[derive(Clone)]
 struct Recorded {
     name: String,
     launch: Launch,
@@ -127,66 +189,116 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn run(&self, emulator: &Emulator) -> Result<()> {
+    fn run(&self, host: &Host, stream: Option<u64>) -> Result<()> {
+        let mut others = Others { queues: &host.queues, stream };
         // SAFETY: whoever launched it answered for its parameters.
-        let outcome = unsafe { emulator.launch(&self.name, self.launch, &self.params) };
+        let outcome =
+            unsafe { host.emulator.launch_beside(&self.name, self.launch, &self.params, &mut others) };
         outcome.map_err(Error::failure)
     }
 }
 
 impl backend::Stream for Stream {
     fn raw(&self) -> RawStream {
-        RawStream(std::ptr::from_ref::<Queue>(&self.queue).cast_mut().cast())
+        RawStream(std::ptr::from_ref::<StreamState>(&self.state).cast_mut().cast())
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.host.queues.finish(self.state.number)
+    }
+
+    unsafe fn write_value(&self, word: u64, value: i32) -> Result<()> {
+        self.state.later(&self.host.queues, Operation::Write { word, value });
+        Ok(())
+    }
+
+    unsafe fn wait_value(&self, word: u64, value: i32) -> Result<()> {
+        self.state.later(&self.host.queues, Operation::Wait { word, value });
         Ok(())
     }
 
     fn record(&self) -> Result<Box<dyn backend::Event>> {
-        Ok(Box::new(Event(Instant::now())))
+        let captured = self.state.captured().map(|(capture, branch)| {
+            let position = capture.position(branch);
+            (capture, branch, position)
+        });
+        let (host, stream) = (self.host.clone(), self.state.number);
+        let position = host.queues.queued(stream);
+        Ok(Box::new(Event { time: Instant::now(), host, stream, position, captured }))
     }
 
     fn wait(&self, event: &dyn backend::Event) -> Result<()> {
-        own::<Event>(event).map(drop)
+        let event = own::<Event>(event)?;
+        let Some((capture, other, position)) = &event.captured else {
+            match self.state.captured() {
+                // No part of the graph: it is over before that is launched.
+                Some(_) => self.host.queues.settle(event.stream, event.position)?,
+                None => self.host.queues.push_after(self.state.number, event.stream, event.position),
+            }
+            return Ok(());
+        };
+        let branch = match self.state.captured() {
+            Some((own, branch)) if Arc::ptr_eq(&own, capture) => branch,
+            None if !capture.is_over() => {
+                let branch = capture.join();
+                *self.state.branch() = Some((capture.clone(), branch));
+                branch
+            }
+            _ => return Err(Error::usage("an event of a capture can only be waited for in that capture")),
+        };
+        capture.after(branch, *other, *position);
+        Ok(())
     }
 
     fn begin_capture(&self) -> Result<()> {
-        *self.queue.capture() = Some(Vec::new());
+        let capture = Arc::new(Capture::default());
+        let branch = capture.join();
+        *self.state.branch() = Some((capture, branch));
         Ok(())
     }
 
     fn is_capturing(&self) -> Result<bool> {
-        Ok(self.queue.capture().is_some())
+        Ok(self.state.captured().is_some())
     }
 
     fn end_capture(&self) -> Result<Box<dyn backend::Graph>> {
-        let recorded = self.queue.capture().take().unwrap_or_default();
-        Ok(Box::new(Graph { host: self.host.clone(), recorded }))
+        let Some((capture, branch)) = self.state.captured() else {
+            return Err(Error::usage("no capture is under way on this stream; begin one first"));
+        };
+        if branch != 0 {
+            return Err(Error::usage(
+                "the capture was begun on another stream, which this one has waited for; end it there",
+            ));
+        }
+        Ok(Box::new(capture.end(&self.host)))
     }
 }
 
-/// The launches of a capture.
-struct Graph {
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.host.queues.close(self.state.number);
+    }
+}
+
+/// When everything before it had run, or is to have.
+struct Event {
+    time: Instant,
     host: Host,
-    recorded: Vec<Recorded>,
+    stream: u64,
+    position: u64,
+    /// The place in a capture, and the branch and the number of operations before it.
+    captured: Option<(Arc<Capture>, usize, u64)>,
 }
-
-impl backend::Graph for Graph {
-    fn launch(&self, _: RawStream) -> Result<()> {
-        self.recorded.iter().try_for_each(|recorded| recorded.run(&self.host.0))
-    }
-}
-
-/// When everything before it had run.
-struct Event(Instant);
 
 impl backend::Event for Event {
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.host.queues.settle(self.stream, self.position)
     }
 
     fn elapsed_ms(&self, end: &dyn backend::Event) -> Result<f32> {
-        Ok(own::<Event>(end)?.0.saturating_duration_since(self.0).as_secs_f32() * 1000.0)
+        let end = own::<Event>(end)?;
+        self.synchronize()?;
+        end.synchronize()?;
+        Ok(end.time.saturating_duration_since(self.time).as_secs_f32() * 1000.0)
     }
 }

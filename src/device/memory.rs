@@ -230,13 +230,41 @@ impl<T: Pod> Buffer<T> {
         host.end(stream)
     }
 
-    fn check(&self, stream: &Stream, len: usize, done: &str) -> Result<()> {
+    /// Replaces the contents by those of `source`, in the order of `stream` and without waiting; may be captured.
+    /// Nothing happens where both are the same memory.
+    ///
+    /// # Errors
+    /// Another length, memory that overlaps, a stream or a source of another device, a device that has failed.
+    pub fn copy_from(&self, stream: &Stream, source: &Buffer<T>) -> Result<()> {
+        self.check_len(source.len, "copied from one")?;
+        if !self.memory.device.is(stream.device()) || !source.memory.device.is(stream.device()) {
+            return Err(elsewhere());
+        }
+        if self.bytes() == 0 || self.address == source.address {
+            return Ok(());
+        }
+        if self.address.abs_diff(source.address) < self.bytes() as u64 {
+            return Err(Error::usage(format!(
+                "a buffer of {} elements cannot be copied from one that overlaps it; copy between separate ranges",
+                self.len
+            )));
+        }
+        // SAFETY: the whole of both buffers, which are apart.
+        unsafe { self.memory.device.backend().copy(stream.raw(), self.address, source.address, self.bytes()) }
+    }
+
+    fn check_len(&self, len: usize, done: &str) -> Result<()> {
         if len != self.len {
             return Err(Error::usage(format!(
                 "a buffer of {} elements cannot be {done} with {len}: the lengths must be the same",
                 self.len
             )));
         }
+        Ok(())
+    }
+
+    fn check(&self, stream: &Stream, len: usize, done: &str) -> Result<()> {
+        self.check_len(len, done)?;
         if !self.memory.device.is(stream.device()) {
             return Err(elsewhere());
         }

@@ -22,6 +22,7 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+pub(crate) mod nccl;
 mod planned;
 mod report;
 mod stream;
@@ -31,7 +32,7 @@ mod words;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, Selected, select};
+pub use choice::{DeviceChoice, Selected, select, select_for_rank};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};
@@ -88,7 +89,7 @@ impl Device {
     #[cfg(feature = "emulator")]
     pub fn emulator(options: emulator::EmulatorOptions) -> Self {
         let info = emulated::describe(&options);
-        let host = emulated::Host(Arc::new(emulator::Emulator::new(options)));
+        let host = emulated::Host::new(options);
         let kernels = Kernels::new(Box::new(host.clone()), info);
         Self::new(kernels, Box::new(host))
     }
@@ -100,8 +101,29 @@ impl Device {
         Self { count: Arc::new(count), inner: self.inner.clone() }
     }
 
+    /// Number of GPUs that the driver shows: at least one.
+    ///
+    /// # Errors
+    /// No driver, one that is too old, or no GPU.
+    pub fn cuda_count() -> Result<usize> {
+        cuda::count()
+    }
+
+    /// What tells a GPU from all others, on every machine; none where the device is no GPU.
+    ///
+    /// # Errors
+    /// The driver does not tell it.
+    pub fn uuid(&self) -> Result<Option<[u8; 16]>> {
+        self.backend().uuid()
+    }
+
+    /// A number that is the same for this device and its clones alone, within this process.
+    pub(crate) fn identity(&self) -> u64 {
+        Arc::as_ptr(&self.inner).addr() as u64
+    }
+
     /// Whether `other` is this very device, with the same memory and streams.
-    fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 

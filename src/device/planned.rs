@@ -62,6 +62,10 @@ impl backend::Backend for Nothing {
         Ok(())
     }
 
+    unsafe fn copy(&self, _: RawStream, _: u64, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
     fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {
         Ok(Box::new(Words::new(bytes)?))
     }
@@ -100,6 +104,14 @@ impl backend::Stream for Stream {
     }
 
     fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn write_value(&self, _: u64, _: i32) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn wait_value(&self, _: u64, _: i32) -> Result<()> {
         Ok(())
     }
 

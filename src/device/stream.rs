@@ -1,7 +1,7 @@
 //! Streams, events and captured graphs.
 
 use super::backend::{self, elsewhere};
-use super::{Device, RawStream};
+use super::{Buffer, Device, RawStream};
 use crate::{Error, Result};
 
 /// A queue of work: what is on one stream runs in order, different streams run beside each other.
@@ -60,6 +60,45 @@ impl Stream {
         self.inner.wait(event.0.as_ref())
     }
 
+    /// Writes `value` to element `index` of `words`, once everything queued so far has run. Whoever sees the value and
+    /// then reads at the scope of the system (a kernel that acquires so, a stream that [waits](Self::wait_value32), a
+    /// copy) sees what was written before it on this stream. No multiprocessor is needed for it, so a kernel that waits
+    /// for the value holds up nothing. A replayed graph writes the same value again.
+    ///
+    /// # Errors
+    /// No such element, words of another device, a device that has failed.
+    pub fn write_value32(&self, words: &Buffer<i32>, index: usize, value: i32) -> Result<()> {
+        let word = self.word(words, index)?;
+        // SAFETY: the word lies in the buffer.
+        unsafe { self.inner.write_value(word, value) }
+    }
+
+    /// Lets what is queued from now on wait until element `index` of `words` is at least `value`: until their
+    /// difference, as an `i32` that wraps around, is not negative. What was written before the value by those who release
+    /// at the scope of the system is then seen. On the emulator, what writes it is queued before anything waits for this
+    /// stream.
+    ///
+    /// # Errors
+    /// As for [`write_value32`](Self::write_value32).
+    pub fn wait_value32(&self, words: &Buffer<i32>, index: usize, value: i32) -> Result<()> {
+        let word = self.word(words, index)?;
+        // SAFETY: the word lies in the buffer.
+        unsafe { self.inner.wait_value(word, value) }
+    }
+
+    fn word(&self, words: &Buffer<i32>, index: usize) -> Result<u64> {
+        if !self.device.is(words.device()) {
+            return Err(elsewhere());
+        }
+        if index >= words.len() {
+            return Err(Error::usage(format!(
+                "element {index} of a buffer of {} words cannot be written or waited for; choose one of them",
+                words.len()
+            )));
+        }
+        Ok(words.ptr().offset(index).address())
+    }
+
     /// From here on launches are recorded instead of run, until [`end_capture`](Self::end_capture).
     ///
     /// # Errors
@@ -82,7 +121,7 @@ impl Stream {
     }
 
     /// What cannot be part of a graph is an error while one is captured.
-    pub(super) fn refuse_capture(&self, what: &str) -> Result<()> {
+    pub(crate) fn refuse_capture(&self, what: &str) -> Result<()> {
         if self.inner.is_capturing()? {
             return Err(Error::usage(format!("{what} cannot be captured; end the capture first")));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::model::{Forward, record};
-use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
+use crate::autograd::device::{BatchShape, DeviceParams, MeshAxes, ParamLayout, fused};
 use crate::autograd::graph::Graph;
 use crate::autograd::{DeviceExecutor, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
@@ -59,6 +59,23 @@ impl DeviceModel {
     ) -> Result<Self> {
         let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, Shard::WHOLE)?;
         let executor = training.beside(&graph, shape, params)?;
+        Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
+    }
+
+    /// The same on a rank of a mesh, `shard` of its tensor axis.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn beside_axes(
+        training: &DeviceExecutor,
+        recipe: &Recipe,
+        classes: usize,
+        shape: BatchShape,
+        axis: MeshAxes,
+        shard: Shard,
+    ) -> Result<Self> {
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, shard)?;
+        let executor = training.beside_axes(&graph, shape, axis)?;
         Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
     }
 

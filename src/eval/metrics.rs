@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
+use crate::parallel::MeshGroups;
 use crate::recipe::LossKind;
 
 /// Running counts over batches.
@@ -74,6 +76,24 @@ impl Classification {
         }
     }
 
+    /// The counts of all data ranks, the same on every rank bit for bit.
+    ///
+    /// # Errors
+    /// A rank that has failed.
+    pub fn reduce(&mut self, ranks: &MeshGroups) -> Result<()> {
+        let mut counts = vec![self.top1, self.top5];
+        counts.extend(self.correct.iter().chain(&self.total));
+        ranks.sum_over_data(&mut counts)?;
+        (self.top1, self.top5) = (counts[0], counts[1]);
+        let (correct, total) = counts[2..].split_at(self.total.len());
+        self.correct.copy_from_slice(correct);
+        self.total.copy_from_slice(total);
+        let mut loss = [self.loss_sum];
+        ranks.sum_over_data(&mut loss)?;
+        self.loss_sum = loss[0];
+        Ok(())
+    }
+
     /// Means so far; all zero without images.
     pub fn report(&self) -> ClassificationReport {
         let images: u64 = self.total.iter().sum();
@@ -112,6 +132,7 @@ fn sigmoid_loss(logits: &[f32], label: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::{Mesh, run_ranks};
 
     #[test]
     fn counts_and_means() {
@@ -182,6 +203,33 @@ mod tests {
         assert_eq!(whole.report().per_class, parts.report().per_class);
         assert!((whole.report().loss - parts.report().loss).abs() < 1e-12);
         assert_eq!(Classification::new(4, LossKind::Softmax).report().loss, 0.0);
+    }
+
+    #[test]
+    fn ranks_add_up() {
+        let batch = |rank: usize| {
+            let logits: Vec<f32> = (0..12).map(|i| ((i * 37 + rank * 5) % 11) as f32).collect();
+            (logits, [rank as i32 % 4, 1, 2])
+        };
+        let reports = run_ranks(4, move |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(4, 2)?)?;
+            let mut m = Classification::new(4, LossKind::Softmax);
+            // Ranks 2·k and 2·k + 1 have the same batch, of which the latter has lost an image.
+            let (logits, labels) = batch(world.rank() / 2);
+            m.add(&logits, &labels, &[1.0, 1.0, if world.rank() % 2 == 0 { 1.0 } else { 0.0 }]);
+            m.reduce(&ranks)?;
+            Ok(m.report())
+        });
+        let mut whole = Classification::new(4, LossKind::Softmax);
+        for rank in 0..2 {
+            let (logits, labels) = batch(rank);
+            whole.add(&logits, &labels, &[1.0; 3]);
+        }
+        for report in reports.unwrap() {
+            assert!((report.loss - whole.report().loss).abs() < 1e-12);
+            assert_eq!(report.per_class, whole.report().per_class);
+            assert_eq!((report.top1, report.top5, report.images), (whole.report().top1, 1.0, 6));
+        }
     }
 
     #[test]

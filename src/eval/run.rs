@@ -6,10 +6,11 @@ use super::metrics::{Classification, ClassificationReport};
 use super::model::Forward;
 use crate::autograd::Workload;
 use crate::data::batch::{PackedBatch, Targets};
-use crate::data::loader::{Loader, LoaderReport};
+use crate::data::loader::{Loader, LoaderReport, Share};
 use crate::data::packing::PackingStats;
 use crate::data::source::Source;
 use crate::error::Result;
+use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 
 /// Class indices of a batch; of soft targets the largest.
@@ -51,29 +52,69 @@ pub fn evaluate(
     resolution: usize,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Evaluation>> {
-    let mut loader = Loader::eval(source, recipe, resolution)?;
+    evaluate_on(&MeshGroups::alone(), model, source, recipe, resolution, stop)?
+}
+
+/// The same on several ranks, all of which call it and get the same result; of unreadable images they report the sum
+/// and one example. A rank that should stop stops all. The inner error is that of all ranks, which are whole after it:
+/// unreadable data.
+///
+/// # Errors
+/// The others of [`evaluate`]; a rank that has failed.
+pub fn evaluate_on(
+    ranks: &MeshGroups,
+    model: &mut dyn Forward,
+    source: Arc<dyn Source>,
+    recipe: &Recipe,
+    resolution: usize,
+    stop: &dyn Fn() -> bool,
+) -> Result<Result<Option<Evaluation>>> {
+    let share = Share { part: ranks.data.rank(), parts: ranks.data.size() };
+    let mut loader = Loader::eval_share(source, recipe, resolution, share)?;
     let mut counts = Classification::new(model.classes(), recipe.train.loss);
     let mut packing = PackingStats::default();
     let mut flops = 0.0;
-    while let Some(loaded) = loader.next().transpose()? {
-        if stop() {
-            return Ok(None);
+    loop {
+        let loaded = match ranks.agree(loader.next().transpose())? {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => break,
+            Err(error) => return Ok(Err(error)),
+        };
+        if ranks.any(stop())? {
+            return Ok(Ok(None));
         }
+        packing.add(&loaded.stats);
         let batch = &loaded.batch;
-        // All of its images were unreadable.
-        if batch.images == 0 {
+        // All of its images were unreadable. Of several ranks each runs as many batches as the others.
+        if batch.images == 0 && ranks.is_alone() {
             continue;
         }
         counts.add(model.logits(batch)?, &labels(batch), &batch.weights);
         flops += model.flops(&Workload::of(batch));
-        packing.add(&loaded.stats);
     }
+    counts.reduce(ranks)?;
+    let mut flops = [flops];
+    ranks.sum_over_data(&mut flops)?;
+    let loading = reduce(loader.report().clone(), ranks)?;
     let per_image = |x: f64| if packing.images == 0 { 0.0 } else { x / packing.images as f64 };
-    Ok(Some(Evaluation {
+    Ok(Ok(Some(Evaluation {
         metrics: counts.report(),
-        loading: loader.report().clone(),
+        loading,
         tokens_per_image: per_image(packing.live as f64),
-        flops_per_image: per_image(flops),
+        flops_per_image: per_image(flops[0]),
         packing,
-    }))
+    })))
+}
+
+/// The reports of all data ranks, with one example.
+fn reduce(mut report: LoaderReport, ranks: &MeshGroups) -> Result<LoaderReport> {
+    if ranks.is_alone() {
+        return Ok(report);
+    }
+    let mut counts = [report.drawn, report.unreadable];
+    ranks.sum_over_data(&mut counts)?;
+    (report.drawn, report.unreadable) = (counts[0], counts[1]);
+    report.examples = ranks.first_text(report.examples.first().map(String::as_str))?.into_iter().collect();
+    report.newest = report.examples.first().cloned();
+    Ok(report)
 }

@@ -1,6 +1,7 @@
 //! The GPU kernels: one file a family, from the unsafe raw launch to the checked one.
 
 pub mod attention;
+pub mod collective;
 pub mod elementwise;
 pub mod gemm;
 pub mod loss;

@@ -6,6 +6,8 @@
 
 #[path = "attention/instances.rs"]
 pub mod attention;
+#[path = "collective/instances.rs"]
+pub mod collective;
 #[path = "elementwise/instances.rs"]
 pub mod elementwise;
 #[path = "gemm/tiles.rs"]
@@ -93,6 +95,7 @@ pub fn sources() -> Vec<Source> {
         patch::sources(),
         position::sources(),
         elementwise::sources(),
+        collective::sources(),
         measure::sources(),
     ]
     .concat()

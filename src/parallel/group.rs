@@ -186,6 +186,11 @@ impl Group {
         Ok(bytes)
     }
 
+    /// What carries the messages, for a thread that watches over the ranks.
+    pub(super) fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
+    }
+
     /// Ends all ranks of the world.
     pub(super) fn end(&self, fault: &Fault) -> Error {
         self.transport.fail(fault);

@@ -1,10 +1,16 @@
 //! Two-dimensional meshes: the data axis shares out batches and optimiser state, the tensor axis layers.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::AddAssign;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytemuck::Pod;
+
 use super::group::Group;
 use super::transport::{Fault, Transport};
+use crate::autograd::Shard;
 use crate::error::{Error, Result};
 
 /// Ranks in rows of `tensor`: rank = data index · `tensor` + tensor index, so that the ranks that exchange the
@@ -73,12 +79,43 @@ impl Mesh {
         (0..self.data).map(|row| row * self.tensor + rank % self.tensor).collect()
     }
 
+    /// Where `rank` is on both axes.
+    pub fn place(&self, rank: usize) -> Place {
+        let (data, tensor) = self.coordinates(rank);
+        Place {
+            data: Shard { rank: data, size: self.data },
+            tensor: Shard { rank: tensor, size: self.tensor },
+        }
+    }
+
     /// Whether every one of these counts, each with its name, can be shared out over the tensor axis.
     ///
     /// # Errors
     /// One message that lists all that cannot.
     pub fn check_divides(&self, counts: &[(&str, usize)]) -> Result<()> {
         check_divides(self.tensor, counts)
+    }
+}
+
+/// A rank's place on both axes of a mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Its part of batches, parameters and optimiser state.
+    pub data: Shard,
+    /// Its part of the layers.
+    pub tensor: Shard,
+}
+
+impl Place {
+    /// Whether there are no others.
+    pub fn is_alone(&self) -> bool {
+        !self.data.is_part() && !self.tensor.is_part()
+    }
+}
+
+impl fmt::Display for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {} (data x tensor)", self.data, self.tensor)
     }
 }
 
@@ -119,12 +156,7 @@ impl MeshGroups {
     /// Where the mesh has another number of ranks.
     pub fn new(world: &Group, mesh: Mesh) -> Result<Self> {
         if mesh.world() != world.size() {
-            return Err(Error::usage(format!(
-                "a mesh of {} x {} (data x tensor) does not match {} ranks",
-                mesh.data,
-                mesh.tensor,
-                world.size()
-            )));
+            return Err(Error::usage(format!("a mesh of {mesh} does not match {} ranks", world.size())));
         }
         let all: Vec<usize> = (0..world.size()).collect();
         Ok(Self {
@@ -134,10 +166,96 @@ impl MeshGroups {
             tensor: world.subgroup("tensor", &mesh.tensor_ranks(world.rank()))?,
         })
     }
+    /// Where this rank is.
+    pub fn place(&self) -> Place {
+        self.mesh.place(self.world.rank())
+    }
+
     /// The groups of one rank that has no others, and needs no threads.
     pub fn alone() -> Self {
         let group = || Group::world(Arc::new(Alone));
         Self { mesh: Mesh { data: 1, tensor: 1 }, world: group(), data: group(), tensor: group() }
+    }
+
+    /// Whether there are no other ranks.
+    pub fn is_alone(&self) -> bool {
+        self.world.size() == 1
+    }
+
+    /// Whether this rank is the one that writes and speaks for all.
+    pub fn is_first(&self) -> bool {
+        self.world.rank() == 0
+    }
+
+    /// Whether it is so on any rank: the same answer on all.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`].
+    pub fn any(&self, mine: bool) -> Result<bool> {
+        let mut all = vec![0u8; self.world.size()];
+        self.world.all_gather(&mut all, &[u8::from(mine)])?;
+        Ok(all.contains(&1))
+    }
+
+    /// The text of the first rank that has one, on all.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`].
+    pub fn first_text(&self, mine: Option<&str>) -> Result<Option<String>> {
+        let mut lengths = vec![0u64; self.world.size()];
+        self.world.all_gather(&mut lengths, &[mine.map_or(0, |text| text.len() as u64 + 1)])?;
+        let Some(root) = lengths.iter().position(|&length| length > 0) else { return Ok(None) };
+        let mut text = vec![0; lengths[root] as usize - 1];
+        if let Some(mine) = mine.filter(|_| root == self.world.rank()) {
+            text.copy_from_slice(mine.as_bytes());
+        }
+        self.world.broadcast(&mut text, root)?;
+        Ok(Some(String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// `values` summed over the data ranks, in their order: the same bits on every rank. Of the ranks that share a
+    /// batch the first tells.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`].
+    pub fn sum_over_data<T: Pod + AddAssign>(&self, values: &mut [T]) -> Result<()> {
+        self.data.all_reduce(values)?;
+        self.tensor.broadcast(values, 0)
+    }
+
+    /// Ends all ranks with an error of this one, which is not theirs. Returns what all of them report: this error
+    /// with the rank's number, or what has ended them before.
+    pub fn end(&self, error: Error) -> Error {
+        if self.is_alone() {
+            return error;
+        }
+        let Err(error) = self.world.run(|_| Err::<Infallible, _>(error));
+        self.world.barrier().err().unwrap_or(error)
+    }
+
+    /// `mine` where every rank has one; otherwise the error of the first rank that has none, on every rank: it is
+    /// named where others fared better. The ranks are whole after it.
+    ///
+    /// # Errors
+    /// Those of [`Group::receive`], after which the ranks have ended.
+    pub fn agree<T>(&self, mine: Result<T>) -> Result<Result<T>> {
+        if self.is_alone() {
+            return Ok(mine);
+        }
+        let code = match &mine {
+            Ok(_) => 0u8,
+            Err(Error::Usage(_)) => 1,
+            Err(Error::Failure(_)) => 2,
+        };
+        let mut codes = vec![0; self.world.size()];
+        self.world.all_gather(&mut codes, &[code])?;
+        let Some(rank) = codes.iter().position(|&code| code != 0) else { return Ok(mine) };
+        let text = mine.err().map(|error| error.to_string());
+        let text = self.first_text(text.as_deref())?.unwrap_or_default();
+        // Whoever leaves with the error may end the others: by then all know it.
+        let _ = self.world.barrier();
+        let text = if codes.contains(&0) { format!("rank {rank}: {text}") } else { text };
+        Ok(Err(if codes[rank] == 1 { Error::Usage(text) } else { Error::Failure(text) }))
     }
 }
 
@@ -165,12 +283,17 @@ impl Transport for Alone {
         Err(Error::failure(format!("there is no rank {from} that could send anything")))
     }
 
+    fn fault(&self) -> Option<Fault> {
+        None
+    }
+
     fn fail(&self, _: &Fault) {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::run_ranks;
 
     #[test]
     fn a_rank_alone_computes_by_itself() {
@@ -185,5 +308,48 @@ mod tests {
         assert_eq!((sum, all), ([1.5, 2.5], [3, 4]));
         let refused = ranks.world.agree(Err(Error::usage("no"))).unwrap_err();
         assert_eq!(refused.to_string(), "no");
+        assert!(ranks.any(true).unwrap() && !ranks.any(false).unwrap());
+        assert_eq!(ranks.first_text(Some("é")).unwrap().as_deref(), Some("é"));
+        assert_eq!(ranks.agree(Ok(5)).unwrap().unwrap(), 5);
+        assert_eq!(ranks.agree::<()>(Err(Error::failure("no"))).unwrap().unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
+    fn all_ranks_report_what_ended_them() {
+        let told = run_ranks(3, |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(3, 1)?)?;
+            let error = match world.rank() {
+                1 => Error::usage("lost"),
+                _ => ranks.any(true).unwrap_err(),
+            };
+            Ok((ranks.end(error), ranks.any(true).is_err()))
+        });
+        for (error, ended) in told.unwrap() {
+            assert_eq!(
+                (error.to_string().as_str(), error.exit_code(), ended),
+                ("rank 1 failed: lost", 1, true)
+            );
+        }
+    }
+
+    #[test]
+    fn ranks_come_to_one_answer() {
+        let answers = run_ranks(3, |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(3, 1)?)?;
+            let rank = world.rank();
+            let any = [ranks.any(rank == 2)?, ranks.any(false)?];
+            let text =
+                [ranks.first_text((rank > 0).then_some(["", "", "two"][rank]))?, ranks.first_text(None)?];
+            let one = ranks.agree(if rank == 1 { Err(Error::usage("bad")) } else { Ok(rank) })?;
+            let all = ranks.agree::<()>(Err(Error::failure(format!("from {rank}"))))?;
+            // After all this they still are in step.
+            let none = ranks.agree(Ok(rank))?;
+            Ok((any, text, one.unwrap_err(), all.unwrap_err(), none.unwrap()))
+        });
+        for (rank, (any, text, one, all, none)) in answers.unwrap().into_iter().enumerate() {
+            assert_eq!((any, text, none), ([true, false], [Some(String::new()), None], rank));
+            assert_eq!((one.to_string().as_str(), one.exit_code()), ("rank 1: bad", 2));
+            assert_eq!((all.to_string().as_str(), all.exit_code()), ("from 0", 1));
+        }
     }
 }

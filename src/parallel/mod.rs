@@ -19,6 +19,7 @@
 //! ```
 
 pub mod collectives;
+pub mod device;
 pub mod group;
 pub mod launch;
 pub mod linear;
@@ -31,8 +32,9 @@ pub mod zero;
 mod inbox;
 mod transport;
 
+pub use device::DeviceGroup;
 pub use group::{Event, Group, Logged};
 pub use linear::{Grads, Layout, Operand, ShardedLinear};
-pub use mesh::{Mesh, MeshGroups};
+pub use mesh::{Mesh, MeshGroups, Place};
 pub use ring::{Rings, Sharding};
 pub use threads::{DEFAULT_TIMEOUT, Ranks, Simulation, run_ranks};

@@ -246,6 +246,10 @@ impl Transport for Threads {
         self.shared.fail(fault);
     }
 
+    fn fault(&self) -> Option<Fault> {
+        self.shared.fault()
+    }
+
     fn work(&self, flops: f64) {
         if let Some(simulation) = self.shared.config.simulation {
             self.clock().now += flops / simulation.flops;

@@ -49,6 +49,8 @@ pub(super) trait Transport: Send + Sync {
     fn receive(&self, from: usize, channel: u64) -> Result<Vec<u8>>;
     /// Ends every rank with `fault`, unless an earlier one has done so.
     fn fail(&self, fault: &Fault);
+    /// What has ended the ranks, as far as this rank has heard.
+    fn fault(&self) -> Option<Fault>;
     /// Takes the time that this rank needs for `flops`, where time is simulated.
     fn work(&self, _flops: f64) {}
     /// Seconds since the start on this rank's simulated clock.

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod engine;
 pub mod interrupt;
+mod journal;
 pub mod metrics;
 pub mod optimizer;
 pub mod plan;

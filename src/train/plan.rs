@@ -101,7 +101,7 @@ impl RunPlan {
                 "device memory     {} ({})\nhost memory       {}",
                 mib(memory.total()),
                 parts(&[
-                    ("weights and optimiser", memory.state),
+                    ("weights and optimiser", memory.fixed()),
                     ("activations", memory.activations),
                     ("input", memory.input),
                     ("workspace", memory.workspace),

@@ -1,26 +1,28 @@
-//! The training loop.
+//! The training loop. All ranks run it with the same control flow: whatever decides on it is the same on all, or is
+//! agreed on.
 
 mod steps;
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Instant;
 
-use super::checkpoint::{Best, Header, Snapshot};
+use super::checkpoint::{Best, Header, Snapshot, load_header};
 use super::engine::Engine;
 use super::interrupt::Interrupt;
-use super::metrics::MetricsLog;
+use super::journal::Journal;
 use super::plan::RunPlan;
-use super::progress::Progress;
 use super::report::EvalReport;
 use super::run_dir::RunDir;
-use super::tensorboard::EventWriter;
-use super::terminal::{quoted, say, tell};
+use super::start::mesh_line;
+use super::terminal::quoted;
 use crate::autograd::ParamSpec;
 use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
 use crate::error::{Error, Result};
-use crate::eval::run::evaluate;
+use crate::eval::run::evaluate_on;
+use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 
 /// Where the time of a training goes.
@@ -40,6 +42,7 @@ pub(super) struct Parts {
     pub loader: Loader,
     pub header: Header,
     pub run: RunDir,
+    pub ranks: Rc<MeshGroups>,
 }
 
 /// A step that the engine has and that was not collected.
@@ -61,14 +64,15 @@ pub(super) struct Trainer {
     loader: Loader,
     /// How far the collected steps have come.
     header: Header,
-    run: RunDir,
+    journal: Journal,
+    ranks: Rc<MeshGroups>,
     queued: VecDeque<Queued>,
-    metrics: MetricsLog,
-    events: EventWriter,
-    progress: Progress,
     interrupt: Interrupt,
+    /// Whether the ranks have agreed to stop.
+    stop: bool,
     /// Step of the newest checkpoint on disk.
     saved: Option<u64>,
+    /// Unreadable images that were told, of all ranks.
     unreadable: u64,
     /// Seconds of this process's steps, and of these the ones in which the device waited for batches.
     clock: Clock,
@@ -76,21 +80,22 @@ pub(super) struct Trainer {
     diverged: bool,
     /// Whether the engine has failed: nobody knows then which step its weights are of.
     failed: bool,
+    /// Whether the newest error is that of all ranks, which then are where they were before it.
+    agreed: bool,
 }
 
 impl Trainer {
     /// Opens the run's files and tells what is about to be done.
-    pub(super) fn new(parts: Parts, plan: &RunPlan) -> Result<Self> {
-        let Parts { recipe, dataset, engine, loader, header, run } = parts;
+    pub(super) fn new(parts: Parts, plan: &RunPlan, notes: &[String]) -> Result<Self> {
+        let Parts { recipe, dataset, engine, loader, header, run, ranks } = parts;
         let done = header.progress.step;
-        let config = &recipe.train;
-        let opened = MetricsLog::open(&run.metrics(), done)
-            .and_then(|metrics| Ok((metrics, EventWriter::create(run.path(), done)?)));
-        if opened.is_err() && done == 0 {
-            run.discard();
-        }
-        let (metrics, events) = opened?;
-        say(&format!(
+        let journal = match ranks.is_first() {
+            true => Journal::open(run, done, &recipe.train),
+            false => Ok(Journal::silent(run)),
+        };
+        let journal = ranks.agree(journal)??;
+        notes.iter().for_each(|note| journal.say(note));
+        journal.say(&format!(
             "data              {}\nimages            {} to train on, {} to validate, {} classes",
             dataset.description,
             dataset.train.len(),
@@ -98,22 +103,23 @@ impl Trainer {
             dataset.classes.len()
         ));
         if dataset.validation.is_empty() {
-            say("evaluation        none: there are no validation images, and so no best checkpoint");
+            journal.say("evaluation        none: there are no validation images, and so no best checkpoint");
         }
-        say(&plan.to_string());
+        journal.say(&plan.to_string());
+        if !ranks.is_alone() {
+            journal.say(&mesh_line(&recipe, ranks.mesh));
+        }
         let from = if done > 0 { format!(", from step {done}") } else { String::new() };
-        say(&format!("run               {}{from}\n", run.path().display()));
-        let progress = Progress::new(config.steps, done, config.log_every);
+        journal.say(&format!("run               {}{from}\n", journal.path().display()));
         Ok(Self {
-            metrics,
-            events,
-            progress,
-            interrupt: Interrupt::install()?,
+            interrupt: ranks.agree(Interrupt::install())??,
+            stop: false,
             saved: (done > 0).then_some(done),
             unreadable: 0,
             clock: Clock { steps: 0.0, waiting: 0.0, since: Instant::now() },
             diverged: false,
             failed: false,
+            agreed: false,
             queued: VecDeque::new(),
             params: engine.params().to_vec(),
             recipe,
@@ -121,39 +127,47 @@ impl Trainer {
             engine,
             loader,
             header,
-            run,
+            journal,
+            ranks,
         })
     }
 
     /// Trains to the last step, or until it is interrupted.
     pub(super) fn train(mut self) -> Result<()> {
-        match self.run() {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.rescue(error)),
+        let Err(error) = self.run() else { return Ok(()) };
+        let whole = self.agreed || self.ranks.is_alone();
+        let error = if whole { error } else { self.ranks.end(error) };
+        let error = self.rescue(error, whole);
+        if whole {
+            // The first to leave ends the others: by then each has the error that it returns.
+            let _ = self.ranks.world.barrier();
         }
+        Err(error)
     }
 
-    /// Saves what an error would lose, and says how to go on.
-    fn rescue(&mut self, error: Error) -> Error {
+    /// Saves what an error would lose, where the ranks are `whole` and can, and says how to go on.
+    fn rescue(&mut self, error: Error, whole: bool) -> Error {
+        let sound = |trainer: &Self| whole && !trainer.failed && !trainer.diverged;
         // What is under way belongs to the state that would be saved. Of a device that has failed, nothing comes.
-        while !self.diverged && !self.failed && !self.queued.is_empty() && self.collect_step().is_ok() {}
+        while sound(self) && !self.queued.is_empty() && self.collect_step().is_ok() {}
         let step = self.header.progress.step;
         if self.diverged {
             return error;
         }
         if step == 0 && matches!(error, Error::Usage(_)) {
-            self.run.discard();
+            self.journal.discard();
             return error;
         }
-        self.progress.finish();
-        if step > 0 && self.saved != Some(step) && self.queued.is_empty() && !self.failed {
+        self.journal.finish();
+        if step > 0 && self.saved != Some(step) && self.queued.is_empty() && sound(self) {
             // Where this fails too, the former checkpoint stands.
             let _ = self.save(false, false);
         }
-        let run = quoted(self.run.path());
-        let message = match self.saved {
+        let run = quoted(self.journal.path());
+        let mesh = if self.ranks.is_alone() { "" } else { " on any mesh" };
+        let message = match self.saved_step() {
             Some(step) => {
-                format!("{error}; step {step} is saved, continue with: trencadis train --resume {run}")
+                format!("{error}; step {step} is saved, continue{mesh} with: trencadis train --resume {run}")
             }
             None => format!("{error}; nothing is saved that could be resumed"),
         };
@@ -163,16 +177,37 @@ impl Trainer {
         }
     }
 
+    /// Step of the newest checkpoint. A rank that is not the first may not have learned of one that was being saved
+    /// when the ranks ended, and looks.
+    fn saved_step(&self) -> Option<u64> {
+        if self.ranks.is_first() {
+            return self.saved;
+        }
+        let there = load_header(&self.journal.run().last()).ok().map(|header| header.progress.step);
+        self.saved.max(there)
+    }
+
     fn run(&mut self) -> Result<()> {
         loop {
             if self.queued.is_empty() && self.between_steps()? {
                 return Ok(());
             }
-            while self.queued.len() < self.engine.depth() && self.goes_on() {
+            while self.queued.len() < self.engine.depth() && self.goes_on()? {
                 self.queue_step()?;
             }
             self.collect_step()?;
         }
+    }
+
+    /// Whether to stop, which one rank's interrupt asks of all.
+    fn interrupted(&mut self) -> Result<bool> {
+        self.stop = self.stop || self.ranks.any(self.interrupt.requested())?;
+        Ok(self.stop)
+    }
+
+    /// `mine` where all ranks have one; the error of one of them is that of all.
+    fn agree<T>(&mut self, mine: Result<T>) -> Result<T> {
+        self.ranks.agree(mine)?.inspect_err(|_| self.agreed = true)
     }
 
     /// Steps that have been queued, the collected ones among them.
@@ -182,16 +217,15 @@ impl Trainer {
 
     /// Whether nothing has to happen before another step is queued: what is evaluated or saved after a step must not
     /// have seen the next.
-    fn goes_on(&self) -> bool {
+    fn goes_on(&mut self) -> Result<bool> {
         let config = &self.recipe.train;
         let begun = self.begun();
         let due = |every: u64| every > 0 && begun.is_multiple_of(every);
-        self.queued.is_empty()
-            || !(begun >= config.steps
-                || due(config.eval_every)
-                || due(config.save_every)
-                || due(config.keep_every)
-                || self.interrupt.requested())
+        let ends = begun >= config.steps
+            || due(config.eval_every)
+            || due(config.save_every)
+            || due(config.keep_every);
+        Ok(self.queued.is_empty() || !(ends || self.interrupted()?))
     }
 
     /// Evaluates and saves what is due, with nothing under way. Returns whether the training has ended.
@@ -207,9 +241,9 @@ impl Trainer {
         if check && !nothing_to_evaluate && self.header.progress.evaluated != Some(step) {
             improved = self.evaluate()?;
         }
-        let stop = self.interrupt.requested();
+        let stop = self.interrupted()?;
         if stop && step > 0 {
-            self.progress.message("stopping once this step is saved; interrupt again to stop at once");
+            self.journal.message("stopping once this step is saved; interrupt again to stop at once");
         }
         let keep = due(config.keep_every);
         let unsaved = self.saved != Some(step)
@@ -218,7 +252,7 @@ impl Trainer {
             self.save(improved == Some(true), keep)?;
         }
         if stop {
-            self.interrupted()?;
+            self.stopped();
         } else if last {
             self.finish()?;
         }
@@ -234,17 +268,16 @@ impl Trainer {
         let stop = || interrupt.requested();
         let source = self.dataset.validation.clone();
         let mut model = self.engine.model()?;
-        let Some(done) = evaluate(model.as_mut(), source, &self.recipe, 0, &stop)? else {
-            return Ok(None);
-        };
+        let done = evaluate_on(&self.ranks, model.as_mut(), source, &self.recipe, 0, &stop)?;
         drop(model);
+        let Some(done) = done.inspect_err(|_| self.agreed = true)? else { return Ok(None) };
         let step = self.header.progress.step;
         if !done.metrics.loss.is_finite() {
             return Err(self.diverged(step, &format!("the evaluation's loss is {}", done.metrics.loss)));
         }
         if done.loading.unreadable > 0 {
             let example = done.loading.examples.first().map_or("", String::as_str);
-            self.progress.message(&format!(
+            self.journal.message(&format!(
                 "skipped {} unreadable validation images, the first: {example}",
                 done.loading.unreadable
             ));
@@ -264,33 +297,34 @@ impl Trainer {
             best,
             seconds: begun.elapsed().as_secs_f64(),
         };
-        self.progress.eval(&report);
-        self.metrics.eval(&report)?;
-        let scalars = [("eval/loss", report.loss), ("eval/top1", report.top1), ("eval/top5", report.top5)];
-        self.events.scalars(step, &scalars)?;
+        self.journal.eval(&report)?;
         Ok(Some(best))
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {
         let state = self.engine.state()?;
-        // A checkpoint that is not finite would replace the last good one.
-        if !state.weights.iter().flatten().all(|w| w.is_finite()) {
+        let finite = |weights: &[Vec<f32>]| weights.iter().flatten().all(|w| w.is_finite());
+        // A checkpoint that is not finite would replace the last good one. The first rank has the state.
+        if self.ranks.any(self.ranks.is_first() && !finite(&state.weights))? {
             drop(state);
             return Err(self.diverged(self.header.progress.step, "the weights are no longer finite"));
         }
-        self.metrics.sync()?;
         let params = self.params.as_slice();
         let snapshot = Snapshot { header: &self.header, params, state: &state };
-        snapshot.save(&self.run, improved, keep)?;
+        let saved = self.journal.save(&snapshot, improved, keep);
+        drop(state);
+        self.agree(saved)?;
         self.saved = Some(self.header.progress.step);
         Ok(())
     }
 
-    /// The error of a step that is not finite.
+    /// The error of a step that is not finite, which all ranks find out.
     fn diverged(&mut self, step: u64, what: &str) -> Error {
-        self.diverged = true;
+        (self.diverged, self.agreed) = (true, true);
         let checkpoint = match self.saved {
-            Some(step) => format!("the last good checkpoint is {} of step {step}", self.run.last().display()),
+            Some(step) => {
+                format!("the last good checkpoint is {} of step {step}", self.journal.run().last().display())
+            }
             None => "no checkpoint had been saved yet".into(),
         };
         Error::failure(format!(
@@ -298,21 +332,21 @@ impl Trainer {
         ))
     }
 
-    fn interrupted(&mut self) -> Result<()> {
-        self.progress.finish();
-        let (run, step) = (quoted(self.run.path()), self.header.progress.step);
+    fn stopped(&mut self) {
+        self.journal.finish();
+        let (run, step) = (quoted(self.journal.path()), self.header.progress.step);
         if step == 0 {
-            say("stopped before the first step; nothing is saved");
-            self.run.discard();
+            self.journal.say("stopped before the first step; nothing is saved");
+            self.journal.discard();
         } else {
-            say(&format!("stopped after step {step}; continue with: trencadis train --resume {run}"));
+            self.journal
+                .say(&format!("stopped after step {step}; continue with: trencadis train --resume {run}"));
         }
-        Ok(())
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.progress.finish();
-        let run = quoted(self.run.path());
+        self.journal.finish();
+        let run = quoted(self.journal.path());
         let mut lines = String::new();
         lines += &format!("\npacking           {}", self.header.progress.packing);
         if self.clock.steps > 0.0 {
@@ -329,6 +363,6 @@ impl Trainer {
         lines += &format!("\nsaved             {run}: {kept}, metrics.jsonl, TensorBoard events");
         let next = if self.dataset.validation.is_empty() { "predict" } else { "eval" };
         let images = if next == "predict" { " IMAGE..." } else { "" };
-        tell(&format!("{lines}\nnext              trencadis {next} {run}{images}"))
+        self.journal.tell(&format!("{lines}\nnext              trencadis {next} {run}{images}"))
     }
 }

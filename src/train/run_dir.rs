@@ -19,7 +19,8 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    _lock: File,
+    /// None where another rank of the run holds it.
+    _lock: Option<File>,
 }
 
 impl RunDir {
@@ -62,7 +63,7 @@ impl RunDir {
     }
 
     fn fill(path: &Path, root: &Path, recipe: &str) -> Result<Self> {
-        let run = Self { _lock: lock(path)?, path: path.into() };
+        let run = Self { _lock: Some(lock(path)?), path: path.into() };
         write_atomic(&run.recipe(), |out| out.write_all(recipe.as_bytes()))?;
         sync_folder(root).map_err(|cause| Error::io(root, cause))?;
         Ok(run)
@@ -96,9 +97,14 @@ impl RunDir {
                 format_args!("holds no {LAST}, so there is nothing to resume; start a new run"),
             ));
         }
-        let run = Self { _lock: lock(path)?, path: path.into() };
+        let run = Self { _lock: Some(lock(path)?), path: path.into() };
         remove_temporaries(path)?;
         Ok(run)
+    }
+
+    /// The folder that the first of several ranks holds, for the others, which only read it.
+    pub fn of_first_rank(path: &Path) -> Self {
+        Self { path: path.into(), _lock: None }
     }
 
     /// The folder.

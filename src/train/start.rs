@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::checkpoint::{self, Header, Progress as Progressed};
-use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, Engine, TrainState, check_fits};
+use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, TrainState, check_fits};
 use super::plan::RunPlan;
 use super::run::{Parts, Trainer};
 use super::run_dir::RunDir;
 use super::step::TrainStep;
-use super::terminal::{quoted, say, tell};
-use crate::data::loader::{Loader, LoaderState};
+use super::terminal::{quoted, tell};
+use crate::data::balance::check_deals;
+use crate::data::loader::{Loader, LoaderState, Share};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::init::initialise;
-use crate::parallel::MeshGroups;
+use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
 use crate::weights::{Policy, assign, foreign};
 
@@ -34,97 +35,248 @@ pub struct TrainOptions {
 }
 
 /// What a run takes place on.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Target {
     /// The device; none is the CPU.
     pub device: Option<Device>,
     /// How it runs steps.
     pub options: DeviceOptions,
+    /// This rank among those that train together.
+    pub ranks: Rc<MeshGroups>,
 }
 
-/// Starts a run.
+impl Default for Target {
+    fn default() -> Self {
+        Self { device: None, options: DeviceOptions::default(), ranks: Rc::new(MeshGroups::alone()) }
+    }
+}
+
+/// Starts a run. Every rank of it calls this with the same options.
 ///
 /// # Errors
-/// Bad data, recipe or weights, or a device without room or kernels for it, before anything is written; later
-/// failures name the last checkpoint.
+/// Bad data, recipe or weights, ranks that differ or cannot share the run, or a device without room or kernels for it,
+/// on every rank before anything is written; later failures name the last checkpoint.
 pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
-    let recipe = options.recipe;
-    let dataset = open_data(&recipe)?;
-    let step = TrainStep::new(&recipe, dataset.classes.len(), packing::slots(&recipe))?;
+    let (recipe, ranks) = (options.recipe, &target.ranks);
+    check_recipes(&recipe, ranks)?;
+    let dataset = ranks.agree(open_data(&recipe))??;
+    check_data(&dataset, ranks)?;
     let mut notes = Vec::new();
-    let params = match &options.init {
-        None => initialise(step.params(), recipe.train.seed),
-        Some(path) => initial_weights(path, &recipe, &dataset.classes, &step, &mut notes)?,
-    };
-    let state = TrainState::fresh(params, recipe.train.ema > 0.0);
-    let (engine, plan) = engine(target, &recipe, step, state)?;
-    let mut loader = Loader::train(dataset.train.clone(), &recipe, None)?;
-    loader.ready()?;
+    let from = beginning(&recipe, ranks, options.init.as_deref(), &dataset.classes, &mut notes);
+    let (step, state) = ranks.agree(from)??;
+    let plan = ranks.agree(plan(target, &recipe, &step))??;
+    let engine = engine(target, &recipe, step, state)?;
+    let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
+    let loader = ranks.agree(loader.and_then(|mut loader| loader.ready().map(|()| loader)))??;
     let header = Header {
         recipe: recipe.to_toml()?,
         classes: dataset.classes.clone(),
         progress: Progressed::default(),
     };
-    let run = RunDir::create(&options.out, &options.name, &header.recipe)?;
-    notes.iter().for_each(|note| say(note));
-    Trainer::new(Parts { recipe, dataset, engine, loader, header, run }, &plan)?.train()
+    let run = run_dir(ranks, || RunDir::create(&options.out, &options.name, &header.recipe))?;
+    let ranks = ranks.clone();
+    Trainer::new(Parts { recipe, dataset, engine, loader, header, run, ranks }, &plan, &notes)?.train()
 }
 
-/// Continues the run in `folder` from its last checkpoint, exactly where it is on the device that it was on.
+/// The step of a new run, and the weights before the first: fresh ones, or those of a file.
+fn beginning(
+    recipe: &Recipe,
+    ranks: &MeshGroups,
+    init: Option<&Path>,
+    classes: &[String],
+    notes: &mut Vec<String>,
+) -> Result<(TrainStep, TrainState<'static>)> {
+    let slots = packing::slots(recipe);
+    let step = TrainStep::of_shard(recipe, classes.len(), slots, ranks.place().tensor)?;
+    let params = match init {
+        None => initialise(step.params(), recipe.train.seed),
+        Some(path) => initial_weights(path, recipe, classes, &step, notes)?,
+    };
+    Ok((step, TrainState::fresh(params, recipe.train.ema > 0.0)))
+}
+
+/// Continues the run in `folder` from its last checkpoint, on any mesh: exactly where it is on the device and mesh
+/// that it was on.
 ///
 /// # Errors
-/// If `folder` holds no checkpoint, or its data has changed; a device without room or kernels for it.
+/// If `folder` holds no checkpoint, or its data has changed; ranks that differ or cannot share the run; a device
+/// without room or kernels for it.
 pub fn resume(folder: &Path, target: &Target) -> Result<()> {
-    let run = RunDir::resume(folder)?;
-    let header = checkpoint::load_header(&run.last())?;
-    let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
-    let dataset = open_data(&recipe)?;
-    if dataset.classes != header.classes {
-        return Err(Error::usage(format!(
-            "{}: the data now has {} classes and not the {} that the run was started with; restore the data, or start \
-             a new run with --init",
-            folder.display(),
-            dataset.classes.len(),
-            header.classes.len()
-        )));
-    }
+    let ranks = &target.ranks;
+    let run = run_dir(ranks, || RunDir::resume(folder))?;
+    let read = || -> Result<(Header, Recipe)> {
+        let header = checkpoint::load_header(&run.last())?;
+        let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
+        Ok((header, recipe))
+    };
+    let (header, recipe) = ranks.agree(read())??;
     let Progressed { step: done, evaluated, .. } = header.progress;
+    check_recipes(&recipe, ranks)?;
+    ranks.world.check_same("checkpoints", &format!("step {done} of {}", run.path().display()))?;
+    let open = || -> Result<Dataset> {
+        let dataset = open_data(&recipe)?;
+        if dataset.classes != header.classes {
+            return Err(Error::usage(format!(
+                "{}: the data now has {} classes and not the {} that the run was started with; restore the data, or start \
+                 a new run with --init",
+                folder.display(),
+                dataset.classes.len(),
+                header.classes.len()
+            )));
+        }
+        Ok(dataset)
+    };
+    let dataset = ranks.agree(open())??;
+    check_data(&dataset, ranks)?;
     if done >= recipe.train.steps && (evaluated == Some(done) || dataset.validation.is_empty()) {
         let run = quoted(run.path());
+        if !ranks.is_first() {
+            return Ok(());
+        }
         return tell(&format!(
             "{run} is finished: all {done} steps are done; train on from it with --init {run}/last.safetensors, or \
              evaluate it with: trencadis eval {run}"
         ));
     }
-    let step = TrainStep::new(&recipe, dataset.classes.len(), packing::slots(&recipe))?;
-    let (header, state) = checkpoint::load_training(&run.last(), step.params())?;
-    let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
-        .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
-    let (engine, plan) = engine(target, &recipe, step, state)?;
-    let loader = Loader::train(dataset.train.clone(), &recipe, Some(&loader_state))?;
-    Trainer::new(Parts { recipe, dataset, engine, loader, header, run }, &plan)?.train()
+    let from = || -> Result<(TrainStep, Header, TrainState<'static>, LoaderState)> {
+        let (classes, slots) = (dataset.classes.len(), packing::slots(&recipe));
+        let step = TrainStep::of_shard(&recipe, classes, slots, ranks.place().tensor)?;
+        let (header, state) = checkpoint::load_training(&run.last(), step.params())?;
+        let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
+            .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
+        Ok((step, header, state, loader_state))
+    };
+    let (step, header, state, loader_state) = ranks.agree(from())??;
+    let plan = ranks.agree(plan(target, &recipe, &step))??;
+    let engine = engine(target, &recipe, step, state)?;
+    let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));
+    let loader = ranks.agree(loader)??;
+    let ranks = ranks.clone();
+    Trainer::new(Parts { recipe, dataset, engine, loader, header, run, ranks }, &plan, &[])?.train()
 }
 
-/// The engine of a run with its weights, and what it needs.
+/// Whether `mesh` can share the training of `recipe`.
+///
+/// # Errors
+/// One sentence that names what it cannot.
+pub fn check_mesh(recipe: &Recipe, mesh: Mesh) -> Result<()> {
+    let d = recipe.model.dimensions()?;
+    mesh.check_divides(&[
+        ("model.heads", d.heads),
+        ("model.mlp", d.mlp),
+        ("packing.tokens", recipe.packing.tokens),
+    ])?;
+    check_deals(recipe.train.accumulate, mesh.data())
+}
+
+/// How the batches of a step are shared, as a run tells it.
+pub fn mesh_line(recipe: &Recipe, mesh: Mesh) -> String {
+    let accumulate = recipe.train.accumulate;
+    let each = accumulate / mesh.data();
+    format!("mesh              {mesh}, of the {accumulate} batches of a step {each} a data rank")
+}
+
+/// Refuses, on every rank, recipes that differ, and those that the mesh cannot share.
+fn check_recipes(recipe: &Recipe, ranks: &MeshGroups) -> Result<()> {
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let mine = recipe.to_toml()?;
+    let first = ranks.first_text(Some(&mine))?.unwrap_or_default();
+    let same = match difference(&first, &mine) {
+        None => Ok(()),
+        Some((key, there, here)) => Err(Error::usage(format!(
+            "recipes differ: {key} is {there} on rank 0 and {here} on rank {}; start all ranks alike",
+            ranks.world.rank()
+        ))),
+    };
+    // Not `ranks.agree`, which would name the rank once more.
+    ranks.world.agree(same)?;
+    ranks.agree(check_mesh(recipe, ranks.mesh))?
+}
+
+/// The first key in which two resolved recipes differ, with its values.
+fn difference(there: &str, here: &str) -> Option<(String, String, String)> {
+    let mut section = String::new();
+    for (there, here) in there.lines().zip(here.lines()) {
+        if there != here {
+            let part = |line: &str| {
+                line.split_once(" = ").map_or((line.into(), String::new()), |(k, v)| (k.into(), v.into()))
+            };
+            let ((key, there), (_, here)): ((String, String), (String, String)) = (part(there), part(here));
+            return Some((format!("{section}{key}"), there, here));
+        }
+        if let Some(name) = there.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = format!("{name}.");
+        }
+    }
+    (there.lines().count() != here.lines().count()).then(|| {
+        ("the number of keys".into(), there.lines().count().to_string(), here.lines().count().to_string())
+    })
+}
+
+/// Refuses, on every rank, data sets that differ: in names or classes of their images.
+fn check_data(dataset: &Dataset, ranks: &MeshGroups) -> Result<()> {
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let [train, validation] =
+        [&dataset.train, &dataset.validation].map(|set| source::fingerprint(set.as_ref()));
+    let classes = dataset.classes.len();
+    let (images, held_out) = (dataset.train.len(), dataset.validation.len());
+    ranks.world.check_same(
+        "data sets",
+        &format!("{images} + {held_out} images of {classes} classes ({train:016x}, {validation:016x})"),
+    )
+}
+
+/// The batches that this rank loads.
+fn share(ranks: &MeshGroups) -> Share {
+    Share { part: ranks.data.rank(), parts: ranks.data.size() }
+}
+
+/// The run's folder, which the first rank takes.
+fn run_dir(ranks: &MeshGroups, take: impl FnOnce() -> Result<RunDir>) -> Result<RunDir> {
+    let taken = ranks.agree(ranks.is_first().then(take).transpose())??;
+    let path = taken.as_ref().map(|run| run.path().display().to_string());
+    let path = ranks.first_text(path.as_deref())?.unwrap_or_default();
+    Ok(taken.unwrap_or_else(|| RunDir::of_first_rank(Path::new(&path))))
+}
+
+/// What a run needs on this rank.
+fn plan(target: &Target, recipe: &Recipe, step: &TrainStep) -> Result<RunPlan> {
+    let slots = packing::slots(recipe);
+    let fits = |device: &Device| {
+        let place = target.ranks.place();
+        check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots, place)
+    };
+    let memory = target.device.as_ref().map(fits).transpose()?;
+    Ok(RunPlan::of(recipe, step, slots, memory))
+}
+
+/// The engine of a run with its weights. All ranks call it.
 fn engine(
     target: &Target,
     recipe: &Recipe,
     step: TrainStep,
     state: TrainState<'static>,
-) -> Result<(Box<dyn Engine>, RunPlan)> {
-    let slots = packing::slots(recipe);
+) -> Result<Box<dyn Engine>> {
+    let (ranks, slots) = (&target.ranks, packing::slots(recipe));
     let Some(device) = &target.device else {
-        let plan = RunPlan::of(recipe, &step, slots, None);
-        return Ok((
-            Box::new(CpuEngine::new(recipe, step, slots, state, Rc::new(MeshGroups::alone()))?),
-            plan,
-        ));
+        let engine = CpuEngine::new(recipe, step, slots, state, ranks.clone());
+        return Ok(Box::new(ranks.agree(engine)??));
     };
-    let memory = check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots)?;
-    let plan = RunPlan::of(recipe, &step, slots, Some(memory));
-    let mut engine = DeviceEngine::new(device, recipe, step, slots, target.options)?;
-    engine.load(&state)?;
-    Ok((Box::new(engine), plan))
+    let connected = match ranks.is_alone() {
+        true => None,
+        false => Some(DeviceRanks::connect(ranks.clone(), device)?),
+    };
+    let made = || -> Result<DeviceEngine> {
+        let place = (ranks.place().data, connected);
+        let mut engine = DeviceEngine::on_mesh(device, recipe, step, slots, target.options, place)?;
+        engine.load(&state)?;
+        Ok(engine)
+    };
+    Ok(Box::new(ranks.agree(made())??))
 }
 
 fn open_data(recipe: &Recipe) -> Result<Dataset> {

@@ -7,6 +7,7 @@ mod inspect;
 mod places;
 mod plan;
 mod predict;
+mod ranks;
 mod resume;
 mod train;
 

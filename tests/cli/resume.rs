@@ -48,12 +48,19 @@ pub(crate) fn signal_at(
 /// Trains twice with these overrides, once killed in the middle; compares all that is left.
 #[track_caller]
 fn survives_a_kill(sets: &[&str]) {
+    survives_a_kill_on("", sets);
+}
+
+/// The same on ranks, as these words ask for them.
+#[track_caller]
+fn survives_a_kill_on(ranks: &str, sets: &[&str]) {
     let place = Place::new();
     let sets = [&["train.steps=240", "train.save_every=5", "train.eval_every=40"], sets].concat();
-    place.train("--name whole", &sets).succeeds();
-    let (killed, _) = signal_at(&place, place.training("--name cut", &sets), "runs/cut-1", 12, "KILL");
+    place.train(&format!("--name whole {ranks}"), &sets).succeeds();
+    let cut = place.training(&format!("--name cut {ranks}"), &sets);
+    let (killed, _) = signal_at(&place, cut, "runs/cut-1", 12, "KILL");
     assert!(killed, "the run was over before the signal");
-    let resumed = place.run("train --threads 2 --resume runs/cut-1").succeeds();
+    let resumed = place.run(&format!("train --threads 2 {ranks} --resume runs/cut-1")).succeeds();
     assert!(resumed.err.contains("run               runs/cut-1, from step "), "{}", resumed.err);
     for file in ["last", "best"] {
         let bits = |run: &str| place.bits(&format!("runs/{run}-1/{file}.safetensors"));
@@ -75,6 +82,11 @@ fn a_kill_costs_nothing_with_an_average_and_accumulation() {
         "train.schedule=\"rsqrt\"",
         "train.cooldown=20",
     ]);
+}
+
+#[test]
+fn a_kill_costs_nothing_on_the_same_ranks() {
+    survives_a_kill_on("--ranks 2", &["train.ema=0.9", "train.accumulate=4", "drop.kind=\"constant\""]);
 }
 
 #[test]

@@ -211,6 +211,38 @@ fn a_kernel_runs_in_the_order_of_its_stream() {
 }
 
 #[test]
+fn copies_on_a_stream_can_be_captured() {
+    for device in devices() {
+        let stream = device.stream().unwrap();
+        let [a, b, c] = [0; 3].map(|_| device.zeros::<u16>(5_000).unwrap());
+        a.write(&stream, &ramp(5_000, 1)).unwrap();
+        b.copy_from(&stream, &a).unwrap();
+        stream.begin_capture().unwrap();
+        c.copy_from(&stream, &b).unwrap();
+        let graph = stream.end_capture().unwrap();
+        assert_eq!(c.download().unwrap(), [0; 5_000], "a capture runs nothing");
+        graph.launch(&stream).unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(c.download().unwrap(), ramp(5_000, 1));
+
+        // A range, itself, and what makes no sense.
+        let [half, rest] = [0..4_000, 6_000..10_000].map(|bytes| a.view::<u16>(bytes).unwrap());
+        half.copy_from(&stream, &rest).unwrap();
+        a.copy_from(&stream, &a).unwrap();
+        stream.synchronize().unwrap();
+        let want = ramp(5_000, 1);
+        assert_eq!(a.download().unwrap(), [&want[3_000..], &want[2_000..]].concat());
+        let shifted = a.view::<u16>(2..4_002).unwrap();
+        for (error, part) in [
+            (half.copy_from(&stream, &shifted).unwrap_err(), "overlaps it"),
+            (half.copy_from(&stream, &a).unwrap_err(), "2000 elements cannot be copied from one with 5000"),
+        ] {
+            assert!(error.to_string().contains(part) && error.exit_code() == 2, "{error}");
+        }
+    }
+}
+
+#[test]
 fn a_graph_replays_its_launches_on_what_memory_holds_by_then() {
     for device in devices() {
         let stream = device.stream().unwrap();

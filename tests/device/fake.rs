@@ -8,6 +8,17 @@ use tempfile::{TempDir, tempdir};
 
 use crate::support::places;
 
+/// Compiles a file of this folder to a shared library.
+pub fn library(source: &str, library: &Path) {
+    let done = Command::new("cc")
+        .args(["-shared", "-fPIC", "-pthread", "-o"])
+        .arg(library)
+        .arg(places::root().join("tests/device").join(source))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
 /// Set in the process that has the fake driver.
 pub const INSIDE: &str = "TRENCADIS_TEST_FAKE_DRIVER";
 
@@ -17,14 +28,7 @@ pub struct Fake(TempDir);
 impl Fake {
     pub fn new() -> Self {
         let place = tempdir().unwrap();
-        let source = places::root().join("tests/device/fake_libcuda.c");
-        let done = Command::new("cc")
-            .args(["-shared", "-fPIC", "-o"])
-            .arg(place.path().join("libcuda.so"))
-            .arg(source)
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        library("fake_libcuda.c", &place.path().join("libcuda.so"));
         let kernels = place.path().join("kernels");
         fs::create_dir(&kernels).unwrap();
         crate::fatbins::write(&kernels);
@@ -54,8 +58,13 @@ impl Fake {
 
     /// Runs the ignored test `name` of `fake_driver` in a process of its own; the driver's log.
     pub fn runs(&self, name: &str, settings: &[(&str, &str)]) -> Vec<String> {
+        self.runs_test(&format!("fake_driver::{name}"), settings)
+    }
+
+    /// Runs the ignored test `name`, its module before it, in a process of its own; the driver's log.
+    pub fn runs_test(&self, name: &str, settings: &[(&str, &str)]) -> Vec<String> {
         let mut command = self.command(std::env::current_exe().unwrap());
-        command.args(["--exact", &format!("fake_driver::{name}"), "--ignored", "--nocapture"]);
+        command.args(["--exact", name, "--ignored", "--nocapture"]);
         command.env(INSIDE, "1").envs(settings.iter().copied());
         let (done, log) = self.output(command);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

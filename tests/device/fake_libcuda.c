@@ -1,7 +1,7 @@
 // A CUDA driver without a GPU, for the tests of the device layer: memory is host memory and zeros at first,
 // everything runs at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one
 // line a call; streams and events are told apart by numbers. FAKE_CUDA_VERSION, FAKE_CUDA_INIT,
-// FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY and FAKE_CUDA_MEMORY (bytes) choose what it is, FAKE_CUDA_PTX the
+// FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY, FAKE_CUDA_MEMORY (bytes) and FAKE_CUDA_ONE_GPU choose what it is, FAKE_CUDA_PTX the
 // architecture that kernels were made for. The file FAKE_CUDA_PARAMETERS has a line `name bytes` for each kernel;
 // without it, all take 24 bytes. From the launch of a graph on that FAKE_CUDA_FAIL_AFTER counts to (1: the first),
 // the GPU is lost, or from the host's wait for an event on that FAKE_CUDA_FAIL_AT_WAIT counts to.
@@ -101,6 +101,13 @@ Result cuDeviceGetCount(int* count)
 Result cuDeviceGet(int* device, int ordinal)
 {
     *device = ordinal;
+    return SUCCESS;
+}
+
+// All GPUs are one where FAKE_CUDA_ONE_GPU is not 0.
+Result cuDeviceGetUuid_v2(unsigned char* uuid, int device)
+{
+    memset(uuid, setting("FAKE_CUDA_ONE_GPU", 0) ? 1 : device + 1, 16);
     return SUCCESS;
 }
 
@@ -284,6 +291,14 @@ Result cuMemcpyDtoHAsync_v2(void* target, uint64_t source, size_t bytes, Stream*
     if (!stream || stream->capturing) return INVALID;
     memcpy(target, (const void*)(uintptr_t)source, bytes);
     return note("copy out of %zu on %d", bytes, stream->number);
+}
+
+Result cuMemcpyDtoDAsync_v2(uint64_t target, uint64_t source, size_t bytes, Stream* stream)
+{
+    WORKING;
+    if (!stream) return INVALID;
+    if (!stream->capturing) memcpy((void*)(uintptr_t)target, (const void*)(uintptr_t)source, bytes);
+    return note("copy of %zu on %d", bytes, stream->number);
 }
 
 Result cuStreamCreate(Stream** stream, unsigned flags)

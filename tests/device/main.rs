@@ -8,6 +8,8 @@ mod any_device;
 mod fake;
 #[cfg(target_os = "linux")]
 mod fake_driver;
+#[cfg(target_os = "linux")]
+mod fake_nccl;
 #[cfg(all(target_os = "linux", feature = "emulator"))]
 mod fake_training;
 mod fatbins;
@@ -15,3 +17,4 @@ mod kernel_registry;
 mod planned;
 #[cfg(all(target_os = "linux", feature = "emulator"))]
 mod timeline;
+mod words;

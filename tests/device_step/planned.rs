@@ -7,6 +7,7 @@ use trencadis::autograd::loss;
 use trencadis::data::packing;
 use trencadis::device::DeviceInfo;
 use trencadis::models::vit;
+use trencadis::parallel::Place;
 use trencadis::recipe::*;
 use trencadis::train::engine::{DeviceMemory, largest_tokens};
 
@@ -63,7 +64,7 @@ fn tokens_that_fit() {
         let mut recipe = recipe.clone();
         recipe.packing.tokens = tokens;
         recipe.validate().unwrap();
-        DeviceMemory::plan(&info, &recipe, 1000, packing::slots(&recipe)).unwrap().total()
+        DeviceMemory::plan(&info, &recipe, 1000, packing::slots(&recipe), Place::default()).unwrap().total()
     };
     let needed = total(most);
     assert_eq!(largest_tokens(&info, 2 * needed, &recipe, 1000).unwrap(), Some(most));

@@ -7,7 +7,7 @@ use trencadis::autograd::graph::Init;
 use trencadis::data::batch::PackedBatch;
 use trencadis::device::Device;
 use trencadis::nn::init::initialise;
-use trencadis::parallel::MeshGroups;
+use trencadis::parallel::{MeshGroups, Place};
 use trencadis::recipe::*;
 use trencadis::train::engine::{CpuEngine, DeviceEngine, DeviceMemory, DeviceOptions, Engine, TrainState};
 use trencadis::train::step::{StepOutcome, TrainStep};
@@ -18,6 +18,11 @@ use crate::support::devices::devices;
 use crate::support::numbers::distance;
 
 const SLOTS: usize = 7;
+
+fn alone() -> Rc<MeshGroups> {
+    Rc::new(MeshGroups::alone())
+}
+
 const RATE: f64 = 0.01;
 const GRAPHS: DeviceOptions = DeviceOptions { no_graph: false };
 
@@ -102,9 +107,7 @@ fn counted(spec: &ParamSpec, values: &[f32]) -> Vec<f64> {
 fn training_follows_the_cpu() {
     for (name, model) in variants() {
         let (recipe, steps) = (recipe(&model), steps(&model));
-        let mut cpu =
-            CpuEngine::new(&recipe, step(&recipe), SLOTS, begin(&recipe), Rc::new(MeshGroups::alone()))
-                .unwrap();
+        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, begin(&recipe), alone()).unwrap();
         let wanted = run(&mut cpu, &steps);
         let specs = cpu.params().to_vec();
         let cpu = cpu.state().unwrap();
@@ -191,9 +194,7 @@ fn a_state_goes_on_anywhere() {
         }
         assert!(second.state().unwrap() == whole.state().unwrap());
 
-        let mut cpu =
-            CpuEngine::new(&recipe, step(&recipe), SLOTS, between.into_owned(), Rc::new(MeshGroups::alone()))
-                .unwrap();
+        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, between.into_owned(), alone()).unwrap();
         run(&mut cpu, &steps[2..]);
         let (cpu, whole) = (cpu.state().unwrap(), whole.state().unwrap());
         assert!(distance(&all(&cpu.weights), &all(&whole.weights)) < 1e-4);
@@ -209,7 +210,8 @@ fn memory_is_what_was_planned() {
             // Other tests may use the same GPU.
             let device = device.counted_apart();
             let before = device.allocated_bytes();
-            let planned = DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS).unwrap();
+            let planned =
+                DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS, Place::default()).unwrap();
             assert_eq!(device.allocated_bytes(), before, "a plan allocates nothing");
             let mut engine = device_engine(&device, &recipe, GRAPHS);
             assert_eq!(engine.memory(), planned, "{name}");
@@ -240,8 +242,7 @@ fn evaluations_are_those_of_the_average() {
         let state = engine.state().unwrap();
         let average = TrainState::fresh(state.ema.as_deref().unwrap().to_vec(), true);
         drop(state);
-        let mut cpu =
-            CpuEngine::new(&recipe, step(&recipe), SLOTS, average, Rc::new(MeshGroups::alone())).unwrap();
+        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, average, alone()).unwrap();
         for batch in [&steps[0][0], &steps[1][1]] {
             let logits = engine.model().unwrap().logits(batch).unwrap().to_vec();
             let mut forward = cpu.model().unwrap();

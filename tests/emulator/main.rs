@@ -2,6 +2,7 @@
 #![cfg(feature = "emulator")]
 
 mod answers;
+mod beside;
 mod hopper;
 mod hopper_copies;
 mod hopper_gemm;

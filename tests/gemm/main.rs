@@ -5,6 +5,7 @@ mod errors;
 mod gradients;
 mod hopper;
 mod product;
+mod sharded;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

@@ -476,4 +476,29 @@ DEVICE void read_neighbour(const Params& p)
     }
 }
 
+// ---- What goes on beside a launch ----
+
+// c = 64 words of a, once the flag at b is raised. The bug: without waiting.
+template <bool BUG>
+DEVICE void copy_when_ready(const Params& p)
+{
+    if (!BUG && threadIdx.x == 0) {
+        while (Global<const uint32_t>(static_cast<const uint32_t*>(p.b)).load_system(0) == 0) {}
+    }
+    ptx::barrier();
+    words(p.c).store(threadIdx.x, Global<const uint32_t>(static_cast<const uint32_t*>(p.a)).load(threadIdx.x));
+}
+
+// 64 words of a go to c, and each of two warps counts at b what it has written. The bug: what it is about to write.
+template <bool BUG>
+DEVICE void count_what_is_written(const Params& p)
+{
+    int* counter = static_cast<int*>(const_cast<void*>(p.b));
+    if (BUG && ptx::lane_id() == 0) ptx::atomic_add_release_system(counter, 1);
+    ptx::warp_sync();
+    words(p.c).store(threadIdx.x, Global<const uint32_t>(static_cast<const uint32_t*>(p.a)).load(threadIdx.x));
+    ptx::warp_sync();
+    if (!BUG && ptx::lane_id() == 0) ptx::atomic_add_release_system(counter, 1);
+}
+
 } // namespace planted

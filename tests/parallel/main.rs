@@ -1,5 +1,7 @@
 //! Process groups, rings and sharded layers: every sharding against the unsharded result.
 
+mod device;
+mod device_model;
 mod groups;
 mod linear;
 mod model;

@@ -1,6 +1,7 @@
 //! Cases of the GEMM kernels: the products of linear layers, forward and backward, with what is fused to them.
 
 pub mod operands;
+pub mod sharded;
 pub mod tune;
 
 use trencadis::device::Stream;

@@ -82,6 +82,14 @@ impl<T: Pod> Rotated<T> {
         self.buffer.ptr().offset(set * self.pitch)
     }
 
+    /// The first `len` elements.
+    ///
+    /// # Errors
+    /// There are fewer.
+    pub fn into_buffer(self, len: usize) -> Result<Buffer<T>> {
+        self.buffer.view(0..len * size_of::<T>())
+    }
+
     /// All sets.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::ops::{Deref, Range};
 use bytemuck::Pod;
 
 use super::super::op::StepState;
+use super::super::split::Shard;
 use super::layout::ALIGNMENT;
 use crate::data::batch::{PackedBatch, Patches, Targets};
 use crate::data::positions;
@@ -154,6 +155,8 @@ pub struct DeviceBatch {
     pub cu_seqlens: Field<i32>,
     /// 0 and the number of used slots: the `cu_seqlens` of rows that are images.
     pub images: Field<i32>,
+    /// 0 and the number of live tokens that the tensor axis leaves to this rank: the `cu_seqlens` of its rows.
+    pub shard: Field<i32>,
     /// `[T, 2]`.
     pub positions: Field<u16>,
     /// `[N, 2]`.
@@ -174,14 +177,18 @@ pub struct DeviceBatch {
     pub(super) host_cu_seqlens: Vec<i32>,
     /// The host's `images`.
     pub(super) host_images: [i32; 2],
+    /// The host's `shard`.
+    pub(super) host_shard: [i32; 2],
+    part: Shard,
 }
 
 impl DeviceBatch {
-    /// Memory for batches of `shape`, which is of an empty batch at first.
+    /// Memory for batches of `shape`, which is of an empty batch at first, of which `part` of the tensor axis is this
+    /// rank's.
     ///
     /// # Errors
     /// The device has no room.
-    pub fn new(device: &Device, shape: BatchShape) -> Result<Self> {
+    pub fn new(device: &Device, shape: BatchShape, part: Shard) -> Result<Self> {
         let BatchShape { tokens, slots, patch_dim, .. } = shape;
         let mut fields = Fields::default();
         let patches = match shape.wide_patches {
@@ -193,6 +200,7 @@ impl DeviceBatch {
             None => fields.next::<i32>(slots),
         };
         let (cu_seqlens, images) = (fields.next::<i32>(slots + 1), fields.next::<i32>(2));
+        let shard = fields.next::<i32>(2);
         let (positions, grids) = (fields.next::<u16>(2 * tokens), fields.next::<u16>(2 * slots));
         let weights = fields.next::<f32>(slots);
         let (sample_ids, epochs) = (fields.next::<u64>(slots), fields.next::<u64>(slots));
@@ -210,6 +218,7 @@ impl DeviceBatch {
             },
             cu_seqlens: field(&block, cu_seqlens)?,
             images: field(&block, images)?,
+            shard: field(&block, shard)?,
             positions: field(&block, positions)?,
             grids: field(&block, grids)?,
             weights: field(&block, weights)?,
@@ -219,6 +228,8 @@ impl DeviceBatch {
             loss_scale: field(&block, loss_scale)?,
             host_cu_seqlens: vec![0; slots + 1],
             host_images: [0; 2],
+            host_shard: [0; 2],
+            part,
             host: device.pinned(fields.bytes)?,
             block,
         })
@@ -264,6 +275,8 @@ impl DeviceBatch {
         }
         crate::kernels::check_cu_seqlens(&batch.cu_seqlens, shape.slots, shape.tokens)?;
         self.host_images = [0, batch.images as i32];
+        let own = self.part.live(batch.live_tokens(), shape.tokens / self.part.size);
+        self.host_shard = [0, own as i32];
         self.host_cu_seqlens.copy_from_slice(&batch.cu_seqlens);
         let host = self.host.edit()?;
         match (&self.patches, &batch.patches) {
@@ -278,6 +291,7 @@ impl DeviceBatch {
         }
         self.cu_seqlens.put(host, &batch.cu_seqlens)?;
         self.images.put(host, &self.host_images)?;
+        self.shard.put(host, &self.host_shard)?;
         self.positions.put(host, batch.positions.as_flattened())?;
         self.grids.put(host, batch.grids.as_flattened())?;
         self.weights.put(host, &batch.weights)?;

@@ -1,21 +1,30 @@
 //! Prepares a recorded graph for a device and runs it step by step.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::graph::{Graph, Kind, Node, ParamSpec, Tensor, TensorInfo};
 use super::super::op::StepState;
 use super::super::plan::Plan;
 use super::batch::{BatchShape, DeviceBatch};
 use super::fuse::fused;
+use super::gathered::{Gathered, MeshAxes};
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
 use super::params::{DeviceParams, ParamLayout};
-use super::site::{Launch, Memory, Needs, Site, Step};
+use super::site::{Launch, Memory, Needs, ParamMemory, Site, Step};
 use crate::data::batch::PackedBatch;
-use crate::device::{Buffer, Device, Stream};
+use crate::device::{Buffer, Device, DeviceInfo, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::attention::Schedule;
 use crate::kernels::residual::{DropPath, DropPathKeys, DropPathRate};
 use crate::kernels::{loss, optim};
+
+/// Where an executor finds parameters and leaves gradients.
+enum Source {
+    /// Of one rank.
+    Whole(Arc<DeviceParams>, Buffer<f32>),
+    /// Shared out.
+    Axis(MeshAxes),
+}
 
 /// A recorded graph on a device: memory, launches, parameters and their gradients.
 pub struct DeviceExecutor {
@@ -28,7 +37,10 @@ pub struct DeviceExecutor {
     workspace: Buffer<u8>,
     schedules: Vec<Schedule>,
     rates: Buffer<DropPathRate>,
+    /// `[branches, T]` factors of stochastic depth.
     keep: Buffer<f32>,
+    /// Those of the tokens that the tensor axis leaves to this rank, where it does.
+    own_keep: Option<Buffer<f32>>,
     accumulate: Buffer<i32>,
     rank: Buffer<i32>,
     label_fault: Buffer<i32>,
@@ -65,7 +77,23 @@ impl DeviceExecutor {
     ) -> Result<Self> {
         let grads = device.zeros(params.layout().arena().len())?;
         let stream = Arc::new(device.stream()?);
-        Self::build(device, graph, shape, batches, params, grads, stream, [None, None])
+        Self::build(device, graph, shape, batches, Source::Whole(params, grads), stream, None)
+    }
+
+    /// As [`with_params`](Self::with_params), for parameters that a mesh shares out. A gradient is whole in
+    /// no place; its sums over the ranks are added to the pieces of `axis`.
+    ///
+    /// # Errors
+    /// As for [`with_params`](Self::with_params).
+    pub fn with_axes(
+        device: &Device,
+        graph: &Graph,
+        shape: BatchShape,
+        batches: usize,
+        axis: MeshAxes,
+    ) -> Result<Self> {
+        let stream = Arc::new(device.stream()?);
+        Self::build(device, graph, shape, batches, Source::Axis(axis), stream, None)
     }
 
     /// A graph without gradients, for parameters that are there already and one batch of `shape`.
@@ -79,7 +107,7 @@ impl DeviceExecutor {
         params: Arc<DeviceParams>,
     ) -> Result<Self> {
         let stream = Arc::new(device.stream()?);
-        Self::build(device, graph, shape, 1, params, device.alloc(0)?, stream, [None, None])
+        Self::build(device, graph, shape, 1, Source::Whole(params, device.alloc(0)?), stream, None)
     }
 
     /// A graph without gradients for batches of `shape`, on the stream of this one: as the two never run at a
@@ -89,42 +117,78 @@ impl DeviceExecutor {
     /// As for [`with_params`](Self::with_params).
     pub fn beside(&self, graph: &Graph, shape: BatchShape, params: Arc<DeviceParams>) -> Result<Self> {
         let device = &self.memory.device;
-        let shared = [Some(&self.memory.activations), Some(&self.workspace)];
-        Self::build(device, graph, shape, 1, params, device.alloc(0)?, self.stream.clone(), shared)
+        let source = Source::Whole(params, device.alloc(0)?);
+        Self::build(device, graph, shape, 1, source, self.stream.clone(), Some(self))
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// As [`beside`](Self::beside), for parameters that a mesh shares out.
+    ///
+    /// # Errors
+    /// As for [`with_params`](Self::with_params).
+    pub fn beside_axes(&self, graph: &Graph, shape: BatchShape, axis: MeshAxes) -> Result<Self> {
+        let source = Source::Axis(axis);
+        Self::build(&self.memory.device, graph, shape, 1, source, self.stream.clone(), Some(self))
+    }
+
+    /// As which type kernels read each parameter of `graph`: for [`PieceLayout`](super::PieceLayout).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); a parameter that is read as two types.
+    pub fn elements(info: &DeviceInfo, graph: &Graph, shape: BatchShape) -> Result<Vec<Element>> {
+        let executor = Self::new(&Device::planned(info.clone()), graph, shape, &|_| 0.0)?;
+        let mut asked = executor.memory.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        asked.resize(graph.params().len(), [false; 2]);
+        let one = |(param, asked): (&ParamSpec, &[bool; 2])| match asked {
+            [true, true] => Err(Error::failure(format!(
+                "{} is read in bf16 and in f32, which no piece holds; use one rank",
+                param.name
+            ))),
+            [_, true] => Ok(Element::F32),
+            _ => Ok(Element::Bf16),
+        };
+        graph.params().iter().zip(&asked).map(one).collect()
+    }
+
     fn build(
         device: &Device,
         graph: &Graph,
         shape: BatchShape,
         batches: usize,
-        params: Arc<DeviceParams>,
-        grads: Buffer<f32>,
+        source: Source,
         stream: Arc<Stream>,
-        shared: [Option<&Buffer<u8>>; 2],
+        beside: Option<&Self>,
     ) -> Result<Self> {
         let graph = fused(graph);
-        params.layout().check(&graph)?;
         let plan = Plan::new(&graph);
+        let params = match source {
+            Source::Whole(params, grads) => {
+                params.layout().check(&graph)?;
+                ParamMemory::Whole(params, grads)
+            }
+            Source::Axis(axis) => {
+                axis.params.layout().params().check(&graph)?;
+                let shared = beside.and_then(|beside| beside.memory.params.gathered());
+                ParamMemory::Gathered(Box::new(Gathered::new(device, &graph, &plan, axis, shared)?))
+            }
+        };
         let layout = ArenaPlan::new(&graph, &plan);
         let room = |bytes: usize, shared: Option<&Buffer<u8>>| match shared {
             Some(shared) if shared.len() >= bytes => shared.view(0..bytes),
             _ => device.alloc(bytes),
         };
         let memory = Memory {
-            activations: room(layout.bytes, shared[0])?,
+            activations: room(layout.bytes, beside.map(|beside| &beside.memory.activations))?,
             device: device.clone(),
             shape,
             layout,
             params,
-            grads,
+            asked: Mutex::default(),
         };
         let mut needs = Needs::default();
         let mut launches = Vec::with_capacity(plan.order.len());
-        for (&index, read) in plan.order.iter().zip(&plan.read) {
+        for (at, (&index, read)) in plan.order.iter().zip(&plan.read).enumerate() {
             let node = &graph.nodes[index];
-            let mut site = Site { memory: &memory, graph: &graph, node, read, needs: &mut needs };
+            let mut site = Site { memory: &memory, graph: &graph, node, at, read, needs: &mut needs };
             launches.push(node.op.prepare(&mut site)?);
         }
         let schedule = |limits: &_| {
@@ -133,10 +197,16 @@ impl DeviceExecutor {
         };
         let rates: Vec<DropPathRate> = needs.rates.iter().map(|rate| DropPathRate::new(*rate)).collect();
         Ok(Self {
-            batches: (0..batches).map(|_| DeviceBatch::new(device, shape)).collect::<Result<_>>()?,
-            workspace: room(needs.workspace, shared[1])?,
+            batches: (0..batches)
+                .map(|_| DeviceBatch::new(device, shape, graph.shard()))
+                .collect::<Result<_>>()?,
+            workspace: room(needs.workspace, beside.map(|beside| &beside.workspace))?,
             schedules: needs.schedules.iter().map(schedule).collect::<Result<_>>()?,
             keep: device.alloc(rates.len() * shape.tokens)?,
+            own_keep: match graph.shard().is_part() {
+                true => Some(device.alloc(rates.len() * (shape.tokens / graph.shard().size))?),
+                false => None,
+            },
             rates: device.upload(&rates)?,
             accumulate: device.upload(&[1])?,
             rank: device.zeros(shape.slots)?,
@@ -160,13 +230,31 @@ impl DeviceExecutor {
     }
 
     /// The parameters.
+    ///
+    /// # Panics
+    /// If they are with the data axis: a bug of the caller, not of a user.
     pub fn params(&self) -> &Arc<DeviceParams> {
-        &self.memory.params
+        self.whole().0
     }
 
     /// The arena of the gradients, laid out as the parameters.
+    ///
+    /// # Panics
+    /// As [`params`](Self::params).
     pub fn grads(&self) -> &Buffer<f32> {
-        &self.memory.grads
+        self.whole().1
+    }
+
+    fn whole(&self) -> (&Arc<DeviceParams>, &Buffer<f32>) {
+        match &self.memory.params {
+            ParamMemory::Whole(params, grads) => (params, grads),
+            ParamMemory::Gathered(_) => panic!("the data axis shares out the parameters of this executor"),
+        }
+    }
+
+    /// Bytes of parameters that are gathered and of gradients that are not summed yet; none where one rank has all.
+    pub fn gathered_bytes(&self) -> [usize; 2] {
+        self.memory.params.gathered().map_or([0; 2], Gathered::bytes)
     }
 
     /// Bytes of the batches.
@@ -190,7 +278,8 @@ impl DeviceExecutor {
     /// A failed device.
     pub fn read_grads(&self) -> Result<Vec<Vec<f32>>> {
         self.stream.synchronize()?;
-        Ok(self.memory.params.layout().unpack(&self.memory.grads.download()?))
+        let (params, grads) = self.whole();
+        Ok(params.layout().unpack(&grads.download()?))
     }
 
     /// Queues on `stream` the copy of a batch to place `at`. On another stream than that of this executor it runs
@@ -222,7 +311,7 @@ impl DeviceExecutor {
     /// # Errors
     /// A failed device.
     pub fn zero_grads(&self) -> Result<()> {
-        optim::zero(&self.stream, &self.memory.grads, None)
+        optim::zero(&self.stream, self.grads(), None)
     }
 
     /// Queues the recorded nodes over the batch at place `at`; gradients are added to. It only launches kernels,
@@ -233,7 +322,15 @@ impl DeviceExecutor {
     pub fn launch(&self, at: usize) -> Result<()> {
         self.launch_tables(at)?;
         let step = self.step(at);
-        self.launches.iter().try_for_each(|launch| launch(&step))
+        let Some(gathered) = self.memory.params.gathered() else {
+            return self.launches.iter().try_for_each(|launch| launch(&step));
+        };
+        for (node, launch) in self.launches.iter().enumerate() {
+            gathered.before(node, &self.stream)?;
+            launch(&step)?;
+            gathered.after(node, &self.stream)?;
+        }
+        gathered.finish(&self.stream)
     }
 
     /// The first part of [`launch`](Self::launch): what nodes share, the work lists of attention and the factors of
@@ -258,6 +355,17 @@ impl DeviceExecutor {
                 &self.rates,
                 keys,
             )?;
+            if let Some(own_keep) = &self.own_keep {
+                let (shard, tokens) = (self.graph.shard(), self.memory.shape.tokens);
+                let rows = tokens / shard.size;
+                let row_bytes = |row: usize| row * size_of::<f32>();
+                for branch in 0..branches {
+                    let (from, to) = (branch * tokens + shard.rank * rows, branch * rows);
+                    let from = self.keep.view::<f32>(row_bytes(from)..row_bytes(from + rows))?;
+                    let to = own_keep.view::<f32>(row_bytes(to)..row_bytes(to + rows))?;
+                    to.copy_from(&self.stream, &from)?;
+                }
+            }
         }
         Ok(())
     }
@@ -284,7 +392,8 @@ impl DeviceExecutor {
             rank: &self.rank,
             label_fault: &self.label_fault,
             schedules: &self.schedules,
-            keep: &self.keep,
+            tensor: self.memory.params.gathered().and_then(Gathered::tensor),
+            keep: self.own_keep.as_ref().unwrap_or(&self.keep),
         }
     }
 
@@ -322,7 +431,7 @@ impl DeviceExecutor {
     /// It was not kept, or is of another type.
     pub fn kept_f32(&self, tensor: Tensor) -> Result<Buffer<f32>> {
         self.kept(tensor)?;
-        self.memory.vector(&self.graph, tensor)
+        self.memory.vector(&self.graph, tensor, 0)
     }
 
     /// Value of a kept tensor after a run, all rows, without padding.
@@ -335,7 +444,7 @@ impl DeviceExecutor {
         if self.memory.layout.elements[tensor.0] == Element::F32 {
             return self.kept_f32(tensor)?.download();
         }
-        let values = self.memory.matrix(&self.graph, tensor)?.buffer.download()?;
+        let values = self.memory.matrix(&self.graph, tensor, 0)?.buffer.download()?;
         let rows = values.chunks_exact(info.cols.next_multiple_of(ROW_UNIT));
         Ok(rows.flat_map(|row| row[..info.cols].iter().map(|x| x.to_f32())).collect())
     }

@@ -10,6 +10,7 @@ use super::super::norm::{NormGrad, NormGradAdd};
 use super::super::op::Op;
 use super::super::position::{AddPosition, Fourier, Table};
 use super::super::residual::Residual;
+use super::super::sharded::ColumnLinearGrad;
 
 /// The op of a node, where it is a `T`.
 fn op<T: Op>(node: &Node) -> Option<&T> {
@@ -21,6 +22,7 @@ fn op<T: Op>(node: &Node) -> Option<&T> {
 pub fn fused(graph: &Graph) -> Graph {
     let mut graph = graph.clone();
     gelu_grad(&mut graph);
+    sharded_gelu_grad(&mut graph);
     residual(&mut graph);
     norm_grad(&mut graph);
     position(&mut graph);
@@ -65,6 +67,27 @@ fn gelu_grad(graph: &mut Graph) {
         graph.nodes[at] = Node { op: Arc::new(InputGeluGrad(kind)), inputs, outputs };
     }
     gone.sort_unstable();
+    remove(graph, &gone);
+}
+
+/// `d column linear` and the `d gelu` of one of its results.
+fn sharded_gelu_grad(graph: &mut Graph) {
+    let mut gone = Vec::new();
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let Some(&GeluGrad(kind)) = op(node) else { continue };
+        let (dy, pre, dpre) = (node.input(0), node.input(1), node.output(0));
+        let Some(product) = producer::<ColumnLinearGrad>(graph, dy, at, false) else { continue };
+        let mut fused = graph.nodes[product].clone();
+        let Some(part) = fused.outputs.iter().position(|output| *output == Some(dy)) else { continue };
+        let Some(ColumnLinearGrad { shard, gelu }) = op(&fused) else { continue };
+        let (shard, mut gelu) = (*shard, gelu.clone());
+        gelu[part / 3] = Some(kind);
+        (fused.outputs[part], fused.inputs[part + 3]) = (Some(dpre), Some(pre));
+        fused.op = Arc::new(ColumnLinearGrad { shard, gelu });
+        graph.nodes[product] = fused;
+        gone.push(at);
+    }
     remove(graph, &gone);
 }
 

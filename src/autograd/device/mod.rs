@@ -14,14 +14,18 @@
 pub mod batch;
 pub mod layout;
 pub mod params;
+pub mod pieces;
 
 mod exec;
 mod fuse;
+mod gathered;
 mod site;
 
 pub use batch::{BatchShape, DeviceBatch};
 pub use exec::DeviceExecutor;
 pub use fuse::fused;
+pub use gathered::MeshAxes;
 pub use layout::{ArenaPlan, Element};
 pub use params::{DeviceParams, ParamLayout};
+pub use pieces::{PieceLayout, PieceParams, Segment};
 pub use site::{Launch, Live, LiveRows, Matrix, Site, Step};

@@ -119,6 +119,11 @@ impl ParamLayout {
         &self.arena
     }
 
+    /// Rows and columns of parameter `p` without padding.
+    pub fn dense(&self, p: usize) -> [usize; 2] {
+        self.dense[p]
+    }
+
     /// Rows and columns of parameter `p` on the device.
     pub fn shape(&self, p: usize) -> [usize; 2] {
         self.padded[p]

@@ -1,13 +1,15 @@
 //! What an op sees of the device: its operands when it is prepared, the batch when it is launched.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
 use half::bf16;
 
 use super::super::graph::{Extent, Graph, Kind, Node, Tensor};
 use super::super::residual::DropPath;
+use super::super::split::Shard;
 use super::batch::{BatchShape, DeviceBatch};
+use super::gathered::Gathered;
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
 use super::params::DeviceParams;
 use crate::device::{Buffer, Device, Stream};
@@ -16,6 +18,7 @@ use crate::kernels::Rows;
 use crate::kernels::attention::{Limits, Schedule};
 use crate::kernels::gemm;
 use crate::kernels::residual::Packed;
+use crate::parallel::DeviceGroup;
 
 /// Queues what a prepared op computes.
 pub type Launch = Box<dyn Fn(&Step<'_>) -> Result<()> + Send + Sync>;
@@ -26,23 +29,63 @@ pub(super) struct Memory {
     pub shape: BatchShape,
     pub layout: ArenaPlan,
     pub activations: Buffer<u8>,
-    pub params: Arc<DeviceParams>,
-    /// In the layout of the parameters; empty for a forward pass alone.
-    pub grads: Buffer<f32>,
+    pub params: ParamMemory,
+    /// Whether each parameter has been read in bf16, and in f32.
+    pub asked: Mutex<Vec<[bool; 2]>>,
+}
+
+/// Where parameters and their gradients are.
+pub(super) enum ParamMemory {
+    /// All in one arena each; gradients are empty for a forward pass alone.
+    Whole(Arc<DeviceParams>, Buffer<f32>),
+    /// With the ranks of the data axis.
+    Gathered(Box<Gathered>),
+}
+
+impl ParamMemory {
+    /// What the data axis shares out, where it does.
+    pub fn gathered(&self) -> Option<&Gathered> {
+        match self {
+            Self::Whole(..) => None,
+            Self::Gathered(gathered) => Some(gathered),
+        }
+    }
 }
 
 impl Memory {
-    fn of_param<T: Pod>(&self, arena: &Buffer<T>, p: usize) -> Result<Buffer<T>> {
-        let range = &self.params.layout().arena().ranges()[p];
-        arena.view(range.start * size_of::<T>()..range.end * size_of::<T>())
+    /// A parameter as node `at` reads it.
+    fn param<T: Pod>(
+        &self,
+        p: usize,
+        at: usize,
+        element: Element,
+        arena: impl Fn(&DeviceParams) -> &Buffer<T>,
+    ) -> Result<Buffer<T>> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.len() <= p {
+            asked.resize(p + 1, [false; 2]);
+        }
+        asked[p][usize::from(element == Element::F32)] = true;
+        match &self.params {
+            ParamMemory::Whole(params, _) => in_arena(params, arena(params), p),
+            ParamMemory::Gathered(gathered) => gathered.param(p, at, element),
+        }
     }
 
-    /// A tensor in bf16: an activation, or the copy of a parameter.
-    pub fn matrix(&self, graph: &Graph, tensor: Tensor) -> Result<Matrix> {
+    /// Rows and columns of parameter `p`.
+    fn param_shape(&self, p: usize) -> [usize; 2] {
+        match &self.params {
+            ParamMemory::Whole(params, _) => params.layout().shape(p),
+            ParamMemory::Gathered(gathered) => gathered.shape(p),
+        }
+    }
+
+    /// A tensor in bf16 as node `at` sees it: an activation, or the copy of a parameter.
+    pub fn matrix(&self, graph: &Graph, tensor: Tensor, at: usize) -> Result<Matrix> {
         let info = graph.info(tensor);
         let (buffer, [rows, cols]) = match (info.kind, &self.layout.slots[tensor.0]) {
             (Kind::Parameter(p), _) => {
-                (self.of_param(self.params.weights(), p)?, self.params.layout().shape(p))
+                (self.param(p, at, Element::Bf16, DeviceParams::weights)?, self.param_shape(p))
             }
             (Kind::Activation, Some(slot)) if self.layout.elements[tensor.0] == Element::Bf16 => {
                 (self.activations.view(slot.clone())?, [info.rows, info.cols.next_multiple_of(ROW_UNIT)])
@@ -53,23 +96,31 @@ impl Memory {
             Extent::Tokens => Live::Tokens,
             Extent::Images => Live::Images,
             Extent::Fixed => Live::All,
-            Extent::Shard(_) => return Err(elsewhere(&info.name, "bf16")),
+            Extent::Shard(_) => Live::Shard,
         };
         Ok(Matrix { buffer, rows, cols, live })
     }
 
     /// A tensor in f32: a parameter, its gradient, or statistics.
-    pub fn vector(&self, graph: &Graph, tensor: Tensor) -> Result<Buffer<f32>> {
+    pub fn vector(&self, graph: &Graph, tensor: Tensor, at: usize) -> Result<Buffer<f32>> {
         let info = graph.info(tensor);
         match (info.kind, &self.layout.slots[tensor.0]) {
-            (Kind::Parameter(p), _) => self.of_param(self.params.master(), p),
-            (Kind::Gradient(p), _) => self.of_param(&self.grads, p),
+            (Kind::Parameter(p), _) => self.param(p, at, Element::F32, DeviceParams::master),
+            (Kind::Gradient(p), _) => match &self.params {
+                ParamMemory::Whole(params, grads) => in_arena(params, grads, p),
+                ParamMemory::Gathered(gathered) => gathered.grad(p),
+            },
             (Kind::Activation, Some(slot)) if self.layout.elements[tensor.0] == Element::F32 => {
                 self.activations.view(slot.clone())
             }
             _ => Err(elsewhere(&info.name, "f32")),
         }
     }
+}
+
+fn in_arena<T: Pod>(params: &DeviceParams, arena: &Buffer<T>, p: usize) -> Result<Buffer<T>> {
+    let range = &params.layout().arena().ranges()[p];
+    arena.view(range.start * size_of::<T>()..range.end * size_of::<T>())
 }
 
 fn elsewhere(name: &str, element: &str) -> Error {
@@ -83,6 +134,8 @@ pub enum Live {
     Tokens,
     /// Those of its images.
     Images,
+    /// Those of its tokens that the tensor axis leaves to this rank.
+    Shard,
     /// All.
     All,
 }
@@ -122,6 +175,8 @@ pub enum LiveRows {
     Tokens,
     /// See [`Live::Images`].
     Images,
+    /// See [`Live::Shard`].
+    Shard,
     /// 0 and the number of rows, on the device and on the host.
     Constant(Buffer<i32>, [i32; 2]),
 }
@@ -140,6 +195,8 @@ pub struct Site<'a> {
     pub(super) memory: &'a Memory,
     pub(super) graph: &'a Graph,
     pub(super) node: &'a Node,
+    /// Its place in the order.
+    pub(super) at: usize,
     /// Which results somebody reads.
     pub(super) read: &'a [bool],
     pub(super) needs: &'a mut Needs,
@@ -156,6 +213,11 @@ impl Site<'_> {
         self.memory.shape
     }
 
+    /// What the tensor axis leaves to this rank.
+    pub fn shard(&self) -> Shard {
+        self.graph.shard()
+    }
+
     /// Number of operands, present or not.
     pub fn inputs(&self) -> usize {
         self.node.inputs.len()
@@ -167,7 +229,7 @@ impl Site<'_> {
     /// It is missing, or of another type.
     pub fn input(&self, i: usize) -> Result<Matrix> {
         match self.node.inputs[i] {
-            Some(tensor) => self.memory.matrix(self.graph, tensor),
+            Some(tensor) => self.memory.matrix(self.graph, tensor, self.at),
             None => Err(Error::failure(format!("{} misses operand {i}", self.node.op.name()))),
         }
     }
@@ -177,7 +239,7 @@ impl Site<'_> {
     /// # Errors
     /// It is of another type.
     pub fn input_f32(&self, i: usize) -> Result<Option<Buffer<f32>>> {
-        self.node.inputs[i].map(|tensor| self.memory.vector(self.graph, tensor)).transpose()
+        self.node.inputs[i].map(|tensor| self.memory.vector(self.graph, tensor, self.at)).transpose()
     }
 
     /// Columns of operand `i` without padding.
@@ -205,7 +267,7 @@ impl Site<'_> {
     /// It is of another type.
     pub fn output_opt(&self, i: usize) -> Result<Option<Matrix>> {
         let tensor = self.node.outputs[i].filter(|_| self.read[i]);
-        tensor.map(|tensor| self.memory.matrix(self.graph, tensor)).transpose()
+        tensor.map(|tensor| self.memory.matrix(self.graph, tensor, self.at)).transpose()
     }
 
     /// Result `i` in f32, where it is wanted; gradients of parameters are to be added to.
@@ -214,7 +276,7 @@ impl Site<'_> {
     /// It is of another type.
     pub fn output_f32(&self, i: usize) -> Result<Option<Buffer<f32>>> {
         let tensor = self.node.outputs[i].filter(|_| self.read[i]);
-        tensor.map(|tensor| self.memory.vector(self.graph, tensor)).transpose()
+        tensor.map(|tensor| self.memory.vector(self.graph, tensor, self.at)).transpose()
     }
 
     /// Operand or result that has to be there.
@@ -248,6 +310,7 @@ impl Site<'_> {
         Ok(match matrix.live {
             Live::Tokens => LiveRows::Tokens,
             Live::Images => LiveRows::Images,
+            Live::Shard => LiveRows::Shard,
             Live::All => {
                 let rows = [0, matrix.rows as i32];
                 LiveRows::Constant(self.device().upload(&rows)?, rows)
@@ -293,6 +356,8 @@ pub struct Step<'a> {
     pub rank: &'a Buffer<i32>,
     /// One word, set where a label is no class.
     pub label_fault: &'a Buffer<i32>,
+    /// The ranks that share out layers; none on one.
+    pub tensor: Option<&'a DeviceGroup>,
     pub(super) schedules: &'a [Schedule],
     pub(super) keep: &'a Buffer<f32>,
 }
@@ -303,7 +368,7 @@ impl Step<'_> {
         &self.schedules[number]
     }
 
-    /// `[branches, T]` factors of stochastic depth, see [`Site::drop_path`].
+    /// `[branches, T]` factors of stochastic depth, of this rank's tokens, see [`Site::drop_path`].
     pub fn keep(&self) -> &Buffer<f32> {
         self.keep
     }
@@ -321,6 +386,9 @@ impl Step<'_> {
             LiveRows::Images => {
                 Packed { cu_seqlens: &self.batch.images, cu_seqlens_host: &self.batch.host_images }
             }
+            LiveRows::Shard => {
+                Packed { cu_seqlens: &self.batch.shard, cu_seqlens_host: &self.batch.host_shard }
+            }
             LiveRows::Constant(buffer, host) => Packed { cu_seqlens: buffer, cu_seqlens_host: host },
         }
     }
@@ -330,6 +398,7 @@ impl Step<'_> {
         match matrix.live {
             Live::Tokens => Some((&self.batch.cu_seqlens, self.batch.shape().slots)),
             Live::Images => Some((&self.batch.images, 1)),
+            Live::Shard => Some((&self.batch.shard, 1)),
             Live::All => None,
         }
     }

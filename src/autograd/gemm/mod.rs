@@ -76,17 +76,22 @@ fn linear_rule(graph: &mut Graph, node: &Node, dy: Tensor) -> Vec<Option<Tensor>
     vec![dx, None, None]
 }
 
-/// What a weight is rounded up to, so that rows are whole 16 bytes whichever way it is multiplied; and a bias.
+/// What a weight is rounded up to, so that rows are whole 16 bytes whichever way it is multiplied.
+pub(super) const WEIGHT_UNIT: [usize; 2] = [8, 8];
+/// And a bias.
+pub(super) const BIAS_UNIT: [usize; 2] = [1, 8];
+
+/// The same of an operand of a linear layer.
 fn padding(i: usize) -> [usize; 2] {
     match i {
-        1 => [8, 8],
-        2 => [1, 8],
+        1 => WEIGHT_UNIT,
+        2 => BIAS_UNIT,
         _ => [1, 1],
     }
 }
 
 /// The plan of a product, for which the workspace is made large enough.
-fn planned(site: &mut Site<'_>, shape: Shape, finish: Finish, column_sums: bool) -> Result<Plan> {
+pub(super) fn planned(site: &mut Site<'_>, shape: Shape, finish: Finish, column_sums: bool) -> Result<Plan> {
     let info = site.device().info();
     let Some(plan) = plan(shape, finish, info) else {
         return Err(Error::failure(format!(

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute as Attribute, CUresult};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute as Attribute, CUresult, CUuuid};
 
 use crate::device::{DeviceInfo, Driver};
 use crate::{Error, Result};
@@ -95,6 +95,15 @@ pub(super) fn attribute(device: CUdevice, attribute: Attribute) -> Result<u32> {
     // SAFETY: `device` comes from the driver.
     let value = unsafe { result::device::get_attribute(device, attribute) };
     Ok(value.map_err(failed("a property of the GPU cannot be read"))?.max(0) as u32)
+}
+
+/// What tells the GPU, or the part of one that is shown, from all others on every machine.
+pub(super) fn uuid(device: CUdevice) -> Result<[u8; 16]> {
+    let mut uuid = CUuuid { bytes: [0; 16] };
+    // SAFETY: `device` comes from the driver.
+    let outcome = unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, device) }.result();
+    outcome.map_err(failed("the UUID of the GPU cannot be read"))?;
+    Ok(uuid.bytes.map(|byte| byte as u8))
 }
 
 pub(super) fn describe(device: CUdevice, version: (u32, u32)) -> Result<DeviceInfo> {

@@ -10,7 +10,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUmemoryPool, CUstream};
 
 use super::context::Context;
-use super::driver::{attribute, failed};
+use super::driver::{self, attribute, failed};
 use super::stream::Stream;
 use crate::device::{RawStream, backend};
 use crate::{Error, Result};
@@ -19,6 +19,7 @@ use crate::{Error, Result};
 /// may be used on every stream from the moment it is there.
 pub(super) struct Memory {
     context: Arc<Context>,
+    device: CUdevice,
     stream: CUstream,
     /// Where the driver keeps freed memory for the next allocation; none where it does not.
     pool: Option<CUmemoryPool>,
@@ -53,7 +54,7 @@ impl Memory {
         let pool = pool.map_err(failed("the memory pool of the GPU cannot be set up"))?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { context, stream, pool, allocations: Mutex::default() })
+        Ok(Self { context, device, stream, pool, allocations: Mutex::default() })
     }
 
     fn allocations(&self) -> MutexGuard<'_, Allocations> {
@@ -110,6 +111,14 @@ impl Memory {
 }
 
 impl backend::Backend for Memory {
+    fn bind(&self) -> Result<()> {
+        self.context.bind()
+    }
+
+    fn uuid(&self) -> Result<Option<[u8; 16]>> {
+        driver::uuid(self.device).map(Some)
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.context.bind()?;
         self.free_later();
@@ -185,6 +194,13 @@ impl backend::Backend for Memory {
         // SAFETY: as the caller promises.
         unsafe { result::memcpy_dtoh_async(host, address, stream.0.cast()) }
             .map_err(failed("data cannot be copied from the GPU"))
+    }
+
+    unsafe fn copy(&self, stream: RawStream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, stream.0.cast()) }
+            .map_err(failed("data cannot be copied within the GPU"))
     }
 
     fn pinned(&self, bytes: usize) -> Result<Box<dyn backend::HostMemory>> {

@@ -41,6 +41,12 @@ pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
     (0..driver::count()?).map(|ordinal| driver::describe(driver::device(ordinal)?, version)).collect()
 }
 
+/// Number of GPUs that the driver shows: at least one.
+pub(super) fn count() -> Result<usize> {
+    driver::start()?;
+    driver::count()
+}
+
 /// Kernels for the context that is current on this thread.
 pub(super) fn for_current_context() -> Result<Kernels> {
     let version = driver::start()?;

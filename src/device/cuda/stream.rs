@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{
-    CUevent, CUevent_flags, CUevent_wait_flags, CUgraph, CUgraphExec, CUgraphInstantiate_flags, CUstream,
-    CUstreamCaptureMode, CUstreamCaptureStatus,
+    self, CUevent, CUevent_flags, CUevent_wait_flags, CUgraph, CUgraphExec, CUgraphInstantiate_flags,
+    CUstream, CUstreamCaptureMode, CUstreamCaptureStatus, CUstreamWaitValue_flags, CUstreamWriteValue_flags,
 };
 
 use super::context::Context;
@@ -91,6 +91,24 @@ impl backend::Stream for Stream {
         self.context.bind()?;
         // SAFETY: the stream is alive, here and below.
         unsafe { result::stream::synchronize(self.raw) }.map_err(failed("the GPU has failed"))
+    }
+
+    unsafe fn write_value(&self, word: u64, value: i32) -> Result<()> {
+        self.context.bind()?;
+        let flags = CUstreamWriteValue_flags::CU_STREAM_WRITE_VALUE_DEFAULT as u32;
+        // SAFETY: the stream is alive; the caller answers for the word.
+        unsafe { sys::cuStreamWriteValue32_v2(self.raw, word, value as u32, flags) }
+            .result()
+            .map_err(failed("a stream cannot write a word"))
+    }
+
+    unsafe fn wait_value(&self, word: u64, value: i32) -> Result<()> {
+        self.context.bind()?;
+        let flags = CUstreamWaitValue_flags::CU_STREAM_WAIT_VALUE_GEQ as u32;
+        // SAFETY: as above.
+        unsafe { sys::cuStreamWaitValue32_v2(self.raw, word, value as u32, flags) }
+            .result()
+            .map_err(failed("a stream cannot wait for a word"))
     }
 
     fn record(&self) -> Result<Box<dyn backend::Event>> {

@@ -41,6 +41,16 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// The same with more of what happened, if any.
+    pub(super) fn and(mut self, more: &str) -> Self {
+        if !more.is_empty() {
+            self.what = format!("{}; {more}", self.what);
+        }
+        self
+    }
+}
+
 /// `kernels/gemm/../common/tile.cuh`, as an include makes it, is `kernels/common/tile.cuh`.
 fn without_detours(text: &str) -> String {
     let mut text = text.to_owned();

@@ -89,6 +89,11 @@ impl Memory {
         address
     }
 
+    /// Bytes of the allocation at `address`; 0 where there is none.
+    pub fn bytes_at(&self, address: u64) -> usize {
+        self.tables().live.get(&address).map_or(0, |allocation| allocation.len)
+    }
+
     /// Frees the allocation at `address`; false if there is none.
     pub fn free(&self, address: u64) -> bool {
         let mut tables = self.tables();

@@ -17,6 +17,9 @@
 //! [`CopyPolicy`]. Until then its destination may be neither read nor written. Shared memory, new
 //! allocations and destinations of copies under way begin as NaN.
 //!
+//! What other streams have queued goes on [beside](Beside) a launch, by the same policies: copies land and words change
+//! between two steps of its warps as soon as they may, when no thread can go on without them, or in between.
+//!
 //! # Hopper
 //!
 //! The blocks of a cluster ([`Launch::cluster`]) run together and share one set of clocks. Everything below follows
@@ -57,8 +60,8 @@
 //! * *peers* in a cluster that reach into a block which may have ended, or whose writes they have no barrier for;
 //! * *divergence*: lanes of a warp at different collectives (by kind and by source line), lanes that ended
 //!   while others wait, warps of a warpgroup at different places, barriers with different numbers of threads;
-//! * *deadlock*: when nothing can go on, who waits where, which arrivals and bytes an mbarrier is short of, and which
-//!   flags are polled in vain;
+//! * *deadlock*: when nothing can go on, who waits where, which arrivals and bytes an mbarrier is short of, which
+//!   flags are polled in vain, by place and value, and what other streams wait for;
 //! * *blocks in each other's way*: different values written to the same global memory, or a plain load of
 //!   what another block wrote, unless an atomic or a coherent load told the block of it.
 //!
@@ -89,6 +92,7 @@
 //!
 //! Set `races` to false in [`EmulatorOptions`] to see what a race does to the result.
 
+mod beside;
 mod fault;
 mod kernels;
 mod machine;
@@ -96,6 +100,7 @@ mod memory;
 mod schedule;
 mod tensor_map;
 
+pub use beside::{Beside, Nothing};
 pub use fault::Fault;
 
 use bytemuck::{Pod, Zeroable};
@@ -119,7 +124,8 @@ pub fn parameter_bytes(name: &str) -> Option<usize> {
     kernels::find(name).map(|kernel| kernel.params_bytes)
 }
 
-/// When an asynchronous operation (`cp.async`, a bulk copy, `wgmma`) happens between its issue and the wait for it.
+/// When an asynchronous operation (`cp.async`, a bulk copy, `wgmma`) happens between its issue and the wait for it, and
+/// what goes on [beside](Beside) a launch.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CopyPolicy {
@@ -193,9 +199,36 @@ impl Emulator {
         self.memory.alloc(bytes)
     }
 
+    /// Bytes of the allocation at `address`; 0 where there is none.
+    pub fn bytes_at(&self, address: u64) -> usize {
+        self.memory.bytes_at(address)
+    }
+
     /// Frees an allocation. An address that is none is ignored.
     pub fn free(&self, address: u64) {
         self.memory.free(address);
+    }
+
+    /// Copies within global memory.
+    ///
+    /// # Safety
+    /// The ranges have nothing in common, and no other thread uses them meanwhile.
+    ///
+    /// # Errors
+    /// A range that is not, or no longer, in an allocation.
+    pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), String> {
+        let snapshot = self.memory.snapshot();
+        for address in [to, from] {
+            let holds = |(low, high)| low <= address && address + bytes as u64 <= high;
+            if !snapshot.live.iter().any(|allocation| holds(allocation.range())) {
+                return Err(format!(
+                    "a copy of {bytes} bytes uses {address:#x}, which is outside every allocation or was freed"
+                ));
+            }
+        }
+        // SAFETY: the snapshot keeps both allocations alive, and the caller answers for the rest.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
+        Ok(())
     }
 
     /// The tensor map of boxes, which are taken to be such as the hardware copies
@@ -213,6 +246,24 @@ impl Emulator {
     /// # Errors
     /// A launch that does not fit the kernel or the device, and whatever the kernel does wrong.
     pub unsafe fn launch(&self, name: &str, launch: Launch, params: &[u8]) -> Result<(), Fault> {
+        // SAFETY: as the caller promises.
+        unsafe { self.launch_beside(name, launch, params, &mut Nothing) }
+    }
+
+    /// The same while `beside` goes on.
+    ///
+    /// # Safety
+    /// As for [`launch`](Self::launch), but that `beside` may use the memory.
+    ///
+    /// # Errors
+    /// As for [`launch`](Self::launch).
+    pub unsafe fn launch_beside(
+        &self,
+        name: &str,
+        launch: Launch,
+        params: &[u8],
+        beside: &mut dyn Beside,
+    ) -> Result<(), Fault> {
         let Launch { grid, threads, shared_bytes, cluster, dependent: _, resident } = launch;
         let refused = |what: String| Err(Fault::refused(name, what));
         let Some(kernel) = kernels::find(name) else {
@@ -283,6 +334,6 @@ impl Emulator {
         let resident_blocks = self.options.resident_blocks.max(most);
         // SAFETY: the size of the parameters was checked, the caller vouches for what is in them, and the
         // snapshot keeps all ranges alive.
-        unsafe { schedule::run(name, kernel, &arguments, aligned.as_ptr().cast(), resident_blocks) }
+        unsafe { schedule::run(name, kernel, &arguments, aligned.as_ptr().cast(), resident_blocks, beside) }
     }
 }

@@ -7,6 +7,7 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::CopyPolicy;
+use super::beside::{Beside, Pace};
 use super::fault::Fault;
 use super::kernels::Entry;
 use super::machine::{self, Block, Launch, LaunchArguments, Thread, WarpState};
@@ -51,7 +52,7 @@ impl Order {
         Self { state: seed, natural: seed == 0 }
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -161,7 +162,7 @@ struct Turn {
 }
 
 /// Lets every warp of a block run until all its lanes wait.
-fn turn(resident: &mut Resident, order: &mut Order, current: *mut *mut Thread) -> Turn {
+fn turn(resident: &mut Resident, order: &mut Order, pace: &mut Pace<'_>, current: *mut *mut Thread) -> Turn {
     let mut turn = Turn { ran: false, advanced: false, faulted: false };
     order.shuffle(&mut resident.warps);
     for warp in &mut resident.warps {
@@ -177,6 +178,7 @@ fn turn(resident: &mut Resident, order: &mut Order, current: *mut *mut Thread) -
         }
         while runnable() != 0 {
             turn.ran = true;
+            pace.between();
             for (lane, thread, fiber) in &mut warp.lanes {
                 if runnable() >> *lane & 1 == 0 {
                     continue;
@@ -213,7 +215,9 @@ pub unsafe fn run(
     arguments: &LaunchArguments,
     params: *const c_void,
     resident: usize,
+    beside: &mut dyn Beside,
 ) -> Result<(), Fault> {
+    let mut pace = Pace::new(beside, arguments.policy, arguments.seed);
     let mut order = Order::new(arguments.seed);
     let grid = arguments.grid;
     let cluster = arguments.cluster as usize;
@@ -259,7 +263,7 @@ pub unsafe fn run(
         order.shuffle(&mut residents);
         let mut sum = Turn { ran: false, advanced: false, faulted: false };
         for block in &mut residents {
-            let one = turn(block, &mut order, current);
+            let one = turn(block, &mut order, &mut pace, current);
             sum.ran |= one.ran;
             sum.advanced |= one.advanced;
             if one.faulted {
@@ -277,6 +281,9 @@ pub unsafe fn run(
                 // SAFETY: as above.
                 arrived = unsafe { machine::trencadis_emulator_progress(launch.0, 0) } != 0;
             }
+            if !arrived && !sum.advanced {
+                arrived = pace.at_last();
+            }
             sum.ran |= arrived;
             if record().set != 0 {
                 outcome = Err(Fault::from_record(name, record()));
@@ -293,7 +300,7 @@ pub unsafe fn run(
         }
         // SAFETY: the launch is under way.
         let now = unsafe { machine::trencadis_emulator_changes(launch.0) };
-        if now != changes {
+        if now != changes || pace.happened() {
             (changes, idle, quiet) = (now, 0, 0);
         } else if sum.advanced {
             (idle, quiet) = (0, quiet + 1);
@@ -308,7 +315,7 @@ pub unsafe fn run(
             unsafe {
                 machine::trencadis_emulator_deadlock(launch.0, blocks.as_ptr(), blocks.len(), not_started);
             }
-            outcome = Err(Fault::from_record(name, record()));
+            outcome = Err(Fault::from_record(name, record()).and(&pace.waits()));
             break;
         }
     }

@@ -129,7 +129,7 @@ impl Epilogue<'_> {
     }
 }
 
-fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
+pub(super) fn refuse<T>(what: std::fmt::Arguments<'_>) -> Result<T> {
     Err(Error::usage(format!("gemm: {what}")))
 }
 
@@ -328,7 +328,7 @@ impl Gemm<'_> {
         unsafe { self.launch_on(stream.device().kernels(), stream.raw(), epilogue, plan, workspace) }
     }
 
-    fn params(&self, epilogue: &Epilogue<'_>, plan: &Plan, workspace: Ptr<f32>) -> GemmParams {
+    pub(super) fn params(&self, epilogue: &Epilogue<'_>, plan: &Plan, workspace: Ptr<f32>) -> GemmParams {
         let Shape { m, n, k, .. } = self.shape;
         let mut params = GemmParams {
             a: self.a.ptr(),

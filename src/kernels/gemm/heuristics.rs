@@ -159,7 +159,7 @@ pub(super) fn reduction(splits: u32, shape: Shape, device: &DeviceInfo) -> f64 {
 
 /// Stages of a tile and blocks of it on a multiprocessor: as many blocks as registers allow, then as many
 /// stages as are of use; fewer blocks where the ring would be too short.
-fn residency(tile: Tile, device: &DeviceInfo) -> Option<(u32, u32)> {
+pub(super) fn residency(tile: Tile, device: &DeviceInfo) -> Option<(u32, u32)> {
     (1..=tile.blocks).rev().find_map(|blocks| {
         let room =
             (device.shared_per_multiprocessor / blocks).saturating_sub(RESERVED).min(device.shared_per_block);
@@ -178,7 +178,7 @@ fn rate(capability: (u32, u32)) -> f64 {
 }
 
 /// Cycles of a plan.
-fn cycles(plan: &Plan, shape: Shape, resident: u32, device: &DeviceInfo) -> f64 {
+pub(super) fn cycles(plan: &Plan, shape: Shape, resident: u32, device: &DeviceInfo) -> f64 {
     let Tile { m, n, k, warp_m, warp_n, .. } = plan.tile;
     let [m, n, warp_m, warp_n] = [m, n, warp_m, warp_n].map(f64::from);
     // Per element of k.

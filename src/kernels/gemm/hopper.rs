@@ -55,17 +55,17 @@ pub(super) fn plans(shape: Shape, finish: Finish, device: &DeviceInfo) -> Vec<(f
 }
 
 /// What a cluster computes at once, as a tile.
-fn pair(tile: Tile) -> Tile {
+pub(super) fn pair(tile: Tile) -> Tile {
     if tile.shares_a() { Tile { n: 2 * tile.n, ..tile } } else { Tile { m: 2 * tile.m, ..tile } }
 }
 
 /// Pairs of tiles, times slices.
-fn items(tile: Tile, shape: Shape, splits: u32) -> usize {
+pub(super) fn items(tile: Tile, shape: Shape, splits: u32) -> usize {
     let Tile { m, n, .. } = pair(tile);
     shape.m.div_ceil(m as usize) * shape.n.div_ceil(n as usize) * splits as usize
 }
 
-fn cycles(plan: &Plan, shape: Shape, finish: Finish, device: &DeviceInfo) -> f64 {
+pub(super) fn cycles(plan: &Plan, shape: Shape, finish: Finish, device: &DeviceInfo) -> f64 {
     let Tile { m, n, .. } = plan.tile;
     // Where rows are k, boxes are 64 columns wide.
     let copied =

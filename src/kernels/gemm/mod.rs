@@ -12,6 +12,8 @@
 //! | `dw += dyᵀ x` | [`Layout::Tn`] | [`Sum`] |
 //! | `db += Σ dy` | | [`BiasGrad`] |
 //!
+//! [`sharded`] has products whose rows come from other ranks, or go to them, while they are computed.
+//!
 //! ```no_run
 //! use half::bf16;
 //! use trencadis::device::Device;
@@ -38,6 +40,7 @@
 //! ```
 
 pub mod raw;
+pub mod sharded;
 
 mod bias_grad;
 mod checked;
@@ -51,4 +54,4 @@ pub use bias_grad::BiasGrad;
 pub use checked::{Epilogue, GeluGrad, Gemm, Store, Sum};
 pub use heuristics::{Finish, Plan, Shape, plan, plans};
 pub use memory::{Matrix, Vector};
-pub use tiles::{HOPPER_TILES, Kind, Layout, Scheme, TILES, Tile};
+pub use tiles::{HOPPER_TILES, Kind, Layout, SHARDED_TILES, Scheme, TILES, Tile};

@@ -110,7 +110,7 @@ pub unsafe fn gemm(
 /// Constant arguments of Hopper's kernel, mirror of `HopperGemmParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct HopperGemmParams {
+pub(super) struct HopperGemmParams {
     a: TensorMap,
     b: TensorMap,
     gemm: GemmParams,
@@ -126,29 +126,51 @@ fn hopper(
     params: &GemmParams,
 ) -> Result<(HopperGemmParams, Launch)> {
     let tile = plan.tile;
-    // An operand of rows of C and k elements, of which a block copies `own` rows at a time.
-    let map = |address: Ptr<bf16>, rows: i32, stride: i64, rows_are_k: bool, own: u32| {
-        let (rows, k) = (rows as u32, params.k as u32);
-        let (sizes, side) = if rows_are_k { ([rows, k], 64) } else { ([k, rows], own) };
-        kernels.tensor_map(&TensorBoxes {
-            element: TensorElement::Bf16,
-            address: address.address(),
-            sizes: &sizes,
-            strides: &[2 * stride as u64],
-            tile: &[64, side],
-            swizzle: TensorSwizzle::Bytes128,
-        })
-    };
-    let [own_a, own_b] = if tile.shares_a() { [tile.m / 2, tile.n] } else { [tile.m, tile.n / 2] };
+    let own = if tile.shares_a() { tile.m / 2 } else { tile.m };
+    let a = tensor_map(kernels, params.a, params.lda, [params.m, params.k], layout == Layout::Tn, own)?;
+    hopper_with(kernels, layout, plan, params, a)
+}
+
+/// The same with a tensor map of the first operand.
+pub(super) fn hopper_with(
+    kernels: &Kernels,
+    layout: Layout,
+    plan: &Plan,
+    params: &GemmParams,
+    a: TensorMap,
+) -> Result<(HopperGemmParams, Launch)> {
+    let tile = plan.tile;
+    let own = if tile.shares_a() { tile.n } else { tile.n / 2 };
     let params = HopperGemmParams {
-        a: map(params.a, params.m, params.lda, layout == Layout::Tn, own_a)?,
-        b: map(params.b, params.n, params.ldb, layout != Layout::Nt, own_b)?,
+        a,
+        b: tensor_map(kernels, params.b, params.ldb, [params.n, params.k], layout != Layout::Nt, own)?,
         gemm: *params,
         splits: plan.splits as i32,
         clusters: plan.clusters as i32,
     };
     let launch = Launch::new([2 * plan.clusters, 1, 1], tile.threads(), plan.shared_bytes());
     Ok((params, Launch { cluster: 2, ..launch }))
+}
+
+/// The tensor map of an operand of `rows` rows of C and `k` elements, of which a block copies `own` rows at a time.
+fn tensor_map(
+    kernels: &Kernels,
+    address: Ptr<bf16>,
+    stride: i64,
+    [rows, k]: [i32; 2],
+    rows_are_k: bool,
+    own: u32,
+) -> Result<TensorMap> {
+    let (rows, k) = (rows as u32, k as u32);
+    let (sizes, side) = if rows_are_k { ([rows, k], 64) } else { ([k, rows], own) };
+    kernels.tensor_map(&TensorBoxes {
+        element: TensorElement::Bf16,
+        address: address.address(),
+        sizes: &sizes,
+        strides: &[2 * stride as u64],
+        tile: &[64, side],
+        swizzle: TensorSwizzle::Bytes128,
+    })
 }
 
 /// Constant arguments of `sum_f32_slices`: `out[r, c] = (out[r, c] if accumulate) + Σ_s slices[s, r, c]`.

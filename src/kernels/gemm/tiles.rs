@@ -90,6 +90,13 @@ pub const TILES: [Tile; 5] = [
     tile(64, 64, 64, 32, 4),
 ];
 
+/// Tiles of products whose rows come or go in chunks: the largest, those beside which a result is written while the next
+/// is multiplied, those of every GPU, and small ones for short chunks.
+pub const SHARDED_TILES: [Tile; 5] = [HOPPER_TILES[0], HOPPER_TILES[3], HOPPER_TILES[5], TILES[2], TILES[4]];
+
+/// Most chunks of such a product, `GEMM_MOST_CHUNKS` of the kernels.
+pub const MOST_CHUNKS: usize = 64;
+
 /// Fewest stages of the ring in shared memory.
 pub const MIN_STAGES: u32 = 3;
 
@@ -141,6 +148,20 @@ impl Tile {
         }
     }
 
+    /// Whether there is a kernel that makes this of a product whose rows come or go in chunks.
+    pub fn has_sharded(self, layout: Layout, kind: Kind) -> bool {
+        layout != Layout::Tn && kind != Kind::GeluGrad && self.has(kind) && SHARDED_TILES.contains(&self)
+    }
+
+    /// Warps that write a tile.
+    pub const fn writers(self) -> u32 {
+        match self.hopper {
+            None => self.threads() / 32,
+            Some(Scheme::Cooperative) => 8,
+            Some(Scheme::PingPong) => 4,
+        }
+    }
+
     /// Whether the blocks of a cluster share the first operand, and lie next to each other along n; else they share
     /// the second.
     pub const fn shares_a(self) -> bool {
@@ -162,6 +183,22 @@ pub fn name(layout: Layout, kind: Kind, tile: Tile) -> String {
         Some(Scheme::PingPong) => "_hopper_pingpong",
     };
     format!("gemm_bf16_{}_{}_{m}x{n}x{k}{scheme}", layout.names().0, kind.names().0)
+}
+
+/// Symbol of a kernel whose rows come or go in chunks.
+pub fn sharded_name(layout: Layout, kind: Kind, tile: Tile) -> String {
+    name(layout, kind, tile).replacen("gemm_", "gemm_sharded_", 1)
+}
+
+/// The kernel of a tile whose rows come or go in chunks.
+fn sharded_kernel(layout: Layout, kind: Kind, tile: Tile) -> Kernel {
+    let whole = kernel(layout, kind, tile);
+    Kernel {
+        name: sharded_name(layout, kind, tile),
+        body: whole.body.replacen("gemm<", "gemm_sharded<", 1),
+        params: if tile.hopper.is_some() { "HopperGemmShardedParams" } else { "GemmShardedParams" },
+        ..whole
+    }
 }
 
 fn kernel(layout: Layout, kind: Kind, tile: Tile) -> Kernel {
@@ -190,13 +227,16 @@ fn kernel(layout: Layout, kind: Kind, tile: Tile) -> Kernel {
     }
 }
 
-/// Every kernel of these tiles.
+/// Every kernel of these tiles, whole and sharded.
 fn kernels(tiles: &[Tile]) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     for &tile in tiles {
         for layout in Layout::ALL {
             for kind in Kind::ALL.into_iter().filter(|&kind| tile.has(kind)) {
                 kernels.push(kernel(layout, kind, tile));
+                if tile.has_sharded(layout, kind) {
+                    kernels.push(sharded_kernel(layout, kind, tile));
+                }
             }
         }
     }

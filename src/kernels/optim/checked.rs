@@ -1,11 +1,13 @@
 //! Checked launches.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::arena::{Arena, Tables};
 use super::raw::{
-    CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_cast, launch_lamb, launch_norm,
-    launch_zero, norm_blocks,
+    AddParams, CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_add, launch_cast,
+    launch_finish, launch_lamb, launch_norm, launch_squares, launch_zero, norm_blocks,
 };
 use super::step::{OptimizerState, OptimizerStep};
 use crate::device::{Buffer, Device, Ptr, Stream};
@@ -65,6 +67,44 @@ impl Operands<'_> {
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
         unsafe {
             launch_norm(kernels, stream.raw(), &norm)?;
+            launch_adamw(kernels, stream.raw(), self.arena.chunks().len(), &update)
+        }
+    }
+
+    /// Queues the sums of squares of the gradients `counted`, as many as `out` has; their ends are multiples of
+    /// 8. Where the step is [unfinished](OptimizerStep::unfinished), nothing is written.
+    ///
+    /// # Errors
+    /// A range that is not in the arena, buffers of another size than the arena asks for, a launch that the device
+    /// refuses.
+    pub fn squares(&self, stream: &Stream, counted: Range<usize>, out: &Buffer<f64>) -> Result<()> {
+        let eights = counted.start.is_multiple_of(8) && counted.end.is_multiple_of(8);
+        if !eights || counted.start > counted.end || counted.end > self.arena.len() || out.is_empty() {
+            return Err(Error::usage(format!(
+                "gradients {counted:?} of {} cannot be counted; give multiples of 8 within the arena, and at least one \
+                 place for a sum",
+                self.arena.len()
+            )));
+        }
+        let mut norm = self.norm_params(stream)?;
+        norm.grads = norm.grads.offset(counted.start);
+        norm.size = counted.len() as i64;
+        (norm.partial, norm.blocks) = (out.ptr(), out.len() as i32);
+        // SAFETY: the range lies in a live buffer, and every block has its place in `out`.
+        unsafe { launch_squares(stream.device().kernels(), stream.raw(), &norm) }
+    }
+
+    /// [`adamw`](Self::adamw) with the norm of gradients whose sums of `squares` are given.
+    ///
+    /// # Errors
+    /// As for [`adamw`](Self::adamw).
+    pub fn adamw_of(&self, stream: &Stream, squares: &Buffer<f64>) -> Result<()> {
+        let (mut norm, update) = (self.norm_params(stream)?, self.update_params(stream)?);
+        (norm.partial, norm.blocks) = (squares.ptr(), squares.len() as i32);
+        let kernels = stream.device().kernels();
+        // SAFETY: as above; the sums are as many as the kernel is told.
+        unsafe {
+            launch_finish(kernels, stream.raw(), &norm)?;
             launch_adamw(kernels, stream.raw(), self.arena.chunks().len(), &update)
         }
     }
@@ -134,6 +174,17 @@ pub fn zero(stream: &Stream, out: &Buffer<f32>, step: Option<&Buffer<OptimizerSt
     };
     // SAFETY: a live buffer of that size; the stream orders its later use.
     unsafe { launch_zero(stream.device().kernels(), stream.raw(), &params) }
+}
+
+/// Queues `out += x`, both of one length, a multiple of 8.
+///
+/// # Errors
+/// Other lengths, a launch that the device refuses.
+pub fn add(stream: &Stream, out: &Buffer<f32>, x: &Buffer<f32>) -> Result<()> {
+    let x_ptr = check_len("x", x, &[out.len()])?;
+    let params = AddParams { out: out.ptr(), x: x_ptr, size: check_eights("out", out.len())? };
+    // SAFETY: live buffers of that size; the stream orders their later use.
+    unsafe { launch_add(stream.device().kernels(), stream.raw(), &params) }
 }
 
 /// Queues the copy of `x` in bf16, both of one length, a multiple of 8. With `stochastic` it is the copy that

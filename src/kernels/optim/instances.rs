@@ -24,6 +24,7 @@ pub fn sources() -> Vec<Source> {
                 kernel("finish", "finish", "OptimNorm", 1),
                 kernel("adamw", "adamw", "OptimUpdate", 4),
                 kernel("zero", "zero", "OptimZero", 4),
+                kernel("add", "add", "OptimAdd", 4),
                 kernel("cast", "cast", "OptimCast", 4),
             ],
         ),

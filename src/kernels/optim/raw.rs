@@ -80,6 +80,18 @@ pub struct ZeroParams {
     pub size: i64,
 }
 
+/// Arguments of [`launch_add`], mirror of `OptimAdd`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AddParams {
+    /// Added to.
+    pub out: Ptr<f32>,
+    /// Summands.
+    pub x: Ptr<f32>,
+    /// Elements, a multiple of 8.
+    pub size: i64,
+}
+
 /// Arguments of [`launch_cast`], mirror of `OptimCast`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -109,13 +121,37 @@ pub fn norm_blocks(multiprocessors: u32, len: usize) -> usize {
 /// # Safety
 /// Every address is valid for what its field says, 16-byte aligned, and stays so until the kernels have run.
 pub unsafe fn launch_norm(kernels: &Kernels, stream: RawStream, params: &NormParams) -> Result<()> {
-    let squares = Launch::new([params.blocks.max(0) as u32, 1, 1], THREADS, SHARED_BYTES);
-    let finish = Launch::new([1, 1, 1], THREADS, SHARED_BYTES);
-    // SAFETY: the caller answers for the addresses; the parameters are those of the kernels.
+    // SAFETY: the caller answers for the addresses.
     unsafe {
-        kernels.launch("optim_squares_f32", squares, stream, params)?;
-        kernels.launch("optim_finish_f32", finish, stream, params)
+        launch_squares(kernels, stream, params)?;
+        launch_finish(kernels, stream, params)
     }
+}
+
+/// Queues the first half of [`launch_norm`]: a partial sum of squares for each of `blocks` blocks.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_squares(kernels: &Kernels, stream: RawStream, params: &NormParams) -> Result<()> {
+    let squares = Launch::new([params.blocks.max(0) as u32, 1, 1], THREADS, SHARED_BYTES);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("optim_squares_f32", squares, stream, params) }
+}
+
+/// Queues the second half: norm, factors and decision from `blocks` partial sums. Reads no gradients.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_finish(kernels: &Kernels, stream: RawStream, params: &NormParams) -> Result<()> {
+    let finish = Launch::new([1, 1, 1], THREADS, SHARED_BYTES);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("optim_finish_f32", finish, stream, params) }
 }
 
 /// Queues AdamW over `chunks` chunks, after [`launch_norm`]. Allocates nothing and waits for nothing.
@@ -173,6 +209,19 @@ pub unsafe fn launch_zero(kernels: &Kernels, stream: RawStream, params: &ZeroPar
     let launch = Launch::new(grid((params.size.max(0) as u64).div_ceil(FLAT_ELEMENTS))?, THREADS, 0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
     unsafe { kernels.launch("optim_zero_f32", launch, stream, params) }
+}
+
+/// Queues a sum. Allocates nothing and waits for nothing.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_add(kernels: &Kernels, stream: RawStream, params: &AddParams) -> Result<()> {
+    let launch = Launch::new(grid((params.size.max(0) as u64).div_ceil(FLAT_ELEMENTS))?, THREADS, 0);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("optim_add_f32", launch, stream, params) }
 }
 
 /// Queues the copy in bf16. Allocates nothing and waits for nothing.

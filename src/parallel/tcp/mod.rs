@@ -242,6 +242,10 @@ impl Transport for Tcp {
     fn fail(&self, fault: &Fault) {
         self.state.fail(fault);
     }
+
+    fn fault(&self) -> Option<Fault> {
+        self.state.inbox.fault()
+    }
 }
 
 impl Drop for Tcp {

@@ -11,6 +11,6 @@ mod schedule;
 mod store;
 mod units;
 
-pub use schedule::{Action, Schedule, Visit};
+pub use schedule::{Action, Schedule, Span, Visit};
 pub use store::{Channels, PiecedStore};
 pub use units::{Slice, Unit, Units};

@@ -15,6 +15,15 @@ pub struct Visit {
     pub last: usize,
 }
 
+/// A span of nodes that add to the gradients of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Place in the plan's order of the first.
+    pub first: usize,
+    /// And of the last.
+    pub last: usize,
+}
+
 /// Something that is done before or after a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -24,6 +33,8 @@ pub enum Action {
     Await(usize),
     /// They are not needed until another visit.
     Release(usize),
+    /// Gradients of this unit are added to from here on.
+    Clear(usize),
     /// The gradients of this unit are whole: begin to sum them.
     Reduce(usize),
 }
@@ -35,6 +46,7 @@ pub enum Action {
 #[derive(Clone, Debug)]
 pub struct Schedule {
     visits: Vec<Visit>,
+    gradients: Vec<Option<Span>>,
     before: Vec<Vec<Action>>,
     after: Vec<Vec<Action>>,
 }
@@ -47,13 +59,15 @@ impl Schedule {
             unit_of[unit.params.clone()].fill(u);
         }
         let mut visits: Vec<Visit> = Vec::new();
-        let mut last_grad = vec![None; units.units().len()];
+        let mut gradients: Vec<Option<Span>> = vec![None; units.units().len()];
         for (at, &index) in plan.order.iter().enumerate() {
             let node = &graph.nodes()[index];
             for tensor in node.inputs.iter().chain(&node.outputs).flatten() {
                 match graph.info(*tensor).kind {
                     Kind::Parameter(p) => visit(&mut visits, unit_of[p], at),
-                    Kind::Gradient(p) => last_grad[unit_of[p]] = Some(at),
+                    Kind::Gradient(p) => {
+                        gradients[unit_of[p]].get_or_insert(Span { first: at, last: at }).last = at;
+                    }
                     _ => {}
                 }
             }
@@ -70,17 +84,23 @@ impl Schedule {
             }
             after[visit.last].push(Action::Release(i));
         }
-        for (unit, at) in last_grad.into_iter().enumerate() {
-            if let Some(at) = at {
-                after[at].push(Action::Reduce(unit));
+        for (unit, span) in gradients.iter().enumerate() {
+            if let Some(Span { first, last }) = span {
+                before[*first].push(Action::Clear(unit));
+                after[*last].push(Action::Reduce(unit));
             }
         }
-        Self { visits, before, after }
+        Self { visits, gradients, before, after }
     }
 
     /// The visits in order.
     pub fn visits(&self) -> &[Visit] {
         &self.visits
+    }
+
+    /// When each unit's gradients are added to; none where it has none.
+    pub fn gradients(&self) -> &[Option<Span>] {
+        &self.gradients
     }
 
     /// What is done before node `at` of the order.

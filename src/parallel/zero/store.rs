@@ -158,6 +158,8 @@ impl<'a, R: Real + Pod> PiecedStore<'a, R> {
                 }
                 Ok(())
             }
+            // Gradients begin as zeros when they are taken.
+            Action::Clear(_) => Ok(()),
             Action::Reduce(unit) => self.reduce(unit),
         }
     }

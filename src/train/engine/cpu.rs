@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::slices::Slices;
+use super::slices::{Slices, sum_outcome};
 use super::{Engine, TrainState};
 use crate::autograd::exec::WholeStore;
 use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, StepState, Workload};
@@ -156,7 +156,7 @@ impl CpuEngine {
         slices.sum_partial(step.graph(), grads)?;
         let report = counts.report();
         (outcome.accuracy, outcome.images) = (report.top1, report.images);
-        slices.sum_outcome(outcome)
+        sum_outcome(&ranks.data, outcome)
     }
 }
 

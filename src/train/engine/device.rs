@@ -9,11 +9,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::device_optimizer::{DeviceOptimizer, Update};
+use super::device_optimizer::{DeviceOptimizer, Squares, Update};
+use super::device_weights::{DeviceRanks, Weights, pieces};
 use super::memory::DeviceMemory;
+use super::slices::sum_outcome;
 use super::{Engine, TrainState};
-use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, fused};
-use crate::autograd::{DeviceExecutor, ParamSpec, StepState, Workload};
+use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, PieceLayout, fused};
+use crate::autograd::{DeviceExecutor, ParamSpec, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
 use crate::error::{Error, Result};
@@ -22,6 +24,8 @@ use crate::eval::model::Forward;
 use crate::kernels::loss;
 use crate::kernels::optim::OptimizerState;
 use crate::models::limits;
+use crate::parallel::device::DeviceTransport;
+use crate::parallel::zero::Units;
 use crate::recipe::Recipe;
 use crate::train::optimizer::weight_decay;
 use crate::train::step::{StepOutcome, TrainStep};
@@ -40,7 +44,10 @@ pub struct DeviceOptions {
 pub struct DeviceEngine {
     step: TrainStep,
     executor: DeviceExecutor,
+    weights: Weights,
     optimizer: DeviceOptimizer,
+    /// The other ranks; none on one.
+    ranks: Option<DeviceRanks>,
     evaluated: DeviceModel,
     memory: DeviceMemory,
     places: Vec<Place>,
@@ -118,23 +125,73 @@ impl DeviceEngine {
         slots: usize,
         options: DeviceOptions,
     ) -> Result<Self> {
+        Self::on_mesh(device, recipe, step, slots, options, (Shard::WHOLE, None))
+    }
+
+    /// This rank's part of a training on several ranks, of which `data` is its place on the data axis, and `step` of
+    /// its place on the tensor axis. Without ranks, memory is only counted.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn on_mesh(
+        device: &Device,
+        recipe: &Recipe,
+        step: TrainStep,
+        slots: usize,
+        options: DeviceOptions,
+        (data, ranks): (Shard, Option<DeviceRanks>),
+    ) -> Result<Self> {
         limits::check(&recipe.model)?;
         let shape = BatchShape::of_recipe(recipe, slots, 0);
         let device = &device.counted_apart();
         let decay = |param: &ParamSpec| weight_decay(param, &recipe.train);
-        let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(step.graph()), &decay)?)?);
-        let executor = DeviceExecutor::with_params(device, step.graph(), shape, PLACES, params.clone())?;
-        let optimizer = DeviceOptimizer::new(device, &params, &recipe.train, PLACES)?;
+        let (graph, keep_average) = (fused(step.graph()), recipe.train.ema > 0.0);
+        let tensor = step.graph().shard();
+        let whole = !data.is_part() && !tensor.is_part();
+        let (weights, executor, arena, squares);
+        if whole {
+            let layout = ParamLayout::new(&graph, &decay)?;
+            arena = layout.arena().clone();
+            let average =
+                keep_average.then(|| DeviceParams::new(device, layout.clone()).map(Arc::new)).transpose()?;
+            let params = Arc::new(DeviceParams::new(device, layout)?);
+            executor = DeviceExecutor::with_params(device, step.graph(), shape, PLACES, params.clone())?;
+            squares = None;
+            weights = Weights::Whole { params, average };
+        } else {
+            let elements = DeviceExecutor::elements(device.info(), step.graph(), shape)?;
+            let layout = Arc::new(PieceLayout::new(&graph, &Units::new(&graph, data), &elements, &decay)?);
+            arena = layout.arena().clone();
+            let counted = layout.counted(tensor.rank == 0);
+            weights = pieces(device, layout, keep_average)?;
+            let axes = weights.axes(ranks.as_ref(), true)?;
+            executor = DeviceExecutor::with_axes(device, step.graph(), shape, PLACES, axes)?;
+            let world = ranks.as_ref().map(|ranks| ranks.world.clone());
+            let size = data.size * tensor.size;
+            squares = Some(Squares::new(device, world, size, arena.len(), counted)?);
+        }
+        let optimizer = DeviceOptimizer::new(device, &arena, squares, &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
-        let average = optimizer.average().unwrap_or(&params).clone();
-        let evaluated = DeviceModel::beside(&executor, recipe, step.classes(), shape, average)?;
-        let state = params.bytes() + size_of::<f32>() * executor.grads().len() + optimizer.bytes();
+        let evaluated = match &weights {
+            Weights::Whole { params, average } => {
+                let params = average.as_ref().unwrap_or(params).clone();
+                DeviceModel::beside(&executor, recipe, step.classes(), shape, params)?
+            }
+            Weights::Pieces { .. } => {
+                let axes = weights.axes(ranks.as_ref(), false)?;
+                DeviceModel::beside_axes(&executor, recipe, step.classes(), shape, axes, tensor)?
+            }
+        };
+        let state = weights.bytes(&executor) + optimizer.bytes();
         let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
+        let [gathered, unit_gradients] = executor.gathered_bytes();
         let memory = DeviceMemory {
             state,
+            gathered,
+            unit_gradients,
             activations,
             input,
-            workspace: trained - state - activations - input,
+            workspace: trained - state - gathered - unit_gradients - activations - input,
             evaluation: device.allocated_bytes() - trained,
         };
         let place = |_| {
@@ -161,7 +218,9 @@ impl DeviceEngine {
             options,
             memory,
             evaluated,
+            weights,
             optimizer,
+            ranks,
             executor,
             step,
         })
@@ -173,8 +232,8 @@ impl DeviceEngine {
     /// Tensors of another model; a failed device.
     pub fn load(&mut self, state: &TrainState<'_>) -> Result<()> {
         self.settle()?;
-        self.executor.params().write(self.executor.stream(), &state.weights)?;
-        self.optimizer.load(&self.executor, state)
+        let stream = self.executor.stream();
+        self.weights.load(stream, self.executor.graph(), &mut self.optimizer, state)
     }
 
     /// Device memory of the training.
@@ -198,10 +257,10 @@ impl DeviceEngine {
         };
         let at = (newest % PLACES as u64) as usize;
         match part {
-            Part::Zero => self.optimizer.before(at, &self.executor),
+            Part::Zero => self.clear(at),
             Part::Tables => self.executor.launch_tables(at),
             Part::Node(node) => self.executor.launch_node(at, node),
-            Part::Update => self.optimizer.after(at, &self.executor),
+            Part::Update => self.update(at),
         }
     }
 
@@ -247,7 +306,9 @@ impl DeviceEngine {
     /// time and memory that a capture should not wait for.
     fn run(&mut self, at: usize) -> Result<()> {
         let stream = self.executor.stream();
-        if self.options.no_graph || self.queued == 0 {
+        // Threads that share a device meet at every operation.
+        let meet = |ranks: &DeviceRanks| ranks.world.transport() == DeviceTransport::Local;
+        if self.options.no_graph || self.queued == 0 || self.ranks.as_ref().is_some_and(meet) {
             return self.launch(at);
         }
         if self.places[at].graph.is_none() {
@@ -261,9 +322,20 @@ impl DeviceEngine {
     }
 
     fn launch(&self, at: usize) -> Result<()> {
-        self.optimizer.before(at, &self.executor)?;
+        self.clear(at)?;
         self.executor.launch(at)?;
-        self.optimizer.after(at, &self.executor)
+        self.update(at)
+    }
+
+    /// Queues zero gradients, where batch `at` is the first of its step.
+    fn clear(&self, at: usize) -> Result<()> {
+        let grads = self.weights.arenas(&self.executor).grads;
+        self.optimizer.before(at, self.executor.stream(), grads)
+    }
+
+    /// Queues the update, where it is the last.
+    fn update(&self, at: usize) -> Result<()> {
+        self.optimizer.after(at, self.executor.stream(), &self.weights.arenas(&self.executor))
     }
 
     /// Waits for the oldest batch and reads what it did.
@@ -291,11 +363,15 @@ impl DeviceEngine {
         }
         if let Some(images) = batch.images {
             let Partial { mut outcome, recognised, idle } = std::mem::take(&mut self.partial);
+            // Of several ranks each has its images' part of the sum.
             outcome.loss /= images;
             outcome.accuracy = recognised as f64 / outcome.images.max(1) as f64;
             outcome.grad_norm = place.state.read()?[0].norm;
             // Of the first step nobody knows how long the device had waited.
             outcome.idle = Some(idle.unwrap_or(0.0));
+            if let Some(ranks) = &self.ranks {
+                outcome = sum_outcome(&ranks.host.data, outcome)?;
+            }
             self.finished.push_back(outcome);
         }
         Ok(())
@@ -324,6 +400,11 @@ impl Engine for DeviceEngine {
         let first = self.weight.is_none();
         let weight = self.weight.unwrap_or(0.0) + batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
         self.weight = last.is_none().then_some(weight);
+        let mut weight = [weight];
+        if let (Some(ranks), true) = (&self.ranks, last.is_some()) {
+            ranks.host.data.all_reduce(&mut weight)?;
+        }
+        let [weight] = weight;
         let update = last.map(|lr| Update { lr, images: weight.max(1.0) });
         self.queue_batch(batch, first, update)
     }
@@ -343,24 +424,12 @@ impl Engine for DeviceEngine {
 
     fn state(&mut self) -> Result<TrainState<'_>> {
         self.settle()?;
-        let params = self.executor.params();
-        let [m, v] = self.optimizer.read(params)?;
-        let ema = self.optimizer.average().map(|average| average.read()).transpose()?;
-        let state = self.optimizer.state().download()?;
-        Ok(TrainState {
-            weights: params.read()?.into(),
-            ema: ema.map(Into::into),
-            m: m.into(),
-            v: v.into(),
-            optimizer_step: state[0].step,
-        })
+        self.weights.read(self.executor.graph(), &self.optimizer, self.ranks.as_ref())
     }
 
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
         self.settle()?;
-        if let Some(average) = self.optimizer.average() {
-            average.round(self.executor.stream())?;
-        }
+        self.weights.round_average(self.executor.stream())?;
         Ok(Box::new(&mut self.evaluated))
     }
 }

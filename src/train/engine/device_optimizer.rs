@@ -1,27 +1,66 @@
 //! The optimiser of a training on a device: its state in arenas of the parameters' layout, and what it is told of
 //! each batch.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::rc::Rc;
 
-use crate::autograd::DeviceExecutor;
-use crate::autograd::device::DeviceParams;
+use half::bf16;
+
 use crate::device::{Buffer, Device, Pinned, Stream};
-use crate::error::{Error, Result};
-use crate::kernels::optim::{self, Operands, OptimizerState, OptimizerStep, Tables};
+use crate::error::Result;
+use crate::kernels::optim::{self, Arena, Operands, OptimizerState, OptimizerStep, Tables};
+use crate::parallel::DeviceGroup;
 use crate::recipe::TrainConfig;
 
-/// AdamW over the arenas of a [`DeviceExecutor`].
+/// AdamW over arenas of one layout: those of a whole model, or of a rank's pieces of one.
 pub(super) struct DeviceOptimizer {
+    arena: Arena,
     tables: Tables,
     m: Buffer<f32>,
     v: Buffer<f32>,
-    /// The moving average of the parameters.
-    average: Option<Arc<DeviceParams>>,
+    squares: Option<Squares>,
     state: Buffer<OptimizerState>,
     workspace: Buffer<u8>,
     /// What is told, one for each batch that may be under way.
     steps: Vec<(Buffer<OptimizerStep>, Pinned<OptimizerStep>)>,
     settings: OptimizerStep,
+}
+
+/// Where an arena's values are.
+pub(super) struct Arenas<'a> {
+    /// Parameters.
+    pub master: &'a Buffer<f32>,
+    /// The same in bf16.
+    pub weights: &'a Buffer<bf16>,
+    /// Gradients.
+    pub grads: &'a Buffer<f32>,
+    /// Moving average of the parameters.
+    pub average: Option<&'a Buffer<f32>>,
+}
+
+/// Sums of squares of the gradients of all ranks, for their norm.
+pub(super) struct Squares {
+    /// The ranks; none where memory is only counted.
+    group: Option<Rc<DeviceGroup>>,
+    /// Which gradients this rank counts.
+    counted: Range<usize>,
+    own: Buffer<f64>,
+    all: Buffer<f64>,
+}
+
+impl Squares {
+    /// For `size` ranks, of which this one counts the gradients `counted` of an arena of `len`.
+    pub(super) fn new(
+        device: &Device,
+        group: Option<Rc<DeviceGroup>>,
+        size: usize,
+        len: usize,
+        counted: Range<usize>,
+    ) -> Result<Self> {
+        // However many gradients they count, all ranks have as many sums.
+        let blocks = optim::norm_blocks(device.info().multiprocessors, len);
+        Ok(Self { own: device.zeros(blocks)?, all: device.zeros(size * blocks)?, group, counted })
+    }
 }
 
 /// What comes after the last batch of a step.
@@ -33,25 +72,21 @@ pub(super) struct Update {
 }
 
 impl DeviceOptimizer {
-    /// Zeros.
+    /// Zeros. With `squares` the norm is that of all ranks.
     pub(super) fn new(
         device: &Device,
-        params: &DeviceParams,
+        arena: &Arena,
+        squares: Option<Squares>,
         config: &TrainConfig,
         batches: usize,
     ) -> Result<Self> {
-        let layout = params.layout();
-        let arena = layout.arena();
-        let average = match config.ema > 0.0 {
-            true => Some(Arc::new(DeviceParams::new(device, layout.clone())?)),
-            false => None,
-        };
         let step = |_| Ok((device.zeros(1)?, device.pinned(1)?));
         Ok(Self {
+            arena: arena.clone(),
             tables: arena.upload(device)?,
             m: device.zeros(arena.len())?,
             v: device.zeros(arena.len())?,
-            average,
+            squares,
             state: device.zeros(1)?,
             workspace: device.alloc(optim::workspace_bytes(arena, device))?,
             steps: (0..batches).map(step).collect::<Result<_>>()?,
@@ -72,12 +107,12 @@ impl DeviceOptimizer {
 
     /// Bytes of everything that grows with the model.
     pub(super) fn bytes(&self) -> usize {
-        let average = self.average.as_ref().map_or(0, |average| average.bytes());
-        size_of::<f32>() * (self.m.len() + self.v.len()) + average
+        size_of::<f32>() * (self.m.len() + self.v.len())
     }
 
-    pub(super) fn average(&self) -> Option<&Arc<DeviceParams>> {
-        self.average.as_ref()
+    /// First and second moments.
+    pub(super) fn moments(&self) -> [&Buffer<f32>; 2] {
+        [&self.m, &self.v]
     }
 
     pub(super) fn state(&self) -> &Buffer<OptimizerState> {
@@ -100,46 +135,40 @@ impl DeviceOptimizer {
     }
 
     /// Queues what comes before batch `at`: zero gradients, where it is the first of its step.
-    pub(super) fn before(&self, at: usize, executor: &DeviceExecutor) -> Result<()> {
-        optim::zero(executor.stream(), executor.grads(), Some(&self.steps[at].0))
+    pub(super) fn before(&self, at: usize, stream: &Stream, grads: &Buffer<f32>) -> Result<()> {
+        optim::zero(stream, grads, Some(&self.steps[at].0))
     }
 
     /// Queues what comes after batch `at`: the update, where it is the last of its step.
-    pub(super) fn after(&self, at: usize, executor: &DeviceExecutor) -> Result<()> {
-        let params = executor.params();
+    pub(super) fn after(&self, at: usize, stream: &Stream, arenas: &Arenas<'_>) -> Result<()> {
         let operands = Operands {
-            arena: params.layout().arena(),
+            arena: &self.arena,
             tables: &self.tables,
-            params: params.master(),
-            grads: executor.grads(),
+            params: arenas.master,
+            grads: arenas.grads,
             m: &self.m,
             v: &self.v,
-            weights: Some(params.weights()),
-            average: self.average.as_ref().map(|average| average.master()),
+            weights: Some(arenas.weights),
+            average: arenas.average,
             step: &self.steps[at].0,
             state: &self.state,
             stochastic: false,
             workspace: &self.workspace,
         };
-        operands.adamw(executor.stream())
-    }
-
-    /// Replaces moments, average and count of steps.
-    pub(super) fn load(&mut self, executor: &DeviceExecutor, state: &super::TrainState<'_>) -> Result<()> {
-        let (stream, layout) = (executor.stream(), executor.params().layout());
-        self.m.write(stream, &layout.pack(&state.m)?)?;
-        self.v.write(stream, &layout.pack(&state.v)?)?;
-        match (&self.average, &state.ema) {
-            (Some(average), Some(values)) => average.write(stream, values)?,
-            (None, None) => {}
-            _ => return Err(Error::failure("a state with a moving average goes with train.ema alone")),
+        let Some(Squares { group, counted, own, all }) = &self.squares else {
+            return operands.adamw(stream);
+        };
+        operands.squares(stream, counted.clone(), own)?;
+        if let Some(group) = group {
+            group.all_gather(stream, all, own)?;
         }
-        self.state.write(stream, &[OptimizerState { step: state.optimizer_step, ..Default::default() }])
+        operands.adamw_of(stream, all)
     }
 
-    /// Moments and count of steps, once everything queued has run.
-    pub(super) fn read(&self, params: &DeviceParams) -> Result<[Vec<Vec<f32>>; 2]> {
-        let layout = params.layout();
-        Ok([layout.unpack(&self.m.download()?), layout.unpack(&self.v.download()?)])
+    /// Replaces moments, laid out as the arena, and count of steps.
+    pub(super) fn load(&mut self, stream: &Stream, [m, v]: [&[f32]; 2], step: u64) -> Result<()> {
+        self.m.write(stream, m)?;
+        self.v.write(stream, v)?;
+        self.state.write(stream, &[OptimizerState { step, ..Default::default() }])
     }
 }

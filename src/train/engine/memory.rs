@@ -6,6 +6,7 @@ use super::{DeviceEngine, DeviceOptions};
 use crate::data::packing;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Result};
+use crate::parallel::Place;
 use crate::recipe::{PackingKind, Recipe};
 use crate::train::step::TrainStep;
 use crate::train::terminal::mib;
@@ -22,6 +23,10 @@ const LEAST_RESERVED: usize = 256 << 20;
 pub struct DeviceMemory {
     /// Weights, their copies in bf16, gradients, moments and moving average.
     pub state: usize,
+    /// Weights that are gathered from other ranks when a block needs them.
+    pub gathered: usize,
+    /// Gradients that are not summed over the ranks yet.
+    pub unit_gradients: usize,
     /// The arena of the activations.
     pub activations: usize,
     /// The batches that have a place on the device.
@@ -33,19 +38,31 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// What a run of `recipe` would take on such a device: exactly what is then allocated.
+    /// What the rank at `place` of a run of `recipe` would take on such a device: exactly what is then allocated.
     ///
     /// # Errors
-    /// A model or batch that the kernels do not take.
-    pub fn plan(info: &DeviceInfo, recipe: &Recipe, classes: usize, slots: usize) -> Result<Self> {
+    /// A model or batch that the kernels do not take, or that cannot be shared out.
+    pub fn plan(
+        info: &DeviceInfo,
+        recipe: &Recipe,
+        classes: usize,
+        slots: usize,
+        place: Place,
+    ) -> Result<Self> {
         let device = Device::planned(info.clone());
-        let step = TrainStep::new(recipe, classes, slots)?;
-        Ok(DeviceEngine::new(&device, recipe, step, slots, DeviceOptions::default())?.memory())
+        let step = TrainStep::of_shard(recipe, classes, slots, place.tensor)?;
+        let options = DeviceOptions::default();
+        Ok(DeviceEngine::on_mesh(&device, recipe, step, slots, options, (place.data, None))?.memory())
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        self.state + self.activations + self.input + self.workspace + self.evaluation
+        self.fixed() + self.activations + self.input + self.workspace + self.evaluation
+    }
+
+    /// What does not depend on the batches.
+    pub fn fixed(&self) -> usize {
+        self.state + self.gathered + self.unit_gradients
     }
 }
 
@@ -54,7 +71,7 @@ pub(crate) fn usable(free: usize) -> usize {
     free.saturating_sub(((RESERVED * free as f64) as usize).max(LEAST_RESERVED))
 }
 
-/// Checks that a run of `recipe` fits `free` bytes of such a device, and returns what it takes.
+/// Checks that the rank at `place` of a run of `recipe` fits `free` bytes of such a device, and returns what it takes.
 ///
 /// # Errors
 /// It does not fit: the sentence says what to lower, and by how much. A model that the kernels do not take.
@@ -64,14 +81,15 @@ pub fn check_fits(
     recipe: &Recipe,
     classes: usize,
     slots: usize,
+    place: Place,
 ) -> Result<DeviceMemory> {
-    let memory = DeviceMemory::plan(info, recipe, classes, slots)?;
+    let memory = DeviceMemory::plan(info, recipe, classes, slots, place)?;
     let usable = usable(free);
     if memory.total() <= usable {
         return Ok(memory);
     }
     let mut remedies = Vec::new();
-    if let Some(tokens) = fewer_tokens(info, usable, recipe, classes, &memory)? {
+    if let Some(tokens) = fewer_tokens(info, usable, recipe, (classes, place), &memory)? {
         let accumulate = (recipe.train.accumulate * recipe.packing.tokens).div_ceil(tokens);
         remedies.push(format!(
             "lower packing.tokens from {} to {tokens} (train.accumulate={accumulate} keeps the size of a step)",
@@ -81,13 +99,14 @@ pub fn check_fits(
     if !recipe.model.checkpoint {
         let mut recipe = recipe.clone();
         recipe.model.checkpoint = true;
-        let total = DeviceMemory::plan(info, &recipe, classes, slots)?.total();
+        let total = DeviceMemory::plan(info, &recipe, classes, slots, place)?.total();
         if total <= usable {
             remedies.push(format!("set model.checkpoint=true, which needs {}", mib(total)));
         }
     }
     if remedies.is_empty() {
-        remedies.push(format!("take a smaller model: weights and optimiser alone are {}", mib(memory.state)));
+        remedies
+            .push(format!("take a smaller model: weights and optimiser alone are {}", mib(memory.fixed())));
     }
     Err(Error::usage(format!(
         "the run needs {} of device memory, and of {} free on {} it may take {}; {}, or use --device cpu",
@@ -110,11 +129,11 @@ pub fn largest_tokens(
     recipe: &Recipe,
     classes: usize,
 ) -> Result<Option<usize>> {
-    let memory = DeviceMemory::plan(info, recipe, classes, packing::slots(recipe))?;
+    let memory = DeviceMemory::plan(info, recipe, classes, packing::slots(recipe), Place::default())?;
     let usable = usable(free);
     match memory.total() <= usable {
         true => Ok(Some(recipe.packing.tokens)),
-        false => fewer_tokens(info, usable, recipe, classes, &memory),
+        false => fewer_tokens(info, usable, recipe, (classes, Place::default()), &memory),
     }
 }
 
@@ -123,14 +142,14 @@ fn fewer_tokens(
     info: &DeviceInfo,
     usable: usize,
     recipe: &Recipe,
-    classes: usize,
+    (classes, place): (usize, Place),
     memory: &DeviceMemory,
 ) -> Result<Option<usize>> {
     // Bins fill a batch to the last token.
     let bin = if recipe.packing.kind == PackingKind::Bins { recipe.packing.sequence.max(1) } else { 1 };
     let unit = (1..=bin).map(|n| n * TOKEN_UNIT).find(|unit| unit.is_multiple_of(bin)).unwrap_or(TOKEN_UNIT);
-    // Everything but the state grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
-    let share = usable.saturating_sub(memory.state) as f64 / (memory.total() - memory.state) as f64;
+    // Everything else grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
+    let share = usable.saturating_sub(memory.fixed()) as f64 / (memory.total() - memory.fixed()) as f64;
     let mut tokens = (share * recipe.packing.tokens as f64) as usize / unit * unit;
     for _ in 0..8 {
         let mut smaller = recipe.clone();
@@ -139,7 +158,7 @@ fn fewer_tokens(
             return Ok(None);
         }
         let slots = packing::slots(&smaller);
-        if DeviceMemory::plan(info, &smaller, classes, slots)?.total() <= usable {
+        if DeviceMemory::plan(info, &smaller, classes, slots, place)?.total() <= usable {
             return Ok(Some(tokens));
         }
         tokens = (tokens * 15 / 16 / unit * unit).min(tokens - unit);

@@ -7,6 +7,7 @@
 mod cpu;
 mod device;
 mod device_optimizer;
+mod device_weights;
 mod memory;
 mod slices;
 
@@ -14,6 +15,7 @@ use std::borrow::Cow;
 
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
+pub use device_weights::DeviceRanks;
 pub(crate) use memory::usable;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
 

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use crate::autograd::{Graph, ParamSpec, Shard, Split};
 use crate::error::Result;
-use crate::parallel::MeshGroups;
 use crate::parallel::zero::{Slice, Units};
+use crate::parallel::{Group, MeshGroups};
 use crate::train::optimizer::squares;
 use crate::train::step::StepOutcome;
 
@@ -140,25 +140,25 @@ impl Slices {
         self.ranks.world.all_reduce(&mut sum)?;
         Ok(sum[0].sqrt())
     }
+}
 
-    /// What the data axis did in a step, from what each of its ranks did.
-    ///
-    /// # Errors
-    /// A rank that is gone or silent.
-    pub(super) fn sum_outcome(&self, own: StepOutcome) -> Result<StepOutcome> {
-        let recognised = own.accuracy * own.images as f64;
-        let counts = [own.images as f64, own.tokens as f64, own.budget as f64];
-        let mut sums = [own.loss, recognised, own.flops, counts[0], counts[1], counts[2]];
-        self.ranks.data.all_reduce(&mut sums)?;
-        let [loss, recognised, flops, images, tokens, budget] = sums;
-        Ok(StepOutcome {
-            loss,
-            accuracy: recognised / images.max(1.0),
-            images: images as u64,
-            tokens: tokens as usize,
-            budget: budget as usize,
-            flops,
-            ..own
-        })
-    }
+/// What the data axis did in a step, from what each of its ranks did.
+///
+/// # Errors
+/// A rank that is gone or silent.
+pub(super) fn sum_outcome(data: &Group, own: StepOutcome) -> Result<StepOutcome> {
+    let recognised = own.accuracy * own.images as f64;
+    let counts = [own.images as f64, own.tokens as f64, own.budget as f64];
+    let mut sums = [own.loss, recognised, own.flops, counts[0], counts[1], counts[2]];
+    data.all_reduce(&mut sums)?;
+    let [loss, recognised, flops, images, tokens, budget] = sums;
+    Ok(StepOutcome {
+        loss,
+        accuracy: recognised / images.max(1.0),
+        images: images as u64,
+        tokens: tokens as usize,
+        budget: budget as usize,
+        flops,
+        ..own
+    })
 }

@@ -181,6 +181,7 @@ impl Store<'_> {
                 Action::Post(visit) => self.post(unit_of(visit)),
                 Action::Await(visit) => self.gather(unit_of(visit)),
                 Action::Release(visit) => self.now.gathered -= pieces.units.units()[unit_of(visit)].len,
+                Action::Clear(_) => {}
                 Action::Reduce(unit) => self.reduce(unit),
             }
         }

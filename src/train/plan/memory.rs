@@ -21,9 +21,9 @@ pub struct RankMemory {
     pub activations: usize,
     /// Batches.
     pub input: usize,
-    /// What operations hold beside operands and results: kernels' workspaces and tables, operands joined.
+    /// What operations hold beside operands and results: kernels' workspaces and tables, operands joined or gathered.
     pub workspace: usize,
-    /// What is on its way from and to other ranks, and buffers for it.
+    /// What is on its way to other ranks, on the CPU.
     pub messages: usize,
     /// What an evaluation needs besides.
     pub evaluation: usize,

@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 
 use serde::Serialize;
 
-use super::device::{self, Shared};
+use super::device;
 use super::memory::RankMemory;
 use super::rank::RankStep;
 use super::time::{Flops, Rates, StepTime};
@@ -111,21 +111,25 @@ struct Recorded<'a> {
     request: &'a Request,
     info: DeviceInfo,
     slots: usize,
-    steps: BTreeMap<(usize, bool), (RankStep, Shared)>,
+    steps: BTreeMap<(usize, bool), RankStep>,
 }
 
 impl Recorded<'_> {
-    fn step(&mut self, tensor: usize, recompute: bool) -> Result<&(RankStep, Shared)> {
+    fn step(&mut self, tensor: usize, recompute: bool) -> Result<&RankStep> {
         match self.steps.entry((tensor, recompute)) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let mut recipe = self.request.recipe.clone();
                 recipe.model.checkpoint = recompute;
-                let rank = RankStep::record(&recipe, self.request.classes, self.slots, tensor)?;
-                let shared = Shared::of(&self.info, &rank)?;
-                Ok(entry.insert((rank, shared)))
+                Ok(entry.insert(RankStep::record(&recipe, self.request.classes, self.slots, tensor)?))
             }
         }
+    }
+
+    fn memory(&self, mesh: Mesh, recompute: bool) -> Result<RankMemory> {
+        let mut recipe = self.request.recipe.clone();
+        recipe.model.checkpoint = recompute;
+        device::memory(&self.info, &recipe, self.request.classes, self.slots, mesh)
     }
 
     fn candidate(&mut self, mesh: Mesh, recompute: bool) -> Result<Candidate> {
@@ -133,9 +137,9 @@ impl Recorded<'_> {
         let (data, tensor) = (mesh.data(), mesh.tensor());
         let accumulate = recipe.train.accumulate.max(1).next_multiple_of(data);
         let batches = accumulate / data;
-        let (rank, shared) = self.step(tensor, recompute)?;
+        let memory = self.memory(mesh, recompute)?;
+        let rank = self.step(tensor, recompute)?;
         let pieces = rank.pieces(data);
-        let memory = device::memory(rank, shared, &pieces);
         let time = StepTime::of(rank, &pieces, batches, ELEMENT, rates);
         let flops = Flops::of(rank);
         let could = time.total() * mesh.world() as f64 * rates.peak;
@@ -153,20 +157,17 @@ impl Recorded<'_> {
         })
     }
 
-    /// All candidates of so many GPUs.
-    fn all(&mut self, gpus: usize) -> Result<(Vec<Candidate>, Vec<String>)> {
-        let (mut candidates, mut left_out) = (Vec::new(), Vec::new());
+    /// All meshes of so many GPUs, and why there are no others.
+    fn meshes(&self, gpus: usize) -> Result<(Vec<Mesh>, Vec<String>)> {
+        let (mut meshes, mut left_out) = (Vec::new(), Vec::new());
         let recipe = &self.request.recipe;
         for tensor in (1..=gpus).filter(|tensor| gpus.is_multiple_of(*tensor)) {
-            if let Err(reason) = shard::check(&recipe.model, recipe.packing.tokens, tensor) {
-                left_out.push(reason.to_string());
-                continue;
-            }
-            for recompute in [false, true] {
-                candidates.push(self.candidate(Mesh::new(gpus, tensor)?, recompute)?);
+            match shard::check(&recipe.model, recipe.packing.tokens, tensor) {
+                Ok(()) => meshes.push(Mesh::new(gpus, tensor)?),
+                Err(reason) => left_out.push(reason.to_string()),
             }
         }
-        Ok((candidates, left_out))
+        Ok((meshes, left_out))
     }
 }
 
@@ -182,11 +183,17 @@ pub fn search(request: &Request) -> Result<Search> {
     limits::check(&recipe.model)?;
     let info = DeviceInfo { memory_bytes: room, ..DeviceInfo::h100() };
     let mut recorded = Recorded { request, info, slots: packing::slots(recipe), steps: BTreeMap::new() };
-    let (candidates, left_out) = recorded.all(request.gpus)?;
+    let (meshes, left_out) = recorded.meshes(request.gpus)?;
+    let mut candidates = Vec::new();
+    for mesh in meshes {
+        for recompute in [false, true] {
+            candidates.push(recorded.candidate(mesh, recompute)?);
+        }
+    }
     let fastest = |a: &Candidate, b: &Candidate| a.speed().total_cmp(&b.speed());
     let fitting = candidates.iter().enumerate().filter(|(_, candidate)| candidate.fits);
     if let Some((chosen, _)) = fitting.max_by(|(_, a), (_, b)| fastest(a, b)) {
-        let parameters = recorded.step(1, false)?.0.step.graph().parameter_count();
+        let parameters = recorded.step(1, false)?.step.graph().parameter_count();
         return Ok(Search { parameters, candidates, left_out, chosen });
     }
     let Some(least) = candidates.iter().min_by_key(|candidate| candidate.memory.total()) else {
@@ -197,7 +204,7 @@ pub fn search(request: &Request) -> Result<Search> {
     if fixed < usable(room) {
         remedies.push(format!("lower packing.tokens from {}", recipe.packing.tokens));
     }
-    if let Some(gpus) = more(&mut recorded)? {
+    if let Some(gpus) = more(&recorded)? {
         remedies.push(format!("take {gpus} GPUs, on which it fits"));
     }
     if remedies.is_empty() {
@@ -220,14 +227,16 @@ fn count(gpus: usize) -> String {
     if gpus == 1 { "1 GPU".into() } else { format!("{gpus} GPUs") }
 }
 
-/// The least number of GPUs that would do, doubling.
-fn more(recorded: &mut Recorded<'_>) -> Result<Option<usize>> {
-    let mut gpus = recorded.request.gpus;
+/// The least number of GPUs that would do with blocks recomputed, doubling.
+fn more(recorded: &Recorded<'_>) -> Result<Option<usize>> {
+    let (mut gpus, room) = (recorded.request.gpus, usable(recorded.request.memory));
     let most = gpus.saturating_mul(MORE);
     while gpus < most {
         gpus *= 2;
-        if recorded.all(gpus)?.0.iter().any(|candidate| candidate.fits) {
-            return Ok(Some(gpus));
+        for mesh in recorded.meshes(gpus)?.0 {
+            if recorded.memory(mesh, true)?.total() <= room {
+                return Ok(Some(gpus));
+            }
         }
     }
     Ok(None)

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Queued, Trainer};
+use crate::data::batch::PackedBatch;
 use crate::data::loader::LoadedBatch;
 use crate::data::packing::PackingStats;
 use crate::error::{Error, Result};
@@ -11,35 +12,69 @@ use crate::train::schedule::learning_rate;
 use crate::train::step::StepOutcome;
 
 impl Trainer {
-    /// Queues the next step, batch by batch as they are loaded; steps that have run by then are counted.
+    /// Queues the next step, batch by batch as they are loaded; steps that have run by then are counted, unless other
+    /// ranks would have to count with this one.
     pub(super) fn queue_step(&mut self) -> Result<()> {
-        let accumulate = self.recipe.train.accumulate;
+        let batches = self.recipe.train.accumulate / self.ranks.mesh.data();
         let (mut packing, mut weight, mut waiting) = (PackingStats::default(), 0.0, 0.0);
-        for number in 1..=accumulate {
+        for number in 1..=batches {
             let begun = Instant::now();
-            let LoadedBatch { batch, state_after, stats, .. } = self.loader.next_batch()?;
+            let loaded = self.loader.next_batch();
             waiting += begun.elapsed().as_secs_f64();
+            let LoadedBatch { mut batch, state_after, stats, .. } = self.agree(loaded)?;
+            self.leave_out_unread(&mut batch)?;
             packing.add(&stats);
-            weight += batch.weights.iter().sum::<f32>();
-            if number < accumulate {
+            weight += batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
+            if number < batches {
                 self.engine.add(&batch, None).inspect_err(|_| self.failed = true)?;
-                while self.engine.is_ready() {
+                while self.ranks.is_alone() && self.engine.is_ready() {
                     self.collect_step()?;
                 }
                 continue;
             }
-            if weight == 0.0 {
-                let example = self.loader.report().newest.clone().unwrap_or_default();
-                return Err(Error::failure(format!(
-                    "no image of the step could be read; the last is {example}"
-                )));
-            }
+            self.check_read(weight)?;
             let learning_rate = learning_rate(&self.recipe.train, self.begun());
             self.engine.add(&batch, Some(learning_rate)).inspect_err(|_| self.failed = true)?;
             self.queued.push_back(Queued { learning_rate, packing, loader: state_after, waiting });
             return Ok(());
         }
         Err(Error::usage("train.accumulate is 0, expected at least 1"))
+    }
+
+    /// Takes an image out of the loss that another rank with this batch could not read.
+    fn leave_out_unread(&self, batch: &mut PackedBatch) -> Result<()> {
+        let (tensor, slots) = (&self.ranks.tensor, batch.weights.len());
+        if tensor.size() == 1 {
+            return Ok(());
+        }
+        let mut all = vec![0.0; tensor.size() * slots];
+        tensor.all_gather(&mut all, &batch.weights)?;
+        for weights in all.chunks_exact(slots) {
+            batch.weights.iter_mut().zip(weights).for_each(|(weight, other)| *weight = weight.min(*other));
+        }
+        Ok(())
+    }
+
+    /// Tells of images that could not be read, on whatever rank, and fails where the step has no other. `weight` is
+    /// that of this rank's images of the step.
+    fn check_read(&mut self, weight: f64) -> Result<()> {
+        let (mut weight, mut unreadable) = ([weight], [self.loader.report().unreadable]);
+        self.ranks.sum_over_data(&mut weight)?;
+        self.ranks.sum_over_data(&mut unreadable)?;
+        let (weight, unreadable) = (weight[0], unreadable[0]);
+        if unreadable == self.unreadable && weight > 0.0 {
+            return Ok(());
+        }
+        let newest = self.ranks.first_text(self.loader.report().newest.as_deref())?.unwrap_or_default();
+        if unreadable > self.unreadable {
+            self.unreadable = unreadable;
+            self.journal
+                .message(&format!("skipped {unreadable} unreadable images so far, the newest: {newest}"));
+        }
+        if weight > 0.0 {
+            return Ok(());
+        }
+        self.agree(Err(Error::failure(format!("no image of the step could be read; the last is {newest}"))))
     }
 
     /// Waits for the oldest step under way and counts it.
@@ -61,7 +96,6 @@ impl Trainer {
         progress.step = number;
         progress.images_seen += outcome.images;
         progress.packing.add(&queued.packing);
-        self.warn_of_unreadable();
         let now = Instant::now();
         let seconds = (now - self.clock.since).as_secs_f64();
         self.clock.since = now;
@@ -83,35 +117,8 @@ impl Trainer {
             flop: outcome.flops,
             seconds,
         };
-        self.progress.step(&report);
         let every = self.recipe.train.log_every.max(1);
-        if report.step.is_multiple_of(every) || report.step == self.recipe.train.steps {
-            self.metrics.train(&report)?;
-            self.events.scalars(
-                report.step,
-                &[
-                    ("train/loss", report.loss),
-                    ("train/accuracy", report.accuracy),
-                    ("train/learning_rate", lr),
-                    ("train/grad_norm", report.grad_norm),
-                    ("train/padding", report.padding()),
-                    ("speed/images_per_second", report.images as f64 / seconds),
-                    ("speed/tokens_per_second", report.tokens as f64 / seconds),
-                ],
-            )?;
-        }
-        Ok(())
-    }
-
-    fn warn_of_unreadable(&mut self) {
-        let report = self.loader.report();
-        if report.unreadable > self.unreadable {
-            self.unreadable = report.unreadable;
-            let newest = report.newest.as_deref().unwrap_or_default();
-            self.progress.message(&format!(
-                "skipped {} unreadable images so far, the newest: {newest}",
-                report.unreadable
-            ));
-        }
+        let logged = report.step.is_multiple_of(every) || report.step == self.recipe.train.steps;
+        self.journal.step(&report, logged)
     }
 }

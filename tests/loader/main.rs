@@ -1,5 +1,7 @@
 //! Loading: what lies in a batch, order, resuming, unreadable images, shutting down.
 
+mod ranks;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::sync::Arc;

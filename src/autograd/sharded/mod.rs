@@ -15,9 +15,12 @@
 //! et al. 2023). Rules: those of the linear layers, chunk by chunk as [`crate::parallel::linear`] tells; own rows
 //! and all rows are each other's.
 
+mod device;
+
 use bytemuck::Pod;
 
-use super::gemm::GeluGrad;
+use super::device::{Launch, Site};
+use super::gemm::{BIAS_UNIT, GeluGrad, WEIGHT_UNIT};
 use super::graph::{Extent, Graph, Node, Tensor, TensorInfo};
 use super::op::{Args, Io, Op, Workload, on_cpu};
 use super::split::Shard;
@@ -216,6 +219,18 @@ impl Op for RowLinear {
         joined + chunks_held(1, graph.info(node.input(0))).max(unread)
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::row_linear(&self.gelu, site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        match i {
+            0 => [1, 1],
+            _ if i % 2 == 1 => WEIGHT_UNIT,
+            _ => BIAS_UNIT,
+        }
+    }
+
     /// Pre-activations serve the backward rule alone.
     fn optional(&self, i: usize) -> bool {
         i % 2 == 1
@@ -326,6 +341,14 @@ impl Op for RowLinearGrad {
         joined + chunks_held(2, graph.info(node.input(0)))
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::row_linear_grad(site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        if i > 0 && i % 2 == 0 { WEIGHT_UNIT } else { [1, 1] }
+    }
+
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
         2.0 * flops(graph, work, node.inputs[2..].iter().step_by(2))
     }
@@ -388,6 +411,14 @@ impl Op for ColumnLinear {
         joined + chunks_held(1, graph.info(node.output(0)))
     }
 
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::column_linear(site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        [[1, 1], WEIGHT_UNIT, BIAS_UNIT][i % 3]
+    }
+
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
         let mut answer = vec![None; node.inputs.len()];
         let Some(dy) = grads[0] else { return answer };
@@ -395,12 +426,13 @@ impl Op for ColumnLinear {
         for (i, part) in node.inputs.chunks(3).enumerate() {
             let (x, weight) = (node.input(3 * i), node.input(3 * i + 1));
             let dx = graph.activation_like(x);
-            inputs.extend([Some(x), Some(weight)]);
+            inputs.extend([Some(x), Some(weight), None]);
             let db = part[2].and_then(|bias| graph.gradient_of(bias));
             outputs.extend([Some(dx), graph.gradient_of(weight), db]);
             answer[3 * i] = Some(dx);
         }
-        graph.record(ColumnLinearGrad(self.0), inputs, outputs);
+        let gelu = vec![None; node.inputs.len() / 3];
+        graph.record(ColumnLinearGrad { shard: self.0, gelu }, inputs, outputs);
         answer
     }
 
@@ -409,22 +441,24 @@ impl Op for ColumnLinear {
     }
 }
 
+/// Operands are dy, then x_i, W_i and, where GELU was taken of x_i before, what it was taken of: the gradient of that
+/// is the result then, in place of that of x_i.
 #[derive(Debug)]
-struct ColumnLinearGrad(Shard);
+pub(in crate::autograd) struct ColumnLinearGrad {
+    pub shard: Shard,
+    /// Of each operand.
+    pub gelu: Vec<Option<GeluKind>>,
+}
 
 impl ColumnLinearGrad {
-    fn backward<R: Real + Pod>(a: &mut Args<'_, R>, group: &Group) -> Result<()> {
-        let parts = a.inputs.len() / 2;
+    fn backward<R: Real + Pod>(&self, a: &mut Args<'_, R>, group: &Group) -> Result<()> {
+        let parts = self.gelu.len();
         let outer = a.input_shape(2).0;
-        let widths: Vec<usize> = (0..parts).map(|i| a.input_shape(1 + 2 * i).1).collect();
+        let widths: Vec<usize> = (0..parts).map(|i| a.input_shape(1 + 3 * i).1).collect();
         let inner: usize = widths.iter().sum();
         let layer = layer(Sharding::Column, [inner, outer], group.size())?;
-        if parts == 1 {
-            let grads = Grads { dx: a.output(0), dw: a.output(1), db: a.output_opt(2) };
-            return layer.backward(group, grads, a.input(0), Operand::Local(a.input(1)), a.input(2));
-        }
         let joined = |at: usize| {
-            let all: Vec<_> = (0..parts).map(|i| (a.input(2 * i + at), widths[i])).collect();
+            let all: Vec<_> = (0..parts).map(|i| (a.input(3 * i + at), widths[i])).collect();
             join_columns(&all)
         };
         let (x, weight) = (joined(1), joined(2));
@@ -438,6 +472,9 @@ impl ColumnLinearGrad {
             own_dx.chunks_exact_mut(width).zip(columns(&dx, inner, first, width)).for_each(|(own, row)| {
                 own.copy_from_slice(row);
             });
+            if let Some(kind) = self.gelu[i] {
+                gemm::gelu_grad(own_dx, a.input(3 + 3 * i), kind);
+            }
             own_dw.chunks_exact_mut(width).zip(columns(&dw, inner, first, width)).for_each(|(own, row)| {
                 add_assign(own, row);
             });
@@ -464,24 +501,31 @@ impl Op for ColumnLinearGrad {
     }
 
     fn communicate(&self, io: Io<'_>, group: &Group) -> Result<()> {
-        on_cpu!(io, |a| Self::backward(&mut a, group))
+        on_cpu!(io, |a| self.backward(&mut a, group))
     }
 
     fn sends(&self, graph: &Graph, node: &Node, rank: usize) -> u64 {
         let (dy, x) = (graph.info(node.input(0)), graph.info(node.input(1)));
-        sent(Sharding::Column, dy.cols, x.rows, rank, self.0)
+        sent(Sharding::Column, dy.cols, x.rows, rank, self.shard)
     }
 
-    /// Rings of dy, and of several layers operands, weights and the gradients of both joined.
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::column_linear_grad(&self.gelu, site)
+    }
+
+    fn multiples(&self, i: usize) -> [usize; 2] {
+        if i % 3 == 2 { WEIGHT_UNIT } else { [1, 1] }
+    }
+
+    /// Rings of dy, and operands, weights and the gradients of both joined.
     fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {
-        let [weights, _, inner] = weights_of(graph, node, 2, 2);
+        let [weights, _, inner] = weights_of(graph, node, 2, 3);
         let tokens = graph.info(node.input(1)).rows;
-        let joined = if node.inputs.len() > 3 { 2 * (weights + tokens * inner) } else { 0 };
-        joined + chunks_held(1, graph.info(node.input(0)))
+        2 * (weights + tokens * inner) + chunks_held(1, graph.info(node.input(0)))
     }
 
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
-        2.0 * flops(graph, work, node.inputs[2..].iter().step_by(2))
+        2.0 * flops(graph, work, node.inputs[2..].iter().step_by(3))
     }
 }
 
@@ -502,6 +546,10 @@ impl Op for OwnRows {
                 out.copy_from_slice(&a.input(0)[first..first + out.len()]);
             }
         });
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::own_rows(self.0, site)
     }
 
     fn backward(&self, graph: &mut Graph, _: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
@@ -536,6 +584,10 @@ impl Op for AllRows {
     /// Messages.
     fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {
         (self.0.size - 1) * graph.info(node.input(0)).len()
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        device::all_rows(site)
     }
 
     fn backward(&self, graph: &mut Graph, _: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {

@@ -1,5 +1,7 @@
 //! Packing: the paper's figures, and what must hold for any recipe and any images.
 
+mod balance;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::HashMap;

@@ -1,0 +1,303 @@
+//! The same on a device: what is gathered, and what is to be reduced, lies in the workspace of the launch.
+//!
+//! A rank's part of a batch are consecutive rows, so a gather puts parts one after another, and a reduce-scatter takes
+//! them so. Rows that are not live are zeros: products write them, and ranks send them like others.
+
+use half::bf16;
+
+use crate::autograd::device::{Launch, Live, Matrix, Site, Step};
+use crate::autograd::gemm::planned;
+use crate::autograd::split::Shard;
+use crate::device::Buffer;
+use crate::error::{Error, Result};
+use crate::kernels::gemm::{
+    BiasGrad, Epilogue, Finish, GeluGrad, Gemm, Layout, Matrix as Operand, Plan, Shape, Store, Sum, Vector,
+    raw,
+};
+use crate::parallel::DeviceGroup;
+use crate::recipe::GeluKind;
+
+/// Bytes to which what shares the workspace is aligned.
+const ALIGNMENT: usize = 256;
+
+/// All rows of a batch in the workspace, and what lies behind them.
+struct Room {
+    rows: usize,
+    cols: usize,
+    bytes: usize,
+}
+
+impl Room {
+    fn new(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, bytes: (rows * cols * size_of::<bf16>()).next_multiple_of(ALIGNMENT) }
+    }
+
+    /// Makes the workspace large enough for the rows and for what the launches beside them have asked for so far.
+    fn reserve(&self, site: &mut Site<'_>, products: usize) {
+        site.workspace(self.bytes + products);
+    }
+
+    fn buffer(&self, step: &Step<'_>) -> Result<Buffer<bf16>> {
+        step.workspace.view(0..self.rows * self.cols * size_of::<bf16>())
+    }
+
+    fn rest(&self, step: &Step<'_>) -> Result<Buffer<u8>> {
+        step.workspace.view(self.bytes..step.workspace.len())
+    }
+
+    fn matrix(&self, buffer: Buffer<bf16>) -> Matrix {
+        Matrix { buffer, rows: self.rows, cols: self.cols, live: Live::Tokens }
+    }
+
+    /// The rows of all ranks.
+    fn gather(&self, step: &Step<'_>, own: &Matrix) -> Result<Matrix> {
+        let all = self.buffer(step)?;
+        group(step)?.all_gather(step.stream, &all, &own.buffer)?;
+        Ok(self.matrix(all))
+    }
+
+    /// This rank's rows of the sum over the ranks.
+    fn reduce(&self, step: &Step<'_>, own: &Matrix, summand: &Matrix) -> Result<()> {
+        group(step)?.reduce_scatter(step.stream, &own.buffer, &summand.buffer)
+    }
+}
+
+fn group<'a>(step: &Step<'a>) -> Result<&'a DeviceGroup> {
+    step.tensor
+        .ok_or_else(|| Error::failure("the layers are shared out, and there are no ranks to share them"))
+}
+
+/// A product of the rows of a batch, with its plan and what it needs of the workspace.
+struct Product {
+    shape: Shape,
+    plan: Plan,
+    bytes: usize,
+}
+
+impl Product {
+    fn new(site: &mut Site<'_>, shape: Shape, finish: Finish) -> Result<Self> {
+        let plan = planned(site, shape, finish, false)?;
+        let bytes = raw::workspace_bytes(&plan, finish.kind, shape.m, shape.n, false);
+        Ok(Self { shape, plan, bytes })
+    }
+
+    fn launch(
+        &self,
+        step: &Step<'_>,
+        [a, b]: [&Matrix; 2],
+        end: &Epilogue<'_>,
+        workspace: &Buffer<u8>,
+    ) -> Result<()> {
+        let gemm = Gemm {
+            shape: self.shape,
+            a: a.operand(),
+            b: b.operand(),
+            live: step.live_rows(a),
+            dependent: false,
+        };
+        gemm.launch(step.stream, end, &self.plan, &Vector::from(workspace))
+    }
+}
+
+/// The column sums of `dy`, added to `db`.
+fn add_column_sums(step: &Step<'_>, db: &Buffer<f32>, dy: &Matrix, workspace: &Buffer<u8>) -> Result<()> {
+    let sums = BiasGrad {
+        dy: dy.operand(),
+        m: dy.rows,
+        n: dy.cols,
+        live: step.live_rows(dy),
+        out: Vector::from(db),
+        accumulate: Vector::from(step.accumulate),
+    };
+    sums.launch(step.stream, &Vector::from(workspace))
+}
+
+/// `dw += dyᵀ x`.
+fn add_weight_grad(
+    step: &Step<'_>,
+    product: &Product,
+    dw: &Buffer<f32>,
+    operands: [&Matrix; 2],
+    workspace: &Buffer<u8>,
+) -> Result<()> {
+    let out = Operand::of(dw, 0, product.shape.n);
+    let sum = Epilogue::Sum(Sum { out, accumulate: Vector::from(step.accumulate) });
+    product.launch(step, operands, &sum, workspace)
+}
+
+pub(super) fn row_linear(gelu: &[Option<GeluKind>], site: &mut Site<'_>) -> Result<Launch> {
+    struct Part {
+        weight: Matrix,
+        bias: Option<Buffer<f32>>,
+        gelu: Option<GeluKind>,
+        y: Matrix,
+        pre: Option<Matrix>,
+        product: Product,
+    }
+    let x = site.input(0)?;
+    let room = Room::new(x.rows * site.shard().size, x.cols);
+    let mut parts = Vec::new();
+    for (i, &gelu) in gelu.iter().enumerate() {
+        let (weight, bias) = (site.input(1 + 2 * i)?, site.input_f32(2 + 2 * i)?);
+        let (y, pre) = (site.output(2 * i)?, site.output_opt(2 * i + 1)?);
+        let shape = Shape { layout: Layout::Nt, m: room.rows, n: weight.rows, k: x.cols };
+        let product = Product::new(site, shape, Finish::store(gelu.is_some(), pre.is_some(), false))?;
+        parts.push(Part { weight, bias, gelu, y, pre, product });
+    }
+    room.reserve(site, parts.iter().map(|part| part.product.bytes).max().unwrap_or(0));
+    Ok(Box::new(move |step| {
+        let (all, rest) = (room.gather(step, &x)?, room.rest(step)?);
+        parts.iter().try_for_each(|part| {
+            let mut store = Store::plain(part.y.operand());
+            store.bias = part.bias.as_ref().map_or(Vector::none(), Vector::from);
+            store.gelu = part.gelu;
+            store.pre = part.pre.as_ref().map_or(Operand::none(), Matrix::operand);
+            part.product.launch(step, [&all, &part.weight], &Epilogue::Store(store), &rest)
+        })
+    }))
+}
+
+pub(super) fn row_linear_grad(site: &mut Site<'_>) -> Result<Launch> {
+    struct Part {
+        dy: Matrix,
+        weight: Matrix,
+        dw: Buffer<f32>,
+        db: Option<Buffer<f32>>,
+        input: Product,
+        outer: Product,
+    }
+    let (x, dx) = (site.input(0)?, site.output(0)?);
+    let room = Room::new(x.rows * site.shard().size, x.cols);
+    let (mut parts, mut bytes) = (Vec::new(), 0);
+    for i in 0..site.inputs() / 2 {
+        let (dy, weight) = (site.input(1 + 2 * i)?, site.input(2 + 2 * i)?);
+        let dw = site.output_f32(1 + 2 * i)?;
+        let (dw, db) = (site.present(dw)?, site.output_f32(2 + 2 * i)?);
+        let shape = Shape { layout: Layout::Nn, m: room.rows, n: x.cols, k: dy.cols };
+        let input = Product::new(site, shape, Finish::store(false, false, i > 0))?;
+        let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: room.rows };
+        let outer = Product::new(site, shape, Finish::sum())?;
+        bytes = bytes.max(input.bytes).max(outer.bytes);
+        if db.is_some() {
+            bytes = bytes.max(raw::bias_grad_workspace_bytes(dy.rows, dy.cols));
+        }
+        parts.push(Part { dy, weight, dw, db, input, outer });
+    }
+    room.reserve(site, bytes);
+    Ok(Box::new(move |step| {
+        // First the gradient of x, whose memory the gathered x then takes.
+        let (summand, rest) = (room.matrix(room.buffer(step)?), room.rest(step)?);
+        for (i, part) in parts.iter().enumerate() {
+            let mut store = Store::plain(summand.operand());
+            if i > 0 {
+                store.residual = summand.operand();
+            }
+            part.input.launch(step, [&part.dy, &part.weight], &Epilogue::Store(store), &rest)?;
+        }
+        room.reduce(step, &dx, &summand)?;
+        let all = room.gather(step, &x)?;
+        parts.iter().try_for_each(|part| {
+            add_weight_grad(step, &part.outer, &part.dw, [&part.dy, &all], &rest)?;
+            part.db.as_ref().map_or(Ok(()), |db| add_column_sums(step, db, &part.dy, &rest))
+        })
+    }))
+}
+
+pub(super) fn column_linear(site: &mut Site<'_>) -> Result<Launch> {
+    struct Part {
+        x: Matrix,
+        weight: Matrix,
+        bias: Option<Buffer<f32>>,
+        product: Product,
+    }
+    let (y, shard) = (site.output(0)?, site.shard());
+    let room = Room::new(y.rows * shard.size, y.cols);
+    let mut parts = Vec::new();
+    for i in 0..site.inputs() / 3 {
+        let (x, weight, bias) = (site.input(3 * i)?, site.input(3 * i + 1)?, site.input_f32(3 * i + 2)?);
+        let shape = Shape { layout: Layout::Nt, m: room.rows, n: weight.rows, k: x.cols };
+        let product = Product::new(site, shape, Finish::store(false, false, i > 0))?;
+        // Of the ranks that all have it, one adds it.
+        parts.push(Part { x, weight, bias: bias.filter(|_| shard.rank == 0), product });
+    }
+    room.reserve(site, parts.iter().map(|part| part.product.bytes).max().unwrap_or(0));
+    Ok(Box::new(move |step| {
+        let (summand, rest) = (room.matrix(room.buffer(step)?), room.rest(step)?);
+        for (i, part) in parts.iter().enumerate() {
+            let mut store = Store::plain(summand.operand());
+            store.bias = part.bias.as_ref().map_or(Vector::none(), Vector::from);
+            if i > 0 {
+                store.residual = summand.operand();
+            }
+            part.product.launch(step, [&part.x, &part.weight], &Epilogue::Store(store), &rest)?;
+        }
+        room.reduce(step, &y, &summand)
+    }))
+}
+
+pub(super) fn column_linear_grad(gelu: &[Option<GeluKind>], site: &mut Site<'_>) -> Result<Launch> {
+    struct Part {
+        x: Matrix,
+        weight: Matrix,
+        /// What GELU was taken of.
+        pre: Option<(GeluKind, Matrix)>,
+        dx: Matrix,
+        dw: Buffer<f32>,
+        db: Option<Buffer<f32>>,
+        input: Product,
+        outer: Product,
+    }
+    let dy = site.input(0)?;
+    let room = Room::new(dy.rows * site.shard().size, dy.cols);
+    let (mut parts, mut bytes) = (Vec::new(), 0);
+    for (i, gelu) in gelu.iter().enumerate() {
+        let (x, weight) = (site.input(1 + 3 * i)?, site.input(2 + 3 * i)?);
+        let pre = match gelu {
+            Some(kind) => Some((*kind, site.input(3 + 3 * i)?)),
+            None => None,
+        };
+        let (dx, dw) = (site.output(3 * i)?, site.output_f32(3 * i + 1)?);
+        let (dw, db) = (site.present(dw)?, site.output_f32(3 * i + 2)?);
+        let shape = Shape { layout: Layout::Nn, m: room.rows, n: weight.cols, k: dy.cols };
+        let finish = if pre.is_some() { Finish::gelu_grad() } else { Finish::store(false, false, false) };
+        let input = Product::new(site, shape, finish)?;
+        let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: room.rows };
+        let outer = Product::new(site, shape, Finish::sum())?;
+        bytes = bytes.max(input.bytes).max(outer.bytes);
+        if db.is_some() {
+            bytes = bytes.max(raw::bias_grad_workspace_bytes(room.rows, dy.cols));
+        }
+        parts.push(Part { x, weight, pre, dx, dw, db, input, outer });
+    }
+    room.reserve(site, bytes);
+    Ok(Box::new(move |step| {
+        let (all, rest) = (room.gather(step, &dy)?, room.rest(step)?);
+        parts.iter().try_for_each(|part| {
+            let end = match &part.pre {
+                Some((kind, pre)) => Epilogue::GeluGrad(GeluGrad {
+                    out: part.dx.operand(),
+                    pre: pre.operand(),
+                    gelu: *kind,
+                    bias_grad: Vector::none(),
+                    accumulate: Vector::from(step.accumulate),
+                }),
+                None => Epilogue::Store(Store::plain(part.dx.operand())),
+            };
+            part.input.launch(step, [&all, &part.weight], &end, &rest)?;
+            add_weight_grad(step, &part.outer, &part.dw, [&all, &part.x], &rest)?;
+            part.db.as_ref().map_or(Ok(()), |db| add_column_sums(step, db, &all, &rest))
+        })
+    }))
+}
+
+pub(super) fn own_rows(shard: Shard, site: &mut Site<'_>) -> Result<Launch> {
+    let (x, out) = (site.input(0)?, site.output(0)?);
+    let bytes = out.buffer.len() * size_of::<bf16>();
+    let own = x.buffer.view::<bf16>(shard.rank * bytes..(shard.rank + 1) * bytes)?;
+    Ok(Box::new(move |step| out.buffer.copy_from(step.stream, &own)))
+}
+
+pub(super) fn all_rows(site: &mut Site<'_>) -> Result<Launch> {
+    let (x, out) = (site.input(0)?, site.output(0)?);
+    Ok(Box::new(move |step| group(step)?.all_gather(step.stream, &out.buffer, &x.buffer)))
+}
