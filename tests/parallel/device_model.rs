@@ -9,7 +9,7 @@ use trencadis::device::Device;
 use trencadis::nn::init::initialise;
 use trencadis::parallel::{Mesh, MeshGroups, run_ranks};
 use trencadis::recipe::*;
-use trencadis::train::engine::{DeviceEngine, DeviceOptions, DeviceRanks, Engine, TrainState};
+use trencadis::train::engine::{DeviceEngine, DeviceMemory, DeviceOptions, DeviceRanks, Engine, TrainState};
 use trencadis::train::step::{StepOutcome, TrainStep};
 
 use crate::support::batch;
@@ -94,6 +94,8 @@ fn train(device: &Device, model: ModelConfig, ranks: Rc<MeshGroups>) -> Result<T
         _ => Some(DeviceRanks::connect(ranks.clone(), device)?),
     };
     let mut engine = DeviceEngine::on_mesh(device, &recipe, step, SLOTS, options, (data, connected))?;
+    let planned = DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS, ranks.place())?;
+    assert_eq!(engine.memory(), planned, "a rank takes what is planned for its place");
     engine.load(&state)?;
     let mut outcomes = Vec::new();
     for number in 0..STEPS {
