@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::graph::{Extent, Graph, Kind, Tensor, TensorInfo};
-use super::op::{Args, Io, StepState};
+use super::op::{Args, Io, StepState, Workload};
 use super::plan::Plan;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
@@ -228,6 +228,9 @@ impl<R: Precision> CpuExecutor<R> {
                 }
             } else {
                 node.op.run(io);
+                if let Some(group) = tensor.filter(|group| group.clock().is_some()) {
+                    group.work(node.op.flops(graph, node, &Workload::of(batch)));
+                }
             }
 
             for (buffer, output) in buffers.into_iter().zip(&node.outputs) {

@@ -168,7 +168,14 @@ impl DeviceExecutor {
             Source::Axis(axis) => {
                 axis.params.layout().params().check(&graph)?;
                 let shared = beside.and_then(|beside| beside.memory.params.gathered());
-                ParamMemory::Gathered(Box::new(Gathered::new(device, &graph, &plan, axis, shared)?))
+                ParamMemory::Gathered(Box::new(Gathered::new(
+                    device,
+                    &graph,
+                    &plan,
+                    shape.tokens,
+                    axis,
+                    shared,
+                )?))
             }
         };
         let layout = ArenaPlan::new(&graph, &plan);
@@ -393,6 +400,7 @@ impl DeviceExecutor {
             label_fault: &self.label_fault,
             schedules: &self.schedules,
             tensor: self.memory.params.gathered().and_then(Gathered::tensor),
+            ring: self.memory.params.gathered().and_then(Gathered::ring),
             keep: self.own_keep.as_ref().unwrap_or(&self.keep),
         }
     }

@@ -26,6 +26,7 @@ use crate::device::{Buffer, Device, Event, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::optim;
 use crate::parallel::DeviceGroup;
+use crate::parallel::device::DeviceRing;
 use crate::parallel::zero::{Action, Schedule, Units};
 
 /// What an executor is given of a mesh.
@@ -34,6 +35,8 @@ pub struct MeshAxes {
     pub group: Option<Rc<DeviceGroup>>,
     /// Those of the tensor axis; the same.
     pub tensor: Option<Rc<DeviceGroup>>,
+    /// Whether what they exchange moves while products run, see [`DeviceRing`].
+    pub overlap: bool,
     /// This rank's pieces of the parameters.
     pub params: Arc<PieceParams>,
     /// Its pieces of the gradients, which are added to; none for a forward pass alone.
@@ -61,6 +64,8 @@ pub(super) struct Gathered {
     /// Sums, before they are added to the pieces.
     sums: Option<Buffer<f32>>,
     communication: Stream,
+    /// Where what the tensor axis exchanges moves while products run.
+    ring: Option<DeviceRing>,
     /// When what was queued last on the other stream has run.
     progress: RefCell<Progress>,
 }
@@ -80,9 +85,14 @@ impl Gathered {
         device: &Device,
         graph: &Graph,
         plan: &Plan,
+        tokens: usize,
         axis: MeshAxes,
         shared: Option<&Gathered>,
     ) -> Result<Self> {
+        let shard = graph.shard();
+        let ring = (axis.overlap && shard.is_part())
+            .then(|| DeviceRing::new(device, shard, tokens / shard.size))
+            .transpose()?;
         let layout = axis.params.layout().clone();
         let units = Units::new(graph, layout.rank());
         let schedule = Schedule::new(graph, plan, &units);
@@ -101,6 +111,7 @@ impl Gathered {
             grads: device.alloc(grad_bytes)?,
             sums: sums.transpose()?,
             communication: device.stream()?,
+            ring,
             progress: RefCell::default(),
             axis,
             schedule,
@@ -175,6 +186,11 @@ impl Gathered {
     /// The ranks of the tensor axis.
     pub(super) fn tensor(&self) -> Option<&DeviceGroup> {
         self.axis.tensor.as_deref()
+    }
+
+    /// How what they exchange moves beside products, where it does.
+    pub(super) fn ring(&self) -> Option<&DeviceRing> {
+        self.ring.as_ref()
     }
 
     fn group(&self) -> Result<&DeviceGroup> {

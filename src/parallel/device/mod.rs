@@ -33,11 +33,14 @@ mod board;
 mod local;
 mod nccl;
 mod place;
+mod ring;
 
 use std::cell::RefCell;
 use std::fmt;
 
 use bytemuck::Pod;
+
+pub use ring::{DeviceRing, Scatter};
 
 use super::collectives::part_of;
 use super::group::Group;

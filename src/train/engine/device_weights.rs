@@ -9,6 +9,7 @@ use crate::autograd::device::{DeviceParams, MeshAxes, PieceLayout, PieceParams};
 use crate::autograd::{DeviceExecutor, Graph, Shard};
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
+use crate::parallel::device::DeviceRing;
 use crate::parallel::{DeviceGroup, MeshGroups};
 
 /// A rank of a training on devices.
@@ -22,6 +23,8 @@ pub struct DeviceRanks {
     pub data: Rc<DeviceGroup>,
     /// Ranks with the same batch.
     pub tensor: Rc<DeviceGroup>,
+    /// Whether what the tensor axis exchanges moves while products run.
+    pub overlap: bool,
 }
 
 impl DeviceRanks {
@@ -30,10 +33,12 @@ impl DeviceRanks {
     /// # Errors
     /// On every rank the same: devices that nothing connects; the failure that has ended the ranks.
     pub fn connect(host: Rc<MeshGroups>, device: &Device) -> Result<Self> {
+        let tensor = Rc::new(DeviceGroup::new(&host.tensor, device)?);
         Ok(Self {
             world: Rc::new(DeviceGroup::new(&host.world, device)?),
             data: Rc::new(DeviceGroup::new(&host.data, device)?),
-            tensor: Rc::new(DeviceGroup::new(&host.tensor, device)?),
+            overlap: DeviceRing::fits(&tensor),
+            tensor,
             host,
         })
     }
@@ -73,6 +78,7 @@ impl Weights {
         Ok(MeshAxes {
             group: ranks.map(|ranks| ranks.data.clone()),
             tensor: ranks.map(|ranks| ranks.tensor.clone()),
+            overlap: ranks.is_some_and(|ranks| ranks.overlap),
             params: if training { params } else { average.as_ref().unwrap_or(params) }.clone(),
             grads: training.then(|| grads.view(all)).transpose()?,
         })
