@@ -346,7 +346,7 @@ impl Op for RowLinearGrad {
     }
 
     fn multiples(&self, i: usize) -> [usize; 2] {
-        if i > 0 && i % 2 == 0 { WEIGHT_UNIT } else { [1, 1] }
+        if i > 0 && i.is_multiple_of(2) { WEIGHT_UNIT } else { [1, 1] }
     }
 
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
