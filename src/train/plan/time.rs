@@ -2,8 +2,8 @@
 //!
 //! * A node of the record takes its FLOPs on this rank, recomputation included, over the rate of a GPU. A node whose
 //!   ranks compute together in K steps of a ring takes K·max(product, message) (`parallel::ring`): the larger of its
-//!   product's time and K/(K − 1) of its messages'. Layers that gather whole operands before they multiply, as those of
-//!   a device do that has no ring, take the sum.
+//!   product's time and K/(K − 1) of its messages'. On devices only the first product after a gathering and the last
+//!   before a reduction overlap (`autograd::sharded::device`), which hides a little less.
 //! * One channel carries weights and gradients of the data axis in the order in which the [`Schedule`] begins them.
 //!   A visit waits for its weights, whose gathering began with the visit before; a reduction is waited for when the
 //!   next one begins, and the last one at the end of the batch. So what is not hidden is the first gathering, the last
