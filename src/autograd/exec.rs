@@ -93,6 +93,11 @@ pub struct Rank<'a, R> {
     pub tensor: Option<&'a Group>,
 }
 
+/// Whether a pooled buffer of this capacity may hold `len` elements: it does not waste half of itself.
+pub(crate) fn serves(capacity: usize, len: usize) -> bool {
+    capacity >= len && capacity <= 2 * len.max(64)
+}
+
 /// Values of a graph's tensors on the CPU. Buffers of activations whose last use has passed go to
 /// a pool, from which later results and later steps draw.
 #[derive(Debug, Default)]
@@ -274,7 +279,7 @@ impl<R: Precision> CpuExecutor<R> {
             .pool
             .iter()
             .enumerate()
-            .filter(|(_, b)| b.capacity() >= len && b.capacity() <= 2 * len.max(64))
+            .filter(|(_, b)| serves(b.capacity(), len))
             .min_by_key(|(_, b)| b.capacity())
             .map(|(i, _)| i);
         let mut buffer = fit.map(|i| self.pool.swap_remove(i)).unwrap_or_default();

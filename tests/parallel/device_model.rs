@@ -9,7 +9,7 @@ use trencadis::device::Device;
 use trencadis::nn::init::initialise;
 use trencadis::parallel::{Mesh, MeshGroups, run_ranks};
 use trencadis::recipe::*;
-use trencadis::train::engine::{DeviceEngine, DeviceOptions, DeviceRanks, Engine, TrainState};
+use trencadis::train::engine::{DeviceEngine, DeviceMemory, DeviceOptions, DeviceRanks, Engine, TrainState};
 use trencadis::train::step::{StepOutcome, TrainStep};
 
 use crate::support::batch;
@@ -98,6 +98,11 @@ fn train(device: &Device, model: ModelConfig, overlap: bool, ranks: Rc<MeshGroup
         }
     };
     let mut engine = DeviceEngine::on_mesh(device, &recipe, step, SLOTS, options, (data, connected))?;
+    let planned = DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS, ranks.place())?;
+    // Flags of a ring are not planned.
+    let flags = if overlap && tensor.is_part() { 1024 } else { 0 };
+    let more = engine.memory().total() - planned.total();
+    assert!(more <= flags, "a rank takes what is planned for its place, and {more} bytes more");
     engine.load(&state)?;
     let mut outcomes = Vec::new();
     for number in 0..STEPS {

@@ -260,8 +260,8 @@ impl DeviceExecutor {
     }
 
     /// Bytes of parameters that are gathered and of gradients that are not summed yet; none where one rank has all.
-    pub fn gathered_bytes(&self) -> usize {
-        self.memory.params.gathered().map_or(0, Gathered::bytes)
+    pub fn gathered_bytes(&self) -> [usize; 2] {
+        self.memory.params.gathered().map_or([0; 2], Gathered::bytes)
     }
 
     /// Bytes of the batches.

@@ -120,10 +120,10 @@ impl Gathered {
         })
     }
 
-    /// Bytes of gathered parameters, of gradients and of sums.
-    pub(super) fn bytes(&self) -> usize {
+    /// Bytes of gathered parameters, and of gradients and sums.
+    pub(super) fn bytes(&self) -> [usize; 2] {
         let sums = self.sums.as_ref().map_or(0, |sums| sums.len() * size_of::<f32>());
-        self.weights.len() + self.grads.len() + sums
+        [self.weights.len(), self.grads.len() + sums]
     }
 
     /// Rows and columns of parameter `p`.

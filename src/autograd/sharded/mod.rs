@@ -21,7 +21,7 @@ use bytemuck::Pod;
 
 use super::device::{Launch, Site};
 use super::gemm::{BIAS_UNIT, GeluGrad, WEIGHT_UNIT};
-use super::graph::{Extent, Graph, Node, Tensor};
+use super::graph::{Extent, Graph, Node, Tensor, TensorInfo};
 use super::op::{Args, Io, Op, Workload, on_cpu};
 use super::split::Shard;
 use crate::cpu::gemm;
@@ -101,8 +101,24 @@ fn layer(sharding: Sharding, [inner, outer]: [usize; 2], size: usize) -> Result<
 /// `[a | b | …]` of matrices with these widths.
 fn join_columns<R: Real>(parts: &[(&[R], usize)]) -> Vec<R> {
     let rows = parts.first().map_or(0, |(data, width)| data.len() / width);
-    let row = |at: usize| parts.iter().flat_map(move |(data, width)| &data[at * width..(at + 1) * width]);
-    (0..rows).flat_map(row).copied().collect()
+    let mut joined = Vec::with_capacity(parts.iter().map(|(data, _)| data.len()).sum());
+    for at in 0..rows {
+        parts.iter().for_each(|(data, width)| joined.extend_from_slice(&data[at * width..(at + 1) * width]));
+    }
+    joined
+}
+
+/// Elements that so many rings of chunks like `chunk` hold: two buffers and a message each.
+fn chunks_held(rings: usize, chunk: &TensorInfo) -> usize {
+    3 * rings * chunk.len()
+}
+
+/// Elements of the weights among the operands from `first` on, one in every `step`, and of their rows and columns.
+fn weights_of(graph: &Graph, node: &Node, first: usize, step: usize) -> [usize; 3] {
+    let weights = node.inputs[first..].iter().step_by(step).flatten().map(|weight| graph.info(*weight));
+    weights.fold([0; 3], |[len, rows, cols], weight| {
+        [len + weight.len(), rows + weight.rows, cols + weight.cols]
+    })
 }
 
 /// Columns `first..first + width` of a matrix of `stride` columns.
@@ -136,7 +152,7 @@ impl RowLinear {
             activate(y, pre, *gelu);
             return Ok(());
         }
-        let weight: Vec<R> = (0..widths.len()).flat_map(|i| a.input(1 + 2 * i)).copied().collect();
+        let weight = (0..widths.len()).map(|i| a.input(1 + 2 * i)).collect::<Vec<_>>().concat();
         let biases: Vec<_> = widths.iter().enumerate().map(|(i, w)| (a.input_opt(2 + 2 * i), *w)).collect();
         let bias = join_biases(&biases);
         let mut all = vec![R::ZERO; a.output_shape(0).0 * outer];
@@ -188,6 +204,19 @@ impl Op for RowLinear {
 
     fn sends(&self, graph: &Graph, node: &Node, rank: usize) -> u64 {
         sent(Sharding::Row, graph.info(node.input(0)).cols, graph.info(node.output(0)).rows, rank, self.shard)
+    }
+
+    /// Rings of x, and of several layers weights and results joined; after them, pre-activations that nobody reads.
+    fn scratch(&self, graph: &Graph, node: &Node, read: &[bool]) -> usize {
+        let tokens = graph.info(node.output(0)).rows;
+        let [weights, outer, _] = weights_of(graph, node, 1, 2);
+        let joined = if self.gelu.len() > 1 { weights + (tokens + 1) * outer } else { 0 };
+        let unread = |(i, gelu): (usize, &Option<GeluKind>)| match gelu {
+            Some(_) if !read[2 * i + 1] => graph.info(node.output(2 * i)).len(),
+            _ => 0,
+        };
+        let unread = self.gelu.iter().enumerate().map(unread).max().unwrap_or(0);
+        joined + chunks_held(1, graph.info(node.input(0))).max(unread)
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
@@ -265,7 +294,7 @@ impl RowLinearGrad {
             return layer.backward(group, grads, a.input(1), x, a.input(2));
         }
         let dys: Vec<_> = (0..parts).map(|i| (a.input(1 + 2 * i), widths[i])).collect();
-        let weight: Vec<R> = (0..parts).flat_map(|i| a.input(2 + 2 * i)).copied().collect();
+        let weight = (0..parts).map(|i| a.input(2 + 2 * i)).collect::<Vec<_>>().concat();
         let (mut dw, mut db) = (vec![R::ZERO; weight.len()], vec![R::ZERO; outer]);
         let grads = Grads { dx, dw: &mut dw, db: Some(&mut db) };
         layer.backward(group, grads, &join_columns(&dys), x, &weight)?;
@@ -304,12 +333,20 @@ impl Op for RowLinearGrad {
         2 * sent(Sharding::Row, x.cols, dy.rows, rank, self.0)
     }
 
+    /// Rings of x and of dx, and of several layers gradients of results, weights and theirs joined.
+    fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {
+        let tokens = graph.info(node.input(1)).rows;
+        let [weights, outer, _] = weights_of(graph, node, 2, 2);
+        let joined = if node.inputs.len() > 3 { 2 * weights + (tokens + 1) * outer } else { 0 };
+        joined + chunks_held(2, graph.info(node.input(0)))
+    }
+
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         device::row_linear_grad(site)
     }
 
     fn multiples(&self, i: usize) -> [usize; 2] {
-        if i > 0 && i % 2 == 0 { WEIGHT_UNIT } else { [1, 1] }
+        if i > 0 && i.is_multiple_of(2) { WEIGHT_UNIT } else { [1, 1] }
     }
 
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
@@ -364,6 +401,14 @@ impl Op for ColumnLinear {
     fn sends(&self, graph: &Graph, node: &Node, rank: usize) -> u64 {
         let (x, y) = (graph.info(node.input(0)), graph.info(node.output(0)));
         sent(Sharding::Column, y.cols, x.rows, rank, self.0)
+    }
+
+    /// Rings of y, and of several layers operands and weights joined.
+    fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {
+        let [weights, _, inner] = weights_of(graph, node, 1, 3);
+        let tokens = graph.info(node.input(0)).rows;
+        let joined = if node.inputs.len() > 3 { weights + tokens * inner } else { 0 };
+        joined + chunks_held(1, graph.info(node.output(0)))
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
@@ -472,6 +517,13 @@ impl Op for ColumnLinearGrad {
         if i % 3 == 2 { WEIGHT_UNIT } else { [1, 1] }
     }
 
+    /// Rings of dy, and operands, weights and the gradients of both joined.
+    fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {
+        let [weights, _, inner] = weights_of(graph, node, 2, 3);
+        let tokens = graph.info(node.input(1)).rows;
+        2 * (weights + tokens * inner) + chunks_held(1, graph.info(node.input(0)))
+    }
+
     fn flops(&self, graph: &Graph, node: &Node, work: &Workload) -> f64 {
         2.0 * flops(graph, work, node.inputs[2..].iter().step_by(3))
     }
@@ -527,6 +579,11 @@ impl Op for AllRows {
 
     fn sends(&self, graph: &Graph, node: &Node, _: usize) -> u64 {
         ((self.0.size - 1) * graph.info(node.input(0)).len()) as u64
+    }
+
+    /// Messages.
+    fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {
+        (self.0.size - 1) * graph.info(node.input(0)).len()
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {

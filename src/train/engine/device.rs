@@ -184,11 +184,14 @@ impl DeviceEngine {
         };
         let state = weights.bytes(&executor) + optimizer.bytes();
         let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
+        let [gathered, unit_gradients] = executor.gathered_bytes();
         let memory = DeviceMemory {
             state,
+            gathered,
+            unit_gradients,
             activations,
             input,
-            workspace: trained - state - activations - input,
+            workspace: trained - state - gathered - unit_gradients - activations - input,
             evaluation: device.allocated_bytes() - trained,
         };
         let place = |_| {

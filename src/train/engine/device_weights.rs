@@ -64,7 +64,7 @@ impl Weights {
             }
             Self::Pieces { params, average, grads: own } => {
                 let average = average.as_ref().map_or(0, |average| average.bytes());
-                params.bytes() + average + grads(own) + executor.gathered_bytes()
+                params.bytes() + average + grads(own)
             }
         }
     }
