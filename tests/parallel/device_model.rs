@@ -36,16 +36,21 @@ fn models() -> [ModelConfig; 2] {
         channels: 1,
         layer_scale: 0.5,
         drop_path: 0.3,
+        norm_bias: true,
+        norm: NormKind::LayerNorm,
+        qk_norm: QkNormKind::LayerNorm,
+        qk_norm_per_head: false,
         qkv_bias: true,
         proj_bias: true,
+        pool_mlp: true,
         position: PositionConfig { rows: 9, columns: 11, ..PositionConfig::default() },
         ..ModelConfig::default()
     };
     let parallel = ModelConfig {
         block: BlockKind::Parallel,
         norm: NormKind::Rms,
+        norm_bias: false,
         qk_norm: QkNormKind::Rms,
-        qk_norm_per_head: false,
         layer_scale: 0.0,
         checkpoint: true,
         ..serial.clone()
@@ -149,7 +154,8 @@ fn alike(what: &str, got: &Trained, want: &Trained, params: &[ParamSpec], tolera
     }
     let worst = params.iter().enumerate().map(|(i, spec)| {
         let ema = |state: &TrainState<'static>| state.ema.as_ref().unwrap()[i].clone();
-        let of = |state: &TrainState<'static>| [state.weights[i].clone(), ema(state)];
+        // Moments tell more than weights, which hardly move.
+        let of = |state: &TrainState<'static>| [state.m[i].clone(), ema(state)];
         let both = of(&got.state).into_iter().zip(of(&want.state));
         (both.map(|(a, b)| distance(&wide(&a), &wide(&b))).fold(0.0, f64::max), &spec.name)
     });

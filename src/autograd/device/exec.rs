@@ -279,12 +279,20 @@ impl DeviceExecutor {
         &self.stream
     }
 
+    /// Waits until everything queued has run; of several ranks no longer than all live.
+    fn synchronize(&self) -> Result<()> {
+        match self.memory.params.gathered() {
+            Some(gathered) => gathered.synchronize(&self.stream),
+            None => self.stream.synchronize(),
+        }
+    }
+
     /// The gradients, dense, in the order of [`Graph::params`], once everything queued has run.
     ///
     /// # Errors
     /// A failed device.
     pub fn read_grads(&self) -> Result<Vec<Vec<f32>>> {
-        self.stream.synchronize()?;
+        self.synchronize()?;
         let (params, grads) = self.whole();
         Ok(params.layout().unpack(&grads.download()?))
     }
@@ -415,7 +423,7 @@ impl DeviceExecutor {
     /// # Errors
     /// A label that is no class, a `cu_seqlens` that is none; a failed device.
     pub fn check(&self) -> Result<()> {
-        self.stream.synchronize()?;
+        self.synchronize()?;
         loss::fault(self.label_fault.download()?.first().copied().unwrap_or(0))?;
         self.schedules.iter().try_for_each(Schedule::check)
     }
@@ -447,7 +455,7 @@ impl DeviceExecutor {
     /// # Errors
     /// The tensor was not kept; a failed device.
     pub fn value(&self, tensor: Tensor) -> Result<Vec<f32>> {
-        self.stream.synchronize()?;
+        self.synchronize()?;
         let info = self.kept(tensor)?;
         if self.memory.layout.elements[tensor.0] == Element::F32 {
             return self.kept_f32(tensor)?.download();

@@ -35,6 +35,8 @@ pub struct MeshAxes {
     pub group: Option<Rc<DeviceGroup>>,
     /// Those of the tensor axis; the same.
     pub tensor: Option<Rc<DeviceGroup>>,
+    /// The same again, for sums beside those of the data axis.
+    pub sums: Option<Rc<DeviceGroup>>,
     /// Whether what they exchange moves while products run, see [`DeviceRing`].
     pub overlap: bool,
     /// This rank's pieces of the parameters.
@@ -188,6 +190,14 @@ impl Gathered {
         self.axis.tensor.as_deref()
     }
 
+    /// Waits until everything on `stream` has run, and no longer than the ranks live.
+    pub(super) fn synchronize(&self, stream: &Stream) -> Result<()> {
+        match &self.axis.group {
+            Some(group) => group.synchronize(stream),
+            None => stream.synchronize(),
+        }
+    }
+
     /// How what they exchange moves beside products, where it does.
     pub(super) fn ring(&self) -> Option<&DeviceRing> {
         self.ring.as_ref()
@@ -262,6 +272,9 @@ impl Gathered {
             let Some(place) = self.grad_places[i].clone() else { continue };
             let sum = sums.view(0..segment.piece.len() * size_of::<f32>())?;
             group.reduce_scatter::<f32>(&self.communication, &sum, &self.grads.view(place)?)?;
+            if let Some(sums) = self.axis.sums.as_deref().filter(|_| segment.summed) {
+                sums.all_reduce::<f32>(&self.communication, &sum)?;
+            }
             optim::add(&self.communication, &piece(pieces, segment)?, &sum)?;
         }
         self.progress.borrow_mut().summed = Some(self.communication.record()?);

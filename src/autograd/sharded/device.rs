@@ -210,7 +210,11 @@ pub(super) fn row_linear(gelu: &[Option<GeluKind>], site: &mut Site<'_>) -> Resu
         let (weight, bias) = (site.input(1 + 2 * i)?, site.input_f32(2 + 2 * i)?);
         let (y, pre) = (site.output(2 * i)?, site.output_opt(2 * i + 1)?);
         let shape = Shape { layout: Layout::Nt, m: room.rows, n: weight.rows, k: x.cols };
-        let product = Product::new(site, shape, Finish::store(gelu.is_some(), pre.is_some(), false))?;
+        let finish = Finish::store(gelu.is_some(), pre.is_some(), false);
+        let product = match i {
+            0 => Product::moving(site, shape, finish, false)?,
+            _ => Product::new(site, shape, finish)?,
+        };
         parts.push(Part { weight, bias, gelu, y, pre, product });
     }
     room.reserve(site, parts.iter().map(|part| part.product.bytes).max().unwrap_or(0));

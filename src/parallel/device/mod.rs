@@ -226,6 +226,9 @@ impl DeviceGroup {
     /// failure that has ended the ranks.
     pub fn all_gather<T: Pod>(&self, stream: &Stream, all: &Buffer<T>, mine: &Buffer<T>) -> Result<()> {
         self.check_operands("all-gather", stream, all, Some(mine))?;
+        if self.size() == 1 {
+            return all.copy_from(stream, mine);
+        }
         match &self.carrier {
             Carrier::Local(local) => {
                 let part = |rank| rank * mine.len()..(rank + 1) * mine.len();
@@ -248,6 +251,9 @@ impl DeviceGroup {
         all: &Buffer<T>,
     ) -> Result<()> {
         self.check_operands("reduce-scatter", stream, all, Some(mine))?;
+        if self.size() == 1 {
+            return mine.copy_from(stream, all);
+        }
         match &self.carrier {
             Carrier::Local(local) => {
                 let part = |rank| rank * mine.len()..(rank + 1) * mine.len();
@@ -265,6 +271,9 @@ impl DeviceGroup {
     /// As for [`all_gather`](Self::all_gather).
     pub fn all_reduce<T: Summed>(&self, stream: &Stream, data: &Buffer<T>) -> Result<()> {
         self.check_operands("all-reduce", stream, data, None)?;
+        if self.size() == 1 {
+            return Ok(());
+        }
         match &self.carrier {
             Carrier::Local(local) => local.all_reduce(&self.host, stream, data),
             Carrier::Nccl(nccl) => nccl.all_reduce(&self.host, stream, data),
@@ -286,6 +295,9 @@ impl DeviceGroup {
                 self.size()
             )));
         }
+        if self.size() == 1 {
+            return Ok(());
+        }
         match &self.carrier {
             Carrier::Local(local) => local.broadcast(&self.host, stream, data, root),
             Carrier::Nccl(nccl) => nccl.broadcast(&self.host, stream, data, root),
@@ -305,6 +317,9 @@ impl DeviceGroup {
         for one in exchanges {
             self.check_operands("exchange", stream, one.send, None)?;
             self.check_operands("exchange", stream, one.receive, None)?;
+        }
+        if self.size() == 1 {
+            return exchanges.iter().try_for_each(|one| one.receive.copy_from(stream, one.send));
         }
         match &self.carrier {
             Carrier::Local(local) => {
@@ -327,6 +342,19 @@ impl DeviceGroup {
         match &self.carrier {
             Carrier::Local(_) => stream.synchronize()?,
             Carrier::Nccl(nccl) => nccl.synchronize(&self.host, stream)?,
+        }
+        self.check()
+    }
+
+    /// Runs `work`, which waits for something that the ranks do together: no longer than they live, nor beyond the
+    /// timeout.
+    ///
+    /// # Errors
+    /// The failure that has ended the ranks; those of `work`.
+    pub fn watched(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        match &self.carrier {
+            Carrier::Local(_) => work()?,
+            Carrier::Nccl(nccl) => nccl.watched(&self.host, work)?,
         }
         self.check()
     }

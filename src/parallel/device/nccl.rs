@@ -118,7 +118,7 @@ impl Connected {
     }
 
     /// Runs what may wait for other ranks.
-    fn watched(&self, host: &Group, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn watched(&self, host: &Group, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.watch.state().waiting = Some(Instant::now());
         let result = work();
         self.watch.state().waiting = None;

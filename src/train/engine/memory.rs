@@ -91,6 +91,7 @@ pub fn check_fits(
     let mut remedies = Vec::new();
     if let Some(tokens) = fewer_tokens(info, usable, recipe, (classes, place), &memory)? {
         let accumulate = (recipe.train.accumulate * recipe.packing.tokens).div_ceil(tokens);
+        let accumulate = accumulate.next_multiple_of(place.data.size);
         remedies.push(format!(
             "lower packing.tokens from {} to {tokens} (train.accumulate={accumulate} keeps the size of a step)",
             recipe.packing.tokens
