@@ -107,7 +107,7 @@ impl DeviceExecutor {
         Self::build(&self.memory.device, graph, shape, 1, source, self.stream.clone(), Some(self))
     }
 
-    /// As which type kernels read each parameter of `graph`: for [`PieceLayout`](super::PieceLayout).
+    /// As which type kernels read each parameter of `graph`: for [`PieceLayout`](super::super::PieceLayout).
     ///
     /// # Errors
     /// As for [`new`](Self::new); a parameter that is read as two types.
