@@ -34,6 +34,8 @@ impl RankArgs {
     fn world(&self) -> Result<World> {
         match (Launch::from_env()?, self.ranks) {
             (None, ranks) => Ok(World::Here(ranks.unwrap_or(1))),
+            // A shell within a launch of one, say.
+            (Some(Launch { world: 1, .. }), Some(ranks)) => Ok(World::Here(ranks)),
             (Some(launch), None) => Ok(World::Launched(launch)),
             (Some(Launch { rank, world, .. }), Some(_)) => Err(Error::usage(format!(
                 "--ranks starts ranks in this process, which its launcher has made rank {rank} of {world} already; leave \

@@ -100,14 +100,15 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(samples: usize, limit: f64) -> Self {
+    /// For a rank that loads one of `parts` parts.
+    fn new(samples: usize, parts: usize, limit: f64) -> Self {
         Self {
             report: LoaderReport::default(),
             drawn: vec![false; samples],
             unreadable: vec![false; samples],
             recent: VecDeque::new(),
-            window: JUDGED.max(samples as u64),
-            least: JUDGED.min(samples as u64).max(1),
+            window: (JUDGED.max(samples as u64) / parts as u64).max(1),
+            least: (JUDGED.min(samples as u64) / parts as u64).max(1),
             limit,
         }
     }
@@ -301,7 +302,7 @@ impl Pipeline {
         state: Option<&LoaderState>,
         rounds: Rounds,
     ) -> Result<Self> {
-        let watch = Watch::new(source.len(), recipe.data.max_unreadable);
+        let watch = Watch::new(source.len(), rounds.share.parts, recipe.data.max_unreadable);
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
         let stop = Arc::new(AtomicBool::new(false));

@@ -11,7 +11,12 @@ use bytemuck::Pod;
 
 use super::group::Group;
 use super::transport::Fault;
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// What a refusal begins with between ranks.
+const USAGE: char = 'u';
+/// And a failure.
+const FAILURE: char = 'f';
 
 /// Part `part` of `len` elements in `parts` parts, whose lengths differ by at most 1.
 pub fn part_of(len: usize, parts: usize, part: usize) -> Range<usize> {
@@ -117,9 +122,17 @@ impl Group {
     /// # Errors
     /// That message, or those of [`receive`](Self::receive).
     pub fn agree(&self, mine: Result<()>) -> Result<()> {
-        let verdict = mine.map_or_else(|error| error.to_string(), |()| String::new());
-        let verdicts = self.gather_text(&verdict)?;
-        self.verdict(verdicts.into_iter().find(|text| !text.is_empty()))
+        let verdict = match mine {
+            Ok(()) => String::new(),
+            Err(Error::Usage(text)) => format!("{USAGE}{text}"),
+            Err(Error::Failure(text)) => format!("{FAILURE}{text}"),
+        };
+        let refusal = self.gather_text(&verdict)?.into_iter().find(|text| !text.is_empty());
+        let fault = |text: String| match text.strip_prefix(USAGE) {
+            Some(text) => Fault::usage(text),
+            None => Fault::failure(text.strip_prefix(FAILURE).unwrap_or(&text)),
+        };
+        self.verdict(refusal.map(fault))
     }
 
     /// Refuses, on every rank with one message, where `value` is not the same on all ranks. `what` is named
@@ -130,13 +143,13 @@ impl Group {
     pub fn check_same(&self, what: &str, value: &str) -> Result<()> {
         let values = self.gather_text(value)?;
         let world: Vec<usize> = (0..self.size()).map(|rank| self.world_rank(rank)).collect();
-        self.verdict(difference(what, &world, &values))
+        self.verdict(difference(what, &world, &values).map(Fault::usage))
     }
 
     /// Ends the ranks, each of which knows of the same refusal. The first to leave tells it to the others, or
     /// these would learn that a rank has failed instead.
-    fn verdict(&self, refusal: Option<String>) -> Result<()> {
-        refusal.map_or(Ok(()), |message| Err(self.end(&Fault::usage(message))))
+    fn verdict(&self, refusal: Option<Fault>) -> Result<()> {
+        refusal.map_or(Ok(()), |fault| Err(self.end(&fault)))
     }
 
     /// A text of every rank.

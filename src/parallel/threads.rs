@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// How long a rank waits for a silent one unless said otherwise: that of PyTorch's NCCL groups.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How long the other ranks have, once one has failed, to end what they do and say the same.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Links and arithmetic of simulated ranks. Every ordered pair of ranks has a link of its own, which carries
 /// one message after another. Time is counted, not spent: a rank's clock moves by what it computes and by what
 /// it waits for, so results do not depend on the machine.
@@ -52,7 +55,7 @@ impl Ranks {
     /// Runs `f` on every rank, and returns the results in their order.
     ///
     /// A rank that returns an error or panics ends all others. One that never returns cannot be ended: after
-    /// the failure that it is named in, it is waited for no longer than the timeout, and then left behind.
+    /// the failure that it is named in, it is waited for five seconds at most, and then left behind.
     ///
     /// # Errors
     /// The error of all ranks where they return the same; otherwise the first failure, which names its rank.
@@ -93,7 +96,7 @@ impl Ranks {
             };
             let Ok((rank, result)) = next else { break };
             if result.is_err() && deadline.is_none() {
-                deadline = Some(transport::deadline(self.timeout));
+                deadline = Some(transport::deadline(self.timeout.min(GRACE)));
             }
             done[rank] = Some(result);
         }
@@ -114,7 +117,8 @@ impl Ranks {
         }
         let alike = errors.windows(2).all(|pair| pair[0].to_string() == pair[1].to_string());
         match errors.pop() {
-            Some(error) if alike && errors.len() + 1 == self.size => Err(error),
+            // Of those that have returned: a stalled one has not.
+            Some(error) if alike => Err(error),
             _ => Err(shared.fault().map_or_else(|| Error::failure("a rank was lost"), |fault| fault.error())),
         }
     }

@@ -192,7 +192,9 @@ impl Gathered {
 
     /// Waits until everything on `stream` has run, and no longer than the ranks live.
     pub(super) fn synchronize(&self, stream: &Stream) -> Result<()> {
-        match &self.axis.group {
+        // An axis of one rank watches nobody.
+        let groups = [&self.axis.group, &self.axis.tensor];
+        match groups.into_iter().flatten().find(|group| group.size() > 1) {
             Some(group) => group.synchronize(stream),
             None => stream.synchronize(),
         }

@@ -21,8 +21,9 @@ use crate::kernels::elementwise::{Add, Addend};
 use crate::kernels::gemm::sharded::{Chunks, Done, Ready};
 use crate::parallel::ring::{self, Direction, Step};
 
-/// Most thread blocks that NCCL takes for an operation beside products that wait. Not measured.
-pub const BLOCKS: u32 = 6;
+/// Most thread blocks that NCCL takes for an operation beside products that wait, a power of two as its channels are. Not
+/// measured.
+pub const BLOCKS: u32 = 8;
 /// Multiprocessors that such products leave alone: for an operation of the ring and one of the data axis, so that neither
 /// keeps the other from the GPU while ranks wait for both in different orders, and for the sums. Not measured.
 const RESERVED: u32 = 2 * BLOCKS + 4;

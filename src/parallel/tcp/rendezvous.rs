@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -121,10 +121,16 @@ pub fn connect(launch: &Launch, identity: &Identity, timeouts: Timeouts) -> Resu
     if *rank > 0 {
         return join((address, *port), *rank, *world, identity, timeouts);
     }
-    let loopback = (address.as_str(), *port)
-        .to_socket_addrs()
-        .is_ok_and(|mut found| found.next().is_some_and(|address| address.ip().is_loopback()));
-    let ip = if loopback || *world == 1 { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+    // A machine's own name may lead to a loopback address on that machine, and not on others: so all networks are
+    // listened to, unless the address says itself that there is one machine.
+    let literal = address.parse::<IpAddr>().ok();
+    let resolved = (address.as_str(), *port).to_socket_addrs().ok().and_then(|mut found| found.next());
+    let ip = match literal.or_else(|| resolved.map(|found| found.ip())) {
+        _ if *world == 1 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        Some(ip) if ip.is_loopback() && (literal.is_some() || address == "localhost") => ip,
+        Some(IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
     // Alone it meets nobody, and any port will do.
     let port = if *world == 1 { 0 } else { *port };
     let listener = TcpListener::bind((ip, port)).map_err(|error| {

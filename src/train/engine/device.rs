@@ -307,8 +307,9 @@ impl DeviceEngine {
     /// time and memory that a capture should not wait for.
     fn run(&mut self, at: usize) -> Result<()> {
         let stream = self.executor.stream();
-        // Threads that share a device meet at every operation.
-        let meet = |ranks: &DeviceRanks| ranks.world.transport() == DeviceTransport::Local;
+        // Threads that share a device meet at every operation. And a graph does not say that what raises flags comes
+        // before the launches that wait for them, as streams do by the order in which they are queued.
+        let meet = |ranks: &DeviceRanks| ranks.overlap || ranks.world.transport() == DeviceTransport::Local;
         if self.options.no_graph || self.queued == 0 || self.ranks.as_ref().is_some_and(meet) {
             return self.launch(at);
         }
@@ -441,6 +442,10 @@ impl Engine for DeviceEngine {
 impl Drop for DeviceEngine {
     /// Leaves the ranks in order: what is still queued would otherwise be aborted.
     fn drop(&mut self) {
+        // A rank that panics is to tell the others first.
+        if std::thread::panicking() {
+            return;
+        }
         if let Some(DeviceRanks { world, data, tensor, sums, .. }) = &self.ranks {
             for group in [world, data, tensor, sums] {
                 // Where ranks have failed, that is told already.
