@@ -254,8 +254,7 @@ mod tests {
     #[test]
     fn a_norm_that_is_not_finite_changes_nothing() {
         for (bad, kind) in [(f32::NAN, OptimizerKind::AdamW), (f32::INFINITY, OptimizerKind::Lamb)] {
-            let mut optimizer =
-                Optimizer::new(&params(), &TrainConfig { optimizer: kind, ..config() });
+            let mut optimizer = Optimizer::new(&params(), &TrainConfig { optimizer: kind, ..config() });
             let mut p = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0; 2], vec![1.0]];
             let before = (optimizer.clone(), p.clone());
             let grads = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0, bad], vec![1.0]];
