@@ -82,18 +82,17 @@ struct Trained {
 }
 
 /// This rank's part of a training.
-fn train(device: &Device, model: ModelConfig, ranks: Rc<MeshGroups>) -> Result<Trained> {
-    let recipe = recipe(model);
+fn train(device: &Device, recipe: &Recipe, ranks: Rc<MeshGroups>) -> Result<Trained> {
     let [data, tensor] =
         [&ranks.data, &ranks.tensor].map(|group| Shard { rank: group.rank(), size: group.size() });
-    let step = TrainStep::of_shard(&recipe, CLASSES, SLOTS, tensor)?;
+    let step = TrainStep::of_shard(recipe, CLASSES, SLOTS, tensor)?;
     let state = TrainState::fresh(initialise(step.params(), 3), true);
     let options = DeviceOptions::default();
     let connected = match ranks.world.size() {
         1 => None,
         _ => Some(DeviceRanks::connect(ranks.clone(), device)?),
     };
-    let mut engine = DeviceEngine::on_mesh(device, &recipe, step, SLOTS, options, (data, connected))?;
+    let mut engine = DeviceEngine::on_mesh(device, recipe, step, SLOTS, options, (data, connected))?;
     engine.load(&state)?;
     let mut outcomes = Vec::new();
     for number in 0..STEPS {
@@ -109,12 +108,11 @@ fn train(device: &Device, model: ModelConfig, ranks: Rc<MeshGroups>) -> Result<T
     Ok(Trained { outcomes, state, logits })
 }
 
-fn on_mesh(device: &Device, model: &ModelConfig, [data, tensor]: [usize; 2]) -> Trained {
-    let (device, model, mesh) =
-        (device.clone(), model.clone(), Mesh::of(data * tensor, data, tensor).unwrap());
-    let ranks = run_ranks(mesh.world(), move |group| {
-        train(&device, model.clone(), Rc::new(MeshGroups::new(group, mesh)?))
-    });
+fn on_mesh(device: &Device, recipe: &Recipe, [data, tensor]: [usize; 2]) -> Trained {
+    let (device, recipe, mesh) =
+        (device.clone(), recipe.clone(), Mesh::of(data * tensor, data, tensor).unwrap());
+    let ranks =
+        run_ranks(mesh.world(), move |group| train(&device, &recipe, Rc::new(MeshGroups::new(group, mesh)?)));
     let ranks = ranks.unwrap();
     for other in &ranks[1..] {
         let told = |trained: &Trained| -> Vec<_> {
@@ -153,19 +151,26 @@ fn alike(what: &str, got: &Trained, want: &Trained, params: &[ParamSpec], tolera
 fn meshes_change_nothing_on_a_device() {
     let [serial, parallel] = models();
     for (i, device) in devices().into_iter().enumerate() {
-        let cases: &[(&ModelConfig, &[[usize; 2]])] = match i {
-            0 => &[(&serial, &[[4, 1], [1, 2]]), (&parallel, &[[2, 2]])],
-            1 => &[(&parallel, &[[1, 4]])],
-            _ => &[(&serial, &[[4, 1], [1, 4], [2, 2]]), (&parallel, &[[1, 2], [2, 2]])],
+        use OptimizerKind::{AdamW, Lamb};
+        let cases: &[(&ModelConfig, OptimizerKind, &[[usize; 2]])] = match i {
+            0 => &[(&serial, AdamW, &[[4, 1], [1, 2]]), (&parallel, Lamb, &[[2, 2]])],
+            1 => &[(&parallel, AdamW, &[[1, 4]])],
+            _ => &[
+                (&serial, AdamW, &[[4, 1], [1, 4], [2, 2]]),
+                (&parallel, AdamW, &[[1, 2], [2, 2]]),
+                (&parallel, Lamb, &[[4, 1], [2, 2]]),
+            ],
         };
-        for &(model, meshes) in cases {
-            let params = TrainStep::new(&recipe(model.clone()), CLASSES, SLOTS).unwrap().params().to_vec();
-            let want = train(&device, model.clone(), Rc::new(MeshGroups::alone())).unwrap();
+        for &(model, optimizer, meshes) in cases {
+            let mut recipe = recipe(model.clone());
+            recipe.train.optimizer = optimizer;
+            let params = TrainStep::new(&recipe, CLASSES, SLOTS).unwrap().params().to_vec();
+            let want = train(&device, &recipe, Rc::new(MeshGroups::alone())).unwrap();
             for &mesh in meshes {
-                let what = format!("{:?} blocks, {mesh:?}", model.block);
+                let what = format!("{:?} blocks, {optimizer:?}, {mesh:?}", model.block);
                 // What the tensor axis sums is rounded to bf16 on every rank.
                 let tolerance = if mesh[1] > 1 { 3e-4 } else { 1e-5 };
-                alike(&what, &on_mesh(&device, model, mesh), &want, &params, tolerance);
+                alike(&what, &on_mesh(&device, &recipe, mesh), &want, &params, tolerance);
             }
         }
     }
