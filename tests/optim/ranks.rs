@@ -190,6 +190,7 @@ fn slices_step_as_whole_tensors_do() {
             for t in 1..=2u64 {
                 // The first gradients are clipped, the others are not.
                 let grads = values(100 * t, if t == 1 { 1.0 } else { 1e-3 });
+                let before = p.clone();
                 step(&device, &ranks, rule, &grads);
                 let norm = grads.iter().map(|grad| oracle::sum_of_squares(grad)).sum::<f64>().sqrt();
                 let grad_scale = if norm > STEP.clip { STEP.clip / norm } else { 1.0 };
@@ -202,6 +203,14 @@ fn slices_step_as_whole_tensors_do() {
                         Rule::Lamb => {
                             oracle::lamb(&Lamb { adam, adapts: weight_decay != 0.0 }, p, m, v, &grads[i]);
                         }
+                    }
+                }
+                if rule == Rule::Lamb {
+                    let all = ranks[0].all[1].download().unwrap();
+                    for (i, p) in before.iter().enumerate() {
+                        let sum: f64 = all.chunks(2).skip(i).step_by(TENSORS.len()).map(|sums| sums[0]).sum();
+                        let want = oracle::sum_of_squares(p);
+                        assert!((sum - want).abs() <= 1e-12 * want, "tensor {i} counts once: {sum}, {want}");
                     }
                 }
                 for rank in &ranks {
