@@ -42,6 +42,8 @@ pub struct DeviceOptions {
 
 /// A training on a device.
 pub struct DeviceEngine {
+    /// First, as their graphs must go before the ranks that they were captured with.
+    places: Vec<Place>,
     step: TrainStep,
     executor: DeviceExecutor,
     weights: Weights,
@@ -50,7 +52,6 @@ pub struct DeviceEngine {
     ranks: Option<DeviceRanks>,
     evaluated: DeviceModel,
     memory: DeviceMemory,
-    places: Vec<Place>,
     /// Losses of the batch that ran last, `[N]`.
     per_image: Buffer<f32>,
     /// The stream of copies to the device.
@@ -185,11 +186,14 @@ impl DeviceEngine {
         };
         let state = weights.bytes(&executor) + optimizer.bytes();
         let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
+        let [gathered, unit_gradients] = executor.gathered_bytes();
         let memory = DeviceMemory {
             state,
+            gathered,
+            unit_gradients,
             activations,
             input,
-            workspace: trained - state - activations - input,
+            workspace: trained - state - gathered - unit_gradients - activations - input,
             evaluation: device.allocated_bytes() - trained,
         };
         let place = |_| {
@@ -341,6 +345,9 @@ impl DeviceEngine {
         let Some(batch) = self.under_way.pop_front() else {
             return Err(Error::failure("no step is queued that could be collected"));
         };
+        if let Some(ranks) = &self.ranks {
+            ranks.world.watched(|| batch.ended.synchronize())?;
+        }
         let place = &mut self.places[batch.place];
         let losses = place.losses.read()?;
         let loss: f64 = losses.iter().map(|x| f64::from(*x)).sum();
@@ -429,5 +436,17 @@ impl Engine for DeviceEngine {
         self.settle()?;
         self.weights.round_average(self.executor.stream())?;
         Ok(Box::new(&mut self.evaluated))
+    }
+}
+
+impl Drop for DeviceEngine {
+    /// Leaves the ranks in order: what is still queued would otherwise be aborted.
+    fn drop(&mut self) {
+        if let Some(DeviceRanks { world, data, tensor, sums, .. }) = &self.ranks {
+            for group in [world, data, tensor, sums] {
+                // Where ranks have failed, that is told already.
+                let _ = group.synchronize(self.executor.stream());
+            }
+        }
     }
 }

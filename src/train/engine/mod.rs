@@ -16,6 +16,7 @@ use std::borrow::Cow;
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
 pub use device_weights::DeviceRanks;
+pub(crate) use memory::usable;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
 
 use super::step::StepOutcome;
