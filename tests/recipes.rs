@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use trencadis::recipe::load;
 use trencadis::recipe::shapes::SHAPES;
 use trencadis::recipe::{
-    BlockKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionCombination, Recipe, ScheduleKind,
+    BlockKind, LossKind, ModelConfig, OptimizerKind, PackingKind, PoolKind, PositionCombination, Recipe,
+    ScheduleKind,
 };
 
 fn load(name: &str, sets: &[&str]) -> trencadis::Result<Recipe> {
@@ -73,6 +74,7 @@ fn recipes_carry_the_published_settings() {
     let deit = load("deit3-h14", &[]).unwrap();
     assert_eq!((deit.model.layer_scale, deit.model.drop_path), (1e-4, 0.6));
     assert!(!deit.model.drop_path_linear && deit.model.pool == PoolKind::Cls);
+    assert_eq!((deit.train.optimizer, deit.train.lr), (OptimizerKind::Lamb, 3e-3));
 
     let big = load("vit-22b", &[]).unwrap();
     assert_eq!(big.model.block, BlockKind::Parallel);

@@ -81,7 +81,10 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         state: state.ptr(),
         partial: workspace.ptr(0),
         rates: workspace.ptr(0).offset(2 * chunks).cast(),
+        squares: Ptr::null(),
         stochastic: i32::from(full),
+        ranks: 0,
+        wholes: arena.wholes() as i32,
         unused: 0,
     };
     let norm = |stream: &Stream, set: usize| {

@@ -54,7 +54,7 @@ struct OptimTensor {
     int first_chunk;
     int chunks;
     int adapts; // whether LAMB scales its update to the norm of the tensor
-    int unused;
+    int whole;  // the tensor that it is a slice of; negative: none
 };
 
 struct alignas(16) OptimChunk {

@@ -20,7 +20,10 @@ struct OptimUpdate {
     const OptimizerState* state;
     double* partial;  // LAMB: [chunks][2], squares of parameters and of updates
     float* rates;     // LAMB: [tensors], lr times trust ratio
+    double* squares;  // LAMB of slices: [ranks][wholes][2], or of this rank alone; those of parameters and updates
     int stochastic;   // whether `weights` are rounded randomly
+    int ranks;        // that `squares` are of; 0: the arena has all of each tensor
+    int wholes;       // tensors of which the arena has slices
     int unused;
 };
 

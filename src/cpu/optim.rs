@@ -66,11 +66,18 @@ pub struct Lamb {
     pub adapts: bool,
 }
 
-/// One step in place on the whole of parameter `p`, moments `m` and `v`: with m and v as for [`adamw`],
-/// `u = m / (1 − β1ᵗ) / (√(v / (1 − β2ᵗ)) + ε) + weight_decay·p`, `p −= lr·r·u`, where the trust ratio r is
-/// `‖p‖ / ‖u‖`, and 1 where either is 0 or the parameter does not adapt.
+/// One step in place on the whole of parameter `p`, moments `m` and `v`: with the update u of [`lamb_update`],
+/// `p −= lr·r·u`, where the trust ratio r is `‖p‖ / ‖u‖`, and 1 where either is 0 or the parameter does not adapt.
 pub fn lamb(config: &Lamb, p: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32]) {
-    let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = config.adam;
+    let update = lamb_update(&config.adam, p, m, v, grad);
+    let squares = [sum_of_squares(p), sum_of_squares(&update)];
+    lamb_apply(config, squares, p, &update);
+}
+
+/// What [`lamb`] computes of any elements of a parameter before its norms: new m and v as for [`adamw`], and
+/// `u = m / (1 − β1ᵗ) / (√(v / (1 − β2ᵗ)) + ε) + weight_decay·p`.
+pub fn lamb_update(config: &AdamW, p: &[f32], m: &mut [f32], v: &mut [f32], grad: &[f32]) -> Vec<f32> {
+    let AdamW { beta1, beta2, eps, weight_decay, step, grad_scale, .. } = *config;
     let inverse1 = (1.0 / (1.0 - beta1.powf(step as f64))) as f32;
     let root2 = (1.0 / (1.0 - beta2.powf(step as f64)).sqrt()) as f32;
     let (grad_scale, eps, decay) = (grad_scale as f32, eps as f32, weight_decay as f32);
@@ -94,9 +101,14 @@ pub fn lamb(config: &Lamb, p: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[
             },
         );
     });
-    let (size, change) = (sum_of_squares(p), sum_of_squares(&update));
+    update
+}
+
+/// What [`lamb`] computes after the norms, of the same elements: `‖p‖²` and `‖u‖²` of the whole parameter are given.
+pub fn lamb_apply(config: &Lamb, [size, change]: [f64; 2], p: &mut [f32], update: &[f32]) {
     let ratio = if config.adapts && size > 0.0 && change > 0.0 { size.sqrt() / change.sqrt() } else { 1.0 };
-    let rate = (lr * ratio) as f32;
+    let rate = (config.adam.lr * ratio) as f32;
+    let len = task_len(1);
     for_each(p.chunks_mut(len).zip(update.chunks(len)), |(p, update)| {
         vectorised(
             #[inline(always)]

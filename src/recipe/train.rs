@@ -17,6 +17,16 @@ choice! {
 }
 
 choice! {
+    /// How parameters follow their gradients.
+    OptimizerKind {
+        /// Adam with decoupled weight decay.
+        AdamW = "adamw",
+        /// The same step of every parameter that decays, scaled to the parameter's norm.
+        Lamb = "lamb",
+    }
+}
+
+choice! {
     /// Training loss.
     LossKind {
         /// Softmax cross-entropy.
@@ -26,7 +36,7 @@ choice! {
     }
 }
 
-/// Optimiser (AdamW), schedule, saving.
+/// Optimiser, schedule, saving.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
@@ -36,6 +46,8 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// Seed of every random decision.
     pub seed: u64,
+    /// Optimiser.
+    pub optimizer: OptimizerKind,
     /// Peak learning rate.
     pub lr: f64,
     /// Final learning rate of `cosine` and `linear`.
@@ -52,11 +64,11 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Weight decay of the head; negative takes `weight_decay`.
     pub head_weight_decay: f64,
-    /// AdamW β1.
+    /// β1: how much of the first moment a step keeps.
     pub beta1: f64,
-    /// AdamW β2.
+    /// β2: how much of the second moment a step keeps.
     pub beta2: f64,
-    /// AdamW ε.
+    /// ε, added to the root of the second moment.
     pub eps: f64,
     /// Largest global gradient norm; 0 does not clip.
     pub clip: f64,
@@ -90,6 +102,7 @@ impl Default for TrainConfig {
             steps: 1000,
             accumulate: 1,
             seed: 0,
+            optimizer: OptimizerKind::AdamW,
             lr: 1e-3,
             lr_min: 1e-5,
             schedule: ScheduleKind::Cosine,

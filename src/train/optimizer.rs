@@ -1,10 +1,10 @@
-//! AdamW over all parameters of a model: moments, weight-decay groups, clipping.
+//! AdamW or LAMB over all parameters of a model: moments, weight-decay groups, clipping.
 
 use rayon::prelude::*;
 
 use crate::autograd::ParamSpec;
-use crate::cpu::optim::{AdamW, adamw, sum_of_squares};
-use crate::recipe::TrainConfig;
+use crate::cpu::optim::{AdamW, Lamb, adamw, lamb_apply, lamb_update, sum_of_squares};
+use crate::recipe::{OptimizerKind, TrainConfig};
 
 /// Optimiser state and settings. All tensors are in the order of the parameters.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,6 +15,7 @@ pub struct Optimizer {
     pub v: Vec<Vec<f32>>,
     /// Steps taken.
     pub step: u64,
+    kind: OptimizerKind,
     decay: Vec<f64>,
     beta1: f64,
     beta2: f64,
@@ -60,6 +61,7 @@ impl Optimizer {
             v: m.clone(),
             m,
             step: 0,
+            kind: config.optimizer,
             decay,
             beta1: config.beta1,
             beta2: config.beta2,
@@ -83,27 +85,31 @@ impl Optimizer {
     /// # Panics
     /// If `params` or `grads` are not those the optimiser was made for.
     pub fn step(&mut self, lr: f64, params: &mut [Vec<f32>], grads: &[Vec<f32>]) -> Result<f64, NonFinite> {
-        self.step_of_norm(lr, squares(grads).iter().sum::<f64>().sqrt(), params, grads)
+        let norm = squares(grads).iter().sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return Err(NonFinite { norm });
+        }
+        self.step_of_slices(lr, norm, params, grads, |_| Ok(()))?;
+        Ok(norm)
     }
 
-    /// The same with the norm of all gradients, of which `grads` may be some.
+    /// The same on slices of the parameters, with the norm of all gradients, which is finite. LAMB hands the squares
+    /// of each slice of a parameter and of its update to `whole`, which replaces them by those of the whole parameter.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// That of `whole`; the moments have changed then, the parameters have not.
     ///
     /// # Panics
     /// As [`step`](Self::step).
-    pub fn step_of_norm(
+    pub fn step_of_slices<E>(
         &mut self,
         lr: f64,
         norm: f64,
         params: &mut [Vec<f32>],
         grads: &[Vec<f32>],
-    ) -> Result<f64, NonFinite> {
+        whole: impl FnOnce(&mut [[f64; 2]]) -> Result<(), E>,
+    ) -> Result<(), E> {
         assert!(params.len() == self.m.len() && grads.len() == self.m.len(), "one tensor a parameter");
-        if !norm.is_finite() {
-            return Err(NonFinite { norm });
-        }
         self.step += 1;
         let grad_scale = if self.clip > 0.0 && norm > self.clip { self.clip / norm } else { 1.0 };
         let common = AdamW {
@@ -116,12 +122,26 @@ impl Optimizer {
             grad_scale,
         };
         let moments = self.m.par_iter_mut().zip(&mut self.v);
-        params.par_iter_mut().zip(moments).zip(grads).zip(&self.decay).for_each(
-            |(((p, (m, v)), grad), &weight_decay)| {
+        let tensors = params.par_iter_mut().zip(moments).zip(grads).zip(&self.decay);
+        match self.kind {
+            OptimizerKind::AdamW => tensors.for_each(|(((p, (m, v)), grad), &weight_decay)| {
                 adamw(&AdamW { weight_decay, ..common }, p, m, v, grad);
-            },
-        );
-        Ok(norm)
+            }),
+            OptimizerKind::Lamb => {
+                let updates = tensors.map(|(((p, (m, v)), grad), &weight_decay)| {
+                    let update = lamb_update(&AdamW { weight_decay, ..common }, p, m, v, grad);
+                    ([sum_of_squares(p), sum_of_squares(&update)], update)
+                });
+                let (mut squares, updates): (Vec<_>, Vec<_>) = updates.unzip();
+                whole(&mut squares)?;
+                let tensors = params.par_iter_mut().zip(&updates).zip(squares).zip(&self.decay);
+                tensors.for_each(|(((p, update), squares), &weight_decay)| {
+                    let adam = AdamW { weight_decay, ..common };
+                    lamb_apply(&Lamb { adam, adapts: weight_decay != 0.0 }, squares, p, update);
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -186,10 +206,55 @@ mod tests {
         assert!((other.m[0][0] - 0.3).abs() < 1e-6);
     }
 
+    /// Whole parameters, and the halves of each with what they tell each other: those that decay move by `lr` times
+    /// their norm, and by AdamW's step the others.
+    #[test]
+    fn lamb_takes_the_norms_of_whole_parameters() {
+        let lamb = TrainConfig { optimizer: OptimizerKind::Lamb, ..config() };
+        let start = vec![vec![3.0, 0.0, 4.0], vec![1.0; 2], vec![0.6, 0.8], vec![1.0f32]];
+        let grads = vec![vec![2.0, -2.0, 1.0], vec![4.0, -4.0], vec![2.0, 2.0], vec![0.5f32]];
+        let (mut optimizer, mut whole) = (Optimizer::new(&params(), &lamb), start.clone());
+        let norm = optimizer.step(0.01, &mut whole, &grads).unwrap();
+        let moved = |p: usize| -> f64 {
+            let change = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
+            whole[p].iter().zip(&start[p]).map(change).sum::<f64>().sqrt()
+        };
+        for (p, want) in [0.05, 0.01 * 2f64.sqrt(), 0.01, 0.01].into_iter().enumerate() {
+            assert!((moved(p) - want).abs() < 1e-6, "{p}: {}", moved(p));
+        }
+
+        let cut = |values: &[Vec<f32>], half: usize| -> Vec<Vec<f32>> {
+            let part = |x: &Vec<f32>| [&x[..x.len() / 2], &x[x.len() / 2..]][half].to_vec();
+            values.iter().map(part).collect()
+        };
+        let specs = params();
+        let halves = [0, 1].map(|half| {
+            let own = cut(&start, half);
+            let slices = specs.iter().zip(&own).map(|(spec, own)| (spec, own.len()));
+            (Optimizer::sliced(slices, &lamb), own, cut(&grads, half))
+        });
+        let mut told = Vec::new();
+        for (mut optimizer, mut own, grads) in halves.clone() {
+            let tell = |squares: &mut [[f64; 2]]| Err(squares.to_vec());
+            told.push(optimizer.step_of_slices(0.01, norm, &mut own, &grads, tell).unwrap_err());
+        }
+        for (half, (mut optimizer, mut own, grads)) in halves.into_iter().enumerate() {
+            let sum = |squares: &mut [[f64; 2]]| {
+                let sums = told[0].iter().zip(&told[1]).map(|(a, b)| [a[0] + b[0], a[1] + b[1]]);
+                squares.iter_mut().zip(sums).for_each(|(squares, sum)| *squares = sum);
+                Ok::<_, NonFinite>(())
+            };
+            optimizer.step_of_slices(0.01, norm, &mut own, &grads, sum).unwrap();
+            for (got, want) in own.iter().flatten().zip(cut(&whole, half).iter().flatten()) {
+                assert!((got - want).abs() < 1e-6, "{own:?} and {whole:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_norm_that_is_not_finite_changes_nothing() {
-        for bad in [f32::NAN, f32::INFINITY] {
-            let mut optimizer = Optimizer::new(&params(), &config());
+        for (bad, kind) in [(f32::NAN, OptimizerKind::AdamW), (f32::INFINITY, OptimizerKind::Lamb)] {
+            let mut optimizer = Optimizer::new(&params(), &TrainConfig { optimizer: kind, ..config() });
             let mut p = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0; 2], vec![1.0]];
             let before = (optimizer.clone(), p.clone());
             let grads = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0, bad], vec![1.0]];

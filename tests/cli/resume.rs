@@ -86,12 +86,14 @@ fn a_kill_costs_nothing_with_an_average_and_accumulation() {
 
 #[test]
 fn a_kill_costs_nothing_on_the_same_ranks() {
-    survives_a_kill_on("--ranks 2", &["train.ema=0.9", "train.accumulate=4", "drop.kind=\"constant\""]);
+    let sets = ["train.ema=0.9", "train.accumulate=4", "drop.kind=\"constant\"", "train.optimizer=\"lamb\""];
+    survives_a_kill_on("--ranks 2", &sets);
 }
 
 #[test]
 fn a_kill_costs_nothing_with_every_kind_of_chance() {
     survives_a_kill(&[
+        "train.optimizer=\"lamb\"",
         "model.drop_path=0.3",
         "model.layer_scale=0.1",
         "model.class_token=true",

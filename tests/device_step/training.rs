@@ -201,6 +201,44 @@ fn a_state_goes_on_anywhere() {
     }
 }
 
+/// LAMB as the CPU takes it, and from a state that was read with the bits of the training that it was read from.
+#[test]
+fn lamb_follows_the_cpu_and_goes_on() {
+    let (_, model) = &variants()[0];
+    let (mut recipe, steps) = (recipe(model), steps(model));
+    recipe.train.optimizer = OptimizerKind::Lamb;
+    // One of 2 would be most of an update whose length is that of the parameter.
+    recipe.train.weight_decay = 0.2;
+    let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, begin(&recipe), alone()).unwrap();
+    let wanted = run(&mut cpu, &steps);
+    let specs = cpu.params().to_vec();
+    let cpu = cpu.state().unwrap();
+    for device in devices() {
+        let mut engine = device_engine(&device, &recipe, GRAPHS);
+        let mut got = run(&mut engine, &steps[..2]);
+        let between = engine.state().unwrap().into_owned();
+        let rest = run(&mut engine, &steps[2..]);
+        let mut second = DeviceEngine::new(&device, &recipe, step(&recipe), SLOTS, GRAPHS).unwrap();
+        second.load(&between).unwrap();
+        let told = |outcomes: &[StepOutcome]| -> Vec<[u64; 2]> {
+            outcomes.iter().map(|o| [o.loss, o.grad_norm].map(f64::to_bits)).collect()
+        };
+        assert_eq!(told(&run(&mut second, &steps[2..])), told(&rest));
+        assert!(second.state().unwrap() == engine.state().unwrap());
+
+        got.extend(rest);
+        for (got, want) in got.iter().zip(&wanted) {
+            assert!((got.loss - want.loss).abs() <= 0.01 * want.loss, "loss {} and {}", got.loss, want.loss);
+        }
+        let state = engine.state().unwrap();
+        for (i, spec) in specs.iter().enumerate() {
+            let [got, want] = [&state, &cpu].map(|state| counted(spec, &state.weights[i]));
+            let apart = distance(&got, &want);
+            assert!(apart < 3e-3, "{} is {apart:.1e} apart", spec.name);
+        }
+    }
+}
+
 /// What a run allocates is what was planned, and all of it before the second step.
 #[test]
 fn memory_is_what_was_planned() {

@@ -86,13 +86,22 @@ struct Trained {
     logits: Vec<f32>,
 }
 
+/// Weights whose slices have other norms than the whole.
+fn begin(params: &[ParamSpec]) -> Vec<Vec<f32>> {
+    let mut weights = initialise(params, 3);
+    for (weights, spec) in weights.iter_mut().zip(params).filter(|(_, spec)| spec.decay) {
+        let ramp = |i: usize| 0.2 + 1.6 * i as f32 / spec.len() as f32;
+        weights.iter_mut().enumerate().for_each(|(i, weight)| *weight *= ramp(i));
+    }
+    weights
+}
+
 /// This rank's part of a training.
-fn train(device: &Device, model: ModelConfig, overlap: bool, ranks: Rc<MeshGroups>) -> Result<Trained> {
-    let recipe = recipe(model);
+fn train(device: &Device, recipe: &Recipe, overlap: bool, ranks: Rc<MeshGroups>) -> Result<Trained> {
     let [data, tensor] =
         [&ranks.data, &ranks.tensor].map(|group| Shard { rank: group.rank(), size: group.size() });
-    let step = TrainStep::of_shard(&recipe, CLASSES, SLOTS, tensor)?;
-    let state = TrainState::fresh(initialise(step.params(), 3), true);
+    let step = TrainStep::of_shard(recipe, CLASSES, SLOTS, tensor)?;
+    let state = TrainState::fresh(begin(step.params()), true);
     let options = DeviceOptions::default();
     let connected = match ranks.world.size() {
         1 => None,
@@ -102,8 +111,8 @@ fn train(device: &Device, model: ModelConfig, overlap: bool, ranks: Rc<MeshGroup
             Some(DeviceRanks { overlap, ..ranks })
         }
     };
-    let mut engine = DeviceEngine::on_mesh(device, &recipe, step, SLOTS, options, (data, connected))?;
-    let planned = DeviceMemory::plan(device.info(), &recipe, CLASSES, SLOTS, ranks.place())?;
+    let mut engine = DeviceEngine::on_mesh(device, recipe, step, SLOTS, options, (data, connected))?;
+    let planned = DeviceMemory::plan(device.info(), recipe, CLASSES, SLOTS, ranks.place())?;
     // Flags of a ring are not planned.
     let flags = if overlap && tensor.is_part() { 1024 } else { 0 };
     let more = engine.memory().total() - planned.total();
@@ -123,11 +132,11 @@ fn train(device: &Device, model: ModelConfig, overlap: bool, ranks: Rc<MeshGroup
     Ok(Trained { outcomes, state, logits })
 }
 
-fn on_mesh(device: &Device, model: &ModelConfig, [data, tensor]: [usize; 2], overlap: bool) -> Trained {
-    let (device, model, mesh) =
-        (device.clone(), model.clone(), Mesh::of(data * tensor, data, tensor).unwrap());
+fn on_mesh(device: &Device, recipe: &Recipe, [data, tensor]: [usize; 2], overlap: bool) -> Trained {
+    let (device, recipe, mesh) =
+        (device.clone(), recipe.clone(), Mesh::of(data * tensor, data, tensor).unwrap());
     let ranks = run_ranks(mesh.world(), move |group| {
-        train(&device, model.clone(), overlap, Rc::new(MeshGroups::new(group, mesh)?))
+        train(&device, &recipe, overlap, Rc::new(MeshGroups::new(group, mesh)?))
     });
     let ranks = ranks.unwrap();
     for other in &ranks[1..] {
@@ -152,10 +161,14 @@ fn alike(what: &str, got: &Trained, want: &Trained, params: &[ParamSpec], tolera
         assert!(close(got.grad_norm, want.grad_norm), "{what}: {} and {}", got.grad_norm, want.grad_norm);
         assert_eq!((got.images, got.tokens, got.budget), (want.images, want.tokens, want.budget), "{what}");
     }
+    let start = begin(params);
     let worst = params.iter().enumerate().map(|(i, spec)| {
         let ema = |state: &TrainState<'static>| state.ema.as_ref().unwrap()[i].clone();
-        // Moments tell more than weights, which hardly move.
-        let of = |state: &TrainState<'static>| [state.m[i].clone(), ema(state)];
+        // How far weights have come tells more than where they are.
+        let moved = |state: &TrainState<'static>| -> Vec<f32> {
+            state.weights[i].iter().zip(&start[i]).map(|(weight, start)| weight - start).collect()
+        };
+        let of = |state: &TrainState<'static>| [state.m[i].clone(), moved(state), ema(state)];
         let both = of(&got.state).into_iter().zip(of(&want.state));
         (both.map(|(a, b)| distance(&wide(&a), &wide(&b))).fold(0.0, f64::max), &spec.name)
     });
@@ -168,21 +181,30 @@ fn alike(what: &str, got: &Trained, want: &Trained, params: &[ParamSpec], tolera
 fn meshes_change_nothing_on_a_device() {
     let [serial, parallel] = models();
     for (i, device) in devices().into_iter().enumerate() {
+        use OptimizerKind::{AdamW, Lamb};
         // Mesh, and whether chunks move while products run.
         type Meshes<'a> = &'a [([usize; 2], bool)];
-        let cases: &[(&ModelConfig, Meshes)] = match i {
-            0 => &[(&serial, &[([4, 1], false), ([1, 2], true)]), (&parallel, &[([2, 2], true)])],
-            1 => &[(&parallel, &[([1, 4], false), ([1, 4], true)])],
-            _ => &[(&serial, &[([4, 1], false), ([2, 2], false)]), (&parallel, &[([1, 4], false)])],
+        let cases: &[(&ModelConfig, OptimizerKind, Meshes)] = match i {
+            0 => {
+                &[(&serial, AdamW, &[([4, 1], false), ([1, 2], true)]), (&parallel, Lamb, &[([2, 2], true)])]
+            }
+            1 => &[(&parallel, AdamW, &[([1, 4], false), ([1, 4], true)])],
+            _ => &[
+                (&serial, AdamW, &[([4, 1], false), ([2, 2], false)]),
+                (&parallel, AdamW, &[([1, 4], false)]),
+                (&parallel, Lamb, &[([4, 1], false), ([2, 2], false)]),
+            ],
         };
-        for &(model, meshes) in cases {
-            let params = TrainStep::new(&recipe(model.clone()), CLASSES, SLOTS).unwrap().params().to_vec();
-            let want = train(&device, model.clone(), false, Rc::new(MeshGroups::alone())).unwrap();
+        for &(model, optimizer, meshes) in cases {
+            let mut recipe = recipe(model.clone());
+            recipe.train.optimizer = optimizer;
+            let params = TrainStep::new(&recipe, CLASSES, SLOTS).unwrap().params().to_vec();
+            let want = train(&device, &recipe, false, Rc::new(MeshGroups::alone())).unwrap();
             for &(mesh, overlap) in meshes {
-                let what = format!("{:?} blocks, {mesh:?}, overlap {overlap}", model.block);
+                let what = format!("{:?} blocks, {optimizer:?}, {mesh:?}, overlap {overlap}", model.block);
                 // What the tensor axis sums is rounded to bf16 on every rank.
-                let tolerance = if mesh[1] > 1 { 3e-4 } else { 1e-5 };
-                alike(&what, &on_mesh(&device, model, mesh, overlap), &want, &params, tolerance);
+                let tolerance = if mesh[1] > 1 { 1e-3 } else { 1e-5 };
+                alike(&what, &on_mesh(&device, &recipe, mesh, overlap), &want, &params, tolerance);
             }
         }
     }

@@ -141,8 +141,16 @@ fn train(recipe: &Recipe, count: usize, ranks: MeshGroups, from: Option<Trained>
 }
 
 /// The same on all ranks of a mesh; what rank 0 has of it, once all agree.
-fn on_mesh(model: &ModelConfig, count: usize, [data, tensor]: [usize; 2], from: Option<Trained>) -> Trained {
-    let recipe = recipe(model);
+fn on_mesh(model: &ModelConfig, count: usize, mesh: [usize; 2], from: Option<Trained>) -> Trained {
+    recipe_on_mesh(recipe(model), count, mesh, from)
+}
+
+fn recipe_on_mesh(
+    recipe: Recipe,
+    count: usize,
+    [data, tensor]: [usize; 2],
+    from: Option<Trained>,
+) -> Trained {
     let mesh = Mesh::of(data * tensor, data, tensor).unwrap();
     let from = Arc::new(from);
     let ranks = run_ranks(mesh.world(), move |group| {
@@ -228,6 +236,27 @@ fn meshes_change_nothing() {
         let got = on_mesh(&model, 6, mesh, start);
         alike(&format!("{mesh:?}"), &got, &want, &params);
         start = Some(got);
+    }
+}
+
+/// LAMB takes the norms of whole parameters, of which every rank has slices; going on elsewhere too.
+#[test]
+fn lamb_on_meshes_changes_nothing() {
+    for (name, model) in models().into_iter().take(3) {
+        let mut recipe = recipe(&model);
+        let adamw = recipe_on_mesh(recipe.clone(), 6, [1, 1], None);
+        recipe.train.optimizer = OptimizerKind::Lamb;
+        let want = recipe_on_mesh(recipe.clone(), 6, [1, 1], None);
+        let head = want.state.weights.len() - 2;
+        assert!(apart(&want.state.weights[head], &adamw.state.weights[head]) > 1e-3, "another optimiser");
+        let params = params(&model);
+        for mesh in [[2, 1], [3, 1], [1, 2], [2, 2]] {
+            let got = recipe_on_mesh(recipe.clone(), 6, mesh, None);
+            alike(&format!("{name}, {mesh:?}"), &got, &want, &params);
+        }
+        let further = recipe_on_mesh(recipe.clone(), 6, [1, 1], Some(want.clone()));
+        let elsewhere = recipe_on_mesh(recipe, 6, [3, 2], Some(want));
+        alike(&format!("{name}, further"), &elsewhere, &further, &params);
     }
 }
 

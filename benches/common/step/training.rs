@@ -53,12 +53,14 @@ pub struct Run {
     pub loss: f64,
 }
 
-/// A recipe whose steps are one batch each and, where it does not fit the device, of fewer tokens.
+/// A recipe whose steps are one batch each and, where it does not fit the device, of fewer tokens; with AdamW, which
+/// is what it is compared with.
 ///
 /// # Errors
 /// An unknown recipe or setting; a model that the kernels do not take, or that does not fit at all.
 pub fn fitting(device: &Device, name: &str, sets: &[String], classes: usize) -> Result<Recipe> {
-    let sets: Vec<String> = ["train.accumulate=1".into()].iter().chain(sets).cloned().collect();
+    let own = ["train.accumulate=1", "train.optimizer=\"adamw\""].map(String::from);
+    let sets: Vec<String> = own.iter().chain(sets).cloned().collect();
     let mut recipe = Recipe::load(name, &sets)?;
     let free = device.free_bytes()?;
     let Some(tokens) = largest_tokens(device.info(), free, &recipe, classes)? else {

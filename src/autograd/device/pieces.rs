@@ -15,7 +15,7 @@ use super::layout::Element;
 use super::params::ParamLayout;
 use crate::device::{Buffer, Device, Stream};
 use crate::error::Result;
-use crate::kernels::optim::{self, ALIGNMENT, Arena, TensorSpec};
+use crate::kernels::optim::{self, ALIGNMENT, Arena, SliceSpec, TensorSpec};
 use crate::parallel::zero::Units;
 
 /// Parameters of a unit that are gathered in one operation.
@@ -114,18 +114,19 @@ impl PieceLayout {
                 split = end;
             }
         }
-        let mut specs = Vec::new();
+        let mut slices = Vec::new();
         for segment in &segments {
             let mut at = 0;
             for (p, range, start) in segment.members_of(rank.rank) {
-                fill(&mut specs, at, start);
+                fill(&mut slices, at, start);
                 let weight_decay = decay(&graph.params()[p]);
-                specs.push(TensorSpec { len: range.len(), weight_decay, adapts: weight_decay != 0.0 });
+                let spec = TensorSpec { len: range.len(), weight_decay, adapts: weight_decay != 0.0 };
+                slices.push(SliceSpec { spec, whole: Some(p) });
                 at = (start + range.len()).next_multiple_of(ALIGNMENT);
             }
-            fill(&mut specs, at, segment.piece.len());
+            fill(&mut slices, at, segment.piece.len());
         }
-        let arena = Arena::new(&specs)?;
+        let arena = Arena::of_slices(&slices, places.len())?;
         debug_assert_eq!(arena.len(), end);
         Ok(Self { params, segments, places, arena, split, rank })
     }
@@ -155,10 +156,10 @@ impl PieceLayout {
         self.rank
     }
 
-    /// Elements of the arena whose squares this rank counts in the norm of all gradients: what several ranks of the
-    /// tensor axis have is counted by the `first` of them.
-    pub fn counted(&self, first: bool) -> Range<usize> {
-        0..if first { self.arena.len() } else { self.split }
+    /// How many elements of the arena, from the first, this rank counts in norms over all ranks: what several ranks
+    /// of the tensor axis have is counted by the `first` of them.
+    pub fn counted(&self, first: bool) -> usize {
+        if first { self.arena.len() } else { self.split }
     }
 
     /// This rank's pieces of dense values, which are this rank's parts of the parameters in their order.
@@ -207,9 +208,10 @@ impl PieceLayout {
 }
 
 /// What lies between tensors belongs to nobody and stays 0.
-fn fill(specs: &mut Vec<TensorSpec>, from: usize, to: usize) {
+fn fill(slices: &mut Vec<SliceSpec>, from: usize, to: usize) {
     if from < to {
-        specs.push(TensorSpec { len: to - from, weight_decay: 0.0, adapts: false });
+        let spec = TensorSpec { len: to - from, weight_decay: 0.0, adapts: false };
+        slices.push(SliceSpec { spec, whole: None });
     }
 }
 
@@ -316,7 +318,9 @@ mod tests {
                 for (range, tensor) in layout.arena().ranges().iter().zip(layout.arena().tensors()) {
                     let decay = |x: f32| graph.params()[(x as usize - 1) / 1000].len() as f64;
                     let live = arena[range.clone()].iter().filter(|x| **x != 0.0);
-                    assert!(live.copied().all(|x| decay(x) == tensor.weight_decay));
+                    assert!(live.clone().all(|x| decay(*x) == tensor.weight_decay));
+                    let whole = |x: f32| (x as i32 - 1) / 1000;
+                    assert!(live.copied().all(|x| whole(x) == tensor.whole));
                 }
             }
         }

@@ -23,6 +23,15 @@ pub struct TensorSpec {
     pub adapts: bool,
 }
 
+/// What an arena has of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SliceSpec {
+    /// The slice as a tensor of its own.
+    pub spec: TensorSpec,
+    /// The tensor that it is a slice of, which has no other here; none where it is padding.
+    pub whole: Option<usize>,
+}
+
 /// A tensor on the device, mirror of `OptimTensor`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
@@ -35,8 +44,8 @@ pub struct TensorEntry {
     pub chunks: i32,
     /// [`TensorSpec::adapts`].
     pub adapts: i32,
-    /// Fills the struct.
-    pub unused: i32,
+    /// The tensor that it is a slice of; of none where negative.
+    pub whole: i32,
 }
 
 /// At most [`CHUNK`] elements of one tensor, the work of a block; mirror of `OptimChunk`.
@@ -60,6 +69,7 @@ pub struct Arena {
     len: usize,
     tensors: Vec<TensorEntry>,
     chunks: Vec<ChunkEntry>,
+    wholes: usize,
 }
 
 impl Arena {
@@ -68,9 +78,23 @@ impl Arena {
     /// # Errors
     /// No elements at all, or more than the kernels count: 2^31 chunks, or 2^35 elements.
     pub fn new(specs: &[TensorSpec]) -> Result<Self> {
+        let whole = |(tensor, &spec)| SliceSpec { spec, whole: Some(tensor) };
+        let slices: Vec<SliceSpec> = specs.iter().enumerate().map(whole).collect();
+        Self::of_slices(&slices, specs.len())
+    }
+
+    /// Lays out the slices of `wholes` tensors.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    ///
+    /// # Panics
+    /// If a slice is of a tensor beyond `wholes`: a bug of the caller, not of a user.
+    pub fn of_slices(slices: &[SliceSpec], wholes: usize) -> Result<Self> {
         let (mut ranges, mut tensors, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
         let mut len = 0usize;
-        for (tensor, spec) in specs.iter().enumerate() {
+        for (tensor, SliceSpec { spec, whole }) in slices.iter().enumerate() {
+            assert!(whole.is_none_or(|whole| whole < wholes), "a slice of {whole:?} among {wholes} tensors");
             let end = len.checked_add(spec.len).filter(|&end| end <= 1 << 35).ok_or_else(|| {
                 Error::usage(format!(
                     "the parameters have more than 2^35 elements at the {tensor}. one of {}; use a smaller model",
@@ -87,7 +111,7 @@ impl Arena {
                 first_chunk: first_chunk as i32,
                 chunks: (chunks.len() - first_chunk) as i32,
                 adapts: i32::from(spec.adapts),
-                unused: 0,
+                whole: whole.map_or(-1, |whole| whole as i32),
             });
             ranges.push(len..end);
             len = end.next_multiple_of(ALIGNMENT);
@@ -101,7 +125,7 @@ impl Arena {
                 chunks.len()
             )));
         }
-        Ok(Self { ranges, len, tensors, chunks })
+        Ok(Self { ranges, len, tensors, chunks, wholes })
     }
 
     /// Elements of an arena, a multiple of [`ALIGNMENT`].
@@ -122,6 +146,11 @@ impl Arena {
     /// Tensors as the kernels read them.
     pub fn tensors(&self) -> &[TensorEntry] {
         &self.tensors
+    }
+
+    /// How many tensors it has slices of.
+    pub fn wholes(&self) -> usize {
+        self.wholes
     }
 
     /// Chunks as the kernels read them.

@@ -7,7 +7,8 @@ use half::bf16;
 use super::arena::{Arena, Tables};
 use super::raw::{
     AddParams, CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_add, launch_cast,
-    launch_finish, launch_lamb, launch_norm, launch_squares, launch_zero, norm_blocks,
+    launch_finish, launch_lamb, launch_lamb_rates, launch_lamb_squares, launch_norm, launch_squares,
+    launch_zero, norm_blocks,
 };
 use super::step::{OptimizerState, OptimizerStep};
 use crate::device::{Buffer, Device, Ptr, Stream};
@@ -124,6 +125,48 @@ impl Operands<'_> {
         }
     }
 
+    /// Queues norm and clipping of gradients whose sums of `squares` are given, then LAMB up to what a tensor's step
+    /// needs of all of it: `out`, of shape `[wholes, 2]`, gets the squares of parameters and updates of the slices
+    /// that lie in the first `counted` elements. What is of no such slice stays as it is, and is 0 to begin with.
+    ///
+    /// # Errors
+    /// As for [`adamw`](Self::adamw).
+    pub fn lamb_squares(
+        &self,
+        stream: &Stream,
+        squares: &Buffer<f64>,
+        counted: usize,
+        out: &Buffer<f64>,
+    ) -> Result<()> {
+        let (mut norm, mut update) = (self.norm_params(stream)?, self.update_params(stream)?);
+        (norm.partial, norm.blocks) = (squares.ptr(), squares.len() as i32);
+        update.squares = check_len("out", out, &[self.arena.wholes(), 2])?;
+        let slices = self.arena.ranges().partition_point(|slice| slice.end <= counted);
+        let kernels = stream.device().kernels();
+        // SAFETY: as above; the slices are those of the arena, and each has its place in `out`.
+        unsafe {
+            launch_finish(kernels, stream.raw(), &norm)?;
+            launch_lamb_squares(kernels, stream.raw(), self.arena.chunks().len(), slices, &update)
+        }
+    }
+
+    /// Queues the rest of LAMB from `squares`, of shape `[ranks, wholes, 2]`: what
+    /// [`lamb_squares`](Self::lamb_squares) has left on each rank.
+    ///
+    /// # Errors
+    /// As for [`adamw`](Self::adamw).
+    pub fn lamb_of(&self, stream: &Stream, squares: &Buffer<f64>) -> Result<()> {
+        let (mut update, arena) = (self.update_params(stream)?, self.arena);
+        let ranks = (squares.len() / (2 * arena.wholes()).max(1)).max(1);
+        update.squares = check_len("squares", squares, &[ranks, arena.wholes(), 2])?;
+        update.ranks = ranks as i32;
+        let kernels = stream.device().kernels();
+        // SAFETY: as above.
+        unsafe {
+            launch_lamb_rates(kernels, stream.raw(), arena.chunks().len(), arena.tensors().len(), &update)
+        }
+    }
+
     fn norm_params(&self, stream: &Stream) -> Result<NormParams> {
         let Self { arena, workspace, .. } = self;
         let device = stream.device();
@@ -155,7 +198,10 @@ impl Operands<'_> {
             state: check_len("state", self.state, &[1])?,
             partial: workspace.cast(),
             rates: workspace.offset(rates_offset(arena)).cast(),
+            squares: Ptr::null(),
             stochastic: i32::from(self.stochastic),
+            ranks: 0,
+            wholes: arena.wholes() as i32,
             unused: 0,
         })
     }

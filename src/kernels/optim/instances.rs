@@ -32,6 +32,7 @@ pub fn sources() -> Vec<Source> {
             "optim/sm80_lamb.cu",
             vec![
                 kernel("lamb_update", "lamb_update", "OptimUpdate", 4),
+                kernel("lamb_squares", "lamb_squares", "OptimUpdate", 4),
                 kernel("lamb_rates", "lamb_rates", "OptimUpdate", 4),
                 kernel("lamb_apply", "lamb_apply", "OptimUpdate", 4),
             ],

@@ -4,7 +4,8 @@
 //! What changes from step to step lies in device memory: the host writes an [`OptimizerStep`], the kernels keep
 //! an [`OptimizerState`]. A step is [`Operands::adamw`] or [`Operands::lamb`]; both take the gradient norm first
 //! and change nothing where it is not finite. Where several ranks have a part of the arena each, the norm is taken in
-//! two halves: [`Operands::squares`] of every rank, then [`Operands::adamw_of`] over the squares of all.
+//! two halves: [`Operands::squares`] of every rank, then [`Operands::adamw_of`] over the squares of all, or
+//! [`Operands::lamb_squares`], and [`Operands::lamb_of`] over what that leaves on all.
 
 mod arena;
 mod checked;
@@ -12,10 +13,11 @@ mod raw;
 mod step;
 
 pub use super::registry::optim as instances;
-pub use arena::{ALIGNMENT, Arena, CHUNK, ChunkEntry, Tables, TensorEntry, TensorSpec};
+pub use arena::{ALIGNMENT, Arena, CHUNK, ChunkEntry, SliceSpec, Tables, TensorEntry, TensorSpec};
 pub use checked::{Operands, add, cast, workspace_bytes, zero};
 pub use raw::{
     AddParams, CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_add, launch_cast,
-    launch_finish, launch_lamb, launch_norm, launch_squares, launch_zero, norm_blocks,
+    launch_finish, launch_lamb, launch_lamb_rates, launch_lamb_squares, launch_norm, launch_squares,
+    launch_zero, norm_blocks,
 };
 pub use step::{Factors, OptimizerState, OptimizerStep};

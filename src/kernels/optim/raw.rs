@@ -62,8 +62,14 @@ pub struct UpdateParams {
     pub partial: Ptr<f64>,
     /// LAMB's workspace, `[tensors]`.
     pub rates: Ptr<f32>,
+    /// LAMB of slices: squares of parameters and updates, `[wholes, 2]` of this rank or `[ranks, wholes, 2]`.
+    pub squares: Ptr<f64>,
     /// Whether [`weights`](Self::weights) are rounded randomly.
     pub stochastic: i32,
+    /// Ranks that [`squares`](Self::squares) are of; 0 where the arena has all of each tensor.
+    pub ranks: i32,
+    /// Tensors of which the arena has slices.
+    pub wholes: i32,
     /// Fills the struct.
     pub unused: i32,
 }
@@ -188,11 +194,59 @@ pub unsafe fn launch_lamb(
     params: &UpdateParams,
 ) -> Result<()> {
     let update = Launch::new(grid(chunks as u64)?, THREADS, SHARED_BYTES);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe {
+        kernels.launch("optim_lamb_update_f32", update, stream, params)?;
+        launch_lamb_rates(kernels, stream, chunks, tensors, params)
+    }
+}
+
+/// Queues the first half of [`launch_lamb`] over `chunks` chunks, and the squares of those slices among the first
+/// `counted` that are of a tensor.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_lamb_squares(
+    kernels: &Kernels,
+    stream: RawStream,
+    chunks: usize,
+    counted: usize,
+    params: &UpdateParams,
+) -> Result<()> {
+    let update = Launch::new(grid(chunks as u64)?, THREADS, SHARED_BYTES);
+    let squares = Launch::new(grid(counted as u64)?, THREADS, SHARED_BYTES);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernels.
+    unsafe {
+        kernels.launch("optim_lamb_update_f32", update, stream, params)?;
+        match counted {
+            0 => Ok(()),
+            _ => kernels.launch("optim_lamb_squares_f32", squares, stream, params),
+        }
+    }
+}
+
+/// Queues the second half: rates of `tensors` tensors, and what follows for `chunks` chunks. Reads no gradients but
+/// the updates that lie there.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_lamb_rates(
+    kernels: &Kernels,
+    stream: RawStream,
+    chunks: usize,
+    tensors: usize,
+    params: &UpdateParams,
+) -> Result<()> {
     let rates = Launch::new(grid(tensors as u64)?, THREADS, SHARED_BYTES);
     let apply = Launch::new(grid(chunks as u64)?, THREADS, 0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernels.
     unsafe {
-        kernels.launch("optim_lamb_update_f32", update, stream, params)?;
         kernels.launch("optim_lamb_rates_f32", rates, stream, params)?;
         kernels.launch("optim_lamb_apply_f32", apply, stream, params)
     }

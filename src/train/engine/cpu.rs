@@ -183,9 +183,12 @@ impl Engine for CpuEngine {
         };
         outcome.grad_norm = f64::NAN;
         if outcome.loss.is_finite() {
-            let norm = self.slices.norm(self.step.graph(), &self.grads)?;
-            let stepped = self.optimizer.step_of_norm(lr, norm, &mut self.params, &self.grads);
-            outcome.grad_norm = stepped.unwrap_or_else(|not_finite| not_finite.norm);
+            let Self { slices, step, optimizer, params, grads, .. } = self;
+            outcome.grad_norm = slices.norm(step.graph(), grads)?;
+            if outcome.grad_norm.is_finite() {
+                let whole = |squares: &mut [[f64; 2]]| slices.sum_squares(step.graph(), squares);
+                optimizer.step_of_slices(lr, outcome.grad_norm, params, grads, whole)?;
+            }
         }
         if let Some(ema) = &mut self.ema
             && outcome.grad_norm.is_finite()

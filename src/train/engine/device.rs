@@ -169,7 +169,8 @@ impl DeviceEngine {
             executor = DeviceExecutor::with_axes(device, step.graph(), shape, PLACES, axes)?;
             let world = ranks.as_ref().map(|ranks| ranks.world.clone());
             let size = data.size * tensor.size;
-            squares = Some(Squares::new(device, world, size, arena.len(), counted)?);
+            let kind = recipe.train.optimizer;
+            squares = Some(Squares::new(device, world, size, (&arena, counted), kind)?);
         }
         let optimizer = DeviceOptimizer::new(device, &arena, squares, &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();

@@ -1,7 +1,6 @@
 //! The optimiser of a training on a device: its state in arenas of the parameters' layout, and what it is told of
 //! each batch.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use half::bf16;
@@ -10,10 +9,11 @@ use crate::device::{Buffer, Device, Pinned, Stream};
 use crate::error::Result;
 use crate::kernels::optim::{self, Arena, Operands, OptimizerState, OptimizerStep, Tables};
 use crate::parallel::DeviceGroup;
-use crate::recipe::TrainConfig;
+use crate::recipe::{OptimizerKind, TrainConfig};
 
-/// AdamW over arenas of one layout: those of a whole model, or of a rank's pieces of one.
+/// AdamW or LAMB over arenas of one layout: those of a whole model, or of a rank's pieces of one.
 pub(super) struct DeviceOptimizer {
+    kind: OptimizerKind,
     arena: Arena,
     tables: Tables,
     m: Buffer<f32>,
@@ -38,28 +38,50 @@ pub(super) struct Arenas<'a> {
     pub average: Option<&'a Buffer<f32>>,
 }
 
-/// Sums of squares of the gradients of all ranks, for their norm.
+/// Sums of squares of all ranks.
 pub(super) struct Squares {
     /// The ranks; none where memory is only counted.
     group: Option<Rc<DeviceGroup>>,
-    /// Which gradients this rank counts.
-    counted: Range<usize>,
+    /// How many elements this rank counts, from the first.
+    counted: usize,
+    /// Of the gradients, for their norm.
+    gradients: Sums,
+    /// LAMB: of each parameter and its update.
+    tensors: Option<Sums>,
+}
+
+/// This rank's sums and those of all.
+struct Sums {
     own: Buffer<f64>,
     all: Buffer<f64>,
 }
 
+impl Sums {
+    fn new(device: &Device, size: usize, len: usize) -> Result<Self> {
+        Ok(Self { own: device.zeros(len)?, all: device.zeros(size * len)? })
+    }
+
+    fn gather(&self, group: Option<&DeviceGroup>, stream: &Stream) -> Result<()> {
+        group.map_or(Ok(()), |group| group.all_gather(stream, &self.all, &self.own))
+    }
+}
+
 impl Squares {
-    /// For `size` ranks, of which this one counts the gradients `counted` of an arena of `len`.
+    /// For `size` ranks, of which this one counts the first `counted` elements of `arena`.
     pub(super) fn new(
         device: &Device,
         group: Option<Rc<DeviceGroup>>,
         size: usize,
-        len: usize,
-        counted: Range<usize>,
+        (arena, counted): (&Arena, usize),
+        kind: OptimizerKind,
     ) -> Result<Self> {
         // However many gradients they count, all ranks have as many sums.
-        let blocks = optim::norm_blocks(device.info().multiprocessors, len);
-        Ok(Self { own: device.zeros(blocks)?, all: device.zeros(size * blocks)?, group, counted })
+        let blocks = optim::norm_blocks(device.info().multiprocessors, arena.len());
+        let tensors = match kind {
+            OptimizerKind::AdamW => None,
+            OptimizerKind::Lamb => Some(Sums::new(device, size, 2 * arena.wholes())?),
+        };
+        Ok(Self { gradients: Sums::new(device, size, blocks)?, tensors, group, counted })
     }
 }
 
@@ -82,6 +104,7 @@ impl DeviceOptimizer {
     ) -> Result<Self> {
         let step = |_| Ok((device.zeros(1)?, device.pinned(1)?));
         Ok(Self {
+            kind: config.optimizer,
             arena: arena.clone(),
             tables: arena.upload(device)?,
             m: device.zeros(arena.len())?,
@@ -155,14 +178,20 @@ impl DeviceOptimizer {
             stochastic: false,
             workspace: &self.workspace,
         };
-        let Some(Squares { group, counted, own, all }) = &self.squares else {
-            return operands.adamw(stream);
+        let Some(Squares { group, counted, gradients, tensors }) = &self.squares else {
+            return match self.kind {
+                OptimizerKind::AdamW => operands.adamw(stream),
+                OptimizerKind::Lamb => operands.lamb(stream),
+            };
         };
-        operands.squares(stream, counted.clone(), own)?;
-        if let Some(group) = group {
-            group.all_gather(stream, all, own)?;
-        }
-        operands.adamw_of(stream, all)
+        operands.squares(stream, 0..*counted, &gradients.own)?;
+        gradients.gather(group.as_deref(), stream)?;
+        let Some(tensors) = tensors else {
+            return operands.adamw_of(stream, &gradients.all);
+        };
+        operands.lamb_squares(stream, &gradients.all, *counted, &tensors.own)?;
+        tensors.gather(group.as_deref(), stream)?;
+        operands.lamb_of(stream, &tensors.all)
     }
 
     /// Replaces moments, laid out as the arena, and count of steps.

@@ -140,6 +140,25 @@ impl Slices {
         self.ranks.world.all_reduce(&mut sum)?;
         Ok(sum[0].sqrt())
     }
+
+    /// Replaces two sums for each slice by those of its whole parameter, what several ranks hold counted once.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    pub(super) fn sum_squares(&self, graph: &Graph, squares: &mut [[f64; 2]]) -> Result<()> {
+        let first = self.ranks.tensor.rank() == 0;
+        let mut sums = vec![0.0; 2 * graph.params().len()];
+        for (slice, own) in self.units.slices().iter().zip(&*squares) {
+            if first || !graph.split(slice.param).is_replicated() {
+                sums[2 * slice.param..][..2].copy_from_slice(own);
+            }
+        }
+        self.ranks.world.all_reduce(&mut sums)?;
+        for (slice, own) in self.units.slices().iter().zip(squares) {
+            own.copy_from_slice(&sums[2 * slice.param..][..2]);
+        }
+        Ok(())
+    }
 }
 
 /// What the data axis did in a step, from what each of its ranks did.

@@ -8,13 +8,14 @@
 //! | activations | tensor | e·a·[`sharded::volume`] | (K − 1)/K of T·W for each gather and reduction, `nn::block` |
 //! | weights | data | e·a·Σ over visits of (D − 1) pieces | ZeRO-3 gathers for each [`Visit`](crate::parallel::zero::Visit) |
 //! | gradients | data | 4·a·Σ over units of all but the own piece | f32; with the weights it is [`Schedule::volume`](crate::parallel::zero::Schedule::volume) |
-//! | small sums | both | all-reduces of gradients whose summands the tensor axis has, of norm, loss weights and counts | once a step, `CpuEngine` |
+//! | small sums | both | all-reduces of gradients whose summands the tensor axis has, of norm (LAMB: and norms of all parameters), loss weights and counts | once a step, `CpuEngine` |
 
 use serde::Serialize;
 
 use super::rank::{Pieces, RankStep};
 use crate::autograd::{Split, sharded};
 use crate::parallel::collectives::part_of;
+use crate::recipe::OptimizerKind;
 
 /// Bytes that the first rank sends in a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -27,7 +28,7 @@ pub struct Traffic {
     pub gradients: u64,
     /// Over the tensor axis: gradients of which each rank has a summand.
     pub tensor_sums: u64,
-    /// Over the data axis and over all ranks: loss weights, counts and norm.
+    /// Over the data axis and over all ranks: loss weights, counts and norms.
     pub counts: u64,
 }
 
@@ -42,13 +43,21 @@ impl Traffic {
         let summed = pieces.units.slices().iter().filter(|slice| graph.split(slice.param) == Split::Summed);
         let summed = summed.map(|slice| slice.range.len()).sum();
         let (batches, world) = (batches as u64, pieces.data() * rank.tensor());
+        let norms = match rank.recipe.train.optimizer {
+            OptimizerKind::AdamW => 0,
+            OptimizerKind::Lamb => all_reduce(2 * graph.params().len(), world),
+        };
         Self {
             activations: element * batches * sharded::volume(graph, order, 0),
             weights: element * batches * weights,
             gradients: 4 * batches * gradients,
             tensor_sums: 4 * all_reduce(summed, rank.tensor()),
             // Sum of the loss weights; loss, recognised images, FLOPs and three counts; norm.
-            counts: 8 * (all_reduce(1, pieces.data()) + all_reduce(6, pieces.data()) + all_reduce(1, world)),
+            counts: 8
+                * (all_reduce(1, pieces.data())
+                    + all_reduce(6, pieces.data())
+                    + all_reduce(1, world)
+                    + norms),
         }
     }
 
