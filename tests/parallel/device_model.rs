@@ -104,7 +104,7 @@ fn train(device: &Device, model: ModelConfig, ranks: Rc<MeshGroups>) -> Result<T
     for _ in 0..STEPS {
         outcomes.push(engine.collect()?);
     }
-    let state = engine.state()?.into_owned();
+    let state = engine.state()?;
     let logits = engine.model()?.logits(&batches(&recipe.model, 7)[0])?.to_vec();
     Ok(Trained { outcomes, state, logits })
 }
