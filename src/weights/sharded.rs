@@ -416,8 +416,8 @@ pub fn remove_strays(folder: &Path) -> Result<()> {
         let Ok(index) = Index::load(&folder.join(name)) else { return Ok(()) };
         named.extend(index.files().into_iter().map(str::to_owned));
     }
-    let stray = names.iter().filter(|name| is_of_set(name) && !named.contains(*name));
-    stray.map(|name| fs::remove_file(folder.join(name)).map_err(fail)).collect()
+    let mut stray = names.iter().filter(|name| is_of_set(name) && !named.contains(*name));
+    stray.try_for_each(|name| fs::remove_file(folder.join(name)).map_err(fail))
 }
 
 /// Whether a file could be one of [`file_name`]s of a run: `last.120-00001-of-00002.safetensors`.

@@ -61,6 +61,14 @@ impl DeviceParams {
     pub fn round(&self, stream: &Stream) -> Result<()> {
         optim::cast(stream, &self.weights, &self.master, None)
     }
+
+    /// Dense values, in the order of [`Graph::params`], once everything queued has run.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn read(&self) -> Result<Vec<Vec<f32>>> {
+        Ok(self.layout.unpack(&self.master.download()?))
+    }
 }
 
 /// How parameters, gradients and everything of their shape lie on a device.

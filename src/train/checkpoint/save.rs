@@ -85,8 +85,8 @@ impl Snapshot<'_> {
         for (kind, prefix) in self.kinds(all_of(files)) {
             let gathered = gather(self.state, kind, &mut |_, values| {
                 finite &= kind != StateKind::Weights || is_finite(values);
-                let holding = writers.iter_mut().zip(files).filter(|(_, file)| holds(file.1, prefix));
-                holding.map(|(writer, _)| writer.write(values)).collect()
+                let mut holding = writers.iter_mut().zip(files).filter(|(_, file)| holds(file.1, prefix));
+                holding.try_for_each(|(writer, _)| writer.write(values))
             })?;
             if let Err(error) = gathered {
                 return Ok(Err(error));
@@ -174,8 +174,8 @@ impl Snapshot<'_> {
             for unit in 0..units {
                 read_distinct(state, kind, unit, &mut |_, values| {
                     finite &= kind != StateKind::Weights || is_finite(values);
-                    let holding = writers.iter_mut().zip(files).filter(|(_, file)| holds(file.1, prefix));
-                    holding.map(|(writer, _)| writer.write(values)).collect()
+                    let mut holding = writers.iter_mut().zip(files).filter(|(_, file)| holds(file.1, prefix));
+                    holding.try_for_each(|(writer, _)| writer.write(values))
                 })?;
             }
         }

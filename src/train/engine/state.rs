@@ -317,7 +317,10 @@ impl TrainState<'static> {
     /// # Errors
     /// Those of the source.
     pub fn of(source: &dyn StateSource, params: &[ParamSpec]) -> Result<Self> {
-        let whole = |(param, spec): (usize, &ParamSpec)| Wanted { param, runs: vec![0..spec.len()] };
+        let whole = |(param, spec): (usize, &ParamSpec)| Wanted {
+            param,
+            runs: std::iter::once(0..spec.len()).collect(),
+        };
         let wanted: Vec<Wanted> = params.iter().enumerate().map(whole).collect();
         let read = |kind| source.read(kind, &wanted).map(Into::into);
         Ok(Self {
