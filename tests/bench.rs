@@ -88,6 +88,7 @@ fn every_family_gives_lines_of_the_table() {
         common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
         common::position::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
         common::elementwise::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::collective::shape_cases(&gpu, 2, 39, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for &fused in common::gemm::all_fused(layout) {
                 let shape = trencadis::kernels::gemm::Shape { layout, m: 40, n: 24, k: 16 };
@@ -112,6 +113,7 @@ fn every_family_gives_lines_of_the_table() {
                 ("patch", _) => "3x14x14_9+30",
                 ("position", _) => "64_9+30",
                 ("elementwise", _) => "39x64",
+                ("collective", _) => "2x24",
                 _ => "2x64_9+30",
             };
             assert_eq!(cells[1], shape, "{line}");
@@ -168,6 +170,8 @@ fn every_family_gives_lines_of_the_table() {
             "elementwise_add",
             "elementwise_add_row",
             "elementwise_accumulate",
+            "collective_sum_f32",
+            "collective_sum_bf16",
             "gemm_nt_plain",
             "gemm_nt_bias",
             "gemm_nt_gelu_erf",

@@ -189,7 +189,7 @@ fn flops_are_the_published_ones() {
 
 #[test]
 fn vit_22b_is_recorded_without_allocating_it() {
-    let recipe = Recipe::load("vit22b", &[]).unwrap();
+    let recipe = Recipe::load("vit-22b", &[]).unwrap();
     let mut graph = Graph::new();
     vit::record(&mut graph, &recipe, 1000, 4096, 16, true).unwrap();
     let billions = graph.parameter_count() as f64 / 1e9;

@@ -74,7 +74,7 @@ fn recipes_carry_the_published_settings() {
     assert_eq!((deit.model.layer_scale, deit.model.drop_path), (1e-4, 0.6));
     assert!(!deit.model.drop_path_linear && deit.model.pool == PoolKind::Cls);
 
-    let big = load("vit22b", &[]).unwrap();
+    let big = load("vit-22b", &[]).unwrap();
     assert_eq!(big.model.block, BlockKind::Parallel);
     let d = big.model.dimensions().unwrap();
     assert_eq!((d.width, d.depth, d.mlp, d.heads, d.head_dim), (6144, 48, 24576, 48, 128));
@@ -94,7 +94,7 @@ fn shapes_give_dimensions_and_own_values_win() {
     assert_eq!((d.width, d.depth, d.heads, d.head_dim), (768, 3, 5, 40));
 
     // 22B's published count is that of the encoder's matrices.
-    let d = load("vit22b", &[]).unwrap().model.dimensions().unwrap();
+    let d = load("vit-22b", &[]).unwrap().model.dimensions().unwrap();
     assert_eq!(d.depth * (4 * d.width * d.width + 2 * d.width * d.mlp), 21_743_271_936);
 }
 

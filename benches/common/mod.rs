@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod attention;
+pub mod collective;
 pub mod elementwise;
 pub mod gemm;
 pub mod gpu;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::graph::{Extent, Graph, Kind, Tensor, TensorInfo};
-use super::op::{Args, Io, StepState};
+use super::op::{Args, Io, StepState, Workload};
 use super::plan::Plan;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
@@ -91,6 +91,11 @@ pub struct Rank<'a, R> {
     pub store: &'a mut dyn ParamStore<R>,
     /// The tensor axis, for a graph of a part of a model.
     pub tensor: Option<&'a Group>,
+}
+
+/// Whether a pooled buffer of this capacity may hold `len` elements: it does not waste half of itself.
+pub(crate) fn serves(capacity: usize, len: usize) -> bool {
+    capacity >= len && capacity <= 2 * len.max(64)
 }
 
 /// Values of a graph's tensors on the CPU. Buffers of activations whose last use has passed go to
@@ -223,6 +228,9 @@ impl<R: Precision> CpuExecutor<R> {
                 }
             } else {
                 node.op.run(io);
+                if let Some(group) = tensor.filter(|group| group.clock().is_some()) {
+                    group.work(node.op.flops(graph, node, &Workload::of(batch)));
+                }
             }
 
             for (buffer, output) in buffers.into_iter().zip(&node.outputs) {
@@ -271,7 +279,7 @@ impl<R: Precision> CpuExecutor<R> {
             .pool
             .iter()
             .enumerate()
-            .filter(|(_, b)| b.capacity() >= len && b.capacity() <= 2 * len.max(64))
+            .filter(|(_, b)| serves(b.capacity(), len))
             .min_by_key(|(_, b)| b.capacity())
             .map(|(i, _)| i);
         let mut buffer = fit.map(|i| self.pool.swap_remove(i)).unwrap_or_default();

@@ -151,6 +151,13 @@ pub trait Op: Any + Debug + Send + Sync {
         0
     }
 
+    /// Elements that this holds on the CPU while it runs, beside operands and results: for ops that hold much.
+    /// `read` tells of each result whether somebody reads it.
+    fn scratch(&self, graph: &Graph, node: &Node, read: &[bool]) -> usize {
+        let _ = (graph, node, read);
+        0
+    }
+
     /// Verifies the operands on a device, asks for what else is needed there, and tells what every step queues.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ mod eval;
 mod forward;
 mod inspect;
 mod kernels;
+mod plan;
 mod predict;
 mod ranks;
 mod recipes;
@@ -39,6 +40,8 @@ enum Command {
     Eval(eval::Args),
     /// Classify images.
     Predict(predict::Args),
+    /// Plan a training on several GPUs: memory, traffic, time, and the mesh to take.
+    Plan(plan::Args),
     /// Look at data, at a model, or at the GPU.
     #[command(subcommand)]
     Inspect(inspect::Command),
@@ -177,6 +180,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Predict(args) => predict::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Inspect(command) => inspect::run(command),
         Command::Recipes(args) => recipes::run(args),
         Command::Kernels(args) => kernels::run(args),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::ranks::RankArgs;
 use super::{RecipeArgs, print};
 use crate::data::{packing, source};
-use crate::device::{self, DeviceChoice, DeviceInfo, Selected};
+use crate::device::{DeviceChoice, DeviceInfo, Selected};
 use crate::error::{Error, Result};
 use crate::parallel::MeshGroups;
 use crate::train::engine::{DeviceOptions, check_fits};
@@ -51,12 +51,12 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
     let args = Arc::new(args);
     let shared = args.clone();
-    args.ranks.run(move |ranks| train(&shared, ranks))
+    args.ranks.run(args.device, move |ranks, device, sharing| train(&shared, ranks, device, sharing))
 }
 
 /// On one rank.
-fn train(args: &Args, ranks: Rc<MeshGroups>) -> Result<()> {
-    let selected = select(args.device, ranks.is_alone()).and_then(|selected| match selected.device {
+fn train(args: &Args, ranks: Rc<MeshGroups>, selected: Result<Selected>, sharing: usize) -> Result<()> {
+    let selected = selected.and_then(|selected| match selected.device {
         None if args.no_graph => {
             Err(Error::usage("--no-graph goes with a GPU; the CPU has no graphs, so leave it out"))
         }
@@ -67,7 +67,8 @@ fn train(args: &Args, ranks: Rc<MeshGroups>) -> Result<()> {
         true => print(&format!("device            {description}\n")),
         false => Ok(()),
     };
-    let target = Target { device, options: DeviceOptions { no_graph: args.no_graph }, ranks: ranks.clone() };
+    let options = DeviceOptions { no_graph: args.no_graph };
+    let target = Target { device, sharing, options, ranks: ranks.clone() };
     if let Some(folder) = &args.resume {
         told()?;
         return start::resume(folder, &target);
@@ -77,17 +78,6 @@ fn train(args: &Args, ranks: Rc<MeshGroups>) -> Result<()> {
     let name = args.name.clone().unwrap_or(name);
     let options = TrainOptions { name, recipe, out: args.out.clone(), init: args.init.clone() };
     start::start(options, &target)
-}
-
-/// The device of a rank: of several, the CPU.
-fn select(choice: DeviceChoice, alone: bool) -> Result<Selected> {
-    match choice {
-        _ if alone => device::select(choice),
-        DeviceChoice::Cuda => {
-            Err(Error::usage("several ranks train on the CPU; leave --device cuda out, or train on one rank"))
-        }
-        _ => device::select(DeviceChoice::Cpu),
-    }
 }
 
 fn dry_run(args: &Args) -> Result<()> {
@@ -102,13 +92,13 @@ fn dry_run(args: &Args) -> Result<()> {
     }
     let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
     let classes = dataset.classes.len();
-    let (description, info, free) = match select(args.device, mesh.world() == 1) {
-        Ok(Selected { device: None, description }) => (description, None, 0),
-        Ok(Selected { device: Some(device), description }) => {
-            (description, Some(device.info().clone()), device.free_bytes()?)
+    let (description, info, free) = match args.ranks.first_device(args.device) {
+        Ok((Selected { device: None, description }, _)) => (description, None, 0),
+        Ok((Selected { device: Some(device), description }, sharing)) => {
+            (description, Some(device.info().clone()), device.free_bytes()? / sharing)
         }
         // A plan for a GPU needs none.
-        Err(_) if args.device == DeviceChoice::Cuda && mesh.world() == 1 => {
+        Err(_) if args.device == DeviceChoice::Cuda => {
             let info = DeviceInfo::h100();
             let description = format!("{}, assumed as there is no GPU to be used here", info.name);
             (description, Some(info.clone()), info.memory_bytes)
@@ -117,7 +107,8 @@ fn dry_run(args: &Args) -> Result<()> {
     };
     let (slots, place) = (packing::slots(&recipe), mesh.place(0));
     let memory = info.map(|info| check_fits(&info, free, &recipe, classes, slots, place)).transpose()?;
-    let plan = RunPlan::of(&recipe, &TrainStep::new(&recipe, classes, slots)?, slots, memory);
+    let plan =
+        RunPlan::of(&recipe, &TrainStep::of_shard(&recipe, classes, slots, place.tensor)?, slots, memory);
     if !first {
         return Ok(());
     }

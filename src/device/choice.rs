@@ -15,7 +15,7 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// GPU 0 of those that CUDA_VISIBLE_DEVICES shows.
+    /// GPU 0 of those that CUDA_VISIBLE_DEVICES shows; of several ranks, each the next.
     Cuda,
     /// The GPU kernels on the CPU, very slowly: for tests.
     #[cfg(feature = "emulator")]
@@ -23,6 +23,7 @@ pub enum DeviceChoice {
 }
 
 /// Where models run.
+#[derive(Clone)]
 pub struct Selected {
     /// What the kernels run on; none on the CPU device.
     pub device: Option<Device>,
@@ -56,6 +57,28 @@ pub fn select_for_rank(choice: DeviceChoice, local: usize) -> Result<Selected> {
             description: "emulator, for tests".into(),
         }),
     }
+}
+
+/// Opens the devices of `size` ranks that are threads of this process: of GPUs one each, or one that all share.
+///
+/// # Errors
+/// An explicit wish that cannot be met; several GPUs, but fewer than ranks.
+pub fn select_for_ranks(choice: DeviceChoice, size: usize) -> Result<Vec<Selected>> {
+    let first = select(choice)?;
+    let gpus = match (&first.device, choice) {
+        (Some(_), DeviceChoice::Auto | DeviceChoice::Cuda) => Device::cuda_count()?,
+        _ => 1,
+    };
+    if gpus == 1 {
+        return Ok(vec![first; size]);
+    }
+    if size > gpus {
+        return Err(Error::usage(format!(
+            "{size} ranks cannot share {gpus} GPUs: each takes one, or all take the same; start at most {gpus}, or choose one \
+             GPU with CUDA_VISIBLE_DEVICES"
+        )));
+    }
+    std::iter::once(Ok(first)).chain((1..size).map(|rank| select_for_rank(choice, rank))).collect()
 }
 
 fn gpu(device: Device) -> Selected {

@@ -32,7 +32,7 @@ mod words;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-pub use choice::{DeviceChoice, Selected, select, select_for_rank};
+pub use choice::{DeviceChoice, Selected, select, select_for_rank, select_for_ranks};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};

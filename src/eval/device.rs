@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::{Forward, record};
+use super::model::{Forward, record, whole};
 use crate::autograd::device::{BatchShape, DeviceParams, MeshAxes, ParamLayout, fused};
 use crate::autograd::graph::Graph;
 use crate::autograd::{DeviceExecutor, Shard, StepState, Workload};
@@ -76,6 +76,7 @@ impl DeviceModel {
     ) -> Result<Self> {
         let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, shard)?;
         let executor = training.beside_axes(&graph, shape, axis)?;
+        let graph = whole(recipe, classes, shape.tokens, shape.slots, shard)?.unwrap_or(graph);
         Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
     }
 

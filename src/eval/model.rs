@@ -59,9 +59,23 @@ pub(super) fn record(
     Ok((graph, outputs))
 }
 
+/// The whole model, where `shard` is a part of it.
+pub(super) fn whole(
+    recipe: &Recipe,
+    classes: usize,
+    tokens: usize,
+    slots: usize,
+    shard: Shard,
+) -> Result<Option<Graph>> {
+    let whole = || record(recipe, classes, tokens, slots, false, Shard::WHOLE).map(|(graph, _)| graph);
+    shard.is_part().then(whole).transpose()
+}
+
 /// A recorded forward pass on the CPU device.
 pub struct Model {
     graph: Graph,
+    /// Of the whole model, for FLOPs, where `graph` is of a part.
+    whole: Option<Graph>,
     plan: Plan,
     executor: CpuExecutor<f32>,
     outputs: Outputs,
@@ -96,12 +110,15 @@ impl Model {
         shard: Shard,
     ) -> Result<Self> {
         let (graph, outputs) = record(recipe, classes, tokens, slots, false, shard)?;
-        Ok(Self::of_graph(graph, outputs, classes))
+        Ok(Self {
+            whole: whole(recipe, classes, tokens, slots, shard)?,
+            ..Self::of_graph(graph, outputs, classes)
+        })
     }
 
     fn of_graph(graph: Graph, outputs: Outputs, classes: usize) -> Self {
         let plan = Plan::new(&graph);
-        Self { graph, plan, executor: CpuExecutor::new(), outputs, classes }
+        Self { graph, whole: None, plan, executor: CpuExecutor::new(), outputs, classes }
     }
 
     /// The recorded pass.
@@ -124,9 +141,9 @@ impl Model {
         self.classes
     }
 
-    /// FLOPs of a forward pass over this workload.
+    /// FLOPs of a forward pass over this workload, those of all ranks of the tensor axis.
     pub fn flops(&self, work: &Workload) -> f64 {
-        self.graph.flops(work)
+        self.whole.as_ref().unwrap_or(&self.graph).flops(work)
     }
 
     /// Runs the batch and returns the logits `[N, classes]`, zero on unused slots.

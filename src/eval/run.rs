@@ -75,7 +75,7 @@ pub fn evaluate_on(
     let mut packing = PackingStats::default();
     let mut flops = 0.0;
     loop {
-        let loaded = match ranks.agree(loader.next().transpose())? {
+        let mut loaded = match ranks.agree(loader.next().transpose())? {
             Ok(Some(loaded)) => loaded,
             Ok(None) => break,
             Err(error) => return Ok(Err(error)),
@@ -84,6 +84,7 @@ pub fn evaluate_on(
             return Ok(Ok(None));
         }
         packing.add(&loaded.stats);
+        ranks.leave_out_unread(&mut loaded.batch.weights)?;
         let batch = &loaded.batch;
         // All of its images were unreadable. Of several ranks each runs as many batches as the others.
         if batch.images == 0 && ranks.is_alone() {

@@ -30,6 +30,19 @@ pub fn linear(graph: &mut Graph, name: &str, x: Tensor, outer: usize, bias: bool
     gemm::linear(graph, x, weight, bias)
 }
 
+/// The same and a GELU.
+pub fn linear_gelu(
+    graph: &mut Graph,
+    name: &str,
+    x: Tensor,
+    outer: usize,
+    bias: bool,
+    kind: GeluKind,
+) -> Tensor {
+    let (weight, bias) = parameters(graph, name, x, outer, bias);
+    gemm::linear_gelu(graph, x, weight, bias, kind)
+}
+
 fn parameters(
     graph: &mut Graph,
     name: &str,

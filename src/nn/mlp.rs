@@ -1,6 +1,6 @@
 //! Two-layer perceptron with GELU.
 
-use super::linear::{column_parameters, columns, row_parameters, rows};
+use super::linear::{column_parameters, columns, linear, linear_gelu, row_parameters, rows};
 use crate::autograd::graph::{Graph, Tensor};
 use crate::autograd::sharded::Affine;
 use crate::recipe::ModelConfig;
@@ -20,4 +20,16 @@ pub fn mlp(graph: &mut Graph, name: &str, x: Tensor, config: &ModelConfig, dims:
     let [fc1, fc2] = mlp_parameters(graph, name, config, dims);
     let hidden = rows(graph, x, fc1, Some(config.gelu));
     columns(graph, hidden, fc2)
+}
+
+/// The same over rows that all ranks of the tensor axis have: each of them computes all of it.
+pub fn whole_mlp(
+    graph: &mut Graph,
+    name: &str,
+    x: Tensor,
+    config: &ModelConfig,
+    dims: &Dimensions,
+) -> Tensor {
+    let hidden = linear_gelu(graph, &format!("{name}.fc1"), x, dims.mlp, config.mlp_bias, config.gelu);
+    linear(graph, &format!("{name}.fc2"), hidden, dims.width, config.mlp_bias)
 }

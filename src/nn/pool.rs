@@ -2,7 +2,7 @@
 
 use super::attention::{attention_config, qk_params};
 use super::linear::linear;
-use super::mlp::mlp;
+use super::mlp::whole_mlp;
 use super::norm;
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
 use crate::autograd::{elementwise, pool};
@@ -55,7 +55,7 @@ fn attention_pool(
     }
     if config.pool_mlp {
         let y = norm::layer(graph, "pool.norm_mlp", x, config);
-        let mixed = mlp(graph, "pool.mlp", y, config, dims);
+        let mixed = whole_mlp(graph, "pool.mlp", y, config, dims);
         x = elementwise::add(graph, x, mixed);
     }
     x

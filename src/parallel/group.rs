@@ -246,6 +246,11 @@ impl Group {
         result
     }
 
+    /// Takes the time that this rank needs for `flops`, where time is simulated.
+    pub(crate) fn work(&self, flops: f64) {
+        self.transport.work(flops);
+    }
+
     /// Seconds since the start on this rank's simulated clock; `None` where time is not simulated.
     pub fn clock(&self) -> Option<f64> {
         self.transport.clock()

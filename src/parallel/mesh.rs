@@ -166,6 +166,23 @@ impl MeshGroups {
             tensor: world.subgroup("tensor", &mesh.tensor_ranks(world.rank()))?,
         })
     }
+    /// Takes the weight of images that another rank with the same batch could not read.
+    ///
+    /// # Errors
+    /// A rank that is gone or silent.
+    pub fn leave_out_unread(&self, weights: &mut [f32]) -> Result<()> {
+        let size = self.tensor.size();
+        if size == 1 || weights.is_empty() {
+            return Ok(());
+        }
+        let mut all = vec![0.0; size * weights.len()];
+        self.tensor.all_gather(&mut all, weights)?;
+        for of_rank in all.chunks_exact(weights.len()) {
+            weights.iter_mut().zip(of_rank).for_each(|(weight, other)| *weight = weight.min(*other));
+        }
+        Ok(())
+    }
+
     /// Where this rank is.
     pub fn place(&self) -> Place {
         self.mesh.place(self.world.rank())

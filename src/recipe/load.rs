@@ -39,7 +39,7 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "g14",
     "G14",
     "e14",
-    "vit22b",
+    "vit-22b",
     "vit-22b-b16",
     "vit-22b-l16",
 ];

@@ -2,9 +2,22 @@
 //!
 //! On the CPU the bytes follow from the record; on a device they are those that the engine allocates on a device
 //! that only counts ([`Device::planned`](crate::device::Device::planned)).
+//!
+//! Of several ranks, [`search`] plans a training on every mesh of so many GPUs: [`memory`] of a rank ([`device`];
+//! [`cpu`] for ranks on the CPU), [`traffic`] and [`time`] of a step. [`rank`] is what they all start from.
+
+pub mod cpu;
+pub mod device;
+pub mod memory;
+pub mod rank;
+pub mod report;
+pub mod search;
+pub mod time;
+pub mod traffic;
 
 use std::fmt;
 
+use self::memory::batch_bytes;
 use crate::autograd::Workload;
 use crate::data::resolution::mean_area;
 use crate::recipe::Recipe;
@@ -29,7 +42,7 @@ pub struct RunPlan {
     pub tokens_per_image: f64,
     /// Weights, gradients, moments and moving average on the CPU, in bytes.
     pub state_bytes: usize,
-    /// Activations of a training batch at their peak on the CPU, in bytes.
+    /// Activations of a training batch on the CPU, in bytes.
     pub activation_bytes: usize,
     /// Activations of an evaluation on the CPU, which keeps buffers of its own, in bytes.
     pub evaluation_bytes: usize,
@@ -46,19 +59,14 @@ impl RunPlan {
     pub fn of(recipe: &Recipe, step: &TrainStep, slots: usize, device: Option<DeviceMemory>) -> Self {
         let parameters = step.graph().parameter_count();
         let tokens = recipe.packing.tokens;
-        let tokens_per_image = expected_tokens(recipe);
-        let images = (tokens as f64 / tokens_per_image).max(1.0);
-        let work = Workload {
-            tokens: tokens as f64,
-            images,
-            sum_squared: tokens as f64 * tokens_per_image.min(tokens as f64),
-        };
+        let (tokens_per_image, work) = (expected_tokens(recipe), workload(recipe));
         let accumulate = recipe.train.accumulate.max(1);
-        let copies = if recipe.train.ema > 0.0 { 5 } else { 4 };
-        // Two batches wait and one is being made. The CPU holds those of a step; a device has two in pinned memory, and
-        // another is on its way there.
-        let held = if device.is_some() { 3 } else { accumulate };
-        let queue_bytes = (3 + held) * tokens * recipe.model.patch_dim();
+        let memory = cpu::memory(recipe, step, slots, 1, accumulate);
+        // Two batches wait and one is being made; a device has two in pinned memory, and another is on its way there.
+        let queue_bytes = match device {
+            Some(_) => 6 * batch_bytes(tokens, slots, recipe.model.patch_dim()),
+            None => memory.input,
+        };
         Self {
             parameters,
             tokens,
@@ -66,9 +74,9 @@ impl RunPlan {
             accumulate,
             flops_per_step: step.flops(&work) * accumulate as f64,
             tokens_per_image,
-            state_bytes: copies * parameters * size_of::<f32>(),
-            activation_bytes: step.plan().peak_elements * size_of::<f32>(),
-            evaluation_bytes: step.evaluation_elements() * size_of::<f32>(),
+            state_bytes: memory.state(),
+            activation_bytes: memory.activations,
+            evaluation_bytes: memory.evaluation,
             device,
             queue_bytes,
             cache_bytes: if recipe.data.path.is_empty() {
@@ -93,7 +101,7 @@ impl RunPlan {
                 "device memory     {} ({})\nhost memory       {}",
                 mib(memory.total()),
                 parts(&[
-                    ("weights and optimiser", memory.state),
+                    ("weights and optimiser", memory.fixed()),
                     ("activations", memory.activations),
                     ("input", memory.input),
                     ("workspace", memory.workspace),
@@ -113,6 +121,12 @@ impl RunPlan {
             ),
         }
     }
+}
+
+/// A full batch of images of the expected size.
+fn workload(recipe: &Recipe) -> Workload {
+    let (tokens, each) = (recipe.packing.tokens as f64, expected_tokens(recipe));
+    Workload { tokens, images: (tokens / each).max(1.0), sum_squared: tokens * each.min(tokens) }
 }
 
 /// Mean patches of an image under the recipe's resolutions, plus prefix tokens.

@@ -40,6 +40,8 @@ pub struct TrainOptions {
 pub struct Target {
     /// The device; none is the CPU.
     pub device: Option<Device>,
+    /// How many ranks share it.
+    pub sharing: usize,
     /// How it runs steps.
     pub options: DeviceOptions,
     /// This rank among those that train together.
@@ -48,7 +50,12 @@ pub struct Target {
 
 impl Default for Target {
     fn default() -> Self {
-        Self { device: None, options: DeviceOptions::default(), ranks: Rc::new(MeshGroups::alone()) }
+        Self {
+            device: None,
+            sharing: 1,
+            options: DeviceOptions::default(),
+            ranks: Rc::new(MeshGroups::alone()),
+        }
     }
 }
 
@@ -253,7 +260,14 @@ fn plan(target: &Target, recipe: &Recipe, step: &TrainStep) -> Result<RunPlan> {
     let slots = packing::slots(recipe);
     let fits = |device: &Device| {
         let place = target.ranks.place();
-        check_fits(device.info(), device.free_bytes()?, recipe, step.classes(), slots, place)
+        check_fits(
+            device.info(),
+            device.free_bytes()? / target.sharing.max(1),
+            recipe,
+            step.classes(),
+            slots,
+            place,
+        )
     };
     let memory = target.device.as_ref().map(fits).transpose()?;
     Ok(RunPlan::of(recipe, step, slots, memory))

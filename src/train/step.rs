@@ -108,11 +108,11 @@ impl TrainStep {
         self.loss_kind
     }
 
-    /// Most elements of activations that an evaluation of such a batch holds at one time.
-    pub fn evaluation_elements(&self) -> usize {
+    /// The forward pass alone, as an evaluation of such a batch runs it.
+    pub fn evaluation(&self) -> Graph {
         let mut forward = self.forward.clone();
         forward.keep(self.logits);
-        Plan::new(&forward).peak_elements
+        forward
     }
 
     /// The parameters in order.

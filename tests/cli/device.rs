@@ -77,6 +77,24 @@ fn a_run_on_a_device_follows_the_cpu() {
     }
 }
 
+/// Ranks that share a device, on either axis, and a run of theirs that one rank goes on with.
+#[test]
+fn ranks_share_a_device() {
+    let sets = small(&["train.ema=0.9", "train.accumulate=2", "train.steps=3", "model.heads=2"]);
+    for device in devices() {
+        let place = Place::new();
+        place.train(&format!("--name one --device {device}"), &sets).succeeds();
+        for (name, ranks) in [("data", "--ranks 2"), ("tensor", "--ranks 2 --tensor 2")] {
+            let done = place.train(&format!("--name {name} --device {device} {ranks}"), &sets).succeeds();
+            done.says_err(&["device memory     ", "mesh              "]);
+            follows(&losses(&place, &format!("runs/{name}-1")), &losses(&place, "runs/one-1"), 0.02);
+            place.run(&format!("eval runs/{name}-1 --device {device}")).succeeds();
+        }
+        let words = format!("--dry-run --device {device} --ranks 2");
+        place.train(&words, &sets).succeeds().says(&["device memory     ", "mesh              2 x 1"]);
+    }
+}
+
 /// Killed in the middle and resumed, with graphs or without, a run ends with the bits of one that was left alone;
 /// resumed on the CPU it goes on from the same place.
 #[test]

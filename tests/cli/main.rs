@@ -5,6 +5,7 @@ mod device;
 mod inspect;
 #[path = "../support/places.rs"]
 mod places;
+mod plan;
 mod predict;
 mod ranks;
 mod resume;

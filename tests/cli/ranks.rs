@@ -384,7 +384,6 @@ fn what_is_no_mesh_is_refused() {
         ("--tensor 2", &[], "1 ranks are no mesh with a tensor axis of 2"),
         ("--ranks 0", &[], "0 ranks are no mesh"),
         ("--ranks 2 --timeout 0", &[], "--timeout"),
-        ("--ranks 2 --device cuda", &SHARED[..], "several ranks train on the CPU"),
     ] {
         let done = place.train(&format!("--dry-run {words}"), sets).refuses(&[part]);
         assert_eq!(done.out, "");

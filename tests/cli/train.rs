@@ -119,7 +119,7 @@ fn a_dry_run_writes_nothing() {
     place.train("--dry-run", &[]).succeeds().says(&["parameters", "FLOP", "peak memory", "device"]);
     assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
     // Far beyond any memory: nothing of it is allocated.
-    place.run("train vit22b --dry-run --set packing.tokens=1048576").succeeds().says(&["GiB"]);
+    place.run("train vit-22b --dry-run --set packing.tokens=1048576").succeeds().says(&["GiB"]);
 }
 
 #[test]

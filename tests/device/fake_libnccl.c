@@ -4,6 +4,7 @@
 // FAKE_NCCL_VERSION is its version. FAKE_NCCL_FAIL names what fails: id, init, or an operation of rank 1;
 // FAKE_NCCL_BREAK is the operation of rank 1 that never ends, for the network breaks.
 #define _GNU_SOURCE
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -121,8 +122,18 @@ Result ncclGetUniqueId(UniqueId* id)
     return note("id of %s", id->internal);
 }
 
-Result ncclCommInitRank(Comm** comm, int size, UniqueId id, int rank)
+typedef struct {
+    size_t size;
+    unsigned magic, version;
+    int blocking, cluster, least_blocks, most_blocks;
+    const char* network;
+    int share_split;
+} Config;
+
+Result ncclCommInitRankConfig(Comm** comm, int size, UniqueId id, int rank, Config* config)
 {
+    if (config->size != sizeof *config || config->magic != 0xcafebeef || config->version != 21800) return INVALID_ARGUMENT;
+    if (config->most_blocks != INT_MIN && config->most_blocks < 1) return INVALID_ARGUMENT;
     if (asked("FAKE_NCCL_FAIL", "init") && rank == 1) return SYSTEM_ERROR;
     if (size < 1 || size > MOST || rank < 0 || rank >= size || id.internal[127] != 0x5a) return INVALID_ARGUMENT;
     note("rank %d of %d joins %s", rank, size, id.internal);

@@ -63,6 +63,7 @@ fn models() -> [(&'static str, ModelConfig); 5] {
         qkv_bias: false,
         proj_bias: false,
         layer_scale: 0.0,
+        pool_mlp: true,
         ..serial.clone()
     };
     let biases = ModelConfig { qkv_bias: true, proj_bias: true, ..vit_22b.clone() };

@@ -1,10 +1,18 @@
 //! Communication overlapped with products, on a simulated clock: nothing here depends on the machine's time.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use trencadis::Result;
-use trencadis::parallel::{Grads, Group, Operand, Ranks, Rings, Sharding, Simulation};
+use trencadis::autograd::{Shard, Workload};
+use trencadis::nn::init::initialise;
+use trencadis::parallel::zero::{Schedule, Units};
+use trencadis::parallel::{Grads, Group, Mesh, MeshGroups, Operand, Ranks, Rings, Sharding, Simulation};
+use trencadis::recipe::{ModelConfig, PositionConfig, Recipe};
+use trencadis::train::engine::{CpuEngine, TrainState};
+use trencadis::train::step::TrainStep;
 
+use crate::support::batch;
 use crate::whole::{Whole, kinds};
 
 /// One rank's makespan of the forward and of the backward pass.
@@ -81,4 +89,68 @@ fn latency_is_hidden_too() {
     let all = Ranks::new(4).simulated(simulation).run(move |group| makespans(group, &whole, kind)).unwrap();
     // Four products of a second.
     assert!(all.iter().all(|times| (times[0] - 4.0).abs() < 0.01), "{all:?}");
+}
+
+/// One rank's makespan of a forward and backward pass, seconds of products, and of its messages by the longest link;
+/// and those of the largest unit by itself, which comes before all products, and goes behind them.
+fn of_the_data_axis(group: &Group, recipe: &Recipe, link: Simulation) -> Result<[f64; 4]> {
+    let mesh = Mesh::new(group.size(), 1)?;
+    let step = TrainStep::new(recipe, 10, 6)?;
+    let data = Shard { rank: group.rank(), size: group.size() };
+    let units = Units::new(step.graph(), data);
+    let schedule = Schedule::new(step.graph(), step.plan(), &units);
+    let batch = batch(&[[6, 6], [3, 4]], recipe.model.prefix(), recipe.model.patch_dim(), 10, 64, 4);
+    let work = Workload::of(&batch);
+    let state = TrainState::fresh(initialise(step.params(), 3), false);
+    let (graph, nodes) = (step.graph(), step.graph().nodes());
+    let flops: f64 = step.plan().order.iter().map(|&i| nodes[i].op.flops(graph, &nodes[i], &work)).sum();
+    let mut engine = CpuEngine::new(recipe, step, 6, &state, Rc::new(MeshGroups::new(group, mesh)?))?;
+    group.barrier()?;
+    let begin = group.clock().unwrap();
+    engine.gradients(std::slice::from_ref(&batch))?;
+    let makespan = group.clock().unwrap() - begin;
+    // Links carry in parallel: to each other rank its share of a volume goes.
+    let seconds = |elements: u64| elements as f64 * 4.0 / (group.size() - 1) as f64 / link.bandwidth;
+    let largest = (0..units.units().len()).map(|unit| units.piece_len(unit)).max().unwrap();
+    let alone = 2.0 * largest as f64 * 4.0 / link.bandwidth;
+    Ok([makespan, flops / link.flops, seconds(schedule.volume(&units)), alone])
+}
+
+/// Weights come while the block before computes, gradients go while the block after does.
+#[test]
+fn a_data_axis_takes_the_longer_of_products_and_messages() {
+    let model = ModelConfig {
+        shape: String::new(),
+        width: 64,
+        depth: 8,
+        mlp: 256,
+        heads: 4,
+        patch: 2,
+        channels: 1,
+        checkpoint: true,
+        position: PositionConfig { rows: 9, columns: 11, ..PositionConfig::default() },
+        ..ModelConfig::default()
+    };
+    let mut recipe = Recipe { model, ..Recipe::default() };
+    (recipe.data.mean, recipe.data.std) = (vec![0.4], vec![0.3]);
+    recipe.packing.tokens = 64;
+    for size in [2, 4] {
+        for ratio in [0.3, 1.0, 3.0] {
+            // Products take `ratio` times as long as messages, about.
+            let link = Simulation { latency: 0.0, bandwidth: 1e6, flops: 3.4e7 * size as f64 / ratio };
+            let recipe = recipe.clone();
+            let all = Ranks::new(size)
+                .simulated(link)
+                .run(move |group| of_the_data_axis(group, &recipe, link))
+                .unwrap();
+            for [makespan, products, messages, alone] in all {
+                let longer = products.max(messages);
+                let bound = 1.15 * longer + alone;
+                assert!(
+                    makespan <= bound && makespan >= longer && bound < products + messages,
+                    "{size} ranks: {makespan:.2} s, products {products:.2}, messages {messages:.2}, one unit {alone:.2}"
+                );
+            }
+        }
+    }
 }

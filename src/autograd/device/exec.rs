@@ -1,30 +1,22 @@
 //! Prepares a recorded graph for a device and runs it step by step.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod build;
 
-use super::super::graph::{Graph, Kind, Node, ParamSpec, Tensor, TensorInfo};
+use std::sync::Arc;
+
+use super::super::graph::{Graph, Kind, Node, Tensor, TensorInfo};
 use super::super::op::StepState;
-use super::super::plan::Plan;
-use super::batch::{BatchShape, DeviceBatch};
-use super::fuse::fused;
-use super::gathered::{Gathered, MeshAxes};
+use super::batch::DeviceBatch;
+use super::gathered::Gathered;
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
-use super::params::{DeviceParams, ParamLayout};
-use super::site::{Launch, Memory, Needs, ParamMemory, Site, Step};
+use super::params::DeviceParams;
+use super::site::{Launch, Memory, ParamMemory, Step};
 use crate::data::batch::PackedBatch;
-use crate::device::{Buffer, Device, DeviceInfo, Stream};
+use crate::device::{Buffer, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::attention::Schedule;
 use crate::kernels::residual::{DropPath, DropPathKeys, DropPathRate};
 use crate::kernels::{loss, optim};
-
-/// Where an executor finds parameters and leaves gradients.
-enum Source {
-    /// Of one rank.
-    Whole(Arc<DeviceParams>, Buffer<f32>),
-    /// Shared out.
-    Axis(MeshAxes),
-}
 
 /// A recorded graph on a device: memory, launches, parameters and their gradients.
 pub struct DeviceExecutor {
@@ -48,177 +40,6 @@ pub struct DeviceExecutor {
 }
 
 impl DeviceExecutor {
-    /// Lays out memory for `graph` and one batch of `shape`, and prepares every op. `decay` is the weight decay of
-    /// a parameter. Parameters and gradients are zeros at first.
-    ///
-    /// # Errors
-    /// An op without a kernel, or sizes that its kernel does not take; no room on the device.
-    pub fn new(
-        device: &Device,
-        graph: &Graph,
-        shape: BatchShape,
-        decay: &dyn Fn(&ParamSpec) -> f64,
-    ) -> Result<Self> {
-        let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(graph), decay)?)?);
-        Self::with_params(device, graph, shape, 1, params)
-    }
-
-    /// As [`new`](Self::new), for parameters that are there already and `batches` batches, of which one may be
-    /// written while another is read.
-    ///
-    /// # Errors
-    /// As for [`new`](Self::new); parameters of another model.
-    pub fn with_params(
-        device: &Device,
-        graph: &Graph,
-        shape: BatchShape,
-        batches: usize,
-        params: Arc<DeviceParams>,
-    ) -> Result<Self> {
-        let grads = device.zeros(params.layout().arena().len())?;
-        let stream = Arc::new(device.stream()?);
-        Self::build(device, graph, shape, batches, Source::Whole(params, grads), stream, None)
-    }
-
-    /// As [`with_params`](Self::with_params), for parameters that a mesh shares out. A gradient is whole in
-    /// no place; its sums over the ranks are added to the pieces of `axis`.
-    ///
-    /// # Errors
-    /// As for [`with_params`](Self::with_params).
-    pub fn with_axes(
-        device: &Device,
-        graph: &Graph,
-        shape: BatchShape,
-        batches: usize,
-        axis: MeshAxes,
-    ) -> Result<Self> {
-        let stream = Arc::new(device.stream()?);
-        Self::build(device, graph, shape, batches, Source::Axis(axis), stream, None)
-    }
-
-    /// A graph without gradients, for parameters that are there already and one batch of `shape`.
-    ///
-    /// # Errors
-    /// As for [`with_params`](Self::with_params).
-    pub fn forward(
-        device: &Device,
-        graph: &Graph,
-        shape: BatchShape,
-        params: Arc<DeviceParams>,
-    ) -> Result<Self> {
-        let stream = Arc::new(device.stream()?);
-        Self::build(device, graph, shape, 1, Source::Whole(params, device.alloc(0)?), stream, None)
-    }
-
-    /// A graph without gradients for batches of `shape`, on the stream of this one: as the two never run at a
-    /// time, activations and workspace are those of this one where they are large enough.
-    ///
-    /// # Errors
-    /// As for [`with_params`](Self::with_params).
-    pub fn beside(&self, graph: &Graph, shape: BatchShape, params: Arc<DeviceParams>) -> Result<Self> {
-        let device = &self.memory.device;
-        let source = Source::Whole(params, device.alloc(0)?);
-        Self::build(device, graph, shape, 1, source, self.stream.clone(), Some(self))
-    }
-
-    /// As [`beside`](Self::beside), for parameters that a mesh shares out.
-    ///
-    /// # Errors
-    /// As for [`with_params`](Self::with_params).
-    pub fn beside_axes(&self, graph: &Graph, shape: BatchShape, axis: MeshAxes) -> Result<Self> {
-        let source = Source::Axis(axis);
-        Self::build(&self.memory.device, graph, shape, 1, source, self.stream.clone(), Some(self))
-    }
-
-    /// As which type kernels read each parameter of `graph`: for [`PieceLayout`](super::PieceLayout).
-    ///
-    /// # Errors
-    /// As for [`new`](Self::new); a parameter that is read as two types.
-    pub fn elements(info: &DeviceInfo, graph: &Graph, shape: BatchShape) -> Result<Vec<Element>> {
-        let executor = Self::new(&Device::planned(info.clone()), graph, shape, &|_| 0.0)?;
-        let mut asked = executor.memory.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
-        asked.resize(graph.params().len(), [false; 2]);
-        let one = |(param, asked): (&ParamSpec, &[bool; 2])| match asked {
-            [true, true] => Err(Error::failure(format!(
-                "{} is read in bf16 and in f32, which no piece holds; use one rank",
-                param.name
-            ))),
-            [_, true] => Ok(Element::F32),
-            _ => Ok(Element::Bf16),
-        };
-        graph.params().iter().zip(&asked).map(one).collect()
-    }
-
-    fn build(
-        device: &Device,
-        graph: &Graph,
-        shape: BatchShape,
-        batches: usize,
-        source: Source,
-        stream: Arc<Stream>,
-        beside: Option<&Self>,
-    ) -> Result<Self> {
-        let graph = fused(graph);
-        let plan = Plan::new(&graph);
-        let params = match source {
-            Source::Whole(params, grads) => {
-                params.layout().check(&graph)?;
-                ParamMemory::Whole(params, grads)
-            }
-            Source::Axis(axis) => {
-                axis.params.layout().params().check(&graph)?;
-                let shared = beside.and_then(|beside| beside.memory.params.gathered());
-                ParamMemory::Gathered(Box::new(Gathered::new(device, &graph, &plan, axis, shared)?))
-            }
-        };
-        let layout = ArenaPlan::new(&graph, &plan);
-        let room = |bytes: usize, shared: Option<&Buffer<u8>>| match shared {
-            Some(shared) if shared.len() >= bytes => shared.view(0..bytes),
-            _ => device.alloc(bytes),
-        };
-        let memory = Memory {
-            activations: room(layout.bytes, beside.map(|beside| &beside.memory.activations))?,
-            device: device.clone(),
-            shape,
-            layout,
-            params,
-            asked: Mutex::default(),
-        };
-        let mut needs = Needs::default();
-        let mut launches = Vec::with_capacity(plan.order.len());
-        for (at, (&index, read)) in plan.order.iter().zip(&plan.read).enumerate() {
-            let node = &graph.nodes[index];
-            let mut site = Site { memory: &memory, graph: &graph, node, at, read, needs: &mut needs };
-            launches.push(node.op.prepare(&mut site)?);
-        }
-        let schedule = |limits: &_| {
-            let schedule = Schedule::new(device, *limits, shape.tokens, shape.slots)?;
-            Ok(schedule.with_longest(shape.image_rows))
-        };
-        let rates: Vec<DropPathRate> = needs.rates.iter().map(|rate| DropPathRate::new(*rate)).collect();
-        Ok(Self {
-            batches: (0..batches)
-                .map(|_| DeviceBatch::new(device, shape, graph.shard()))
-                .collect::<Result<_>>()?,
-            workspace: room(needs.workspace, beside.map(|beside| &beside.workspace))?,
-            schedules: needs.schedules.iter().map(schedule).collect::<Result<_>>()?,
-            keep: device.alloc(rates.len() * shape.tokens)?,
-            own_keep: match graph.shard().is_part() {
-                true => Some(device.alloc(rates.len() * (shape.tokens / graph.shard().size))?),
-                false => None,
-            },
-            rates: device.upload(&rates)?,
-            accumulate: device.upload(&[1])?,
-            rank: device.zeros(shape.slots)?,
-            label_fault: device.zeros(1)?,
-            stream,
-            launches,
-            order: plan.order,
-            memory,
-            graph,
-        })
-    }
-
     /// The graph as it runs: what the device does in one launch is one node.
     pub fn graph(&self) -> &Graph {
         &self.graph
@@ -253,8 +74,8 @@ impl DeviceExecutor {
     }
 
     /// Bytes of parameters that are gathered and of gradients that are not summed yet; none where one rank has all.
-    pub fn gathered_bytes(&self) -> usize {
-        self.memory.params.gathered().map_or(0, Gathered::bytes)
+    pub fn gathered_bytes(&self) -> [usize; 2] {
+        self.memory.params.gathered().map_or([0; 2], Gathered::bytes)
     }
 
     /// Bytes of the batches.
@@ -272,12 +93,20 @@ impl DeviceExecutor {
         &self.stream
     }
 
+    /// Waits until everything queued has run; of several ranks no longer than all live.
+    fn synchronize(&self) -> Result<()> {
+        match self.memory.params.gathered() {
+            Some(gathered) => gathered.synchronize(&self.stream),
+            None => self.stream.synchronize(),
+        }
+    }
+
     /// The gradients, dense, in the order of [`Graph::params`], once everything queued has run.
     ///
     /// # Errors
     /// A failed device.
     pub fn read_grads(&self) -> Result<Vec<Vec<f32>>> {
-        self.stream.synchronize()?;
+        self.synchronize()?;
         let (params, grads) = self.whole();
         Ok(params.layout().unpack(&grads.download()?))
     }
@@ -393,6 +222,7 @@ impl DeviceExecutor {
             label_fault: &self.label_fault,
             schedules: &self.schedules,
             tensor: self.memory.params.gathered().and_then(Gathered::tensor),
+            ring: self.memory.params.gathered().and_then(Gathered::ring),
             keep: self.own_keep.as_ref().unwrap_or(&self.keep),
         }
     }
@@ -407,7 +237,7 @@ impl DeviceExecutor {
     /// # Errors
     /// A label that is no class, a `cu_seqlens` that is none; a failed device.
     pub fn check(&self) -> Result<()> {
-        self.stream.synchronize()?;
+        self.synchronize()?;
         loss::fault(self.label_fault.download()?.first().copied().unwrap_or(0))?;
         self.schedules.iter().try_for_each(Schedule::check)
     }
@@ -439,7 +269,7 @@ impl DeviceExecutor {
     /// # Errors
     /// The tensor was not kept; a failed device.
     pub fn value(&self, tensor: Tensor) -> Result<Vec<f32>> {
-        self.stream.synchronize()?;
+        self.synchronize()?;
         let info = self.kept(tensor)?;
         if self.memory.layout.elements[tensor.0] == Element::F32 {
             return self.kept_f32(tensor)?.download();

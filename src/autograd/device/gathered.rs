@@ -26,6 +26,7 @@ use crate::device::{Buffer, Device, Event, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::optim;
 use crate::parallel::DeviceGroup;
+use crate::parallel::device::DeviceRing;
 use crate::parallel::zero::{Action, Schedule, Units};
 
 /// What an executor is given of a mesh.
@@ -34,6 +35,10 @@ pub struct MeshAxes {
     pub group: Option<Rc<DeviceGroup>>,
     /// Those of the tensor axis; the same.
     pub tensor: Option<Rc<DeviceGroup>>,
+    /// The same again, for sums beside those of the data axis.
+    pub sums: Option<Rc<DeviceGroup>>,
+    /// Whether what they exchange moves while products run, see [`DeviceRing`].
+    pub overlap: bool,
     /// This rank's pieces of the parameters.
     pub params: Arc<PieceParams>,
     /// Its pieces of the gradients, which are added to; none for a forward pass alone.
@@ -61,6 +66,8 @@ pub(super) struct Gathered {
     /// Sums, before they are added to the pieces.
     sums: Option<Buffer<f32>>,
     communication: Stream,
+    /// Where what the tensor axis exchanges moves while products run.
+    ring: Option<DeviceRing>,
     /// When what was queued last on the other stream has run.
     progress: RefCell<Progress>,
 }
@@ -80,9 +87,14 @@ impl Gathered {
         device: &Device,
         graph: &Graph,
         plan: &Plan,
+        tokens: usize,
         axis: MeshAxes,
         shared: Option<&Gathered>,
     ) -> Result<Self> {
+        let shard = graph.shard();
+        let ring = (axis.overlap && shard.is_part())
+            .then(|| DeviceRing::new(device, shard, tokens / shard.size))
+            .transpose()?;
         let layout = axis.params.layout().clone();
         let units = Units::new(graph, layout.rank());
         let schedule = Schedule::new(graph, plan, &units);
@@ -101,6 +113,7 @@ impl Gathered {
             grads: device.alloc(grad_bytes)?,
             sums: sums.transpose()?,
             communication: device.stream()?,
+            ring,
             progress: RefCell::default(),
             axis,
             schedule,
@@ -109,10 +122,10 @@ impl Gathered {
         })
     }
 
-    /// Bytes of gathered parameters, of gradients and of sums.
-    pub(super) fn bytes(&self) -> usize {
+    /// Bytes of gathered parameters, and of gradients and sums.
+    pub(super) fn bytes(&self) -> [usize; 2] {
         let sums = self.sums.as_ref().map_or(0, |sums| sums.len() * size_of::<f32>());
-        self.weights.len() + self.grads.len() + sums
+        [self.weights.len(), self.grads.len() + sums]
     }
 
     /// Rows and columns of parameter `p`.
@@ -175,6 +188,19 @@ impl Gathered {
     /// The ranks of the tensor axis.
     pub(super) fn tensor(&self) -> Option<&DeviceGroup> {
         self.axis.tensor.as_deref()
+    }
+
+    /// Waits until everything on `stream` has run, and no longer than the ranks live.
+    pub(super) fn synchronize(&self, stream: &Stream) -> Result<()> {
+        match &self.axis.group {
+            Some(group) => group.synchronize(stream),
+            None => stream.synchronize(),
+        }
+    }
+
+    /// How what they exchange moves beside products, where it does.
+    pub(super) fn ring(&self) -> Option<&DeviceRing> {
+        self.ring.as_ref()
     }
 
     fn group(&self) -> Result<&DeviceGroup> {
@@ -246,6 +272,9 @@ impl Gathered {
             let Some(place) = self.grad_places[i].clone() else { continue };
             let sum = sums.view(0..segment.piece.len() * size_of::<f32>())?;
             group.reduce_scatter::<f32>(&self.communication, &sum, &self.grads.view(place)?)?;
+            if let Some(sums) = self.axis.sums.as_deref().filter(|_| segment.summed) {
+                sums.all_reduce::<f32>(&self.communication, &sum)?;
+            }
             optim::add(&self.communication, &piece(pieces, segment)?, &sum)?;
         }
         self.progress.borrow_mut().summed = Some(self.communication.record()?);

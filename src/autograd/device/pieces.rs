@@ -1,7 +1,7 @@
 //! What a rank of the data axis keeps of the parameters on a device: a piece of every segment.
 //!
 //! A segment holds those parameters of a unit (`crate::parallel::zero`) that kernels read as one type: matrices in
-//! bf16, vectors in f32. They lie one after another, padded as [`ParamLayout`] pads them, and are cut into equal
+//! bf16, vectors in f32; and whose gradients are to be treated alike on a tensor axis. They lie one after another, padded as [`ParamLayout`] pads them, and are cut into equal
 //! pieces. A rank's pieces of all segments are the arena of its optimiser: masters, moments, gradients, average.
 
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::super::graph::{Graph, ParamSpec};
-use super::super::split::Shard;
+use super::super::split::{Shard, Split};
 use super::layout::Element;
 use super::params::ParamLayout;
 use crate::device::{Buffer, Device, Stream};
@@ -25,6 +25,8 @@ pub struct Segment {
     pub unit: usize,
     /// Type that kernels read.
     pub element: Element,
+    /// Whether each rank of the tensor axis has a summand of its gradients.
+    pub summed: bool,
     /// Elements of all ranks' pieces.
     pub len: usize,
     /// This rank's piece, in the arena of the pieces.
@@ -78,13 +80,19 @@ impl PieceLayout {
         let mut segments: Vec<Segment> = Vec::new();
         let mut places = vec![(0, 0..0); elements.len()];
         let (mut end, mut split) = (0, 0);
-        for replicated in [false, true] {
+        // Parameters that are on all ranks of the tensor axis come last.
+        let kind = |p: usize| match graph.split(p) {
+            Split::Rows(_) | Split::Columns => 0,
+            Split::Summed => 1,
+            Split::Whole => 2,
+        };
+        for of_kind in 0..3 {
             for (u, unit) in units.units().iter().enumerate() {
                 for element in [Element::Bf16, Element::F32] {
                     let mut members = Vec::new();
                     let mut len = 0usize;
                     for p in unit.params.clone() {
-                        if elements[p] != element || graph.split(p).is_replicated() != replicated {
+                        if elements[p] != element || kind(p) != of_kind {
                             continue;
                         }
                         let [rows, cols] = params.shape(p);
@@ -98,10 +106,11 @@ impl PieceLayout {
                     let len = len.next_multiple_of(ALIGNMENT * rank.size);
                     let piece = end..end + len / rank.size;
                     end = piece.end;
-                    segments.push(Segment { unit: u, element, len, piece, members });
+                    let summed = of_kind == 1;
+                    segments.push(Segment { unit: u, element, summed, len, piece, members });
                 }
             }
-            if !replicated {
+            if of_kind == 0 {
                 split = end;
             }
         }

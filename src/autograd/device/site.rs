@@ -19,6 +19,7 @@ use crate::kernels::attention::{Limits, Schedule};
 use crate::kernels::gemm;
 use crate::kernels::residual::Packed;
 use crate::parallel::DeviceGroup;
+use crate::parallel::device::DeviceRing;
 
 /// Queues what a prepared op computes.
 pub type Launch = Box<dyn Fn(&Step<'_>) -> Result<()> + Send + Sync>;
@@ -218,6 +219,11 @@ impl Site<'_> {
         self.graph.shard()
     }
 
+    /// How what the ranks of the tensor axis exchange moves beside products, where it does.
+    pub fn ring(&self) -> Option<&DeviceRing> {
+        self.memory.params.gathered().and_then(Gathered::ring)
+    }
+
     /// Number of operands, present or not.
     pub fn inputs(&self) -> usize {
         self.node.inputs.len()
@@ -358,6 +364,8 @@ pub struct Step<'a> {
     pub label_fault: &'a Buffer<i32>,
     /// The ranks that share out layers; none on one.
     pub tensor: Option<&'a DeviceGroup>,
+    /// How what they exchange moves beside products, where it does.
+    pub ring: Option<&'a DeviceRing>,
     pub(super) schedules: &'a [Schedule],
     pub(super) keep: &'a Buffer<f32>,
 }

@@ -2,6 +2,10 @@
 //!
 //! A rank's part of a batch are consecutive rows, so a gather puts parts one after another, and a reduce-scatter takes
 //! them so. Rows that are not live are zeros: products write them, and ranks send them like others.
+//!
+//! Where the ranks can, they overlap ([`DeviceRing`](crate::parallel::device::DeviceRing)): the first product after a gather begins with the rows that have
+//! come, and the last before a reduction sends rows as it writes them. The product through GELU's slope has no kernel
+//! for that, so the gather before it is waited for.
 
 use half::bf16;
 
@@ -10,11 +14,13 @@ use crate::autograd::gemm::planned;
 use crate::autograd::split::Shard;
 use crate::device::Buffer;
 use crate::error::{Error, Result};
+use crate::kernels::gemm::sharded::{ShardedGemm, ShardedPlan, plan};
 use crate::kernels::gemm::{
     BiasGrad, Epilogue, Finish, GeluGrad, Gemm, Layout, Matrix as Operand, Plan, Shape, Store, Sum, Vector,
     raw,
 };
 use crate::parallel::DeviceGroup;
+use crate::parallel::device::Scatter;
 use crate::recipe::GeluKind;
 
 /// Bytes to which what shares the workspace is aligned.
@@ -49,16 +55,60 @@ impl Room {
         Matrix { buffer, rows: self.rows, cols: self.cols, live: Live::Tokens }
     }
 
-    /// The rows of all ranks.
+    /// The rows of all ranks, once they have come.
     fn gather(&self, step: &Step<'_>, own: &Matrix) -> Result<Matrix> {
         let all = self.buffer(step)?;
         group(step)?.all_gather(step.stream, &all, &own.buffer)?;
         Ok(self.matrix(all))
     }
 
-    /// This rank's rows of the sum over the ranks.
-    fn reduce(&self, step: &Step<'_>, own: &Matrix, summand: &Matrix) -> Result<()> {
-        group(step)?.reduce_scatter(step.stream, &own.buffer, &summand.buffer)
+    /// The rows of all ranks, and the first product with them.
+    fn gather_into(
+        &self,
+        step: &Step<'_>,
+        own: &Matrix,
+        first: (&Product, &Matrix, &Epilogue<'_>),
+    ) -> Result<Matrix> {
+        let ((product, weight, end), rest) = (first, self.rest(step)?);
+        let (Some(plan), Some(ring)) = (&product.in_chunks, step.ring) else {
+            let all = self.gather(step, own)?;
+            product.launch(step, [&all, weight], end, &rest)?;
+            return Ok(all);
+        };
+        let all = self.matrix(self.buffer(step)?);
+        ring.gather(group(step)?, step.stream, &all.buffer, &own.buffer, |ready| {
+            let gemm = product.gemm(step, [&all, weight]);
+            let chunks = ring.gathered();
+            ShardedGemm { gemm, chunks, ready: Some(ready), done: None }.launch(step.stream, end, plan)
+        })?;
+        Ok(all)
+    }
+
+    /// The last product that is added to the summands, and this rank's rows of their sum over the ranks.
+    fn reduce_from(
+        &self,
+        step: &Step<'_>,
+        own: &Matrix,
+        last: (&Product, [&Matrix; 2], &Epilogue<'_>),
+    ) -> Result<()> {
+        let ((product, operands, end), rest) = (last, self.rest(step)?);
+        let summands = self.buffer(step)?;
+        let (Some(plan), Some(ring)) = (&product.in_chunks, step.ring) else {
+            product.launch(step, operands, end, &rest)?;
+            return group(step)?.reduce_scatter(step.stream, &own.buffer, &summands);
+        };
+        let chunks = ring.scattered();
+        let scatter = Scatter {
+            summands: &summands,
+            arriving: &rest.view(0..own.buffer.len() * size_of::<bf16>())?,
+            out: &own.buffer,
+            width: self.cols,
+            writers: plan.writers(chunks, product.shape.n),
+        };
+        ring.scatter(group(step)?, step.stream, &scatter, |done| {
+            let gemm = product.gemm(step, operands);
+            ShardedGemm { gemm, chunks, ready: None, done: Some(done) }.launch(step.stream, end, plan)
+        })
     }
 }
 
@@ -71,6 +121,8 @@ fn group<'a>(step: &Step<'a>) -> Result<&'a DeviceGroup> {
 struct Product {
     shape: Shape,
     plan: Plan,
+    /// The same while rows come or go.
+    in_chunks: Option<ShardedPlan>,
     bytes: usize,
 }
 
@@ -78,24 +130,32 @@ impl Product {
     fn new(site: &mut Site<'_>, shape: Shape, finish: Finish) -> Result<Self> {
         let plan = planned(site, shape, finish, false)?;
         let bytes = raw::workspace_bytes(&plan, finish.kind, shape.m, shape.n, false);
-        Ok(Self { shape, plan, bytes })
+        Ok(Self { shape, plan, in_chunks: None, bytes })
+    }
+
+    /// The same for rows that may come, or go, while it runs.
+    fn moving(site: &mut Site<'_>, shape: Shape, finish: Finish, scattered: bool) -> Result<Self> {
+        let mut product = Self::new(site, shape, finish)?;
+        if let Some(ring) = site.ring() {
+            let chunks = if scattered { ring.scattered() } else { ring.gathered() };
+            product.in_chunks = plan(shape, chunks, finish, site.device().info(), ring.reserved());
+        }
+        Ok(product)
+    }
+
+    fn gemm<'a>(&self, step: &'a Step<'_>, [a, b]: [&'a Matrix; 2]) -> Gemm<'a> {
+        let (a_rows, b_rows, live) = (a.operand(), b.operand(), step.live_rows(a));
+        Gemm { shape: self.shape, a: a_rows, b: b_rows, live, dependent: false }
     }
 
     fn launch(
         &self,
         step: &Step<'_>,
-        [a, b]: [&Matrix; 2],
+        operands: [&Matrix; 2],
         end: &Epilogue<'_>,
         workspace: &Buffer<u8>,
     ) -> Result<()> {
-        let gemm = Gemm {
-            shape: self.shape,
-            a: a.operand(),
-            b: b.operand(),
-            live: step.live_rows(a),
-            dependent: false,
-        };
-        gemm.launch(step.stream, end, &self.plan, &Vector::from(workspace))
+        self.gemm(step, operands).launch(step.stream, end, &self.plan, &Vector::from(workspace))
     }
 }
 
@@ -134,6 +194,15 @@ pub(super) fn row_linear(gelu: &[Option<GeluKind>], site: &mut Site<'_>) -> Resu
         pre: Option<Matrix>,
         product: Product,
     }
+    impl Part {
+        fn end(&self) -> Epilogue<'_> {
+            let mut store = Store::plain(self.y.operand());
+            store.bias = self.bias.as_ref().map_or(Vector::none(), Vector::from);
+            store.gelu = self.gelu;
+            store.pre = self.pre.as_ref().map_or(Operand::none(), Matrix::operand);
+            Epilogue::Store(store)
+        }
+    }
     let x = site.input(0)?;
     let room = Room::new(x.rows * site.shard().size, x.cols);
     let mut parts = Vec::new();
@@ -141,19 +210,19 @@ pub(super) fn row_linear(gelu: &[Option<GeluKind>], site: &mut Site<'_>) -> Resu
         let (weight, bias) = (site.input(1 + 2 * i)?, site.input_f32(2 + 2 * i)?);
         let (y, pre) = (site.output(2 * i)?, site.output_opt(2 * i + 1)?);
         let shape = Shape { layout: Layout::Nt, m: room.rows, n: weight.rows, k: x.cols };
-        let product = Product::new(site, shape, Finish::store(gelu.is_some(), pre.is_some(), false))?;
+        let finish = Finish::store(gelu.is_some(), pre.is_some(), false);
+        let product = match i {
+            0 => Product::moving(site, shape, finish, false)?,
+            _ => Product::new(site, shape, finish)?,
+        };
         parts.push(Part { weight, bias, gelu, y, pre, product });
     }
     room.reserve(site, parts.iter().map(|part| part.product.bytes).max().unwrap_or(0));
     Ok(Box::new(move |step| {
-        let (all, rest) = (room.gather(step, &x)?, room.rest(step)?);
-        parts.iter().try_for_each(|part| {
-            let mut store = Store::plain(part.y.operand());
-            store.bias = part.bias.as_ref().map_or(Vector::none(), Vector::from);
-            store.gelu = part.gelu;
-            store.pre = part.pre.as_ref().map_or(Operand::none(), Matrix::operand);
-            part.product.launch(step, [&all, &part.weight], &Epilogue::Store(store), &rest)
-        })
+        let Some((first, others)) = parts.split_first() else { return Ok(()) };
+        let all = room.gather_into(step, &x, (&first.product, &first.weight, &first.end()))?;
+        let rest = room.rest(step)?;
+        others.iter().try_for_each(|part| part.product.launch(step, [&all, &part.weight], &part.end(), &rest))
     }))
 }
 
@@ -169,12 +238,18 @@ pub(super) fn row_linear_grad(site: &mut Site<'_>) -> Result<Launch> {
     let (x, dx) = (site.input(0)?, site.output(0)?);
     let room = Room::new(x.rows * site.shard().size, x.cols);
     let (mut parts, mut bytes) = (Vec::new(), 0);
-    for i in 0..site.inputs() / 2 {
+    let count = site.inputs() / 2;
+    for i in 0..count {
         let (dy, weight) = (site.input(1 + 2 * i)?, site.input(2 + 2 * i)?);
         let dw = site.output_f32(1 + 2 * i)?;
         let (dw, db) = (site.present(dw)?, site.output_f32(2 + 2 * i)?);
         let shape = Shape { layout: Layout::Nn, m: room.rows, n: x.cols, k: dy.cols };
-        let input = Product::new(site, shape, Finish::store(false, false, i > 0))?;
+        let finish = Finish::store(false, false, i > 0);
+        let input = if i + 1 == count {
+            Product::moving(site, shape, finish, true)?
+        } else {
+            Product::new(site, shape, finish)?
+        };
         let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: room.rows };
         let outer = Product::new(site, shape, Finish::sum())?;
         bytes = bytes.max(input.bytes).max(outer.bytes);
@@ -183,7 +258,7 @@ pub(super) fn row_linear_grad(site: &mut Site<'_>) -> Result<Launch> {
         }
         parts.push(Part { dy, weight, dw, db, input, outer });
     }
-    room.reserve(site, bytes);
+    room.reserve(site, bytes.max(dx.buffer.len() * size_of::<bf16>()));
     Ok(Box::new(move |step| {
         // First the gradient of x, whose memory the gathered x then takes.
         let (summand, rest) = (room.matrix(room.buffer(step)?), room.rest(step)?);
@@ -192,9 +267,12 @@ pub(super) fn row_linear_grad(site: &mut Site<'_>) -> Result<Launch> {
             if i > 0 {
                 store.residual = summand.operand();
             }
-            part.input.launch(step, [&part.dy, &part.weight], &Epilogue::Store(store), &rest)?;
+            let (operands, end) = ([&part.dy, &part.weight], Epilogue::Store(store));
+            match i + 1 == parts.len() {
+                true => room.reduce_from(step, &dx, (&part.input, operands, &end))?,
+                false => part.input.launch(step, operands, &end, &rest)?,
+            }
         }
-        room.reduce(step, &dx, &summand)?;
         let all = room.gather(step, &x)?;
         parts.iter().try_for_each(|part| {
             add_weight_grad(step, &part.outer, &part.dw, [&part.dy, &all], &rest)?;
@@ -213,14 +291,21 @@ pub(super) fn column_linear(site: &mut Site<'_>) -> Result<Launch> {
     let (y, shard) = (site.output(0)?, site.shard());
     let room = Room::new(y.rows * shard.size, y.cols);
     let mut parts = Vec::new();
-    for i in 0..site.inputs() / 3 {
+    let count = site.inputs() / 3;
+    for i in 0..count {
         let (x, weight, bias) = (site.input(3 * i)?, site.input(3 * i + 1)?, site.input_f32(3 * i + 2)?);
         let shape = Shape { layout: Layout::Nt, m: room.rows, n: weight.rows, k: x.cols };
-        let product = Product::new(site, shape, Finish::store(false, false, i > 0))?;
+        let finish = Finish::store(false, false, i > 0);
+        let product = if i + 1 == count {
+            Product::moving(site, shape, finish, true)?
+        } else {
+            Product::new(site, shape, finish)?
+        };
         // Of the ranks that all have it, one adds it.
         parts.push(Part { x, weight, bias: bias.filter(|_| shard.rank == 0), product });
     }
-    room.reserve(site, parts.iter().map(|part| part.product.bytes).max().unwrap_or(0));
+    let products = parts.iter().map(|part| part.product.bytes).max().unwrap_or(0);
+    room.reserve(site, products.max(y.buffer.len() * size_of::<bf16>()));
     Ok(Box::new(move |step| {
         let (summand, rest) = (room.matrix(room.buffer(step)?), room.rest(step)?);
         for (i, part) in parts.iter().enumerate() {
@@ -229,9 +314,13 @@ pub(super) fn column_linear(site: &mut Site<'_>) -> Result<Launch> {
             if i > 0 {
                 store.residual = summand.operand();
             }
-            part.product.launch(step, [&part.x, &part.weight], &Epilogue::Store(store), &rest)?;
+            let (operands, end) = ([&part.x, &part.weight], Epilogue::Store(store));
+            match i + 1 == parts.len() {
+                true => room.reduce_from(step, &y, (&part.product, operands, &end))?,
+                false => part.product.launch(step, operands, &end, &rest)?,
+            }
         }
-        room.reduce(step, &y, &summand)
+        Ok(())
     }))
 }
 
@@ -247,6 +336,20 @@ pub(super) fn column_linear_grad(gelu: &[Option<GeluKind>], site: &mut Site<'_>)
         input: Product,
         outer: Product,
     }
+    impl Part {
+        fn end<'a>(&'a self, step: &'a Step<'_>) -> Epilogue<'a> {
+            match &self.pre {
+                Some((kind, pre)) => Epilogue::GeluGrad(GeluGrad {
+                    out: self.dx.operand(),
+                    pre: pre.operand(),
+                    gelu: *kind,
+                    bias_grad: Vector::none(),
+                    accumulate: Vector::from(step.accumulate),
+                }),
+                None => Epilogue::Store(Store::plain(self.dx.operand())),
+            }
+        }
+    }
     let dy = site.input(0)?;
     let room = Room::new(dy.rows * site.shard().size, dy.cols);
     let (mut parts, mut bytes) = (Vec::new(), 0);
@@ -259,8 +362,11 @@ pub(super) fn column_linear_grad(gelu: &[Option<GeluKind>], site: &mut Site<'_>)
         let (dx, dw) = (site.output(3 * i)?, site.output_f32(3 * i + 1)?);
         let (dw, db) = (site.present(dw)?, site.output_f32(3 * i + 2)?);
         let shape = Shape { layout: Layout::Nn, m: room.rows, n: weight.cols, k: dy.cols };
-        let finish = if pre.is_some() { Finish::gelu_grad() } else { Finish::store(false, false, false) };
-        let input = Product::new(site, shape, finish)?;
+        let input = match &pre {
+            Some(_) => Product::new(site, shape, Finish::gelu_grad())?,
+            None if i == 0 => Product::moving(site, shape, Finish::store(false, false, false), false)?,
+            None => Product::new(site, shape, Finish::store(false, false, false))?,
+        };
         let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: room.rows };
         let outer = Product::new(site, shape, Finish::sum())?;
         bytes = bytes.max(input.bytes).max(outer.bytes);
@@ -271,19 +377,13 @@ pub(super) fn column_linear_grad(gelu: &[Option<GeluKind>], site: &mut Site<'_>)
     }
     room.reserve(site, bytes);
     Ok(Box::new(move |step| {
-        let (all, rest) = (room.gather(step, &dy)?, room.rest(step)?);
+        let Some((first, others)) = parts.split_first() else { return Ok(()) };
+        let all = room.gather_into(step, &dy, (&first.input, &first.weight, &first.end(step)))?;
+        let rest = room.rest(step)?;
+        for part in others {
+            part.input.launch(step, [&all, &part.weight], &part.end(step), &rest)?;
+        }
         parts.iter().try_for_each(|part| {
-            let end = match &part.pre {
-                Some((kind, pre)) => Epilogue::GeluGrad(GeluGrad {
-                    out: part.dx.operand(),
-                    pre: pre.operand(),
-                    gelu: *kind,
-                    bias_grad: Vector::none(),
-                    accumulate: Vector::from(step.accumulate),
-                }),
-                None => Epilogue::Store(Store::plain(part.dx.operand())),
-            };
-            part.input.launch(step, [&all, &part.weight], &end, &rest)?;
             add_weight_grad(step, &part.outer, &part.dw, [&all, &part.x], &rest)?;
             part.db.as_ref().map_or(Ok(()), |db| add_column_sums(step, db, &all, &rest))
         })

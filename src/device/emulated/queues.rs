@@ -3,7 +3,8 @@
 //! A launch runs when it is issued, these run later: while kernels that other streams launch run, as early, as late or
 //! as much at random as [`CopyPolicy`](super::super::emulator::CopyPolicy) says, and at the latest when their own stream
 //! goes on, or somebody waits for it. So kernels meet flags that are raised late and in any order, as beside a GPU's
-//! copy engines; but only what was queued before a launch, by the same host thread, happens beside it.
+//! copy engines; but only what was queued before a launch happens beside it, by the same host thread, or where that comes
+//! after it: ranks that are threads.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -94,6 +95,11 @@ impl Table {
     /// Runs an operation that `stream` waits for, perhaps over others: of the stream that it is to come after, or of any
     /// that this host thread has.
     fn help(&mut self, stream: u64) -> bool {
+        self.follow(stream) || self.own().into_iter().any(|other| self.step(other))
+    }
+
+    /// The first half of [`help`](Self::help).
+    fn follow(&mut self, stream: u64) -> bool {
         let mut at = stream;
         // As many streams as there are, should they wait in a circle.
         for _ in 0..self.lines.len() {
@@ -105,7 +111,7 @@ impl Table {
                 _ => break,
             }
         }
-        self.own().into_iter().any(|other| self.step(other))
+        false
     }
 
     /// Runs a stream up to `position`, and others where it waits for them.
@@ -259,7 +265,8 @@ impl Beside for Others<'_> {
             let first = draw % streams.len();
             streams.rotate_left(first);
         }
-        streams.into_iter().any(|stream| table.step(stream))
+        // What other host threads have queued happens where ours comes after it.
+        streams.iter().any(|&stream| table.step(stream)) || streams.iter().any(|&stream| table.follow(stream))
     }
 
     fn waits(&self) -> String {

@@ -69,6 +69,7 @@
 //!
 //! # What is not emulated
 //!
+//! * Operations of streams that another host thread queues beside a launch, or that are queued after it.
 //! * Weak memory ordering: memory is sequentially consistent here, a missing fence goes unseen.
 //! * Time, caches and bank conflicts, registers and their spills.
 //! * Rounding of the tensor cores: a product of 16 k is summed in order in f32 and then added. Approximate
@@ -207,28 +208,6 @@ impl Emulator {
     /// Frees an allocation. An address that is none is ignored.
     pub fn free(&self, address: u64) {
         self.memory.free(address);
-    }
-
-    /// Copies within global memory.
-    ///
-    /// # Safety
-    /// The ranges have nothing in common, and no other thread uses them meanwhile.
-    ///
-    /// # Errors
-    /// A range that is not, or no longer, in an allocation.
-    pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), String> {
-        let snapshot = self.memory.snapshot();
-        for address in [to, from] {
-            let holds = |(low, high)| low <= address && address + bytes as u64 <= high;
-            if !snapshot.live.iter().any(|allocation| holds(allocation.range())) {
-                return Err(format!(
-                    "a copy of {bytes} bytes uses {address:#x}, which is outside every allocation or was freed"
-                ));
-            }
-        }
-        // SAFETY: the snapshot keeps both allocations alive, and the caller answers for the rest.
-        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
-        Ok(())
     }
 
     /// The tensor map of boxes, which are taken to be such as the hardware copies

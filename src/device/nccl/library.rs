@@ -1,6 +1,6 @@
 //! Finding NCCL, each failure one sentence. It is looked for when it is first needed, and never unloaded.
 //!
-//! The declarations are those of `nccl.h`, which has kept them since 2.13. cudarc has bindings too, but looks for
+//! The declarations are those of `nccl.h`, which has kept them since 2.18. cudarc has bindings too, but looks for
 //! `libnccl.so`, where packages install `libnccl.so.2`, and panics where a symbol is missing.
 
 use std::env;
@@ -58,6 +58,40 @@ pub(super) const SUM: c_int = 0;
 #[derive(Clone, Copy)]
 pub struct UniqueId(pub [u8; 128]);
 
+/// `ncclConfig_t` as of 2.18; what has come since keeps its defaults.
+#[repr(C)]
+pub(super) struct Config {
+    size: usize,
+    magic: u32,
+    version: u32,
+    blocking: c_int,
+    cluster: c_int,
+    least_blocks: c_int,
+    most_blocks: c_int,
+    network: *const c_char,
+    share_split: c_int,
+}
+
+impl Config {
+    /// `NCCL_CONFIG_UNDEF_INT`.
+    const DEFAULT: c_int = c_int::MIN;
+
+    /// Defaults, but for the thread blocks that an operation may take.
+    pub fn new(most_blocks: Option<u32>) -> Self {
+        Self {
+            size: size_of::<Self>(),
+            magic: 0xcafe_beef,
+            version: 21800,
+            blocking: Self::DEFAULT,
+            cluster: Self::DEFAULT,
+            least_blocks: Self::DEFAULT,
+            most_blocks: most_blocks.map_or(Self::DEFAULT, |most| most as c_int),
+            network: ptr::null(),
+            share_split: Self::DEFAULT,
+        }
+    }
+}
+
 macro_rules! functions {
     ($($field:ident: $symbol:literal ($($argument:ty),*) -> $result:ty;)*) => {
         /// The functions that are used.
@@ -83,7 +117,7 @@ macro_rules! functions {
 functions! {
     get_version: "ncclGetVersion" (*mut c_int) -> Outcome;
     get_unique_id: "ncclGetUniqueId" (*mut UniqueId) -> Outcome;
-    comm_init_rank: "ncclCommInitRank" (*mut Comm, c_int, UniqueId, c_int) -> Outcome;
+    comm_init_rank: "ncclCommInitRankConfig" (*mut Comm, c_int, UniqueId, c_int, *mut Config) -> Outcome;
     comm_destroy: "ncclCommDestroy" (Comm) -> Outcome;
     comm_abort: "ncclCommAbort" (Comm) -> Outcome;
     comm_get_async_error: "ncclCommGetAsyncError" (Comm, *mut Outcome) -> Outcome;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 
-use library::{Comm, IN_PROGRESS, Outcome, SUCCESS, SUM};
+use library::{Comm, Config, IN_PROGRESS, Outcome, SUCCESS, SUM};
 pub use library::{Nccl, UniqueId};
 
 use super::{Buffer, Device, Stream};
@@ -72,7 +72,8 @@ unsafe impl Send for Communicator {}
 unsafe impl Sync for Communicator {}
 
 impl Communicator {
-    /// Connects this rank, and waits until the others do the same.
+    /// Connects this rank, and waits until the others do the same. An operation takes at most `blocks` thread blocks,
+    /// where that is given.
     ///
     /// # Errors
     /// What NCCL says.
@@ -80,14 +81,15 @@ impl Communicator {
         nccl: &'static Nccl,
         device: &Device,
         id: UniqueId,
-        size: usize,
-        rank: usize,
+        [size, rank]: [usize; 2],
+        blocks: Option<u32>,
     ) -> Result<Self> {
         device.backend().bind()?;
-        let mut raw = ptr::null_mut();
+        let (mut raw, mut config) = (ptr::null_mut(), Config::new(blocks));
         // SAFETY: writes the communicator, for the GPU that is current on this thread.
-        let outcome =
-            unsafe { (nccl.functions.comm_init_rank)(&raw mut raw, size as c_int, id, rank as c_int) };
+        let outcome = unsafe {
+            (nccl.functions.comm_init_rank)(&raw mut raw, size as c_int, id, rank as c_int, &raw mut config)
+        };
         nccl.check(outcome, ptr::null_mut(), "connect the ranks")?;
         let (queueing, aborted) = (Mutex::default(), AtomicBool::new(false));
         Ok(Self { nccl, raw, device: device.clone(), size, queueing, aborted })

@@ -33,11 +33,14 @@ mod board;
 mod local;
 mod nccl;
 mod place;
+mod ring;
 
 use std::cell::RefCell;
 use std::fmt;
 
 use bytemuck::Pod;
+
+pub use ring::{BLOCKS, DeviceRing, Scatter};
 
 use super::collectives::part_of;
 use super::group::Group;
@@ -107,10 +110,19 @@ impl DeviceGroup {
     /// On every rank the same: devices that nothing connects, such as one GPU for two processes; an NCCL that is
     /// missing, too old or not the same everywhere; the failure that has ended the ranks.
     pub fn new(host: &Group, device: &Device) -> Result<Self> {
+        Self::with_blocks(host, device, None)
+    }
+
+    /// The same, whose operations take at most `blocks` thread blocks where NCCL does them: so that those of several
+    /// groups, and launches that wait for them, find room on a GPU together.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_blocks(host: &Group, device: &Device, blocks: Option<u32>) -> Result<Self> {
         let places = place::places(host, device)?;
         let transport = place::choose(&places);
         host.agree(transport.as_ref().map(drop).map_err(Error::usage))?;
-        Self::connect(host, device, transport?)
+        Self::connect(host, device, transport?, blocks)
     }
 
     /// This rank's end, over `transport`.
@@ -123,15 +135,20 @@ impl DeviceGroup {
             DeviceTransport::Local => place::check_local(&places),
             DeviceTransport::Nccl => place::check_nccl(&places),
         })?;
-        Self::connect(host, device, transport)
+        Self::connect(host, device, transport, None)
     }
 
-    fn connect(host: &Group, device: &Device, transport: DeviceTransport) -> Result<Self> {
+    fn connect(
+        host: &Group,
+        device: &Device,
+        transport: DeviceTransport,
+        blocks: Option<u32>,
+    ) -> Result<Self> {
         let all: Vec<usize> = (0..host.size()).collect();
         let host = host.subgroup("device", &all)?;
         let carrier = match transport {
             DeviceTransport::Local => Carrier::Local(local::Local::new(&host)?),
-            DeviceTransport::Nccl => Carrier::Nccl(nccl::Connected::new(&host, device)?),
+            DeviceTransport::Nccl => Carrier::Nccl(nccl::Connected::new(&host, device, blocks)?),
         };
         let sent = RefCell::new(vec![0; host.size()]);
         Ok(Self { carrier, host, device: device.clone(), sent })
@@ -209,6 +226,9 @@ impl DeviceGroup {
     /// failure that has ended the ranks.
     pub fn all_gather<T: Pod>(&self, stream: &Stream, all: &Buffer<T>, mine: &Buffer<T>) -> Result<()> {
         self.check_operands("all-gather", stream, all, Some(mine))?;
+        if self.size() == 1 {
+            return all.copy_from(stream, mine);
+        }
         match &self.carrier {
             Carrier::Local(local) => {
                 let part = |rank| rank * mine.len()..(rank + 1) * mine.len();
@@ -231,6 +251,9 @@ impl DeviceGroup {
         all: &Buffer<T>,
     ) -> Result<()> {
         self.check_operands("reduce-scatter", stream, all, Some(mine))?;
+        if self.size() == 1 {
+            return mine.copy_from(stream, all);
+        }
         match &self.carrier {
             Carrier::Local(local) => {
                 let part = |rank| rank * mine.len()..(rank + 1) * mine.len();
@@ -248,6 +271,9 @@ impl DeviceGroup {
     /// As for [`all_gather`](Self::all_gather).
     pub fn all_reduce<T: Summed>(&self, stream: &Stream, data: &Buffer<T>) -> Result<()> {
         self.check_operands("all-reduce", stream, data, None)?;
+        if self.size() == 1 {
+            return Ok(());
+        }
         match &self.carrier {
             Carrier::Local(local) => local.all_reduce(&self.host, stream, data),
             Carrier::Nccl(nccl) => nccl.all_reduce(&self.host, stream, data),
@@ -269,6 +295,9 @@ impl DeviceGroup {
                 self.size()
             )));
         }
+        if self.size() == 1 {
+            return Ok(());
+        }
         match &self.carrier {
             Carrier::Local(local) => local.broadcast(&self.host, stream, data, root),
             Carrier::Nccl(nccl) => nccl.broadcast(&self.host, stream, data, root),
@@ -288,6 +317,9 @@ impl DeviceGroup {
         for one in exchanges {
             self.check_operands("exchange", stream, one.send, None)?;
             self.check_operands("exchange", stream, one.receive, None)?;
+        }
+        if self.size() == 1 {
+            return exchanges.iter().try_for_each(|one| one.receive.copy_from(stream, one.send));
         }
         match &self.carrier {
             Carrier::Local(local) => {
@@ -310,6 +342,19 @@ impl DeviceGroup {
         match &self.carrier {
             Carrier::Local(_) => stream.synchronize()?,
             Carrier::Nccl(nccl) => nccl.synchronize(&self.host, stream)?,
+        }
+        self.check()
+    }
+
+    /// Runs `work`, which waits for something that the ranks do together: no longer than they live, nor beyond the
+    /// timeout.
+    ///
+    /// # Errors
+    /// The failure that has ended the ranks; those of `work`.
+    pub fn watched(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        match &self.carrier {
+            Carrier::Local(_) => work()?,
+            Carrier::Nccl(nccl) => nccl.watched(&self.host, work)?,
         }
         self.check()
     }

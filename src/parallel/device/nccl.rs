@@ -84,7 +84,7 @@ impl Watch {
 
 impl Connected {
     /// Connects all ranks of `host`, each with a GPU of its own.
-    pub(super) fn new(host: &Group, device: &Device) -> Result<Self> {
+    pub(super) fn new(host: &Group, device: &Device, blocks: Option<u32>) -> Result<Self> {
         let rank = host.world_rank(host.rank());
         let named = |error: Error| match error {
             Error::Usage(text) => Error::Usage(format!("rank {rank}: {text}")),
@@ -102,7 +102,7 @@ impl Connected {
         }
         host.agree(outcome)?;
         host.broadcast(&mut id, 0)?;
-        let communicator = Arc::new(connect(host, nccl, device, UniqueId(id))?);
+        let communicator = Arc::new(connect(host, nccl, device, UniqueId(id), blocks)?);
 
         let transport = host.transport().clone();
         let (state, changed) = (Mutex::default(), Condvar::new());
@@ -118,7 +118,7 @@ impl Connected {
     }
 
     /// Runs what may wait for other ranks.
-    fn watched(&self, host: &Group, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn watched(&self, host: &Group, work: impl FnOnce() -> Result<()>) -> Result<()> {
         self.watch.state().waiting = Some(Instant::now());
         let result = work();
         self.watch.state().waiting = None;
@@ -209,14 +209,20 @@ fn data_type<T: Summed>() -> DataType {
 }
 
 /// Connects this rank, as long as the others live. A connection that never comes about is left behind with its thread.
-fn connect(host: &Group, nccl: &'static Nccl, device: &Device, id: UniqueId) -> Result<Communicator> {
+fn connect(
+    host: &Group,
+    nccl: &'static Nccl,
+    device: &Device,
+    id: UniqueId,
+    blocks: Option<u32>,
+) -> Result<Communicator> {
     let (rank, size, device) = (host.rank(), host.size(), device.clone());
     let world_rank = host.world_rank(rank);
     let fail = |what: String| host.end(&Fault::failure(format!("rank {world_rank} {what}")));
     let (sender, connected) = channel();
     let connecting = move || {
         // Nobody listens where this thread was left behind.
-        let _ = sender.send(Communicator::connect(nccl, &device, id, size, rank));
+        let _ = sender.send(Communicator::connect(nccl, &device, id, [size, rank], blocks));
     };
     std::thread::Builder::new()
         .name(format!("connects rank {world_rank}"))

@@ -137,3 +137,68 @@ fn visit(visits: &mut Vec<Visit>, unit: usize, at: usize) {
         _ => visits.push(Visit { unit, first: at, last: at }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autograd::graph::{Extent, Init};
+    use crate::autograd::{ParamSpec, Shard, gemm};
+
+    /// A stem, three blocks and a head, each a matrix.
+    fn recorded() -> (Graph, Plan) {
+        let mut graph = Graph::new();
+        let mut x = graph.input("x", 4, 8, Extent::Fixed);
+        for name in ["stem", "blocks.0.w", "blocks.1.w", "blocks.2.w", "head"] {
+            let (name, init) = (name.into(), Init::Constant(0.0));
+            let w = graph.param(ParamSpec { name, shape: vec![8, 8], init, decay: true, head: false });
+            x = gemm::linear(&mut graph, x, w, None);
+        }
+        let dx = graph.input("dx", 4, 8, Extent::Fixed);
+        graph.backward(&[(x, dx)]);
+        let plan = Plan::new(&graph);
+        (graph, plan)
+    }
+
+    #[test]
+    fn units_come_one_ahead_and_the_last_ones_stay() {
+        let (graph, plan) = recorded();
+        let units = Units::new(&graph, Shard { rank: 0, size: 2 });
+        let schedule = Schedule::new(&graph, &plan, &units);
+        let visited: Vec<usize> = schedule.visits().iter().map(|visit| visit.unit).collect();
+        // The last block and the head are there from their forward pass to their backward pass.
+        assert_eq!(visited, [0, 1, 2, 3, 4, 2, 1]);
+        let (mut posted, mut awaited, mut released) = (0, 0, 0);
+        for at in 0..plan.order.len() {
+            for action in schedule.before(at).iter().chain(schedule.after(at)) {
+                match *action {
+                    Action::Post(visit) => {
+                        assert_eq!(visit, posted);
+                        posted += 1;
+                    }
+                    Action::Await(visit) => {
+                        assert!(visit == awaited && visit < posted);
+                        awaited += 1;
+                    }
+                    Action::Release(_) => released += 1,
+                    Action::Clear(_) | Action::Reduce(_) => {}
+                }
+            }
+            assert!(posted <= awaited + 1, "at most one is on its way");
+        }
+        assert_eq!([posted, awaited, released], [7; 3]);
+    }
+
+    #[test]
+    fn gradients_are_cleared_before_and_summed_behind() {
+        let (graph, plan) = recorded();
+        let units = Units::new(&graph, Shard { rank: 0, size: 2 });
+        let schedule = Schedule::new(&graph, &plan, &units);
+        for (unit, span) in schedule.gradients().iter().enumerate() {
+            let span = span.unwrap();
+            assert!(schedule.before(span.first).contains(&Action::Clear(unit)));
+            assert!(schedule.after(span.last).contains(&Action::Reduce(unit)));
+        }
+        // Seven gathers of half a matrix, and half of the gradients of five.
+        assert_eq!(schedule.volume(&units), 7 * 32 + 5 * 32);
+    }
+}

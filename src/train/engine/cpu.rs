@@ -282,7 +282,6 @@ impl Forward for Evaluated<'_> {
         self.model.classes()
     }
 
-    /// Those of this rank alone.
     fn flops(&self, work: &Workload) -> f64 {
         self.model.flops(work)
     }

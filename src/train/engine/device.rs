@@ -45,6 +45,8 @@ pub struct DeviceOptions {
 
 /// A training on a device.
 pub struct DeviceEngine {
+    /// First, as their graphs must go before the ranks that they were captured with.
+    places: Vec<Place>,
     step: TrainStep,
     executor: DeviceExecutor,
     weights: Weights,
@@ -57,7 +59,6 @@ pub struct DeviceEngine {
     units: Units,
     evaluated: DeviceModel,
     memory: DeviceMemory,
-    places: Vec<Place>,
     /// Losses of the batch that ran last, `[N]`.
     per_image: Buffer<f32>,
     /// The stream of copies to the device.
@@ -191,11 +192,14 @@ impl DeviceEngine {
         };
         let state = weights.bytes(&executor) + optimizer.bytes();
         let (activations, input) = (executor.layout().bytes, executor.batch_bytes());
+        let [gathered, unit_gradients] = executor.gathered_bytes();
         let memory = DeviceMemory {
             state,
+            gathered,
+            unit_gradients,
             activations,
             input,
-            workspace: trained - state - activations - input,
+            workspace: trained - state - gathered - unit_gradients - activations - input,
             evaluation: device.allocated_bytes() - trained,
         };
         let place = |_| {
@@ -349,6 +353,9 @@ impl DeviceEngine {
         let Some(batch) = self.under_way.pop_front() else {
             return Err(Error::failure("no step is queued that could be collected"));
         };
+        if let Some(ranks) = &self.ranks {
+            ranks.world.watched(|| batch.ended.synchronize())?;
+        }
         let place = &mut self.places[batch.place];
         let losses = place.losses.read()?;
         let loss: f64 = losses.iter().map(|x| f64::from(*x)).sum();
@@ -476,5 +483,17 @@ impl StateParts for DeviceEngine {
         take: &mut dyn FnMut(&Slice, &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.weights.read(&self.units, &self.optimizer, (kind, unit), take)
+    }
+}
+
+impl Drop for DeviceEngine {
+    /// Leaves the ranks in order: what is still queued would otherwise be aborted.
+    fn drop(&mut self) {
+        if let Some(DeviceRanks { world, data, tensor, sums, .. }) = &self.ranks {
+            for group in [world, data, tensor, sums] {
+                // Where ranks have failed, that is told already.
+                let _ = group.synchronize(self.executor.stream());
+            }
+        }
     }
 }

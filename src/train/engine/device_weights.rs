@@ -11,6 +11,7 @@ use crate::autograd::device::{DeviceParams, MeshAxes, PieceLayout, PieceParams};
 use crate::autograd::{DeviceExecutor, Graph};
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
+use crate::parallel::device::{BLOCKS, DeviceRing};
 use crate::parallel::zero::{Slice, Unit, Units};
 use crate::parallel::{DeviceGroup, MeshGroups};
 
@@ -25,6 +26,10 @@ pub struct DeviceRanks {
     pub data: Rc<DeviceGroup>,
     /// Ranks with the same batch.
     pub tensor: Rc<DeviceGroup>,
+    /// The same again: what it sums is queued beside what the data axis does.
+    pub sums: Rc<DeviceGroup>,
+    /// Whether what the tensor axis exchanges moves while products run.
+    pub overlap: bool,
 }
 
 impl DeviceRanks {
@@ -33,10 +38,22 @@ impl DeviceRanks {
     /// # Errors
     /// On every rank the same: devices that nothing connects; the failure that has ended the ranks.
     pub fn connect(host: Rc<MeshGroups>, device: &Device) -> Result<Self> {
+        let info = device.info();
+        host.world.check_same(
+            "devices",
+            &format!(
+                "{} with {} multiprocessors and {} bytes of shared memory",
+                info.name, info.multiprocessors, info.shared_per_block
+            ),
+        )?;
+        let blocks = (host.tensor.size() > 1).then_some(BLOCKS);
+        let tensor = Rc::new(DeviceGroup::with_blocks(&host.tensor, device, blocks)?);
         Ok(Self {
             world: Rc::new(DeviceGroup::new(&host.world, device)?),
-            data: Rc::new(DeviceGroup::new(&host.data, device)?),
-            tensor: Rc::new(DeviceGroup::new(&host.tensor, device)?),
+            data: Rc::new(DeviceGroup::with_blocks(&host.data, device, blocks)?),
+            sums: Rc::new(DeviceGroup::with_blocks(&host.tensor, device, blocks)?),
+            overlap: DeviceRing::fits(&tensor),
+            tensor,
             host,
         })
     }
@@ -61,7 +78,7 @@ impl Weights {
             }
             Self::Pieces { params, average, grads: own } => {
                 let average = average.as_ref().map_or(0, |average| average.bytes());
-                params.bytes() + average + grads(own) + executor.gathered_bytes()
+                params.bytes() + average + grads(own)
             }
         }
     }
@@ -76,6 +93,8 @@ impl Weights {
         Ok(MeshAxes {
             group: ranks.map(|ranks| ranks.data.clone()),
             tensor: ranks.map(|ranks| ranks.tensor.clone()),
+            sums: ranks.map(|ranks| ranks.sums.clone()),
+            overlap: ranks.is_some_and(|ranks| ranks.overlap),
             params: if training { params } else { average.as_ref().unwrap_or(params) }.clone(),
             grads: training.then(|| grads.view(all)).transpose()?,
         })

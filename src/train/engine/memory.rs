@@ -23,6 +23,10 @@ const LEAST_RESERVED: usize = 256 << 20;
 pub struct DeviceMemory {
     /// Weights, their copies in bf16, gradients, moments and moving average.
     pub state: usize,
+    /// Weights that are gathered from other ranks when a block needs them.
+    pub gathered: usize,
+    /// Gradients that are not summed over the ranks yet.
+    pub unit_gradients: usize,
     /// The arena of the activations.
     pub activations: usize,
     /// The batches that have a place on the device.
@@ -53,12 +57,17 @@ impl DeviceMemory {
 
     /// All of it.
     pub fn total(&self) -> usize {
-        self.state + self.activations + self.input + self.workspace + self.evaluation
+        self.fixed() + self.activations + self.input + self.workspace + self.evaluation
+    }
+
+    /// What does not depend on the batches.
+    pub fn fixed(&self) -> usize {
+        self.state + self.gathered + self.unit_gradients
     }
 }
 
 /// What a run may take of the free memory.
-fn usable(free: usize) -> usize {
+pub(crate) fn usable(free: usize) -> usize {
     free.saturating_sub(((RESERVED * free as f64) as usize).max(LEAST_RESERVED))
 }
 
@@ -82,6 +91,7 @@ pub fn check_fits(
     let mut remedies = Vec::new();
     if let Some(tokens) = fewer_tokens(info, usable, recipe, (classes, place), &memory)? {
         let accumulate = (recipe.train.accumulate * recipe.packing.tokens).div_ceil(tokens);
+        let accumulate = accumulate.next_multiple_of(place.data.size);
         remedies.push(format!(
             "lower packing.tokens from {} to {tokens} (train.accumulate={accumulate} keeps the size of a step)",
             recipe.packing.tokens
@@ -96,7 +106,8 @@ pub fn check_fits(
         }
     }
     if remedies.is_empty() {
-        remedies.push(format!("take a smaller model: weights and optimiser alone are {}", mib(memory.state)));
+        remedies
+            .push(format!("take a smaller model: weights and optimiser alone are {}", mib(memory.fixed())));
     }
     Err(Error::usage(format!(
         "the run needs {} of device memory, and of {} free on {} it may take {}; {}, or use --device cpu",
@@ -138,8 +149,8 @@ fn fewer_tokens(
     // Bins fill a batch to the last token.
     let bin = if recipe.packing.kind == PackingKind::Bins { recipe.packing.sequence.max(1) } else { 1 };
     let unit = (1..=bin).map(|n| n * TOKEN_UNIT).find(|unit| unit.is_multiple_of(bin)).unwrap_or(TOKEN_UNIT);
-    // Everything but the state grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
-    let share = usable.saturating_sub(memory.state) as f64 / (memory.total() - memory.state) as f64;
+    // Everything else grows with the tokens, nearly in proportion; what the guess misses, a few tries find.
+    let share = usable.saturating_sub(memory.fixed()) as f64 / (memory.total() - memory.fixed()) as f64;
     let mut tokens = (share * recipe.packing.tokens as f64) as usize / unit * unit;
     for _ in 0..8 {
         let mut smaller = recipe.clone();

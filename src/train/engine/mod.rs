@@ -15,6 +15,7 @@ mod state;
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
 pub use device_weights::DeviceRanks;
+pub(crate) use memory::usable;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
 pub use state::{
     Average, Fresh, StateKind, StateParts, StateSource, TrainState, Wanted, Whole, distinct, gather,

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use super::{Queued, Trainer};
-use crate::data::batch::PackedBatch;
 use crate::data::loader::LoadedBatch;
 use crate::data::packing::PackingStats;
 use crate::error::{Error, Result};
@@ -22,7 +21,7 @@ impl Trainer {
             let loaded = self.loader.next_batch();
             waiting += begun.elapsed().as_secs_f64();
             let LoadedBatch { mut batch, state_after, stats, .. } = self.agree(loaded)?;
-            self.leave_out_unread(&mut batch)?;
+            self.ranks.leave_out_unread(&mut batch.weights)?;
             packing.add(&stats);
             weight += batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
             if number < batches {
@@ -39,20 +38,6 @@ impl Trainer {
             return Ok(());
         }
         Err(Error::usage("train.accumulate is 0, expected at least 1"))
-    }
-
-    /// Takes an image out of the loss that another rank with this batch could not read.
-    fn leave_out_unread(&self, batch: &mut PackedBatch) -> Result<()> {
-        let (tensor, slots) = (&self.ranks.tensor, batch.weights.len());
-        if tensor.size() == 1 {
-            return Ok(());
-        }
-        let mut all = vec![0.0; tensor.size() * slots];
-        tensor.all_gather(&mut all, &batch.weights)?;
-        for weights in all.chunks_exact(slots) {
-            batch.weights.iter_mut().zip(weights).for_each(|(weight, other)| *weight = weight.min(*other));
-        }
-        Ok(())
     }
 
     /// Tells of images that could not be read, on whatever rank, and fails where the step has no other. `weight` is

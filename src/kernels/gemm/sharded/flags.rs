@@ -1,5 +1,6 @@
 //! Words in device memory by which streams and a launch tell each other of chunks.
 
+use super::super::checked::refuse;
 use crate::Result;
 use crate::device::{Buffer, Device, Ptr, Stream};
 
@@ -30,8 +31,12 @@ impl Ready {
     /// # Errors
     /// No such chunk, a stream of another device, a device that has failed.
     pub fn raise(&self, stream: &Stream, chunk: usize) -> Result<()> {
-        // The last word is none of the flags.
-        let chunk = if chunk < self.chunks() { chunk } else { self.words.len() };
+        if chunk >= self.chunks() {
+            return refuse(format_args!(
+                "there is no chunk {chunk}, they are {}; raise the flag of one",
+                self.chunks()
+            ));
+        }
         stream.write_value32(&self.words, chunk, 1)
     }
 

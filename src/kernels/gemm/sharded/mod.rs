@@ -16,9 +16,10 @@
 //! some stream's order, as does what overwrites the chunk.
 //!
 //! The blocks of a launch stay until all chunks have come. They leave as many multiprocessors alone as [`plan`] is told,
-//! for transports that copy by kernels; copy engines need none. What raises the flags is queued *before* the launch:
-//! streams beyond those that the hardware tells apart share a queue, in which it would stand behind. The two branches of
-//! a captured graph run beside each other on every driver that is known, but none promises it.
+//! for transports that copy by kernels, as copies within one GPU may be too; copy engines need none. What raises the flags
+//! is queued *before* the launch: CUDA does not see the order that flags make, and where it puts two streams, or two
+//! branches of a graph, one after the other, a launch that waits must not be the first. A graph's branches are put in
+//! order by the driver; whether that is a good one is yet to be seen on a GPU.
 //!
 //! Every row is summed as [`Gemm`] sums it with the same tile: results have the same bits.
 

@@ -1,0 +1,90 @@
+//! Memory of a rank by what it is for.
+
+use serde::Serialize;
+
+/// Bytes that a rank holds when it holds the most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RankMemory {
+    /// Its pieces of the weights that the optimiser changes, and of their copies in bf16.
+    pub weights: usize,
+    /// Its pieces of the moments.
+    pub moments: usize,
+    /// Its pieces of the moving average.
+    pub average: usize,
+    /// Its pieces of the gradients.
+    pub gradients: usize,
+    /// Weights of units that are gathered.
+    pub gathered: usize,
+    /// Gradients of units that are not summed yet.
+    pub unit_gradients: usize,
+    /// Activations of a training batch.
+    pub activations: usize,
+    /// Batches.
+    pub input: usize,
+    /// What operations hold beside operands and results: kernels' workspaces and tables, operands joined or gathered.
+    pub workspace: usize,
+    /// What is on its way to other ranks, on the CPU.
+    pub messages: usize,
+    /// What an evaluation needs besides.
+    pub evaluation: usize,
+}
+
+impl RankMemory {
+    /// All kinds, each with its name, those of the state first.
+    pub fn kinds(&self) -> [(&'static str, usize); 11] {
+        [
+            ("weights", self.weights),
+            ("moments", self.moments),
+            ("moving average", self.average),
+            ("gradients", self.gradients),
+            ("gathered weights", self.gathered),
+            ("gradients of blocks", self.unit_gradients),
+            ("activations", self.activations),
+            ("input", self.input),
+            ("workspace", self.workspace),
+            ("messages", self.messages),
+            ("evaluation", self.evaluation),
+        ]
+    }
+
+    /// Weights, moments, moving average and gradients.
+    pub fn state(&self) -> usize {
+        self.weights + self.moments + self.average + self.gradients
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.kinds().iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Bytes of a batch in host memory: pixels, places of the tokens, and for each image slot its start, grid, target,
+/// weight, sample and epoch.
+pub fn batch_bytes(tokens: usize, slots: usize, patch_dim: usize) -> usize {
+    tokens * (patch_dim + 4) + 4 * (slots + 1) + slots * (4 + 4 + 4 + 8 + 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_all_there_is() {
+        let all = RankMemory {
+            weights: 1,
+            moments: 2,
+            average: 4,
+            gradients: 8,
+            gathered: 16,
+            unit_gradients: 32,
+            activations: 64,
+            input: 128,
+            workspace: 256,
+            messages: 512,
+            evaluation: 1024,
+        };
+        assert_eq!((all.total(), all.state()), (2047, 15));
+        // 10 tokens of 3 values and 2 slots: 70 + 12 + 56.
+        assert_eq!(batch_bytes(10, 2, 3), 138);
+    }
+}

@@ -1,0 +1,174 @@
+//! Predicted time of a step: what a cluster is stated to do, and what of the communication the schedules hide.
+//!
+//! * A node of the record takes its FLOPs on this rank, recomputation included, over the rate of a GPU. A node whose
+//!   ranks compute together in K steps of a ring takes K·max(product, message) (`parallel::ring`): the larger of its
+//!   product's time and K/(K − 1) of its messages'. On devices only the first product after a gathering and the last
+//!   before a reduction overlap (`autograd::sharded::device`), which hides a little less.
+//! * One channel carries weights and gradients of the data axis in the order in which the [`Schedule`] begins them.
+//!   A visit waits for its weights, whose gathering began with the visit before; a reduction is waited for when the
+//!   next one begins, and the last one at the end of the batch. So what is not hidden is the first gathering, the last
+//!   reduction, and what takes longer than the block that it runs beside.
+//! * An axis whose ranks are all in one node uses the link, else the network. The tensor axis is K neighbours, the data
+//!   axis spans K·D.
+//! * A step is its batches one after another, the sums over the tensor axis, and the update: 30 bytes of memory traffic
+//!   for each element that the rank keeps (AdamW on f32 with a copy in bf16).
+//! * MFU = model FLOPs of the step / (time · GPUs · peak), where model FLOPs are three times the forward pass's (Chowdhery
+//!   et al. 2022, "PaLM").
+
+use serde::Serialize;
+
+use super::rank::{Pieces, RankStep};
+use super::traffic::Traffic;
+use crate::autograd::Workload;
+use crate::parallel::zero::{Action, Schedule};
+
+/// Dense bf16 FLOP/s of an H100 or H200 with SXM socket (NVIDIA H100 Tensor Core GPU data sheet).
+pub const PEAK: f64 = 989e12;
+/// Share of the peak that a GPU is stated to reach over a step without communication: what large matrix products, short
+/// attention and fused passes over memory add up to for ViT-L.
+pub const SHARE: f64 = 0.6;
+/// NVLink 4 of an H100: 900 GB/s, half of it in each direction.
+pub const LINK: f64 = 450e9;
+/// One 400 Gbit/s network adapter a GPU.
+pub const NETWORK: f64 = 50e9;
+/// Bytes a second that streams reach of an H100's memory.
+const MEMORY_RATE: f64 = 3e12;
+/// Bytes that an update moves for each element.
+const UPDATE_BYTES: f64 = 30.0;
+
+/// What the GPUs and what connects them are stated to do.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rates {
+    /// Dense bf16 FLOP/s of a GPU at its peak.
+    pub peak: f64,
+    /// FLOP/s of a GPU over a step without communication.
+    pub flops: f64,
+    /// GPUs of a node.
+    pub gpus_per_node: usize,
+    /// Bytes a second that a GPU sends to others of its node.
+    pub link: f64,
+    /// Bytes a second that a GPU sends to other nodes.
+    pub network: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self { peak: PEAK, flops: SHARE * PEAK, gpus_per_node: 8, link: LINK, network: NETWORK }
+    }
+}
+
+impl Rates {
+    /// Bytes a second within an axis that spans so many ranks.
+    fn over(&self, span: usize) -> f64 {
+        if span <= self.gpus_per_node { self.link } else { self.network }
+    }
+}
+
+/// Seconds of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StepTime {
+    /// Products alone.
+    pub compute: f64,
+    /// What the tensor axis adds to them.
+    pub tensor: f64,
+    /// Waiting for the data axis.
+    pub data: f64,
+    /// The update, and sums before it.
+    pub update: f64,
+}
+
+impl StepTime {
+    /// All of it.
+    pub fn total(&self) -> f64 {
+        self.compute + self.tensor + self.data + self.update
+    }
+
+    /// Of `batches` batches a step on the first rank; `element` bytes are an element of activations and weights.
+    pub fn of(rank: &RankStep, pieces: &Pieces, batches: usize, element: u64, rates: &Rates) -> Self {
+        let (graph, order) = (rank.step.graph(), &rank.step.plan().order);
+        let ranks = rank.tensor();
+        let link = rates.over(ranks);
+        let work = rank.workload();
+        let nodes: Vec<[f64; 2]> = order
+            .iter()
+            .map(|&index| {
+                let node = &graph.nodes()[index];
+                let product = node.op.flops(graph, node, &work) / rates.flops;
+                let sent = (element * node.op.sends(graph, node, 0)) as f64 / link;
+                // Of nothing but messages none is hidden.
+                let rings = if product > 0.0 { ranks as f64 / (ranks.max(2) - 1) as f64 } else { 1.0 };
+                [product, product.max(sent * rings)]
+            })
+            .collect();
+        let axis = rates.over(ranks * pieces.data());
+        let gather = |visit: usize| {
+            let unit = pieces.schedule.visits()[visit].unit;
+            ((pieces.data() - 1) * pieces.piece(unit, 0)) as f64 * element as f64 / axis
+        };
+        let reduce = |unit: usize| {
+            let len = pieces.units.units()[unit].len - pieces.piece(unit, 0);
+            len as f64 * 4.0 / axis
+        };
+        let [compute, busy] = [0, 1].map(|i| nodes.iter().map(|node| node[i]).sum::<f64>());
+        let length = timeline(&pieces.schedule, nodes.iter().map(|node| node[1]), gather, reduce);
+        let times = batches as f64;
+        let sums = Traffic::of(rank, pieces, batches, element).tensor_sums as f64 / link;
+        Self {
+            compute: times * compute,
+            tensor: times * (busy - compute),
+            data: times * (length - busy).max(0.0),
+            update: sums + UPDATE_BYTES * pieces.kept() as f64 / MEMORY_RATE,
+        }
+    }
+}
+
+/// FLOPs of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Flops {
+    /// Three times the forward pass of the whole model.
+    pub model: f64,
+    /// What all ranks of the tensor axis do: recomputation, and what each of them computes whole, besides.
+    pub hardware: f64,
+}
+
+impl Flops {
+    /// Of a full batch of images of the expected size.
+    pub fn of(rank: &RankStep) -> Self {
+        let (graph, work): (_, Workload) = (rank.step.graph(), rank.workload());
+        let nodes = rank.step.plan().order.iter().map(|&index| &graph.nodes()[index]);
+        let own: f64 = nodes.map(|node| node.op.flops(graph, node, &work)).sum();
+        Self { model: rank.step.flops(&work), hardware: own * rank.tensor() as f64 }
+    }
+}
+
+/// Seconds of a batch whose nodes take so long: a stream of nodes and one of messages.
+fn timeline(
+    schedule: &Schedule,
+    nodes: impl Iterator<Item = f64>,
+    gather: impl Fn(usize) -> f64,
+    reduce: impl Fn(usize) -> f64,
+) -> f64 {
+    let (mut now, mut channel, mut reduced) = (0.0f64, 0.0f64, 0.0f64);
+    let mut gathered = vec![0.0f64; schedule.visits().len()];
+    for (at, seconds) in nodes.enumerate() {
+        for (actions, seconds) in [(schedule.before(at), seconds), (schedule.after(at), 0.0)] {
+            for action in actions {
+                match *action {
+                    Action::Post(visit) => {
+                        channel = channel.max(now) + gather(visit);
+                        gathered[visit] = channel;
+                    }
+                    Action::Await(visit) => now = now.max(gathered[visit]),
+                    Action::Release(_) | Action::Clear(_) => {}
+                    Action::Reduce(unit) => {
+                        now = now.max(reduced);
+                        channel = channel.max(now) + reduce(unit);
+                        reduced = channel;
+                    }
+                }
+            }
+            now += seconds;
+        }
+    }
+    now.max(reduced)
+}
