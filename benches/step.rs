@@ -86,7 +86,8 @@ fn batch(model: &str, tokens: usize, prefix: usize, seed: u64) -> PackedBatch {
 fn engine(recipe: &Recipe, slots: usize) -> CpuEngine {
     let step = TrainStep::new(recipe, CLASSES, slots).unwrap_or_else(|e| panic!("{e}"));
     let state = TrainState::fresh(initialise(step.params(), 0), false);
-    CpuEngine::new(recipe, step, slots, state, Rc::new(MeshGroups::alone())).unwrap_or_else(|e| panic!("{e}"))
+    CpuEngine::new(recipe, step, slots, &state, Rc::new(MeshGroups::alone()))
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn run(engine: &mut CpuEngine, batch: &PackedBatch) {

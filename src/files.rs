@@ -20,45 +20,112 @@ const TEMPORARY: &str = ".trencadis-tmp";
 /// # Errors
 /// [`Error::Failure`] naming `path`, if anything cannot be written. The temporary file is removed.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let fail = |cause: io::Error| Error::io(path, cause);
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => return Err(Error::file(path, "is a folder, expected a file to write")),
-        Ok(meta) if !meta.is_file() => {
-            return OpenOptions::new().write(true).open(path).and_then(|f| fill(&f, write)).map_err(fail);
+    let mut file = AtomicFile::create(path)?;
+    write(&mut file).map_err(|cause| Error::io(path, cause))?;
+    file.commit()
+}
+
+/// A file that is written piece by piece, and takes its place as [`write_atomic`] says once it is whole. Dropped
+/// before, it leaves nothing.
+#[derive(Debug)]
+pub struct AtomicFile {
+    path: PathBuf,
+    writer: BufWriter<File>,
+    /// None where the path is written directly, and once the file has taken its place.
+    temporary: Option<PathBuf>,
+}
+
+impl AtomicFile {
+    /// Begins to write `path`.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] naming `path`, if nothing can be written there.
+    pub fn create(path: &Path) -> Result<Self> {
+        let fail = |cause: io::Error| Error::io(path, cause);
+        let opened = |file: File, temporary: Option<PathBuf>| Self {
+            path: path.into(),
+            writer: BufWriter::with_capacity(1 << 20, file),
+            temporary,
+        };
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => {
+                return Err(Error::file(path, "is a folder, expected a file to write"));
+            }
+            Ok(meta) if !meta.is_file() => {
+                return OpenOptions::new()
+                    .write(true)
+                    .open(path)
+                    .map(|file| opened(file, None))
+                    .map_err(fail);
+            }
+            _ => {}
         }
-        _ => {}
-    }
-    let folder = folder_of(path);
-    let Some(name) = path.file_name() else { return Err(Error::file(path, "names no file to write")) };
-    if !folder.is_dir() {
-        let folder = folder.display();
-        return Err(Error::file(path, format_args!("cannot be written: {folder} is not a folder")));
+        let folder = folder_of(path);
+        let Some(name) = path.file_name() else { return Err(Error::file(path, "names no file to write")) };
+        if !folder.is_dir() {
+            let folder = folder.display();
+            return Err(Error::file(path, format_args!("cannot be written: {folder} is not a folder")));
+        }
+
+        // Unique within and between processes, so that two writers never share a temporary file.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}-{number}{TEMPORARY}", std::process::id()));
+        let temporary = folder.join(hidden);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
+        file.map(|file| opened(file, Some(temporary))).map_err(fail)
     }
 
-    // Unique within and between processes, so that two writers never share a temporary file.
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}-{number}{TEMPORARY}", std::process::id()));
-    let temporary = folder.join(hidden);
-
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)
-        .and_then(|file| {
-            fill(&file, write)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(cause) = written {
-        // Best effort: the write has failed already, and that is what is reported.
-        let _ = fs::remove_file(&temporary);
-        return Err(fail(cause));
+    /// The path that is written.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
-    sync_folder(&folder).map_err(fail)
+
+    /// Waits until what was written so far is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] naming the path.
+    pub fn sync(&mut self) -> Result<()> {
+        let synced = match self.temporary {
+            Some(_) => self.writer.flush().and_then(|()| self.writer.get_ref().sync_data()),
+            None => Ok(()),
+        };
+        synced.map_err(|cause| Error::io(&self.path, cause))
+    }
+
+    /// Syncs what was written, renames it over the path and syncs the folder.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] naming the path, which then is as it was.
+    pub fn commit(mut self) -> Result<()> {
+        let fail = |cause: io::Error| Error::io(&self.path, cause);
+        self.writer.flush().map_err(fail)?;
+        let Some(temporary) = &self.temporary else { return Ok(()) };
+        self.writer.get_ref().sync_all().and_then(|()| fs::rename(temporary, &self.path)).map_err(fail)?;
+        self.temporary = None;
+        sync_folder(&folder_of(&self.path)).map_err(|cause| Error::io(&self.path, cause))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // Best effort: what has failed before is what is reported.
+            let _ = fs::remove_file(temporary);
+        }
+    }
 }
 
 /// Deletes what killed writers left in `folder`. Only for a folder in which nobody else writes.
@@ -76,12 +143,6 @@ pub fn remove_temporaries(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn fill(file: &File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
-    write(&mut writer)?;
-    writer.flush()
 }
 
 /// The folder that holds `path`; the current one for a bare name.

@@ -1,18 +1,21 @@
 //! Checkpoints of a run, also when the process is killed while it writes them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
+use trencadis::Result;
 use trencadis::autograd::ParamSpec;
 use trencadis::autograd::graph::Init;
 use trencadis::data::packing::PackingStats;
+use trencadis::recipe::SaveKind;
 use trencadis::train::checkpoint::{
-    Best, Header, Progress, Snapshot, load_header, load_model, load_training, save_model,
+    Best, Content, Header, Progress, Snapshot, load_header, load_model, open_training,
 };
-use trencadis::train::engine::TrainState;
+use trencadis::train::engine::{TrainState, Whole};
 use trencadis::train::run_dir::RunDir;
 use trencadis::weights::Weights;
+use trencadis::weights::sharded::{Index, index_of};
 
 fn params(width: usize) -> Vec<ParamSpec> {
     [("blocks.0.weight", vec![width, 3]), ("head.bias", vec![4])]
@@ -57,16 +60,55 @@ fn state(params: &[ParamSpec], value: f32, average: bool, step: u64) -> TrainSta
     }
 }
 
+const KINDS: [SaveKind; 2] = [SaveKind::Merged, SaveKind::Sharded];
+
+/// Writes checkpoints of a state that one rank holds.
+fn write(
+    kind: SaveKind,
+    files: &[(PathBuf, Content)],
+    header: &Header,
+    params: &[ParamSpec],
+    state: &TrainState<'_>,
+) -> Result<bool> {
+    let whole = Whole::new(params, state)?;
+    Snapshot { header, state: &whole, kind }.write(files)?
+}
+
+/// Saves into a run, which the weights of `params` are those of.
+fn save(
+    kind: SaveKind,
+    run: &RunDir,
+    header: &Header,
+    (params, state): (&[ParamSpec], &TrainState<'_>),
+    [improved, keep]: [bool; 2],
+) -> Result<bool> {
+    let whole = Whole::new(params, state)?;
+    Snapshot { header, state: &whole, kind }.save(run, improved, keep)?
+}
+
+fn load_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, TrainState<'static>)> {
+    let (header, saved) = open_training(path, params)?;
+    Ok((header, TrainState::of(&saved, params)?))
+}
+
 #[test]
 fn round_trip_with_and_without_a_moving_average() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("last.safetensors");
     let params = params(5);
     let header = header(42);
-    for average in [false, true] {
+    for (kind, average) in KINDS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let state = state(&params, 1.0, average, 41);
-        let snapshot = Snapshot { header: &header, params: &params, state: &state };
-        snapshot.save_training(&path).unwrap();
+        let alone = dir.path().join("best.safetensors");
+        let files = [(alone.clone(), Content::Model), (path.clone(), Content::Training)];
+        assert!(write(kind, &files, &header, &params, &state).unwrap());
+        assert_eq!(
+            (path.exists(), index_of(&path).exists()),
+            match kind {
+                SaveKind::Merged => (true, false),
+                SaveKind::Sharded => (false, true),
+            }
+        );
 
         let (loaded, training) = load_training(&path, &params).unwrap();
         assert_eq!(loaded, header);
@@ -78,11 +120,41 @@ fn round_trip_with_and_without_a_moving_average() {
         assert_eq!(model.tensors.keys().collect::<Vec<_>>(), ["blocks.0.weight", "head.bias"]);
         assert_eq!(model.tensors["head.bias"].1, state.ema.as_ref().unwrap_or(&state.weights)[1]);
 
-        let alone = dir.path().join("best.safetensors");
-        snapshot.save_model(&alone).unwrap();
         assert_eq!(load_model(&alone).unwrap().1.tensors, model.tensors);
-        assert_eq!(Weights::load(&alone).unwrap().tensors.len(), 2);
         assert_eq!(load_header(&alone).unwrap(), header);
+        match kind {
+            SaveKind::Merged => assert_eq!(Weights::load(&alone).unwrap().tensors.len(), 2),
+            SaveKind::Sharded => assert_eq!(Index::load(&index_of(&alone)).unwrap().weight_map.len(), 2),
+        }
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            if kind == SaveKind::Merged { 2 } else { 4 }
+        );
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_replace_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDir::create(dir.path(), "a", "").unwrap();
+    let params = params(2);
+    for kind in KINDS {
+        let files = [(run.best(), Content::Model), (run.last(), Content::Training)];
+        let mut state = state(&params, 1.0, true, 1);
+        assert!(write(kind, &files, &header(1), &params, &state).unwrap());
+        let names = || -> std::collections::BTreeSet<_> {
+            std::fs::read_dir(run.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        };
+        let before = names();
+        state.weights.to_mut()[1][3] = f32::INFINITY;
+        assert!(
+            !write(kind, &files, &header(2), &params, &state).unwrap(),
+            "of the raw weights, not the average"
+        );
+        for path in [run.best(), run.last()] {
+            assert_eq!(load_header(&path).unwrap().progress.step, 1);
+        }
+        assert_eq!(names(), before, "nothing is left over");
     }
 }
 
@@ -92,16 +164,15 @@ fn a_run_holds_what_was_asked_for() {
     let run = RunDir::create(dir.path(), "a", "").unwrap();
     let params = params(2);
     let (state, header) = (state(&params, 1.0, false, 3), header(3));
-    let snapshot = Snapshot { header: &header, params: &params, state: &state };
-    snapshot.save(&run, false, false).unwrap();
+    save(SaveKind::Merged, &run, &header, (&params, &state), [false, false]).unwrap();
     assert!(run.last().exists() && !run.best().exists() && !run.step(3).exists());
-    snapshot.save(&run, true, true).unwrap();
+    save(SaveKind::Merged, &run, &header, (&params, &state), [true, true]).unwrap();
     assert!(run.best().exists() && run.step(3).exists());
 
     // What cannot be written fails before `last` claims it.
     let later = Header { progress: Progress { step: 4, ..header.progress.clone() }, ..header.clone() };
     std::fs::create_dir(run.step(4)).unwrap();
-    assert!(Snapshot { header: &later, ..snapshot }.save(&run, true, true).is_err());
+    assert!(save(SaveKind::Merged, &run, &later, (&params, &state), [true, true]).is_err());
     assert_eq!(load_header(&run.last()).unwrap().progress.step, 3);
 }
 
@@ -121,11 +192,12 @@ fn errors_are_one_sentence() {
     assert!(message(&params).contains("not a trencadis checkpoint"));
     assert_eq!(load_model(&path).unwrap().0, None, "a foreign model has no description");
 
-    save_model(&path, &header(1), &params, &filled(&params, 0.0)).unwrap();
+    let (state, header) = (state(&params, 0.0, false, 1), header(1));
+    let save = |content| write(SaveKind::Merged, &[(path.clone(), content)], &header, &params, &state);
+    save(Content::Model).unwrap();
     assert!(message(&params).contains("without training state"));
 
-    let (state, header) = (state(&params, 0.0, false, 1), header(1));
-    Snapshot { header: &header, params: &params, state: &state }.save_training(&path).unwrap();
+    save(Content::Training).unwrap();
     let wider = self::params(6);
     assert!(message(&wider).contains("blocks.0.weight [5, 3] (expected [6, 3])"), "{}", message(&wider));
 
@@ -151,17 +223,16 @@ fn child_saves_for_ever() {
     let Some(dir) = std::env::var_os("TRENCADIS_TEST_SAVE_INTO") else { return };
     let run = RunDir::resume(Path::new(&dir)).unwrap();
     let params = params(WIDTH);
+    let kind = if index_of(&run.last()).exists() { SaveKind::Sharded } else { SaveKind::Merged };
     let first = load_header(&run.last()).unwrap().progress.step + 1;
     for step in first.. {
-        save_step(&run, &params, step);
+        save_step(kind, &run, &params, step);
     }
 }
 
-fn save_step(run: &RunDir, params: &[ParamSpec], step: u64) {
-    let header = header(step);
+fn save_step(kind: SaveKind, run: &RunDir, params: &[ParamSpec], step: u64) {
     let state = state(params, step as f32, true, step);
-    let snapshot = Snapshot { header: &header, params, state: &state };
-    snapshot.save(run, true, false).unwrap();
+    save(kind, run, &header(step), (params, &state), [true, false]).unwrap();
 }
 
 /// A child that never outlives its test, whatever fails.
@@ -176,14 +247,18 @@ impl Drop for Killed {
 
 #[test]
 fn a_kill_at_any_time_leaves_a_whole_checkpoint() {
+    KINDS.into_iter().for_each(kill_at_any_time);
+}
+
+fn kill_at_any_time(kind: SaveKind) {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDir::create(dir.path(), "a", "").unwrap();
     let params = params(WIDTH);
-    save_step(&run, &params, 0);
+    save_step(kind, &run, &params, 0);
     let (path, last, best) = (run.path().to_owned(), run.last(), run.best());
     drop(run);
     let mut before = 0;
-    for round in 0..12u32 {
+    for round in 0..10u32 {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child_saves_for_ever"])
             .env("TRENCADIS_TEST_SAVE_INTO", &path)
@@ -195,7 +270,7 @@ fn a_kill_at_any_time_leaves_a_whole_checkpoint() {
         while load_header(&last).unwrap().progress.step == before {
             assert!(child.0.try_wait().unwrap().is_none(), "the child runs until it is killed");
         }
-        std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 1_300));
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 1_700));
         drop(child);
 
         let (header, training) = load_training(&last, &params).unwrap();
@@ -211,6 +286,7 @@ fn a_kill_at_any_time_leaves_a_whole_checkpoint() {
         // Resuming clears what was left half-written.
         drop(RunDir::resume(&path).unwrap());
         let files = std::fs::read_dir(&path).unwrap().count();
-        assert_eq!(files, 4, "recipe, lock, best, last");
+        let of_model = if kind == SaveKind::Merged { 1 } else { 2 };
+        assert_eq!(files, 2 + 2 * of_model, "recipe, lock, best, last");
     }
 }

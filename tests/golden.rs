@@ -338,7 +338,7 @@ fn training_steps_are_those_of_pytorch() {
                 &recipe,
                 step,
                 5,
-                TrainState::fresh(params, false),
+                &TrainState::fresh(params, false),
                 Rc::new(MeshGroups::alone()),
             )
             .unwrap();

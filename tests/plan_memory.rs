@@ -133,7 +133,7 @@ fn used(group: &Group, recipe: &Recipe, mesh: Mesh, batches: usize) -> Result<us
     let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
     let step = TrainStep::of_shard(recipe, CLASSES, SLOTS, shard)?;
     let weights = step.params().iter().map(|param| vec![0.02; param.len()]).collect();
-    let mut engine = CpuEngine::new(recipe, step, SLOTS, TrainState::fresh(weights, true), ranks)?;
+    let mut engine = CpuEngine::new(recipe, step, SLOTS, &TrainState::fresh(weights, true), ranks)?;
     // As the loader has them.
     let waiting = vec![full(recipe); 3];
     group.barrier()?;

@@ -69,6 +69,18 @@ impl Split {
         }
     }
 
+    /// Elements of each rank's part of a parameter of `shape`; none where it cannot be shared out to `size` ranks.
+    pub fn part_len(self, shape: &[usize], size: usize) -> Option<usize> {
+        let rows = shape.first().copied().unwrap_or(1);
+        let cols: usize = shape.iter().skip(1).product();
+        let divides = match self {
+            Self::Whole | Self::Summed => return Some(rows * cols),
+            Self::Rows(segments) => segments > 0 && size > 0 && rows.is_multiple_of(segments * size),
+            Self::Columns => size > 0 && cols.is_multiple_of(size),
+        };
+        divides.then(|| rows * cols / size)
+    }
+
     /// Where what `shard` holds lies in the whole parameter of `shape`, in its order.
     fn runs(self, shape: &[usize], shard: Shard) -> Vec<Range<usize>> {
         let rows = shape.first().copied().unwrap_or(1);
@@ -88,19 +100,19 @@ impl Split {
         }
     }
 
-    /// What `shard` holds of a parameter of `shape`.
-    pub fn part<T: Copy>(self, data: &[T], shape: &[usize], shard: Shard) -> Vec<T> {
-        self.runs(shape, shard).into_iter().flat_map(|run| data[run].iter().copied()).collect()
-    }
-
-    /// Writes what `shard` holds of a parameter of `shape` to its place in the whole.
-    pub fn place<T: Copy>(self, whole: &mut [T], part: &[T], shape: &[usize], shard: Shard) {
-        let mut rest = part;
+    /// Where elements `range` of what `shard` holds lie in the whole parameter of `shape`, in its order.
+    pub fn runs_of(self, shape: &[usize], shard: Shard, range: Range<usize>) -> Vec<Range<usize>> {
+        let mut start = 0;
+        let mut runs = Vec::new();
         for run in self.runs(shape, shard) {
-            let (head, tail) = rest.split_at(run.len());
-            whole[run].copy_from_slice(head);
-            rest = tail;
+            let end = start + run.len();
+            let (first, last) = (range.start.max(start), range.end.min(end));
+            if first < last {
+                runs.push(run.start + first - start..run.start + last - start);
+            }
+            start = end;
         }
+        runs
     }
 }
 
@@ -110,12 +122,18 @@ mod tests {
 
     const SECOND: Shard = Shard { rank: 1, size: 2 };
 
+    /// What `shard` holds of the whole.
+    fn part(split: Split, whole: &[usize], shape: &[usize], shard: Shard) -> Vec<usize> {
+        let len = split.part_len(shape, shard.size).unwrap();
+        split.runs_of(shape, shard, 0..len).into_iter().flat_map(|run| whole[run].to_vec()).collect()
+    }
+
     #[test]
-    fn parts_are_by_segment_and_merge_again() {
+    fn parts_are_by_segment_and_hold_everything_once() {
         let rows: Vec<usize> = (0..12).collect();
-        assert_eq!(Split::Rows(3).part(&rows, &[12], SECOND), [2, 3, 6, 7, 10, 11]);
-        assert_eq!(Split::Rows(3).part(&rows, &[6, 2], Shard { rank: 0, size: 2 }), [0, 1, 4, 5, 8, 9]);
-        assert_eq!(Split::Columns.part(&rows, &[3, 4], SECOND), [2, 3, 6, 7, 10, 11]);
+        assert_eq!(part(Split::Rows(3), &rows, &[12], SECOND), [2, 3, 6, 7, 10, 11]);
+        assert_eq!(part(Split::Rows(3), &rows, &[6, 2], Shard { rank: 0, size: 2 }), [0, 1, 4, 5, 8, 9]);
+        assert_eq!(part(Split::Columns, &rows, &[3, 4], SECOND), [2, 3, 6, 7, 10, 11]);
         for (split, shape) in [
             (Split::Rows(3), &[6, 2][..]),
             (Split::Rows(1), &[12]),
@@ -123,12 +141,26 @@ mod tests {
             (Split::Whole, &[12]),
             (Split::Summed, &[3, 4]),
         ] {
-            let mut whole = vec![0; 12];
-            for rank in 0..2 {
-                let shard = Shard { rank, size: 2 };
-                split.place(&mut whole, &split.part(&rows, shape, shard), shape, shard);
+            let shards = if split.is_replicated() { 1 } else { 2 };
+            let parts = (0..shards).map(|rank| part(split, &rows, shape, Shard { rank, size: shards }));
+            let mut all: Vec<usize> = parts.flatten().collect();
+            all.sort_unstable();
+            assert_eq!(all, rows, "{split:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_of_a_part_is_that_range_of_its_runs() {
+        let rows: Vec<usize> = (0..24).collect();
+        for (split, shape) in
+            [(Split::Rows(3), &[6, 4][..]), (Split::Columns, &[3, 8]), (Split::Whole, &[24])]
+        {
+            let part = part(split, &rows, shape, SECOND);
+            for range in [0..part.len(), 3..9, 5..6, 4..4, 0..1] {
+                let runs = split.runs_of(shape, SECOND, range.clone());
+                let got: Vec<usize> = runs.into_iter().flat_map(|run| rows[run].to_vec()).collect();
+                assert_eq!(got, part[range.clone()], "{split:?} {range:?}");
             }
-            assert_eq!(whole, rows, "{split:?}");
         }
     }
 
@@ -141,9 +173,11 @@ mod tests {
             (Split::Summed, [5, 7]),
         ] {
             let flat: &[usize] = if shape[0] == 1 { &shape[1..] } else { &shape };
-            let data = vec![0; shape[0] * shape[1]];
             let [rows, cols] = split.local(shape, 2);
-            assert_eq!(rows * cols, split.part(&data, flat, SECOND).len(), "{split:?}");
+            assert_eq!(split.part_len(flat, 2), Some(rows * cols), "{split:?}");
+        }
+        for (split, shape) in [(Split::Rows(2), [6, 4]), (Split::Rows(0), [6, 4]), (Split::Columns, [4, 5])] {
+            assert_eq!(split.part_len(&shape, 2), None, "{split:?}");
         }
     }
 

@@ -14,7 +14,7 @@ use crate::train::engine::{DeviceOptions, check_fits};
 use crate::train::plan::RunPlan;
 use crate::train::start::{self, Target, TrainOptions};
 use crate::train::step::TrainStep;
-use crate::weights::Weights;
+use crate::weights::Tensors;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -88,7 +88,7 @@ fn dry_run(args: &Args) -> Result<()> {
     let (_, recipe) = args.recipe.load()?;
     start::check_mesh(&recipe, mesh)?;
     if let Some(path) = &args.init {
-        Weights::load_metadata(path)?;
+        Tensors::load_metadata(path)?;
     }
     let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
     let classes = dataset.classes.len();

@@ -10,10 +10,11 @@ use crate::rng::{Purpose, Stream};
 
 /// Initial values of `params`, in their order.
 pub fn initialise(params: &[ParamSpec], seed: u64) -> Vec<Vec<f32>> {
-    params.par_iter().map(|param| values(param, seed)).collect()
+    params.par_iter().map(|param| initial(param, seed)).collect()
 }
 
-fn values(param: &ParamSpec, seed: u64) -> Vec<f32> {
+/// Initial values of one parameter.
+pub fn initial(param: &ParamSpec, seed: u64) -> Vec<f32> {
     let mut normal = Normal::new(Stream::new(seed, 0, fnv1a(param.name.as_bytes()), Purpose::Init));
     match param.init {
         Init::Constant(value) => vec![value; param.len()],

@@ -36,6 +36,16 @@ choice! {
     }
 }
 
+choice! {
+    /// How checkpoints are written.
+    SaveKind {
+        /// One file, which the first rank writes.
+        Merged = "merged",
+        /// Every rank writes a file of its own, beside an index: the faster for large models on several ranks.
+        Sharded = "sharded",
+    }
+}
+
 /// Optimiser, schedule, saving.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -84,6 +94,8 @@ pub struct TrainConfig {
     pub save_every: u64,
     /// Steps between kept checkpoints `step-N`; 0 keeps none but best and last.
     pub keep_every: u64,
+    /// One file for a checkpoint, or one a rank; either loads on any mesh.
+    pub save_as: SaveKind,
     /// Steps between metric lines.
     pub log_every: u64,
 }
@@ -121,6 +133,7 @@ impl Default for TrainConfig {
             eval_every: 0,
             save_every: 0,
             keep_every: 0,
+            save_as: SaveKind::Merged,
             log_every: 10,
         }
     }

@@ -111,11 +111,13 @@ impl Journal {
         events.scalars(report.step, &scalars)
     }
 
-    /// A checkpoint, after the metric lines that it follows.
-    pub fn save(&self, snapshot: &Snapshot<'_>, improved: bool, keep: bool) -> Result<()> {
-        let Some(kept) = &self.kept else { return Ok(()) };
-        kept.metrics.sync()?;
-        snapshot.save(&self.run, improved, keep)
+    /// A checkpoint, after the metric lines that it follows; see [`Snapshot::save`].
+    pub fn save(&self, snapshot: &Snapshot<'_>, improved: bool, keep: bool) -> Result<Result<bool>> {
+        let synced = self.kept.as_ref().map_or(Ok(()), |kept| kept.metrics.sync());
+        match snapshot.state.ranks().agree(synced)? {
+            Ok(()) => snapshot.save(&self.run, improved, keep),
+            Err(error) => Ok(Err(error)),
+        }
     }
 
     /// Removes the folder of a run that has come to nothing.

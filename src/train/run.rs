@@ -16,7 +16,6 @@ use super::report::EvalReport;
 use super::run_dir::RunDir;
 use super::start::mesh_line;
 use super::terminal::quoted;
-use crate::autograd::ParamSpec;
 use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
@@ -59,8 +58,6 @@ pub(super) struct Trainer {
     recipe: Recipe,
     dataset: Dataset,
     engine: Box<dyn Engine>,
-    /// Names and shapes of its parameters.
-    params: Vec<ParamSpec>,
     loader: Loader,
     /// How far the collected steps have come.
     header: Header,
@@ -121,7 +118,6 @@ impl Trainer {
             failed: false,
             agreed: false,
             queued: VecDeque::new(),
-            params: engine.params().to_vec(),
             recipe,
             dataset,
             engine,
@@ -302,18 +298,13 @@ impl Trainer {
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {
-        let state = self.engine.state()?;
-        let finite = |weights: &[Vec<f32>]| weights.iter().flatten().all(|w| w.is_finite());
-        // A checkpoint that is not finite would replace the last good one. The first rank has the state.
-        if self.ranks.any(self.ranks.is_first() && !finite(&state.weights))? {
-            drop(state);
+        let state = self.engine.parts()?;
+        let snapshot = Snapshot { header: &self.header, state, kind: self.recipe.train.save_as };
+        let saved = self.journal.save(&snapshot, improved, keep)?;
+        // A checkpoint that is not finite would replace the last good one.
+        if !saved.inspect_err(|_| self.agreed = true)? {
             return Err(self.diverged(self.header.progress.step, "the weights are no longer finite"));
         }
-        let params = self.params.as_slice();
-        let snapshot = Snapshot { header: &self.header, params, state: &state };
-        let saved = self.journal.save(&snapshot, improved, keep);
-        drop(state);
-        self.agree(saved)?;
         self.saved = Some(self.header.progress.step);
         Ok(())
     }

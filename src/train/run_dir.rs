@@ -5,6 +5,7 @@
 //! | `recipe.toml` | the resolved recipe |
 //! | `last.safetensors` | the latest checkpoint, with everything that resuming needs |
 //! | `best.safetensors`, `step-N.safetensors` | models without optimiser state |
+//! | `*.safetensors.index.json` | in the place of such a file, the index of those of all ranks |
 //! | `metrics.jsonl`, `events.out.tfevents.*` | metrics |
 //! | `.lock` | held while a process trains here |
 
@@ -13,6 +14,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::files::{remove_temporaries, sync_folder, write_atomic};
+use crate::weights::Tensors;
+use crate::weights::sharded::remove_strays;
 use crate::{Error, Result};
 
 /// A run's folder, held by this process alone.
@@ -91,7 +94,7 @@ impl RunDir {
             ));
         }
         let last = path.join(LAST);
-        if !last.is_file() {
+        if !Tensors::exist(&last) {
             return Err(Error::file(
                 path,
                 format_args!("holds no {LAST}, so there is nothing to resume; start a new run"),
@@ -99,6 +102,7 @@ impl RunDir {
         }
         let run = Self { _lock: Some(lock(path)?), path: path.into() };
         remove_temporaries(path)?;
+        remove_strays(path)?;
         Ok(run)
     }
 
@@ -146,22 +150,24 @@ const LAST: &str = "last.safetensors";
 /// # Errors
 /// [`Error::Usage`] if there is none.
 pub fn model_file(path: &Path) -> Result<PathBuf> {
-    if !path.exists() {
+    if !path.exists() && !Tensors::exist(path) {
         return Err(Error::file(path, "there is no such checkpoint or run folder"));
     }
     if !path.is_dir() {
         return Ok(path.into());
     }
-    ["best.safetensors", LAST].iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(
-        || {
+    ["best.safetensors", LAST]
+        .iter()
+        .map(|name| path.join(name))
+        .find(|file| Tensors::exist(file))
+        .ok_or_else(|| {
             Error::file(
                 path,
                 format_args!(
                     "holds neither best.safetensors nor {LAST}, expected a model file or the folder of a run"
                 ),
             )
-        },
-    )
+        })
 }
 
 /// The highest number of a folder `<name>-<n>`; 0 without one.

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::checkpoint::{self, Header, Progress as Progressed};
-use super::engine::{CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, TrainState, check_fits};
+use super::checkpoint::{self, Header, Progress as Progressed, SavedTraining};
+use super::engine::{
+    CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, Fresh, StateSource, check_fits,
+};
 use super::plan::RunPlan;
 use super::run::{Parts, Trainer};
 use super::run_dir::RunDir;
@@ -16,7 +18,6 @@ use crate::data::packing;
 use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::nn::init::initialise;
 use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
 use crate::weights::{Policy, assign, foreign};
@@ -72,7 +73,7 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let from = beginning(&recipe, ranks, options.init.as_deref(), &dataset.classes, &mut notes);
     let (step, state) = ranks.agree(from)??;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
-    let engine = engine(target, &recipe, step, state)?;
+    let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
     let loader = ranks.agree(loader.and_then(|mut loader| loader.ready().map(|()| loader)))??;
     let header = Header {
@@ -92,14 +93,18 @@ fn beginning(
     init: Option<&Path>,
     classes: &[String],
     notes: &mut Vec<String>,
-) -> Result<(TrainStep, TrainState<'static>)> {
+) -> Result<(TrainStep, Fresh)> {
     let slots = packing::slots(recipe);
     let step = TrainStep::of_shard(recipe, classes.len(), slots, ranks.place().tensor)?;
-    let params = match init {
-        None => initialise(step.params(), recipe.train.seed),
-        Some(path) => initial_weights(path, recipe, classes, &step, notes)?,
+    let keep_average = recipe.train.ema > 0.0;
+    let state = match init {
+        None => Fresh::drawn(step.params(), recipe.train.seed, keep_average),
+        Some(path) => {
+            let weights = initial_weights(path, recipe, classes, &step, notes)?;
+            Fresh::given(step.params(), weights, keep_average)
+        }
     };
-    Ok((step, TrainState::fresh(params, recipe.train.ema > 0.0)))
+    Ok((step, state))
 }
 
 /// Continues the run in `folder` from its last checkpoint, on any mesh: exactly where it is on the device and mesh
@@ -145,17 +150,17 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
              evaluate it with: trencadis eval {run}"
         ));
     }
-    let from = || -> Result<(TrainStep, Header, TrainState<'static>, LoaderState)> {
+    let from = || -> Result<(TrainStep, Header, SavedTraining, LoaderState)> {
         let (classes, slots) = (dataset.classes.len(), packing::slots(&recipe));
         let step = TrainStep::of_shard(&recipe, classes, slots, ranks.place().tensor)?;
-        let (header, state) = checkpoint::load_training(&run.last(), step.params())?;
+        let (header, state) = checkpoint::open_training(&run.last(), step.params())?;
         let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
             .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
         Ok((step, header, state, loader_state))
     };
     let (step, header, state, loader_state) = ranks.agree(from())??;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
-    let engine = engine(target, &recipe, step, state)?;
+    let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));
     let loader = ranks.agree(loader)??;
     let ranks = ranks.clone();
@@ -273,7 +278,7 @@ fn engine(
     target: &Target,
     recipe: &Recipe,
     step: TrainStep,
-    state: TrainState<'static>,
+    state: &dyn StateSource,
 ) -> Result<Box<dyn Engine>> {
     let (ranks, slots) = (&target.ranks, packing::slots(recipe));
     let Some(device) = &target.device else {
@@ -287,7 +292,7 @@ fn engine(
     let made = || -> Result<DeviceEngine> {
         let place = (ranks.place().data, connected);
         let mut engine = DeviceEngine::on_mesh(device, recipe, step, slots, target.options, place)?;
-        engine.load(&state)?;
+        engine.load(state)?;
         Ok(engine)
     };
     Ok(Box::new(ranks.agree(made())??))

@@ -1,5 +1,6 @@
 //! Fits named weights to a model's parameters.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Weights;
@@ -66,36 +67,8 @@ pub fn assign(
     }
     let starts_afresh = |p: &ParamSpec| p.head && !report.fresh.is_empty();
 
-    let mut problems = Vec::new();
-    let (mut missing, mut shapes) = (Vec::new(), Vec::new());
-    for param in params.iter().filter(|p| !starts_afresh(p)) {
-        match weights.tensors.get(&param.name) {
-            None => missing.push(param.name.clone()),
-            Some((shape, _)) if *shape != param.shape => {
-                if let Some(advice) = position_advice(param, shape) {
-                    return Err(Error::file(file, advice));
-                }
-                shapes.push(format!("{} {shape:?} (expected {:?})", param.name, param.shape));
-            }
-            Some(_) => {}
-        }
-    }
-    let surplus: Vec<_> =
-        weights.tensors.keys().filter(|name| params.iter().all(|p| p.name != **name)).cloned().collect();
-    for (what, names) in [("of another shape", shapes), ("missing", missing), ("unexpected", surplus)] {
-        if !names.is_empty() {
-            problems.push(format!("{what}: {}", first(&names)));
-        }
-    }
-    if !problems.is_empty() {
-        return Err(Error::file(
-            file,
-            format_args!(
-                "does not fit this model, use the recipe it was trained with ({})",
-                problems.join("; ")
-            ),
-        ));
-    }
+    let found = weights.tensors.iter().map(|(name, (shape, _))| (name.as_str(), shape.as_slice())).collect();
+    check_fit(file, &found, params.iter().filter(|p| !starts_afresh(p)))?;
 
     let mut fresh = fresh.into_iter();
     let values = params
@@ -111,6 +84,45 @@ pub fn assign(
         })
         .collect::<Result<_>>()?;
     Ok((values, report))
+}
+
+/// Whether tensors of these names and shapes are exactly those of `params`. `file` is where they came from, for
+/// errors.
+///
+/// # Errors
+/// Those of [`assign`].
+pub fn check_fit<'a>(
+    file: &Path,
+    found: &BTreeMap<&str, &[usize]>,
+    params: impl Iterator<Item = &'a ParamSpec>,
+) -> Result<()> {
+    let (mut missing, mut shapes, mut surplus) = (Vec::new(), Vec::new(), found.clone());
+    for param in params {
+        match surplus.remove(param.name.as_str()) {
+            None => missing.push(param.name.clone()),
+            Some(shape) if *shape != param.shape => {
+                if let Some(advice) = position_advice(param, shape) {
+                    return Err(Error::file(file, advice));
+                }
+                shapes.push(format!("{} {shape:?} (expected {:?})", param.name, param.shape));
+            }
+            Some(_) => {}
+        }
+    }
+    let surplus = surplus.into_keys().map(str::to_owned).collect();
+    let mut problems = Vec::new();
+    for (what, names) in [("of another shape", shapes), ("missing", missing), ("unexpected", surplus)] {
+        if !names.is_empty() {
+            problems.push(format!("{what}: {}", first(&names)));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::file(
+        file,
+        format_args!("does not fit this model, use the recipe it was trained with ({})", problems.join("; ")),
+    ))
 }
 
 /// `head` for `head.weight`.

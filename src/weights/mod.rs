@@ -3,6 +3,8 @@
 pub mod foreign;
 pub mod match_params;
 pub mod safetensors;
+pub mod sharded;
 
-pub use match_params::{AssignReport, Policy, assign};
+pub use match_params::{AssignReport, Policy, assign, check_fit};
 pub use safetensors::Weights;
+pub use sharded::Tensors;

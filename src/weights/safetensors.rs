@@ -1,25 +1,32 @@
 //! Named `f32` tensors in `.safetensors` files.
 //!
 //! A file is a `u64` header length, a JSON header (name → dtype, shape, byte range; and
-//! `__metadata__`, strings to strings), then the data in little-endian order. Reading goes
-//! through one tensor at a time, so that a checkpoint needs no second copy of itself in memory;
-//! writing borrows the tensors and always yields the same bytes for the same content.
+//! `__metadata__`, strings to strings), then the data in little-endian order. Reading takes one tensor at a time, or
+//! runs of its elements; writing is a stream of tensors after a header that knows their sizes, and always yields the
+//! same bytes for the same content. So neither needs a second copy of a checkpoint in memory.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Serialize;
 
-use crate::files::write_atomic;
+use crate::files::AtomicFile;
 use crate::{Error, Result};
 
 /// The format's own bound on its header.
 const MAX_HEADER: u64 = 100_000_000;
+/// Bytes that are read at once where less is asked for.
+const WINDOW: usize = 1 << 18;
+/// Elements after which a writer waits for the disk, or other ranks would wait for all of a large file at its end and
+/// take the first for stalled.
+const UNSYNCED: usize = 1 << 30;
 
 /// A set of named tensors with metadata.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,28 +52,14 @@ impl Weights {
     /// # Errors
     /// As [`Weights::load`].
     pub fn load_where(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self> {
-        let (metadata, mut reader) = open(path)?;
+        let file = TensorFile::open(path)?;
         let mut tensors = BTreeMap::new();
-        for name in metadata.offset_keys() {
-            let Some(info) = metadata.info(&name) else { continue };
-            if !wanted(&name) {
-                let (start, end) = info.data_offsets;
-                reader.seek_relative((end - start) as i64).map_err(|cause| Error::file(path, cause))?;
-                continue;
-            }
-            let values = read_tensor(&mut reader, info)
-                .map_err(|cause| Error::file(path, format_args!("tensor {name}: {cause}")))?;
-            tensors.insert(name, (info.shape.clone(), values));
+        for name in file.names().filter(|name| wanted(name)) {
+            let shape = file.shape(&name).unwrap_or_default().to_vec();
+            let values = file.read(&name, std::slice::from_ref(&(0..shape.iter().product())))?;
+            tensors.insert(name, (shape, values));
         }
-        Ok(Self { tensors, metadata: strings(&metadata) })
-    }
-
-    /// Reads the metadata of a file and nothing else.
-    ///
-    /// # Errors
-    /// As [`Weights::load`].
-    pub fn load_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
-        open(path).map(|(metadata, _)| strings(&metadata))
+        Ok(Self { tensors, metadata: file.metadata() })
     }
 
     /// Writes the file, whole or not at all.
@@ -87,7 +80,7 @@ impl Weights {
 #[derive(Clone, Debug)]
 pub struct TensorRef<'a> {
     /// Name in the file.
-    pub name: std::borrow::Cow<'a, str>,
+    pub name: Cow<'a, str>,
     /// Shape; its product is the length of `data`.
     pub shape: &'a [usize],
     /// Row-major values.
@@ -99,14 +92,83 @@ pub struct TensorRef<'a> {
 /// # Errors
 /// [`Error::Failure`] if the file cannot be written; an existing file is then unchanged.
 pub fn save_atomic(path: &Path, tensors: &[TensorRef], metadata: &BTreeMap<String, String>) -> Result<()> {
-    write_atomic(path, |out| write_to(out, tensors, metadata))
+    let shapes = tensors.iter().map(|tensor| (tensor.name.as_ref(), tensor.shape));
+    let mut file = TensorWriter::create(path, shapes, metadata)?;
+    tensors.iter().try_for_each(|tensor| file.write(tensor.data))?;
+    file.finish()?.commit()
 }
 
-fn write_to(
-    out: &mut dyn Write,
-    tensors: &[TensorRef],
+/// A file that is written tensor after tensor.
+#[derive(Debug)]
+pub struct TensorWriter {
+    file: AtomicFile,
+    /// Elements that are still to come.
+    left: usize,
+    /// Elements that the disk may not have yet.
+    unsynced: usize,
+}
+
+impl TensorWriter {
+    /// Writes the header of a file of these tensors, names and shapes.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] if the file cannot be written.
+    pub fn create<'a>(
+        path: &Path,
+        tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let fail = |cause: io::Error| Error::io(path, cause);
+        let (header, left) = header(tensors, metadata).map_err(|cause| fail(cause.into()))?;
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())
+            .and_then(|()| file.write_all(&header))
+            .map_err(fail)?;
+        Ok(Self { file, left, unsynced: 0 })
+    }
+
+    /// Appends the values of the next tensor, or of a part of it.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] if they cannot be written, or are more than the header says.
+    pub fn write(&mut self, values: &[f32]) -> Result<()> {
+        let Some(left) = self.left.checked_sub(values.len()) else {
+            return Err(Error::write(self.file.path(), "there are more values than its header says"));
+        };
+        self.left = left;
+        let written = if cfg!(target_endian = "little") {
+            self.file.write_all(bytemuck::cast_slice(values))
+        } else {
+            values.iter().try_for_each(|value| self.file.write_all(&value.to_le_bytes()))
+        };
+        written.map_err(|cause| Error::io(self.file.path(), cause))?;
+        self.unsynced += values.len();
+        if self.unsynced > UNSYNCED {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    /// The whole file, which takes its place once it is committed.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] if values are missing.
+    pub fn finish(self) -> Result<AtomicFile> {
+        match self.left {
+            0 => Ok(self.file),
+            left => {
+                Err(Error::write(self.file.path(), format_args!("{left} values of its tensors are missing")))
+            }
+        }
+    }
+}
+
+/// The JSON header, and the number of elements that follow it.
+fn header<'a>(
+    tensors: impl Iterator<Item = (&'a str, &'a [usize])>,
     metadata: &BTreeMap<String, String>,
-) -> io::Result<()> {
+) -> serde_json::Result<(Vec<u8>, usize)> {
     #[derive(Serialize)]
     struct Entry<'a> {
         dtype: &'a str,
@@ -119,103 +181,159 @@ fn write_to(
         header.insert("__metadata__".into(), serde_json::to_value(metadata)?);
     }
     let mut end = 0;
-    for TensorRef { name, shape, data } in tensors {
-        assert_eq!(
-            shape.iter().product::<usize>(),
-            data.len(),
-            "tensor {name}: values do not fill the shape"
-        );
+    for (name, shape) in tensors {
         let start = end;
-        end += size_of_val(*data);
+        end += shape.iter().product::<usize>() * size_of::<f32>();
         let entry = Entry { dtype: "F32", shape, data_offsets: [start, end] };
-        header.insert(name.to_string(), serde_json::to_value(entry)?);
+        header.insert(name.to_owned(), serde_json::to_value(entry)?);
     }
     let mut header = serde_json::to_vec(&header)?;
     // Readers that map the file want the data aligned.
     header.resize(header.len().next_multiple_of(8), b' ');
+    Ok((header, end / size_of::<f32>()))
+}
 
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    for TensorRef { data, .. } in tensors {
-        if cfg!(target_endian = "little") {
-            out.write_all(bytemuck::cast_slice(data))?;
-        } else {
-            for value in *data {
-                out.write_all(&value.to_le_bytes())?;
+/// An open file whose tensors are read when they are asked for. It stays the same file where another takes its place.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    header: Metadata,
+    /// Where the data begins.
+    data: u64,
+}
+
+impl TensorFile {
+    /// Reads and checks the header.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the file and what is wrong: absent, a folder, damaged, cut short.
+    pub fn open(path: &Path) -> Result<Self> {
+        let fail = |cause: io::Error| match cause.kind() {
+            io::ErrorKind::NotFound => Error::file(path, "there is no such file"),
+            _ => Error::file(path, format_args!("cannot be read: {cause}")),
+        };
+        let damaged = |what: std::fmt::Arguments| {
+            Error::file(path, format_args!("is not a readable safetensors file: {what}"))
+        };
+        let mut file = File::open(path).map_err(fail)?;
+        let meta = file.metadata().map_err(fail)?;
+        if meta.is_dir() {
+            return Err(Error::file(path, "is a folder, expected a .safetensors file"));
+        }
+        let size = meta.len();
+        if size < 8 {
+            return Err(damaged(format_args!("it holds {size} bytes, fewer than its header takes")));
+        }
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(fail)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER {
+            return Err(damaged(format_args!("it does not start with a header of that format")));
+        }
+        if length > size - 8 {
+            return Err(damaged(format_args!(
+                "its header of {length} bytes is cut short after {}",
+                size - 8
+            )));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(fail)?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|cause| damaged(format_args!("its header is damaged ({cause})")))?;
+        let expected = 8 + length + header.data_len() as u64;
+        if size != expected {
+            return Err(damaged(format_args!("its header describes {expected} bytes and it holds {size}")));
+        }
+        Ok(Self { path: path.into(), file, header, data: 8 + length })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The free strings.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        self.header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// The tensors in the order of their data.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        self.header.offset_keys().into_iter()
+    }
+
+    /// Shape of a tensor that is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.header.info(name).map(|info| info.shape.as_slice())
+    }
+
+    /// Whether a tensor is of a type that is read.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming file and tensor.
+    pub fn check_type(&self, name: &str) -> Result<()> {
+        match self.header.info(name).map(|info| info.dtype) {
+            None | Some(Dtype::F32 | Dtype::BF16 | Dtype::F16 | Dtype::F64) => Ok(()),
+            Some(other) => {
+                Err(self.fault(name, format_args!("has type {other}, expected F32, BF16, F16 or F64")))
             }
         }
     }
-    Ok(())
-}
 
-/// Reads and checks the header; the reader then stands at the data.
-fn open(path: &Path) -> Result<(Metadata, BufReader<File>)> {
-    let fail = |cause: io::Error| match cause.kind() {
-        io::ErrorKind::NotFound => Error::file(path, "there is no such file"),
-        _ => Error::file(path, format_args!("cannot be read: {cause}")),
-    };
-    let damaged = |what: std::fmt::Arguments| {
-        Error::file(path, format_args!("is not a readable safetensors file: {what}"))
-    };
-    let file = File::open(path).map_err(fail)?;
-    let meta = file.metadata().map_err(fail)?;
-    if meta.is_dir() {
-        return Err(Error::file(path, "is a folder, expected a .safetensors file"));
+    /// Elements of a tensor, one run after another; runs that rise are read the fastest.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming file and tensor: it is not there, of another type or size, or cannot be read.
+    pub fn read(&self, name: &str, runs: &[Range<usize>]) -> Result<Vec<f32>> {
+        self.check_type(name)?;
+        let Some(info) = self.header.info(name) else { return Err(self.fault(name, "is missing")) };
+        let count: usize = info.shape.iter().product();
+        if let Some(run) = runs.iter().find(|run| run.end > count) {
+            return Err(self.fault(name, format_args!("has {count} elements, fewer than {}", run.end)));
+        }
+        let values = match info.dtype {
+            Dtype::BF16 => self.elements(info, runs, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => self.elements(info, runs, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => self.elements(info, runs, |b| f64::from_le_bytes(b) as f32),
+            _ => self.elements(info, runs, f32::from_le_bytes),
+        };
+        values.map_err(|cause| self.fault(name, format_args!("cannot be read: {cause}")))
     }
-    let size = meta.len();
-    let mut reader = BufReader::with_capacity(1 << 20, file);
 
-    if size < 8 {
-        return Err(damaged(format_args!("it holds {size} bytes, fewer than its header takes")));
+    fn fault(&self, name: &str, what: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format_args!("tensor {name}: {what}"))
     }
-    let mut length = [0; 8];
-    reader.read_exact(&mut length).map_err(fail)?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(damaged(format_args!("it does not start with a header of that format")));
-    }
-    if length > size - 8 {
-        return Err(damaged(format_args!("its header of {length} bytes is cut short after {}", size - 8)));
-    }
-    let mut header = vec![0; length as usize];
-    reader.read_exact(&mut header).map_err(fail)?;
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|cause| damaged(format_args!("its header is damaged ({cause})")))?;
-    let expected = 8 + length + metadata.data_len() as u64;
-    if size != expected {
-        return Err(damaged(format_args!("its header describes {expected} bytes and it holds {size}")));
-    }
-    Ok((metadata, reader))
-}
 
-fn strings(metadata: &Metadata) -> BTreeMap<String, String> {
-    metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
-fn read_tensor(reader: &mut impl Read, info: &TensorInfo) -> Result<Vec<f32>, String> {
-    let count = info.shape.iter().product();
-    let values = match info.dtype {
-        Dtype::F32 => elements(reader, count, f32::from_le_bytes),
-        Dtype::BF16 => elements(reader, count, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => elements(reader, count, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::F64 => elements(reader, count, |b| f64::from_le_bytes(b) as f32),
-        other => return Err(format!("has type {other}, expected F32, BF16, F16 or F64")),
-    };
-    values.map_err(|cause| format!("cannot be read: {cause}"))
-}
-
-fn elements<const B: usize>(
-    reader: &mut impl Read,
-    count: usize,
-    convert: impl Fn([u8; B]) -> f32,
-) -> io::Result<Vec<f32>> {
-    let mut values = Vec::with_capacity(count);
-    let mut block = vec![0; (count * B).min(B << 16)];
-    while values.len() < count {
-        let take = (count - values.len()).min(1 << 16) * B;
-        reader.read_exact(&mut block[..take])?;
-        let (chunks, _) = block[..take].as_chunks::<B>();
-        values.extend(chunks.iter().map(|bytes| convert(*bytes)));
+    /// Reads windows of the file: one read for many small runs that are close, and none larger than a window. Plain
+    /// reads and not a mapping, which would end the process where the file shrinks or its disk fails.
+    fn elements<const B: usize>(
+        &self,
+        info: &TensorInfo,
+        runs: &[Range<usize>],
+        convert: impl Fn([u8; B]) -> f32,
+    ) -> io::Result<Vec<f32>> {
+        let all = info.data_offsets.1 - info.data_offsets.0;
+        let mut values = Vec::with_capacity(runs.iter().map(Range::len).sum());
+        let mut window = Vec::new();
+        // Bytes of the tensor that are in the window.
+        let mut held = 0..0;
+        for run in runs {
+            let mut at = run.start * B;
+            while at < run.end * B {
+                if !held.contains(&at) {
+                    held = at..all.min(at + WINDOW);
+                    window.resize(held.len(), 0);
+                    let mut file = &self.file;
+                    file.seek(SeekFrom::Start(self.data + (info.data_offsets.0 + at) as u64))?;
+                    file.read_exact(&mut window)?;
+                }
+                let end = held.end.min(run.end * B);
+                let (elements, _) = window[at - held.start..end - held.start].as_chunks::<B>();
+                values.extend(elements.iter().map(|bytes| convert(*bytes)));
+                at = end;
+            }
+        }
+        Ok(values)
     }
-    Ok(values)
 }

@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use trencadis::train::checkpoint::load_model;
+
 use super::*;
 
 /// A step that 1, 2 and 4 ranks can share, and a model that two can; it learns from the first step.
@@ -239,6 +241,69 @@ fn an_interrupt_of_one_rank_stops_all_after_the_same_step() {
     let progress = place.checkpoint("runs/cut-1/last.safetensors").metadata.remove("progress").unwrap();
     let progress: serde_json::Value = serde_json::from_str(&progress).unwrap();
     assert_eq!(progress["step"].to_string(), step, "saved at the step that it names");
+}
+
+/// One file a rank: everything takes them, and a run goes on from them on another mesh.
+#[test]
+fn sharded_checkpoints_are_taken_everywhere() {
+    let place = Place::new();
+    let sharded = [&SHARED[..], &["train.save_as=sharded", "train.keep_every=6"]].concat();
+    place.train("--name one --ranks 2", &SHARED).succeeds();
+    place.train("--name files --ranks 2", &sharded).succeeds();
+    let names = |run: &str| -> Vec<String> {
+        let names =
+            fs::read_dir(place.path(run)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name.contains("safetensors")).collect();
+        names.sort();
+        names
+    };
+    let set = |stem: &str, step: u64, ranks: usize| {
+        let files = (1..=ranks).map(move |n| format!("{stem}.{step}-{n:05}-of-{ranks:05}.safetensors"));
+        files.chain([format!("{stem}.safetensors.index.json")]).collect::<Vec<_>>()
+    };
+    let found = names("runs/files-1");
+    let kept = [set("last", 12, 2), set("step-6", 6, 2), set("step-12", 12, 2)].concat();
+    assert!(kept.iter().all(|name| found.contains(name)), "{found:?}");
+    assert_eq!(found.len(), kept.len() + 3, "and the best: {found:?}");
+    let model = |file: &str| load_model(&place.path(file)).unwrap();
+    let [one, files] = ["one", "files"].map(|run| model(&format!("runs/{run}-1/last.safetensors")).1.tensors);
+    assert!(one == files, "the same bits");
+
+    for file in ["", "/last.safetensors", "/best.safetensors.index.json", "/step-6.safetensors.index.json"] {
+        place.run(&format!("eval runs/files-1{file}")).succeeds().says(&["359", "top-1"]);
+    }
+    let words = "--init runs/files-1/last.safetensors.index.json --name from";
+    place
+        .train(words, &SHARED)
+        .succeeds()
+        .says_err(&["tensors from runs/files-1/last.safetensors.index.json"]);
+    place.run("train --resume runs/files-1").succeeds().says(&["runs/files-1 is finished"]);
+
+    // Ended by a kill after a save, and resumed by four ranks on another mesh.
+    let ranks = place.ranks(2, "--name cut", &sharded);
+    let index = place.path("runs/cut-1/last.safetensors.index.json");
+    let begun = Instant::now();
+    while !exists(&index) {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    ranks.signal(1, "KILL");
+    ranks.done(Some(1));
+    place.run("train --threads 2 --resume runs/cut-1 --ranks 4 --tensor 2").succeeds();
+    let (cut, one) = (place.curve("runs/cut-1"), place.curve("runs/one-1"));
+    for (cut, one) in cut.iter().zip(&one) {
+        assert!(cut.0 == one.0 && (cut.2[0] - one.2[0]).abs() < 1e-4, "{cut:?} {one:?}");
+    }
+    assert_eq!(cut.len(), one.len());
+    let found = names("runs/cut-1");
+    assert!(set("last", 12, 4).iter().all(|name| found.contains(name)), "{found:?}");
+    assert!(!found.iter().any(|name| name.starts_with("last.") && name.contains("of-00002")), "{found:?}");
+
+    fs::remove_file(place.path("runs/files-1/last.12-00002-of-00002.safetensors")).unwrap();
+    let sentence =
+        &["runs/files-1/last.12-00002-of-00002.safetensors: is missing, and ", "last.safetensors.index.json"];
+    place.run("eval runs/files-1/last.safetensors").refuses(sentence);
+    place.run("train --ranks 2 --resume runs/files-1").succeeds().says(&["is finished"]);
 }
 
 /// That every rank ends with this sentence and nothing else, and nothing is left behind.

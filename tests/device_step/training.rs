@@ -107,7 +107,7 @@ fn counted(spec: &ParamSpec, values: &[f32]) -> Vec<f64> {
 fn training_follows_the_cpu() {
     for (name, model) in variants() {
         let (recipe, steps) = (recipe(&model), steps(&model));
-        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, begin(&recipe), alone()).unwrap();
+        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, &begin(&recipe), alone()).unwrap();
         let wanted = run(&mut cpu, &steps);
         let specs = cpu.params().to_vec();
         let cpu = cpu.state().unwrap();
@@ -194,7 +194,7 @@ fn a_state_goes_on_anywhere() {
         }
         assert!(second.state().unwrap() == whole.state().unwrap());
 
-        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, between.into_owned(), alone()).unwrap();
+        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, &between, alone()).unwrap();
         run(&mut cpu, &steps[2..]);
         let (cpu, whole) = (cpu.state().unwrap(), whole.state().unwrap());
         assert!(distance(&all(&cpu.weights), &all(&whole.weights)) < 1e-4);
@@ -209,14 +209,14 @@ fn lamb_follows_the_cpu_and_goes_on() {
     recipe.train.optimizer = OptimizerKind::Lamb;
     // One of 2 would be most of an update whose length is that of the parameter.
     recipe.train.weight_decay = 0.2;
-    let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, begin(&recipe), alone()).unwrap();
+    let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, &begin(&recipe), alone()).unwrap();
     let wanted = run(&mut cpu, &steps);
     let specs = cpu.params().to_vec();
     let cpu = cpu.state().unwrap();
     for device in devices() {
         let mut engine = device_engine(&device, &recipe, GRAPHS);
         let mut got = run(&mut engine, &steps[..2]);
-        let between = engine.state().unwrap().into_owned();
+        let between = engine.state().unwrap();
         let rest = run(&mut engine, &steps[2..]);
         let mut second = DeviceEngine::new(&device, &recipe, step(&recipe), SLOTS, GRAPHS).unwrap();
         second.load(&between).unwrap();
@@ -280,7 +280,7 @@ fn evaluations_are_those_of_the_average() {
         let state = engine.state().unwrap();
         let average = TrainState::fresh(state.ema.as_deref().unwrap().to_vec(), true);
         drop(state);
-        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, average, alone()).unwrap();
+        let mut cpu = CpuEngine::new(&recipe, step(&recipe), SLOTS, &average, alone()).unwrap();
         for batch in [&steps[0][0], &steps[1][1]] {
             let logits = engine.model().unwrap().logits(batch).unwrap().to_vec();
             let mut forward = cpu.model().unwrap();

@@ -127,7 +127,7 @@ fn train(device: &Device, recipe: &Recipe, overlap: bool, ranks: Rc<MeshGroups>)
     for _ in 0..STEPS {
         outcomes.push(engine.collect()?);
     }
-    let state = engine.state()?.into_owned();
+    let state = engine.state()?;
     let logits = engine.model()?.logits(&batches(&recipe.model, 7)[0])?.to_vec();
     Ok(Trained { outcomes, state, logits })
 }

@@ -1,5 +1,6 @@
 //! Process groups, rings and sharded layers: every sharding against the unsharded result.
 
+mod checkpoints;
 mod device;
 mod device_model;
 mod groups;

@@ -126,7 +126,7 @@ fn train(recipe: &Recipe, count: usize, ranks: MeshGroups, from: Option<Trained>
     let step = TrainStep::of_shard(recipe, CLASSES, SLOTS, shard)?;
     let first = from.as_ref().map_or(0, |from| from.state.optimizer_step as usize);
     let state = from.map_or_else(|| begin(&step), |from| from.state);
-    let mut engine = CpuEngine::new(recipe, step, SLOTS, state, ranks.clone())?;
+    let mut engine = CpuEngine::new(recipe, step, SLOTS, &state, ranks.clone())?;
     let mut outcomes = Vec::new();
     let (rank, size) = (ranks.data.rank(), ranks.data.size());
     for number in first..first + STEPS {
@@ -135,7 +135,7 @@ fn train(recipe: &Recipe, count: usize, ranks: MeshGroups, from: Option<Trained>
         engine.queue(&own, RATE)?;
         outcomes.push(engine.collect()?);
     }
-    let state = engine.state()?.into_owned();
+    let state = engine.state()?;
     let logits = engine.model()?.logits(&batches(&recipe.model, 7, 1)[0])?.to_vec();
     Ok(Trained { outcomes, state, logits })
 }
@@ -274,7 +274,7 @@ fn sent(group: &Group, recipe: &Recipe, mesh: Mesh) -> Result<()> {
     let splits: Vec<bool> = (0..step.params().len())
         .map(|p| step.graph().split(p) == trencadis::autograd::Split::Summed)
         .collect();
-    let mut engine = CpuEngine::new(recipe, step, SLOTS, state, ranks.clone())?;
+    let mut engine = CpuEngine::new(recipe, step, SLOTS, &state, ranks.clone())?;
     engine.gradients(&batches(&recipe.model, 0, 1))?;
     assert_eq!(engine.data_axis_sent(), 4 * weights_and_gradients);
     let summed: usize = units.slices().iter().filter(|s| splits[s.param]).map(|s| s.range.len()).sum();

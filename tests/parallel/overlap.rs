@@ -104,7 +104,7 @@ fn of_the_data_axis(group: &Group, recipe: &Recipe, link: Simulation) -> Result<
     let state = TrainState::fresh(initialise(step.params(), 3), false);
     let (graph, nodes) = (step.graph(), step.graph().nodes());
     let flops: f64 = step.plan().order.iter().map(|&i| nodes[i].op.flops(graph, &nodes[i], &work)).sum();
-    let mut engine = CpuEngine::new(recipe, step, 6, state, Rc::new(MeshGroups::new(group, mesh)?))?;
+    let mut engine = CpuEngine::new(recipe, step, 6, &state, Rc::new(MeshGroups::new(group, mesh)?))?;
     group.barrier()?;
     let begin = group.clock().unwrap();
     engine.gradients(std::slice::from_ref(&batch))?;

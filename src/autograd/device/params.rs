@@ -157,23 +157,47 @@ impl ParamLayout {
         }
         let mut arena = vec![0.0; self.arena.len()];
         for (p, values) in values.iter().enumerate() {
-            let (cols, stride) = (self.dense[p][1], self.padded[p][1]);
-            let to = &mut arena[self.arena.ranges()[p].clone()];
-            for (to, from) in to.chunks_mut(stride.max(1)).zip(values.chunks(cols.max(1))) {
-                to[..cols].copy_from_slice(from);
-            }
+            self.pad(p, &mut arena[self.arena.ranges()[p].clone()], values);
         }
         Ok(arena)
     }
 
+    /// Dense values of parameter `p` as they lie in its range of an arena.
+    ///
+    /// # Errors
+    /// Another number of elements.
+    pub fn pack_one(&self, p: usize, values: &[f32]) -> Result<Vec<f32>> {
+        let [rows, cols] = self.dense[p];
+        if values.len() != rows * cols {
+            return Err(Error::usage(format!(
+                "parameter {p} has {} elements in the state and {} in the model: give one of this recipe",
+                values.len(),
+                rows * cols
+            )));
+        }
+        let mut padded = vec![0.0; self.arena.ranges()[p].len()];
+        self.pad(p, &mut padded, values);
+        Ok(padded)
+    }
+
+    fn pad(&self, p: usize, to: &mut [f32], values: &[f32]) {
+        let (cols, stride) = (self.dense[p][1], self.padded[p][1]);
+        for (to, from) in to.chunks_mut(stride.max(1)).zip(values.chunks(cols.max(1))) {
+            to[..cols].copy_from_slice(from);
+        }
+    }
+
     /// The dense values of an arena of this layout.
     pub fn unpack(&self, arena: &[f32]) -> Vec<Vec<f32>> {
-        let one = |p: usize| {
-            let [rows, cols] = self.dense[p];
-            let from = arena[self.arena.ranges()[p].clone()].chunks(self.padded[p][1].max(1)).take(rows);
-            from.flat_map(|row| row[..cols].iter().copied()).collect()
-        };
-        (0..self.dense.len()).map(one).collect()
+        let ranges = self.arena.ranges().iter().enumerate();
+        ranges.map(|(p, range)| self.unpack_one(p, &arena[range.clone()])).collect()
+    }
+
+    /// The dense values of parameter `p` in its range of an arena.
+    pub fn unpack_one(&self, p: usize, padded: &[f32]) -> Vec<f32> {
+        let [rows, cols] = self.dense[p];
+        let from = padded.chunks(self.padded[p][1].max(1)).take(rows);
+        from.flat_map(|row| row[..cols].iter().copied()).collect()
     }
 }
 
@@ -200,6 +224,12 @@ mod tests {
         let arena = layout.pack(&values).unwrap();
         assert_eq!((arena.len(), arena[16], arena[12..16].iter().sum::<f32>()), (384, 13.0, 0.0));
         assert_eq!(layout.unpack(&arena), values);
+        for (p, values) in values.iter().enumerate() {
+            let padded = &arena[layout.arena().ranges()[p].clone()];
+            assert_eq!(layout.pack_one(p, values).unwrap(), padded);
+            assert_eq!(layout.unpack_one(p, padded), *values);
+            assert!(layout.pack_one(p, &values[1..]).is_err());
+        }
         assert!(layout.pack(&values[1..]).is_err());
         let _ = table;
     }

@@ -16,7 +16,7 @@ use super::params::ParamLayout;
 use crate::device::{Buffer, Device, Stream};
 use crate::error::Result;
 use crate::kernels::optim::{self, ALIGNMENT, Arena, SliceSpec, TensorSpec};
-use crate::parallel::zero::Units;
+use crate::parallel::zero::{Slice, Units};
 
 /// Parameters of a unit that are gathered in one operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,31 +162,41 @@ impl PieceLayout {
         if first { self.arena.len() } else { self.split }
     }
 
-    /// This rank's pieces of dense values, which are this rank's parts of the parameters in their order.
-    pub fn cut(&self, values: &[Vec<f32>]) -> Vec<f32> {
-        let mut pieces = vec![0.0; self.arena.len()];
-        for segment in &self.segments {
-            for (p, range, at) in segment.members_of(self.rank.rank) {
-                let to = &mut pieces[segment.piece.start + at..][..range.len()];
-                self.runs(p, range, |padded, dense| to[padded].copy_from_slice(&values[p][dense]));
-            }
-        }
-        pieces
+    /// What rank `rank` of the data axis keeps of a segment, as dense elements of its part of each parameter.
+    pub fn slices_of(&self, segment: usize, rank: usize) -> Vec<Slice> {
+        let members = self.segments[segment].members_of(rank);
+        members.map(|(param, range, _)| Slice { param, range: self.dense(param, range) }).collect()
     }
 
-    /// The inverse, from the arenas of all ranks.
-    pub fn merge(&self, arenas: &[Vec<f32>]) -> Vec<Vec<f32>> {
-        let dense = |p: usize| self.params.dense(p).iter().product();
-        let mut values: Vec<Vec<f32>> = (0..self.places.len()).map(|p| vec![0.0; dense(p)]).collect();
-        for segment in &self.segments {
-            for (rank, arena) in arenas.iter().enumerate() {
-                for (p, range, at) in segment.members_of(rank) {
-                    let from = &arena[segment.piece.start + at..][..range.len()];
-                    self.runs(p, range, |padded, dense| values[p][dense].copy_from_slice(&from[padded]));
-                }
-            }
+    /// This rank's piece of a segment from its dense slices.
+    pub fn pack(&self, segment: usize, slices: &[Vec<f32>]) -> Vec<f32> {
+        let segment = &self.segments[segment];
+        let mut piece = vec![0.0; segment.piece.len()];
+        for ((p, range, at), values) in segment.members_of(self.rank.rank).zip(slices) {
+            let (to, first) = (&mut piece[at..][..range.len()], self.dense(p, range.clone()).start);
+            self.runs(p, range, |padded, dense| {
+                to[padded].copy_from_slice(&values[dense.start - first..dense.end - first]);
+            });
         }
-        values
+        piece
+    }
+
+    /// The inverse.
+    pub fn unpack(&self, segment: usize, piece: &[f32]) -> Vec<Vec<f32>> {
+        let members = self.segments[segment].members_of(self.rank.rank);
+        let unpack = |(p, range, at): (usize, Range<usize>, usize)| {
+            let (from, mut values) = (&piece[at..][..range.len()], Vec::new());
+            self.runs(p, range, |padded, _| values.extend_from_slice(&from[padded]));
+            values
+        };
+        members.map(unpack).collect()
+    }
+
+    /// Dense elements among padded ones of parameter `p`: one range, as what is left out lies at the ends of rows.
+    fn dense(&self, p: usize, padded: Range<usize>) -> Range<usize> {
+        let ([rows, cols], stride) = (self.params.dense(p), self.params.shape(p)[1].max(1));
+        let dense = |at: usize| (at / stride * cols + (at % stride).min(cols)).min(rows * cols);
+        dense(padded.start)..dense(padded.end)
     }
 
     /// Calls `copy` for every run of a row of parameter `p` that lies in `range` of its padded elements: where it is
@@ -242,8 +252,7 @@ impl PieceParams {
         &self.master
     }
 
-    /// In bf16: whoever changes [`master`](Self::master) by other means than [`write`](Self::write) keeps it up to
-    /// date.
+    /// In bf16: whoever changes [`master`](Self::master) keeps it up to date by [`round`](Self::round).
     pub fn weights(&self) -> &Buffer<bf16> {
         &self.weights
     }
@@ -251,15 +260,6 @@ impl PieceParams {
     /// Bytes of both.
     pub fn bytes(&self) -> usize {
         self.master.len() * size_of::<f32>() + self.weights.len() * size_of::<bf16>()
-    }
-
-    /// Replaces them by dense values: this rank's parts of the parameters.
-    ///
-    /// # Errors
-    /// A failed device.
-    pub fn write(&self, stream: &Stream, values: &[Vec<f32>]) -> Result<()> {
-        self.master.write(stream, &self.layout.cut(values))?;
-        self.round(stream)
     }
 
     /// Queues the copy in bf16, rounded to nearest.
@@ -307,8 +307,25 @@ mod tests {
                 let units = Units::new(&graph, Shard { rank, size });
                 PieceLayout::new(&graph, &units, &elements, &|param| param.len() as f64).unwrap()
             };
-            let arenas: Vec<Vec<f32>> = (0..size).map(|rank| layout(rank).cut(&values)).collect();
-            assert_eq!(layout(0).merge(&arenas), values, "{size} ranks");
+            let mut merged: Vec<Vec<f32>> = values.iter().map(|values| vec![0.0; values.len()]).collect();
+            let mut arenas = Vec::new();
+            for rank in 0..size {
+                let layout = layout(rank);
+                let mut arena = vec![0.0; layout.arena().len()];
+                for (i, segment) in layout.segments().iter().enumerate() {
+                    let slices = layout.slices_of(i, rank);
+                    let own: Vec<_> =
+                        slices.iter().map(|s| values[s.param][s.range.clone()].to_vec()).collect();
+                    let piece = layout.pack(i, &own);
+                    assert_eq!(layout.unpack(i, &piece), own, "{size} ranks");
+                    arena[segment.piece.clone()].copy_from_slice(&piece);
+                    for (slice, own) in slices.into_iter().zip(own) {
+                        merged[slice.param][slice.range].copy_from_slice(&own);
+                    }
+                }
+                arenas.push(arena);
+            }
+            assert_eq!(merged, values, "{size} ranks");
             let held: f32 = arenas.iter().flatten().sum();
             assert_eq!(held, values.iter().flatten().sum::<f32>(), "{size} ranks");
             for (rank, arena) in arenas.iter().enumerate() {

@@ -4,12 +4,13 @@
 //! the layers; a rank holds its slices of its part of each parameter. One rank has one slice of each: all of it.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::slices::{Slices, sum_outcome};
-use super::{Engine, TrainState};
+use super::{Average, Engine, StateKind, StateParts, StateSource};
 use crate::autograd::exec::WholeStore;
-use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, StepState, Workload};
+use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, Split, StepState, Workload};
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::eval::metrics::Classification;
 use crate::eval::model::{Forward, Model};
 use crate::eval::run::labels;
 use crate::parallel::MeshGroups;
-use crate::parallel::zero::{Channels, PiecedStore, Schedule};
+use crate::parallel::zero::{Channels, PiecedStore, Schedule, Slice};
 use crate::recipe::Recipe;
 use crate::train::optimizer::Optimizer;
 use crate::train::step::{StepOutcome, TrainStep};
@@ -50,7 +51,7 @@ struct DataAxis {
 }
 
 impl CpuEngine {
-    /// This rank's part of the training of `recipe` from `state`, which is whole.
+    /// This rank's part of the training of `recipe` from `state`, of which it takes its slices.
     ///
     /// # Errors
     /// If the model's shape is invalid, or `step` is not of this rank's part of it.
@@ -58,7 +59,7 @@ impl CpuEngine {
         recipe: &Recipe,
         step: TrainStep,
         slots: usize,
-        state: TrainState<'static>,
+        state: &dyn StateSource,
         ranks: Rc<MeshGroups>,
     ) -> Result<Self> {
         let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
@@ -81,14 +82,21 @@ impl CpuEngine {
         };
         let mut optimizer = Optimizer::sliced(slices.specs(step.params()), &recipe.train);
         let graph = step.graph();
-        (optimizer.m, optimizer.v) = (slices.cut(graph, state.m), slices.cut(graph, state.v));
-        optimizer.step = state.optimizer_step;
+        let read = |kind| slices.read(graph, state, kind);
+        (optimizer.m, optimizer.v) = (read(StateKind::First)?, read(StateKind::Second)?);
+        optimizer.step = state.optimizer_step();
+        let params = read(StateKind::Weights)?;
+        let ema = match state.average() {
+            Average::None => None,
+            Average::Weights => Some(params.clone()),
+            Average::Own => Some(read(StateKind::Average)?),
+        };
         Ok(Self {
             evaluated,
             executor: CpuExecutor::new(),
-            params: slices.cut(graph, state.weights),
+            params,
             grads: Vec::new(),
-            ema: state.ema.map(|ema| slices.cut(graph, ema)),
+            ema,
             ema_decay: recipe.train.ema,
             optimizer,
             seed: recipe.train.seed,
@@ -207,32 +215,60 @@ impl Engine for CpuEngine {
         self.finished.pop_front().ok_or_else(|| Error::failure("no step is queued that could be collected"))
     }
 
-    fn state(&mut self) -> Result<TrainState<'_>> {
-        let (Self { slices, step, params, ema, optimizer, .. }, optimizer_step) =
-            (&*self, self.optimizer.step);
-        if slices.ranks().world.size() == 1 {
-            return Ok(TrainState {
-                weights: params.as_slice().into(),
-                ema: ema.as_deref().map(Into::into),
-                m: optimizer.m.as_slice().into(),
-                v: optimizer.v.as_slice().into(),
-                optimizer_step,
-            });
-        }
-        let merge = |own: &[Vec<f32>]| slices.merge(step.graph(), own).map(Into::into);
-        Ok(TrainState {
-            weights: merge(params)?,
-            ema: ema.as_deref().map(merge).transpose()?,
-            m: merge(&optimizer.m)?,
-            v: merge(&optimizer.v)?,
-            optimizer_step,
-        })
+    fn parts(&mut self) -> Result<&dyn StateParts> {
+        Ok(self)
     }
 
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
         let Self { evaluated, slices, data, params, ema, .. } = self;
         let params = ema.as_ref().unwrap_or(params);
         Ok(Box::new(Evaluated { model: evaluated, slices, data: data.as_ref(), params }))
+    }
+}
+
+impl StateParts for CpuEngine {
+    fn ranks(&self) -> &MeshGroups {
+        self.slices.ranks()
+    }
+
+    fn params(&self) -> &[ParamSpec] {
+        self.step.params()
+    }
+
+    fn split(&self, param: usize) -> Split {
+        self.step.graph().split(param)
+    }
+
+    fn optimizer_step(&self) -> Result<u64> {
+        Ok(self.optimizer.step)
+    }
+
+    fn keeps_average(&self) -> bool {
+        self.ema.is_some()
+    }
+
+    fn units(&self) -> Vec<Range<usize>> {
+        self.slices.units().units().iter().map(|unit| unit.params.clone()).collect()
+    }
+
+    fn slices_of(&self, unit: usize, data: usize) -> Vec<Slice> {
+        self.slices.units().slices_of(unit, data)
+    }
+
+    fn read(
+        &self,
+        kind: StateKind,
+        unit: usize,
+        take: &mut dyn FnMut(&Slice, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let tensors = match kind {
+            StateKind::Weights => &self.params,
+            StateKind::Average => self.ema.as_ref().unwrap_or(&self.params),
+            StateKind::First => &self.optimizer.m,
+            StateKind::Second => &self.optimizer.v,
+        };
+        let units = self.slices.units();
+        units.slices_in(unit).try_for_each(|i| take(&units.slices()[i], &tensors[i]))
     }
 }
 

@@ -7,15 +7,17 @@
 //! next one is queued.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::device_optimizer::{DeviceOptimizer, Squares, Update};
 use super::device_weights::{DeviceRanks, Weights, pieces};
 use super::memory::DeviceMemory;
 use super::slices::sum_outcome;
-use super::{Engine, TrainState};
+use super::{Engine, StateKind, StateParts, StateSource};
 use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, PieceLayout, fused};
-use crate::autograd::{DeviceExecutor, ParamSpec, Shard, StepState, Workload};
+use crate::autograd::{DeviceExecutor, ParamSpec, Shard, Split, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
 use crate::error::{Error, Result};
@@ -24,8 +26,9 @@ use crate::eval::model::Forward;
 use crate::kernels::loss;
 use crate::kernels::optim::OptimizerState;
 use crate::models::limits;
+use crate::parallel::MeshGroups;
 use crate::parallel::device::DeviceTransport;
-use crate::parallel::zero::Units;
+use crate::parallel::zero::{Slice, Units};
 use crate::recipe::Recipe;
 use crate::train::optimizer::weight_decay;
 use crate::train::step::{StepOutcome, TrainStep};
@@ -50,6 +53,10 @@ pub struct DeviceEngine {
     optimizer: DeviceOptimizer,
     /// The other ranks; none on one.
     ranks: Option<DeviceRanks>,
+    /// Those of the host.
+    host: Rc<MeshGroups>,
+    /// What is gathered together.
+    units: Units,
     evaluated: DeviceModel,
     memory: DeviceMemory,
     /// Losses of the batch that ran last, `[N]`.
@@ -222,7 +229,9 @@ impl DeviceEngine {
             evaluated,
             weights,
             optimizer,
+            host: ranks.as_ref().map_or_else(|| Rc::new(MeshGroups::alone()), |ranks| ranks.host.clone()),
             ranks,
+            units: Units::new(step.graph(), data),
             executor,
             step,
         })
@@ -232,10 +241,10 @@ impl DeviceEngine {
     ///
     /// # Errors
     /// Tensors of another model; a failed device.
-    pub fn load(&mut self, state: &TrainState<'_>) -> Result<()> {
+    pub fn load(&mut self, state: &dyn StateSource) -> Result<()> {
         self.settle()?;
         let stream = self.executor.stream();
-        self.weights.load(stream, self.executor.graph(), &mut self.optimizer, state)
+        self.weights.load(stream, self.step.graph(), &self.units, &self.optimizer, state)
     }
 
     /// Device memory of the training.
@@ -428,15 +437,54 @@ impl Engine for DeviceEngine {
         }
     }
 
-    fn state(&mut self) -> Result<TrainState<'_>> {
+    fn parts(&mut self) -> Result<&dyn StateParts> {
         self.settle()?;
-        self.weights.read(self.executor.graph(), &self.optimizer, self.ranks.as_ref())
+        Ok(self)
     }
 
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
         self.settle()?;
         self.weights.round_average(self.executor.stream())?;
         Ok(Box::new(&mut self.evaluated))
+    }
+}
+
+impl StateParts for DeviceEngine {
+    fn ranks(&self) -> &MeshGroups {
+        &self.host
+    }
+
+    fn params(&self) -> &[ParamSpec] {
+        self.step.params()
+    }
+
+    fn split(&self, param: usize) -> Split {
+        self.step.graph().split(param)
+    }
+
+    fn optimizer_step(&self) -> Result<u64> {
+        Ok(self.optimizer.state().download()?[0].step)
+    }
+
+    fn keeps_average(&self) -> bool {
+        self.weights.keeps_average()
+    }
+
+    fn units(&self) -> Vec<Range<usize>> {
+        self.units.units().iter().map(|unit| unit.params.clone()).collect()
+    }
+
+    fn slices_of(&self, unit: usize, data: usize) -> Vec<Slice> {
+        self.weights.slices_of(&self.units, unit, data)
+    }
+
+    fn read(
+        &self,
+        kind: StateKind,
+        unit: usize,
+        take: &mut dyn FnMut(&Slice, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.weights.read(&self.units, &self.optimizer, (kind, unit), take)
     }
 }
 

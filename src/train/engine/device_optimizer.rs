@@ -194,10 +194,8 @@ impl DeviceOptimizer {
         operands.lamb_of(stream, &tensors.all)
     }
 
-    /// Replaces moments, laid out as the arena, and count of steps.
-    pub(super) fn load(&mut self, stream: &Stream, [m, v]: [&[f32]; 2], step: u64) -> Result<()> {
-        self.m.write(stream, m)?;
-        self.v.write(stream, v)?;
+    /// Replaces the count of steps.
+    pub(super) fn write_step(&self, stream: &Stream, step: u64) -> Result<()> {
         self.state.write(stream, &[OptimizerState { step, ..Default::default() }])
     }
 }

@@ -1,15 +1,18 @@
 //! Weights of a training on a device with what the optimiser keeps beside them: all on one rank, or pieces on each.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::TrainState;
 use super::device_optimizer::{Arenas, DeviceOptimizer};
+use super::slices::wanted;
+use super::state::{Average, StateKind, StateSource, Wanted, portions};
 use crate::autograd::device::{DeviceParams, MeshAxes, PieceLayout, PieceParams};
-use crate::autograd::{DeviceExecutor, Graph, Shard};
+use crate::autograd::{DeviceExecutor, Graph};
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
 use crate::parallel::device::{BLOCKS, DeviceRing};
+use crate::parallel::zero::{Slice, Unit, Units};
 use crate::parallel::{DeviceGroup, MeshGroups};
 
 /// A rank of a training on devices.
@@ -124,137 +127,157 @@ impl Weights {
         }
     }
 
-    /// Replaces everything by `state`, which is of the whole model.
+    /// Where the tensors of `kind` are; none where no average is kept.
+    fn arena<'a>(&'a self, optimizer: &'a DeviceOptimizer, kind: StateKind) -> Option<&'a Buffer<f32>> {
+        let [m, v] = optimizer.moments();
+        match (kind, self) {
+            (StateKind::First, _) => Some(m),
+            (StateKind::Second, _) => Some(v),
+            (StateKind::Weights, Self::Whole { params, .. }) => Some(params.master()),
+            (StateKind::Weights, Self::Pieces { params, .. }) => Some(params.master()),
+            (StateKind::Average, Self::Whole { average, .. }) => {
+                average.as_ref().map(|average| average.master())
+            }
+            (StateKind::Average, Self::Pieces { average, .. }) => {
+                average.as_ref().map(|average| average.master())
+            }
+        }
+    }
+
+    /// Whether an average is kept.
+    pub(super) fn keeps_average(&self) -> bool {
+        matches!(self, Self::Whole { average: Some(_), .. } | Self::Pieces { average: Some(_), .. })
+    }
+
+    /// Replaces everything by `state`.
     pub(super) fn load(
         &self,
         stream: &Stream,
         graph: &Graph,
-        optimizer: &mut DeviceOptimizer,
-        state: &TrainState<'_>,
+        units: &Units,
+        optimizer: &DeviceOptimizer,
+        state: &dyn StateSource,
     ) -> Result<()> {
-        let without = || Error::failure("a state with a moving average goes with train.ema alone");
-        match self {
-            Self::Whole { params, average } => {
-                params.write(stream, &state.weights)?;
-                match (average, &state.ema) {
-                    (Some(average), Some(values)) => average.write(stream, values)?,
-                    (None, None) => {}
-                    _ => return Err(without()),
+        let load = |kind| -> Result<()> {
+            let Some(arena) = self.arena(optimizer, kind) else { return Ok(()) };
+            let size = |unit: &Unit| unit.params.clone().map(|p| graph.params()[p].len()).sum();
+            for portion in portions(units.units().iter().map(size)) {
+                let wanted: Vec<Wanted> = portion
+                    .clone()
+                    .flat_map(|unit| self.slices_of(units, unit, units.rank().rank))
+                    .map(|slice| wanted(graph, &slice))
+                    .collect();
+                let mut tensors = state.read(kind, &wanted)?.into_iter();
+                for unit in portion {
+                    self.write_unit(stream, arena, &units.units()[unit], unit, &mut tensors)?;
                 }
-                let layout = params.layout();
-                let [m, v] = [layout.pack(&state.m)?, layout.pack(&state.v)?];
-                optimizer.load(stream, [&m, &v], state.optimizer_step)
             }
-            Self::Pieces { params, average, .. } => {
-                params.write(stream, &part(graph, &state.weights)?)?;
-                match (average, &state.ema) {
-                    (Some(average), Some(values)) => average.write(stream, &part(graph, values)?)?,
-                    (None, None) => {}
-                    _ => return Err(without()),
+            Ok(())
+        };
+        load(StateKind::Weights)?;
+        match (state.average(), self.keeps_average()) {
+            (Average::None, false) => {}
+            (Average::Own, true) => load(StateKind::Average)?,
+            (Average::Weights, true) => {
+                let [average, weights] =
+                    [StateKind::Average, StateKind::Weights].map(|kind| self.arena(optimizer, kind));
+                if let (Some(average), Some(weights)) = (average, weights) {
+                    average.copy_from(stream, weights)?;
                 }
+            }
+            _ => return Err(Error::failure("a state with a moving average goes with train.ema alone")),
+        }
+        load(StateKind::First)?;
+        load(StateKind::Second)?;
+        optimizer.write_step(stream, state.optimizer_step())?;
+        match self {
+            Self::Whole { params, .. } => params.round(stream)?,
+            Self::Pieces { params, .. } => params.round(stream)?,
+        }
+        self.round_average(stream)
+    }
+
+    /// What rank `data` of the data axis has of a unit.
+    pub(super) fn slices_of(&self, units: &Units, unit: usize, data: usize) -> Vec<Slice> {
+        match self {
+            Self::Whole { .. } => units.slices_of(unit, data),
+            Self::Pieces { params, .. } => {
                 let layout = params.layout();
-                let [m, v] = [layout.cut(&part(graph, &state.m)?), layout.cut(&part(graph, &state.v)?)];
-                optimizer.load(stream, [&m, &v], state.optimizer_step)
+                segments(layout, unit).flat_map(|segment| layout.slices_of(segment, data)).collect()
             }
         }
     }
 
-    /// The state of the whole model once everything queued has run; of several ranks, on the first.
+    /// Replaces what this rank has of a unit by the next of `tensors`, which are in the order of its slices.
+    fn write_unit(
+        &self,
+        stream: &Stream,
+        arena: &Buffer<f32>,
+        params: &Unit,
+        unit: usize,
+        tensors: &mut impl Iterator<Item = Vec<f32>>,
+    ) -> Result<()> {
+        match self {
+            Self::Whole { params: whole, .. } => {
+                for (p, values) in params.params.clone().zip(tensors) {
+                    let range = whole.layout().arena().ranges()[p].clone();
+                    part(arena, range)?.write(stream, &whole.layout().pack_one(p, &values)?)?;
+                }
+            }
+            Self::Pieces { params, .. } => {
+                let layout = params.layout();
+                for segment in segments(layout, unit) {
+                    let count = layout.slices_of(segment, layout.rank().rank).len();
+                    let slices: Vec<Vec<f32>> = tensors.take(count).collect();
+                    let piece = layout.segments()[segment].piece.clone();
+                    part(arena, piece)?.write(stream, &layout.pack(segment, &slices))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what this rank has of a unit, in the order of its slices, once everything queued has run.
     pub(super) fn read(
         &self,
-        graph: &Graph,
+        units: &Units,
         optimizer: &DeviceOptimizer,
-        ranks: Option<&DeviceRanks>,
-    ) -> Result<TrainState<'static>> {
-        let [m, v] = optimizer.moments();
-        let optimizer_step = optimizer.state().download()?[0].step;
+        (kind, unit): (StateKind, usize),
+        take: &mut dyn FnMut(&Slice, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let Some(arena) = self.arena(optimizer, kind) else { return Ok(()) };
         match self {
-            Self::Whole { params, average } => {
+            Self::Whole { params, .. } => {
                 let layout = params.layout();
-                let ema = average.as_ref().map(|average| average.read()).transpose()?;
-                Ok(TrainState {
-                    weights: params.read()?.into(),
-                    ema: ema.map(Into::into),
-                    m: layout.unpack(&m.download()?).into(),
-                    v: layout.unpack(&v.download()?).into(),
-                    optimizer_step,
-                })
+                for slice in units.slices_of(unit, 0) {
+                    let padded = part(arena, layout.arena().ranges()[slice.param].clone())?.download()?;
+                    take(&slice, &layout.unpack_one(slice.param, &padded))?;
+                }
             }
-            Self::Pieces { params, average, .. } => {
-                let merge = |arena: &Buffer<f32>| {
-                    merge(graph, params.layout(), ranks, arena.download()?).map(Into::into)
-                };
-                Ok(TrainState {
-                    weights: merge(params.master())?,
-                    ema: average.as_ref().map(|average| merge(average.master())).transpose()?,
-                    m: merge(m)?,
-                    v: merge(v)?,
-                    optimizer_step,
-                })
+            Self::Pieces { params, .. } => {
+                let layout = params.layout();
+                for segment in segments(layout, unit) {
+                    let piece = part(arena, layout.segments()[segment].piece.clone())?.download()?;
+                    let slices = layout.slices_of(segment, layout.rank().rank);
+                    for (slice, values) in slices.iter().zip(layout.unpack(segment, &piece)) {
+                        take(slice, &values)?;
+                    }
+                }
             }
         }
+        Ok(())
     }
 }
 
-/// This rank's parts of whole parameters.
-fn part(graph: &Graph, whole: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
-    if whole.len() != graph.params().len() {
-        return Err(Error::usage(format!(
-            "a state of {} parameters does not fit a model of {}",
-            whole.len(),
-            graph.params().len()
-        )));
-    }
-    let part = |(p, whole): (usize, &Vec<f32>)| {
-        let param = &graph.params()[p];
-        match whole.len() == param.len() {
-            true => Ok(graph.split(p).part(whole, &param.shape, graph.shard())),
-            false => Err(Error::usage(format!(
-                "{} has {} elements in the state and {} in the model",
-                param.name,
-                whole.len(),
-                param.len()
-            ))),
-        }
-    };
-    whole.iter().enumerate().map(part).collect()
+/// Elements of an arena.
+fn part(arena: &Buffer<f32>, range: Range<usize>) -> Result<Buffer<f32>> {
+    arena.view(range.start * size_of::<f32>()..range.end * size_of::<f32>())
 }
 
-/// The whole parameters on rank 0 from the pieces of all ranks; nothing on the others.
-fn merge(
-    graph: &Graph,
-    layout: &PieceLayout,
-    ranks: Option<&DeviceRanks>,
-    own: Vec<f32>,
-) -> Result<Vec<Vec<f32>>> {
-    let Some(DeviceRanks { host, .. }) = ranks else {
-        return Err(Error::failure("there are no ranks where memory is only counted"));
-    };
-    let (world, mesh) = (&host.world, host.mesh);
-    if world.rank() != 0 {
-        world.post(0, &own)?;
-        return Ok(Vec::new());
-    }
-    let mut whole: Vec<Vec<f32>> = graph.params().iter().map(|param| vec![0.0; param.len()]).collect();
-    for tensor in 0..mesh.tensor() {
-        let mut arenas = Vec::new();
-        for data in 0..mesh.data() {
-            let rank = data * mesh.tensor() + tensor;
-            let mut arena = own.clone();
-            if rank != 0 {
-                world.receive(rank, &mut arena)?;
-            }
-            arenas.push(arena);
-        }
-        let shard = Shard { rank: tensor, size: mesh.tensor() };
-        for (p, part) in layout.merge(&arenas).iter().enumerate() {
-            let split = graph.split(p);
-            if tensor == 0 || !split.is_replicated() {
-                split.place(&mut whole[p], part, &graph.params()[p].shape, shard);
-            }
-        }
-    }
-    Ok(whole)
+/// The segments of a unit.
+fn segments(layout: &PieceLayout, unit: usize) -> impl Iterator<Item = usize> {
+    let segments = layout.segments().iter().enumerate();
+    segments.filter(move |(_, segment)| segment.unit == unit).map(|(i, _)| i)
 }
 
 /// A rank's pieces on a device, zeros.

@@ -10,14 +10,17 @@ mod device_optimizer;
 mod device_weights;
 mod memory;
 mod slices;
-
-use std::borrow::Cow;
+mod state;
 
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
 pub use device_weights::DeviceRanks;
 pub(crate) use memory::usable;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
+pub use state::{
+    Average, Fresh, StateKind, StateParts, StateSource, TrainState, Wanted, Whole, distinct, gather,
+    read_distinct,
+};
 
 use super::step::StepOutcome;
 use crate::autograd::ParamSpec;
@@ -59,11 +62,19 @@ pub trait Engine {
     /// No step is queued; a failed device; a label that is no class.
     fn collect(&mut self) -> Result<StepOutcome>;
 
-    /// Everything that a checkpoint holds, after all queued steps: whole on rank 0, nothing on others.
+    /// Everything that a checkpoint holds, as this rank holds it after all queued steps.
     ///
     /// # Errors
     /// A failed device.
-    fn state(&mut self) -> Result<TrainState<'_>>;
+    fn parts(&mut self) -> Result<&dyn StateParts>;
+
+    /// The same in memory: whole on rank 0, nothing on others. For models that fit there.
+    ///
+    /// # Errors
+    /// A failed device; a rank that is gone or silent.
+    fn state(&mut self) -> Result<TrainState<'static>> {
+        TrainState::gather(self.parts()?)
+    }
 
     /// The model as it would be used: with the moving average of the weights where there is one. Steps that are
     /// queued come first.
@@ -71,46 +82,4 @@ pub trait Engine {
     /// # Errors
     /// A failed device.
     fn model(&mut self) -> Result<Box<dyn Forward + '_>>;
-}
-
-/// State of a training. All tensors are dense and in the order of the parameters.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainState<'a> {
-    /// Weights that the optimiser changes.
-    pub weights: Cow<'a, [Vec<f32>]>,
-    /// Moving average of the weights.
-    pub ema: Option<Cow<'a, [Vec<f32>]>>,
-    /// First moments.
-    pub m: Cow<'a, [Vec<f32>]>,
-    /// Second moments.
-    pub v: Cow<'a, [Vec<f32>]>,
-    /// Steps of the optimiser.
-    pub optimizer_step: u64,
-}
-
-impl TrainState<'static> {
-    /// The state before the first step: `weights`, which are their own average where one is kept, and zero moments.
-    pub fn fresh(weights: Vec<Vec<f32>>, keep_average: bool) -> Self {
-        let zeros: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; w.len()]).collect();
-        Self {
-            ema: keep_average.then(|| weights.clone().into()),
-            weights: weights.into(),
-            m: zeros.clone().into(),
-            v: zeros.into(),
-            optimizer_step: 0,
-        }
-    }
-}
-
-impl TrainState<'_> {
-    /// The state with tensors of its own.
-    pub fn into_owned(self) -> TrainState<'static> {
-        TrainState {
-            weights: self.weights.into_owned().into(),
-            ema: self.ema.map(|ema| ema.into_owned().into()),
-            m: self.m.into_owned().into(),
-            v: self.v.into_owned().into(),
-            optimizer_step: self.optimizer_step,
-        }
-    }
 }

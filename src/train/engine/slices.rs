@@ -1,11 +1,11 @@
 //! What a rank keeps of a training's tensors, and sums over ranks.
 
-use std::borrow::Cow;
 use std::rc::Rc;
 
+use super::state::{StateKind, StateSource, Wanted, portions};
 use crate::autograd::{Graph, ParamSpec, Shard, Split};
 use crate::error::Result;
-use crate::parallel::zero::{Slice, Units};
+use crate::parallel::zero::{Slice, Unit, Units};
 use crate::parallel::{Group, MeshGroups};
 use crate::train::optimizer::squares;
 use crate::train::step::StepOutcome;
@@ -41,63 +41,29 @@ impl Slices {
         self.units.slices().iter().map(|slice| (&params[slice.param], slice.range.len()))
     }
 
-    /// The slices of a tensor for each parameter of the whole model.
-    pub(super) fn cut(&self, graph: &Graph, whole: Cow<'_, [Vec<f32>]>) -> Vec<Vec<f32>> {
-        if self.ranks.world.size() == 1 {
-            return whole.into_owned();
-        }
-        let mut part: (usize, Vec<f32>) = (usize::MAX, Vec::new());
-        let slice = |Slice { param, range }: &Slice| {
-            if part.0 != *param {
-                let shape = &graph.params()[*param].shape;
-                part = (*param, graph.split(*param).part(&whole[*param], shape, graph.shard()));
-            }
-            part.1[range.clone()].to_vec()
-        };
-        self.units.slices().iter().map(slice).collect()
-    }
-
-    /// The inverse, on rank 0, from the slices of all ranks; nothing on the others. All ranks call it.
+    /// This rank's slices of the tensors of `kind`.
     ///
     /// # Errors
-    /// A rank that is gone or silent.
-    pub(super) fn merge(&self, graph: &Graph, own: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
-        let (world, mesh) = (&self.ranks.world, self.ranks.mesh);
-        if world.rank() != 0 {
-            world.post(0, &own.concat())?;
-            return Ok(Vec::new());
+    /// Those of the source.
+    pub(super) fn read(
+        &self,
+        graph: &Graph,
+        source: &dyn StateSource,
+        kind: StateKind,
+    ) -> Result<Vec<Vec<f32>>> {
+        let wanted: Vec<Wanted> = self.units.slices().iter().map(|slice| wanted(graph, slice)).collect();
+        if self.ranks.world.size() == 1 {
+            return source.read(kind, &wanted);
         }
-        let mut whole: Vec<Vec<f32>> = graph.params().iter().map(|param| vec![0.0; param.len()]).collect();
-        for tensor in 0..mesh.tensor() {
-            let mut parts: Vec<Vec<f32>> =
-                (0..whole.len()).map(|p| vec![0.0; self.units.param_len(p)]).collect();
-            for data in 0..mesh.data() {
-                let slices: Vec<Slice> =
-                    (0..self.units.units().len()).flat_map(|unit| self.units.slices_of(unit, data)).collect();
-                let rank = data * mesh.tensor() + tensor;
-                let received = if rank == 0 {
-                    own.concat()
-                } else {
-                    let mut values = vec![0.0; slices.iter().map(|slice| slice.range.len()).sum()];
-                    world.receive(rank, &mut values)?;
-                    values
-                };
-                let mut rest = &received[..];
-                for slice in slices {
-                    let (head, tail) = rest.split_at(slice.range.len());
-                    parts[slice.param][slice.range].copy_from_slice(head);
-                    rest = tail;
-                }
-            }
-            let shard = Shard { rank: tensor, size: mesh.tensor() };
-            for (p, part) in parts.iter().enumerate() {
-                let split = graph.split(p);
-                if tensor == 0 || !split.is_replicated() {
-                    split.place(&mut whole[p], part, &graph.params()[p].shape, shard);
-                }
-            }
+        let units = self.units.units();
+        let size = |unit: &Unit| unit.params.clone().map(|p| graph.params()[p].len()).sum();
+        let mut slices = Vec::with_capacity(wanted.len());
+        for portion in portions(units.iter().map(size)) {
+            let in_portion =
+                self.units.slices_in(portion.start).start..self.units.slices_in(portion.end - 1).end;
+            slices.extend(source.read(kind, &wanted[in_portion])?);
         }
-        Ok(whole)
+        Ok(slices)
     }
 
     /// Sums what the ranks of the tensor axis have computed summands of.
@@ -159,6 +125,12 @@ impl Slices {
         }
         Ok(())
     }
+}
+
+/// Where a slice of what this rank of the tensor axis has lies in the whole parameter.
+pub(super) fn wanted(graph: &Graph, Slice { param, range }: &Slice) -> Wanted {
+    let shape = &graph.params()[*param].shape;
+    Wanted { param: *param, runs: graph.split(*param).runs_of(shape, graph.shard(), range.clone()) }
 }
 
 /// What the data axis did in a step, from what each of its ranks did.

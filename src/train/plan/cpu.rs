@@ -17,7 +17,7 @@
 //!
 //! What comes and goes is that of the moment at which most is held, in steps after the first. Ranks are taken to be in
 //! step. What threads of the pool need for themselves (packed tiles, sums of a part of the rows) is left out, and so is
-//! the whole state from which a training starts and which rank 0 gathers for a checkpoint.
+//! the unit that rank 0 gathers at a time for a checkpoint.
 
 use super::memory::{RankMemory, batch_bytes};
 use super::rank::Pieces;
