@@ -79,6 +79,8 @@ pub(super) struct Trainer {
     failed: bool,
     /// Whether the newest error is that of all ranks, which then are where they were before it.
     agreed: bool,
+    /// The first failure to write down what has happened, until all ranks are told.
+    unsaid: Option<Error>,
 }
 
 impl Trainer {
@@ -117,6 +119,7 @@ impl Trainer {
             diverged: false,
             failed: false,
             agreed: false,
+            unsaid: None,
             queued: VecDeque::new(),
             recipe,
             dataset,
@@ -173,12 +176,9 @@ impl Trainer {
         }
     }
 
-    /// Step of the newest checkpoint. A rank that is not the first may not have learned of one that was being saved
-    /// when the ranks ended, and looks.
+    /// Step of the newest checkpoint. Where ranks end while one is being saved, none may have learned whether it was: so
+    /// all look.
     fn saved_step(&self) -> Option<u64> {
-        if self.ranks.is_first() {
-            return self.saved;
-        }
         let there = load_header(&self.journal.run().last()).ok().map(|header| header.progress.step);
         self.saved.max(there)
     }
@@ -204,6 +204,22 @@ impl Trainer {
     /// `mine` where all ranks have one; the error of one of them is that of all.
     fn agree<T>(&mut self, mine: Result<T>) -> Result<T> {
         self.ranks.agree(mine)?.inspect_err(|_| self.agreed = true)
+    }
+
+    /// A failure to write down what has happened. Of several ranks the first alone writes, so it is kept until all can
+    /// be told: the step itself is done everywhere.
+    pub(super) fn keep_unsaid(&mut self, told: Result<()>) -> Result<()> {
+        match told {
+            Err(error) if !self.ranks.is_alone() => _ = self.unsaid.get_or_insert(error),
+            told => told?,
+        }
+        Ok(())
+    }
+
+    /// Ends all ranks with the failure that is kept.
+    fn tell_unsaid(&mut self) -> Result<()> {
+        let unsaid = self.unsaid.take().map_or(Ok(()), Err);
+        self.agree(unsaid)
     }
 
     /// Steps that have been queued, the collected ones among them.
@@ -237,6 +253,7 @@ impl Trainer {
         if check && !nothing_to_evaluate && self.header.progress.evaluated != Some(step) {
             improved = self.evaluate()?;
         }
+        self.tell_unsaid()?;
         let stop = self.interrupted()?;
         if stop && step > 0 {
             self.journal.message("stopping once this step is saved; interrupt again to stop at once");
@@ -293,7 +310,8 @@ impl Trainer {
             best,
             seconds: begun.elapsed().as_secs_f64(),
         };
-        self.journal.eval(&report)?;
+        let told = self.journal.eval(&report);
+        self.keep_unsaid(told)?;
         Ok(Some(best))
     }
 

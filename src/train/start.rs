@@ -5,19 +5,22 @@ use std::rc::Rc;
 
 use super::checkpoint::{self, Header, Progress as Progressed, SavedTraining};
 use super::engine::{
-    CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, Fresh, StateSource, check_fits,
+    CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, Fresh, StateKind, StateSource, Wanted,
+    check_fits,
 };
 use super::plan::RunPlan;
 use super::run::{Parts, Trainer};
 use super::run_dir::RunDir;
 use super::step::TrainStep;
 use super::terminal::{quoted, tell};
+use crate::autograd::ParamSpec;
 use crate::data::balance::check_deals;
 use crate::data::loader::{Loader, LoaderState, Share};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::hash::fnv1a;
 use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
 use crate::weights::{Policy, assign, foreign};
@@ -66,12 +69,17 @@ impl Default for Target {
 /// on every rank before anything is written; later failures name the last checkpoint.
 pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let (recipe, ranks) = (options.recipe, &target.ranks);
-    check_recipes(&recipe, ranks)?;
+    check_recipes(&recipe, target)?;
     let dataset = ranks.agree(open_data(&recipe))??;
     check_data(&dataset, ranks)?;
     let mut notes = Vec::new();
     let from = beginning(&recipe, ranks, options.init.as_deref(), &dataset.classes, &mut notes);
     let (step, state) = ranks.agree(from)??;
+    // Drawn weights follow from the recipe.
+    let given = ranks.any(options.init.is_some())?;
+    if given {
+        check_weights(step.params(), &state, ranks)?;
+    }
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
@@ -123,7 +131,7 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     };
     let (header, recipe) = ranks.agree(read())??;
     let Progressed { step: done, evaluated, .. } = header.progress;
-    check_recipes(&recipe, ranks)?;
+    check_recipes(&recipe, target)?;
     ranks.world.check_same("checkpoints", &format!("step {done} of {}", run.path().display()))?;
     let open = || -> Result<Dataset> {
         let dataset = open_data(&recipe)?;
@@ -159,6 +167,7 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
         Ok((step, header, state, loader_state))
     };
     let (step, header, state, loader_state) = ranks.agree(from())??;
+    check_weights(step.params(), &state, ranks)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));
@@ -188,11 +197,14 @@ pub fn mesh_line(recipe: &Recipe, mesh: Mesh) -> String {
     format!("mesh              {mesh}, of the {accumulate} batches of a step {each} a data rank")
 }
 
-/// Refuses, on every rank, recipes that differ, and those that the mesh cannot share.
-fn check_recipes(recipe: &Recipe, ranks: &MeshGroups) -> Result<()> {
+/// Refuses, on every rank, devices and recipes that differ, and those that the mesh cannot share.
+fn check_recipes(recipe: &Recipe, target: &Target) -> Result<()> {
+    let ranks = &target.ranks;
     if ranks.is_alone() {
         return Ok(());
     }
+    let device = target.device.as_ref().map_or("the CPU", |device| &device.info().name);
+    ranks.world.check_same("devices", device)?;
     let mine = recipe.to_toml()?;
     let first = ranks.first_text(Some(&mine))?.unwrap_or_default();
     let same = match difference(&first, &mine) {
@@ -240,6 +252,24 @@ fn check_data(dataset: &Dataset, ranks: &MeshGroups) -> Result<()> {
         "data sets",
         &format!("{images} + {held_out} images of {classes} classes ({train:016x}, {validation:016x})"),
     )
+}
+
+/// Refuses, on every rank, weights that differ: each rank has read them by itself, perhaps from a copy of its own. Looks
+/// at the beginning of each tensor, which training leaves in no two files alike.
+fn check_weights(params: &[ParamSpec], state: &dyn StateSource, ranks: &MeshGroups) -> Result<()> {
+    const LOOKED_AT: usize = 64;
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let beginning = |(param, spec): (usize, &ParamSpec)| {
+        let whole = 0..spec.len().min(LOOKED_AT);
+        Wanted { param, runs: std::iter::once(whole).collect() }
+    };
+    let wanted: Vec<Wanted> = params.iter().enumerate().map(beginning).collect();
+    let read = ranks.agree(state.read(StateKind::Weights, &wanted))??;
+    let bytes: Vec<u8> = read.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
+    let step = state.optimizer_step();
+    ranks.world.check_same("weights to begin with", &format!("{:016x} of step {step}", fnv1a(&bytes)))
 }
 
 /// The batches that this rank loads.

@@ -18,7 +18,10 @@ impl Trainer {
         let (mut packing, mut weight, mut waiting) = (PackingStats::default(), 0.0, 0.0);
         for number in 1..=batches {
             let begun = Instant::now();
-            let loaded = self.loader.next_batch();
+            let loaded = match self.unsaid.take() {
+                Some(unsaid) => Err(unsaid),
+                None => self.loader.next_batch(),
+            };
             waiting += begun.elapsed().as_secs_f64();
             let LoadedBatch { mut batch, state_after, stats, .. } = self.agree(loaded)?;
             self.ranks.leave_out_unread(&mut batch.weights)?;
@@ -104,6 +107,7 @@ impl Trainer {
         };
         let every = self.recipe.train.log_every.max(1);
         let logged = report.step.is_multiple_of(every) || report.step == self.recipe.train.steps;
-        self.journal.step(&report, logged)
+        let told = self.journal.step(&report, logged);
+        self.keep_unsaid(told)
     }
 }
