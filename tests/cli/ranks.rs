@@ -344,6 +344,30 @@ fn ranks_that_differ_are_refused_by_all() {
     );
 }
 
+/// Each rank reads what it begins with by itself.
+#[test]
+fn weights_that_differ_are_refused_by_all() {
+    let place = Place::new();
+    for (name, seed) in [("one", "train.seed=1"), ("two", "train.seed=2")] {
+        place.train(&format!("--name {name}"), &[&SHARED[..], &["train.steps=1", seed]].concat()).succeeds();
+    }
+    let from = |name: &str| place.training(&format!("--init runs/{name}-1/last.safetensors"), &SHARED);
+    for commands in [vec![from("one"), from("two")], vec![from("one"), place.training("", &SHARED)]] {
+        let done = Launched::start(commands).done(None);
+        let sentence = one_message(done, 2);
+        assert!(sentence.contains("weights to begin with differ: rank 0 has "), "{sentence}");
+    }
+}
+
+/// A shell within a launch of one process starts ranks of its own.
+#[test]
+fn a_launch_of_one_may_start_ranks() {
+    let place = Place::new();
+    let mut command = place.training("--ranks 2 --dry-run", &SHARED);
+    command.envs([("RANK", "0"), ("WORLD_SIZE", "1")]);
+    Done::of(command).succeeds().says(&["mesh              2 x 1"]);
+}
+
 /// One path, and other images behind it, as on machines that have a disk each.
 #[cfg(target_os = "linux")]
 #[test]
