@@ -276,7 +276,11 @@ fn cut(whole: Cow<'_, [f32]>, wanted: &Wanted) -> Result<Vec<f32>> {
     match wanted.runs.as_slice() {
         [all] if *all == (0..whole.len()) => Ok(whole.into_owned()),
         runs if runs.last().is_some_and(|run| run.end > whole.len()) => Err(another_model(wanted.param)),
-        runs => Ok(runs.iter().flat_map(|run| &whole[run.clone()]).copied().collect()),
+        runs => {
+            let mut values = Vec::with_capacity(runs.iter().map(Range::len).sum());
+            runs.iter().for_each(|run| values.extend_from_slice(&whole[run.clone()]));
+            Ok(values)
+        }
     }
 }
 
