@@ -100,15 +100,20 @@ impl Split {
         }
     }
 
-    /// Where elements `range` of what `shard` holds lie in the whole parameter of `shape`, in its order.
+    /// Where elements `range` of what `shard` holds lie in the whole parameter of `shape`, in its order: as few runs as
+    /// there can be.
     pub fn runs_of(self, shape: &[usize], shard: Shard, range: Range<usize>) -> Vec<Range<usize>> {
         let mut start = 0;
-        let mut runs = Vec::new();
+        let mut runs: Vec<Range<usize>> = Vec::new();
         for run in self.runs(shape, shard) {
             let end = start + run.len();
             let (first, last) = (range.start.max(start), range.end.min(end));
             if first < last {
-                runs.push(run.start + first - start..run.start + last - start);
+                let run = run.start + first - start..run.start + last - start;
+                match runs.last_mut() {
+                    Some(before) if before.end == run.start => before.end = run.end,
+                    _ => runs.push(run),
+                }
             }
             start = end;
         }
@@ -161,6 +166,7 @@ mod tests {
                 let got: Vec<usize> = runs.into_iter().flat_map(|run| rows[run].to_vec()).collect();
                 assert_eq!(got, part[range.clone()], "{split:?} {range:?}");
             }
+            assert_eq!(split.runs_of(shape, Shard::WHOLE, 2..20).len(), 1, "{split:?}");
         }
     }
 

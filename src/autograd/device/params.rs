@@ -162,11 +162,11 @@ impl ParamLayout {
         Ok(arena)
     }
 
-    /// Dense values of parameter `p` as they lie in its range of an arena.
+    /// Lays dense values of parameter `p` out in its range of an arena, which holds zeros.
     ///
     /// # Errors
     /// Another number of elements.
-    pub fn pack_one(&self, p: usize, values: &[f32]) -> Result<Vec<f32>> {
+    pub fn pack_one(&self, p: usize, to: &mut [f32], values: &[f32]) -> Result<()> {
         let [rows, cols] = self.dense[p];
         if values.len() != rows * cols {
             return Err(Error::usage(format!(
@@ -175,9 +175,8 @@ impl ParamLayout {
                 rows * cols
             )));
         }
-        let mut padded = vec![0.0; self.arena.ranges()[p].len()];
-        self.pad(p, &mut padded, values);
-        Ok(padded)
+        self.pad(p, to, values);
+        Ok(())
     }
 
     fn pad(&self, p: usize, to: &mut [f32], values: &[f32]) {
@@ -226,9 +225,11 @@ mod tests {
         assert_eq!(layout.unpack(&arena), values);
         for (p, values) in values.iter().enumerate() {
             let padded = &arena[layout.arena().ranges()[p].clone()];
-            assert_eq!(layout.pack_one(p, values).unwrap(), padded);
+            let mut again = vec![0.0; padded.len()];
+            layout.pack_one(p, &mut again, values).unwrap();
+            assert_eq!(again, padded);
             assert_eq!(layout.unpack_one(p, padded), *values);
-            assert!(layout.pack_one(p, &values[1..]).is_err());
+            assert!(layout.pack_one(p, &mut again, &values[1..]).is_err());
         }
         assert!(layout.pack(&values[1..]).is_err());
         let _ = table;

@@ -6,8 +6,9 @@
 //! from device memory. Losses and ranks go back to pinned memory behind each batch, and are looked at once the
 //! next one is queued.
 
+mod parts;
+
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,9 +16,9 @@ use super::device_optimizer::{DeviceOptimizer, Squares, Update};
 use super::device_weights::{DeviceRanks, Weights, pieces};
 use super::memory::DeviceMemory;
 use super::slices::sum_outcome;
-use super::{Engine, StateKind, StateParts, StateSource};
+use super::{Engine, StateParts, StateSource};
 use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, PieceLayout, fused};
-use crate::autograd::{DeviceExecutor, ParamSpec, Shard, Split, StepState, Workload};
+use crate::autograd::{DeviceExecutor, ParamSpec, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
 use crate::error::{Error, Result};
@@ -28,7 +29,7 @@ use crate::kernels::optim::OptimizerState;
 use crate::models::limits;
 use crate::parallel::MeshGroups;
 use crate::parallel::device::DeviceTransport;
-use crate::parallel::zero::{Slice, Units};
+use crate::parallel::zero::Units;
 use crate::recipe::Recipe;
 use crate::train::optimizer::weight_decay;
 use crate::train::step::{StepOutcome, TrainStep};
@@ -446,45 +447,6 @@ impl Engine for DeviceEngine {
         self.settle()?;
         self.weights.round_average(self.executor.stream())?;
         Ok(Box::new(&mut self.evaluated))
-    }
-}
-
-impl StateParts for DeviceEngine {
-    fn ranks(&self) -> &MeshGroups {
-        &self.host
-    }
-
-    fn params(&self) -> &[ParamSpec] {
-        self.step.params()
-    }
-
-    fn split(&self, param: usize) -> Split {
-        self.step.graph().split(param)
-    }
-
-    fn optimizer_step(&self) -> Result<u64> {
-        Ok(self.optimizer.state().download()?[0].step)
-    }
-
-    fn keeps_average(&self) -> bool {
-        self.weights.keeps_average()
-    }
-
-    fn units(&self) -> Vec<Range<usize>> {
-        self.units.units().iter().map(|unit| unit.params.clone()).collect()
-    }
-
-    fn slices_of(&self, unit: usize, data: usize) -> Vec<Slice> {
-        self.weights.slices_of(&self.units, unit, data)
-    }
-
-    fn read(
-        &self,
-        kind: StateKind,
-        unit: usize,
-        take: &mut dyn FnMut(&Slice, &[f32]) -> Result<()>,
-    ) -> Result<()> {
-        self.weights.read(&self.units, &self.optimizer, (kind, unit), take)
     }
 }
 

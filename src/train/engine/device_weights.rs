@@ -167,10 +167,8 @@ impl Weights {
                     .flat_map(|unit| self.slices_of(units, unit, units.rank().rank))
                     .map(|slice| wanted(graph, &slice))
                     .collect();
-                let mut tensors = state.read(kind, &wanted)?.into_iter();
-                for unit in portion {
-                    self.write_unit(stream, arena, &units.units()[unit], unit, &mut tensors)?;
-                }
+                let tensors = state.read(kind, &wanted)?;
+                self.write(stream, arena, units, portion, tensors)?;
             }
             Ok(())
         };
@@ -208,33 +206,39 @@ impl Weights {
         }
     }
 
-    /// Replaces what this rank has of a unit by the next of `tensors`, which are in the order of its slices.
-    fn write_unit(
+    /// Replaces what this rank has of some units by `tensors`, which are in the order of its slices.
+    fn write(
         &self,
         stream: &Stream,
         arena: &Buffer<f32>,
-        params: &Unit,
-        unit: usize,
-        tensors: &mut impl Iterator<Item = Vec<f32>>,
+        units: &Units,
+        portion: Range<usize>,
+        tensors: Vec<Vec<f32>>,
     ) -> Result<()> {
         match self {
-            Self::Whole { params: whole, .. } => {
-                for (p, values) in params.params.clone().zip(tensors) {
-                    let range = whole.layout().arena().ranges()[p].clone();
-                    part(arena, range)?.write(stream, &whole.layout().pack_one(p, &values)?)?;
+            Self::Whole { params, .. } => {
+                let (layout, ranges) = (params.layout(), params.layout().arena().ranges());
+                let params =
+                    units.units()[portion.start].params.start..units.units()[portion.end - 1].params.end;
+                let range = span(ranges, params.clone());
+                let mut packed = vec![0.0; range.len()];
+                for (p, values) in params.zip(tensors) {
+                    let place = ranges[p].start - range.start..ranges[p].end - range.start;
+                    layout.pack_one(p, &mut packed[place], &values)?;
                 }
+                part(arena, range)?.write(stream, &packed)
             }
             Self::Pieces { params, .. } => {
-                let layout = params.layout();
-                for segment in segments(layout, unit) {
+                let (layout, mut tensors) = (params.layout(), tensors.into_iter());
+                for segment in portion.flat_map(|unit| segments(layout, unit)) {
                     let count = layout.slices_of(segment, layout.rank().rank).len();
-                    let slices: Vec<Vec<f32>> = tensors.take(count).collect();
+                    let slices: Vec<Vec<f32>> = tensors.by_ref().take(count).collect();
                     let piece = layout.segments()[segment].piece.clone();
                     part(arena, piece)?.write(stream, &layout.pack(segment, &slices))?;
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// Hands over what this rank has of a unit, in the order of its slices, once everything queued has run.
@@ -248,10 +252,13 @@ impl Weights {
         let Some(arena) = self.arena(optimizer, kind) else { return Ok(()) };
         match self {
             Self::Whole { params, .. } => {
-                let layout = params.layout();
+                let (layout, ranges) = (params.layout(), params.layout().arena().ranges());
+                let range = span(ranges, units.units()[unit].params.clone());
+                let packed = part(arena, range.clone())?.download()?;
                 for slice in units.slices_of(unit, 0) {
-                    let padded = part(arena, layout.arena().ranges()[slice.param].clone())?.download()?;
-                    take(&slice, &layout.unpack_one(slice.param, &padded))?;
+                    let place = &ranges[slice.param];
+                    let padded = &packed[place.start - range.start..place.end - range.start];
+                    take(&slice, &layout.unpack_one(slice.param, padded))?;
                 }
             }
             Self::Pieces { params, .. } => {
@@ -272,6 +279,11 @@ impl Weights {
 /// Elements of an arena.
 fn part(arena: &Buffer<f32>, range: Range<usize>) -> Result<Buffer<f32>> {
     arena.view(range.start * size_of::<f32>()..range.end * size_of::<f32>())
+}
+
+/// From the first of these parameters to the last.
+fn span(ranges: &[Range<usize>], params: Range<usize>) -> Range<usize> {
+    ranges[params.start].start..ranges[params.end - 1].end
 }
 
 /// The segments of a unit.

@@ -11,16 +11,15 @@ mod device_weights;
 mod memory;
 mod slices;
 mod state;
+mod whole;
 
 pub use cpu::CpuEngine;
 pub use device::{DeviceEngine, DeviceOptions, Part};
 pub use device_weights::DeviceRanks;
 pub(crate) use memory::usable;
 pub use memory::{DeviceMemory, check_fits, largest_tokens};
-pub use state::{
-    Average, Fresh, StateKind, StateParts, StateSource, TrainState, Wanted, Whole, distinct, gather,
-    read_distinct,
-};
+pub use state::{Average, StateKind, StateParts, StateSource, Wanted, distinct, gather, read_distinct};
+pub use whole::{Fresh, TrainState, Whole};
 
 use super::step::StepOutcome;
 use crate::autograd::ParamSpec;
