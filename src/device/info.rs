@@ -41,6 +41,15 @@ impl DeviceInfo {
             driver: None,
         }
     }
+
+    /// What of the device decides how kernels are launched: ranks that compute together must have the same.
+    pub fn shape(&self) -> String {
+        let (major, minor) = self.capability;
+        format!(
+            "a device of capability {major}.{minor} with {} multiprocessors and {} bytes of shared memory for a block",
+            self.multiprocessors, self.shared_per_block
+        )
+    }
 }
 
 /// The driver of a GPU.

@@ -203,8 +203,8 @@ fn check_recipes(recipe: &Recipe, target: &Target) -> Result<()> {
     if ranks.is_alone() {
         return Ok(());
     }
-    let device = target.device.as_ref().map_or("the CPU", |device| &device.info().name);
-    ranks.world.check_same("devices", device)?;
+    let device = target.device.as_ref().map_or("the CPU".into(), |device| device.info().shape());
+    ranks.world.check_same("devices", &device)?;
     let mine = recipe.to_toml()?;
     let first = ranks.first_text(Some(&mine))?.unwrap_or_default();
     let same = match difference(&first, &mine) {

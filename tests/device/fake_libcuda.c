@@ -335,6 +335,21 @@ Result cuStreamWaitEvent(Stream* stream, Event* event, unsigned flags)
     return stream && event && !flags ? note("wait of %d for event %d", stream->number, event->number) : INVALID;
 }
 
+Result cuStreamWriteValue32_v2(Stream* stream, uint64_t word, unsigned value, unsigned flags)
+{
+    WORKING;
+    if (!stream || word % 4 || flags) return INVALID;
+    if (!stream->capturing) *(unsigned*)(uintptr_t)word = value;
+    return note("flag on %d", stream->number);
+}
+
+// No kernel runs that would raise what is waited for.
+Result cuStreamWaitValue32_v2(Stream* stream, uint64_t word, unsigned value, unsigned flags)
+{
+    WORKING;
+    return stream && word % 4 == 0 && flags == 0 && value ? note("wait of %d for a flag", stream->number) : INVALID;
+}
+
 Result cuStreamIsCapturing(Stream* stream, int* status)
 {
     IN_CONTEXT;

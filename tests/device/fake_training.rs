@@ -27,18 +27,18 @@ const TINY: [&str; 11] = [
 ];
 
 /// A fake driver that knows the kernels' parameters, in a folder where the program runs.
-struct Place(Fake);
+pub struct Place(pub Fake);
 
 /// What a run of the program left.
-struct Done {
+pub struct Done {
     code: Option<i32>,
     out: String,
-    err: String,
+    pub err: String,
     log: Vec<String>,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let fake = Fake::new();
         let kernels = registry::sources().into_iter().flat_map(|source| source.kernels);
         let line = |name: &str| format!("{name} {}\n", parameter_bytes(name).unwrap());
@@ -60,7 +60,7 @@ impl Place {
     }
 
     /// A tiny run on the digits.
-    fn train(&self, words: &str, sets: &[&str], settings: &[(&str, &str)]) -> Done {
+    pub fn train(&self, words: &str, sets: &[&str], settings: &[(&str, &str)]) -> Done {
         self.run(words, &[&TINY, sets].concat(), settings)
     }
 
@@ -74,21 +74,21 @@ impl Place {
 
 impl Done {
     #[track_caller]
-    fn succeeds(self) -> Self {
+    pub fn succeeds(self) -> Self {
         assert_eq!(self.code, Some(0), "{}\n{}", self.out, self.err);
         self
     }
 
     /// Ends with exit code `code` and one sentence, which it returns.
     #[track_caller]
-    fn fails(self, code: i32) -> String {
+    pub fn fails(self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
         let errors: Vec<_> = self.err.lines().skip_while(|line| !line.starts_with("error: ")).collect();
         let [error] = errors[..] else { panic!("one sentence and no more: {}", self.err) };
         error.to_string()
     }
 
-    fn count(&self, part: &str) -> usize {
+    pub fn count(&self, part: &str) -> usize {
         self.log.iter().filter(|line| line.starts_with(part)).count()
     }
 

@@ -11,6 +11,8 @@ mod fake_driver;
 #[cfg(target_os = "linux")]
 mod fake_nccl;
 #[cfg(all(target_os = "linux", feature = "emulator"))]
+mod fake_ranks;
+#[cfg(all(target_os = "linux", feature = "emulator"))]
 mod fake_training;
 mod fatbins;
 mod kernel_registry;

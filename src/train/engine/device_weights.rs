@@ -38,14 +38,7 @@ impl DeviceRanks {
     /// # Errors
     /// On every rank the same: devices that nothing connects; the failure that has ended the ranks.
     pub fn connect(host: Rc<MeshGroups>, device: &Device) -> Result<Self> {
-        let info = device.info();
-        host.world.check_same(
-            "devices",
-            &format!(
-                "{} with {} multiprocessors and {} bytes of shared memory",
-                info.name, info.multiprocessors, info.shared_per_block
-            ),
-        )?;
+        host.world.check_same("devices", &device.info().shape())?;
         let blocks = (host.tensor.size() > 1).then_some(BLOCKS);
         let tensor = Rc::new(DeviceGroup::with_blocks(&host.tensor, device, blocks)?);
         Ok(Self {
