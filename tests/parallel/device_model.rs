@@ -7,7 +7,7 @@ use trencadis::autograd::{ParamSpec, Shard};
 use trencadis::data::batch::PackedBatch;
 use trencadis::device::Device;
 use trencadis::nn::init::initialise;
-use trencadis::parallel::{Mesh, MeshGroups, run_ranks};
+use trencadis::parallel::{Mesh, MeshGroups, Rings, run_ranks};
 use trencadis::recipe::*;
 use trencadis::train::engine::{DeviceEngine, DeviceMemory, DeviceOptions, DeviceRanks, Engine, TrainState};
 use trencadis::train::step::{StepOutcome, TrainStep};
@@ -97,7 +97,7 @@ fn begin(params: &[ParamSpec]) -> Vec<Vec<f32>> {
 }
 
 /// This rank's part of a training.
-fn train(device: &Device, recipe: &Recipe, overlap: bool, ranks: Rc<MeshGroups>) -> Result<Trained> {
+fn train(device: &Device, recipe: &Recipe, overlap: Option<Rings>, ranks: Rc<MeshGroups>) -> Result<Trained> {
     let [data, tensor] =
         [&ranks.data, &ranks.tensor].map(|group| Shard { rank: group.rank(), size: group.size() });
     let step = TrainStep::of_shard(recipe, CLASSES, SLOTS, tensor)?;
@@ -114,7 +114,7 @@ fn train(device: &Device, recipe: &Recipe, overlap: bool, ranks: Rc<MeshGroups>)
     let mut engine = DeviceEngine::on_mesh(device, recipe, step, SLOTS, options, (data, connected))?;
     let planned = DeviceMemory::plan(device.info(), recipe, CLASSES, SLOTS, ranks.place())?;
     // Flags of a ring are not planned.
-    let flags = if overlap && tensor.is_part() { 1024 } else { 0 };
+    let flags = if overlap.is_some() && tensor.is_part() { 1024 } else { 0 };
     let more = engine.memory().total() - planned.total();
     assert!(more <= flags, "a rank takes what is planned for its place, and {more} bytes more");
     engine.load(&state)?;
@@ -132,7 +132,7 @@ fn train(device: &Device, recipe: &Recipe, overlap: bool, ranks: Rc<MeshGroups>)
     Ok(Trained { outcomes, state, logits })
 }
 
-fn on_mesh(device: &Device, recipe: &Recipe, [data, tensor]: [usize; 2], overlap: bool) -> Trained {
+fn on_mesh(device: &Device, recipe: &Recipe, [data, tensor]: [usize; 2], overlap: Option<Rings>) -> Trained {
     let (device, recipe, mesh) =
         (device.clone(), recipe.clone(), Mesh::of(data * tensor, data, tensor).unwrap());
     let ranks = run_ranks(mesh.world(), move |group| {
@@ -182,26 +182,25 @@ fn meshes_change_nothing_on_a_device() {
     let [serial, parallel] = models();
     for (i, device) in devices().into_iter().enumerate() {
         use OptimizerKind::{AdamW, Lamb};
-        // Mesh, and whether chunks move while products run.
-        type Meshes<'a> = &'a [([usize; 2], bool)];
+        // Mesh, and the rings in which chunks move while products run.
+        type Meshes<'a> = &'a [([usize; 2], Option<Rings>)];
+        let (one, two) = (Some(Rings::One), Some(Rings::Two));
         let cases: &[(&ModelConfig, OptimizerKind, Meshes)] = match i {
-            0 => {
-                &[(&serial, AdamW, &[([4, 1], false), ([1, 2], true)]), (&parallel, Lamb, &[([2, 2], true)])]
-            }
-            1 => &[(&parallel, AdamW, &[([1, 4], false), ([1, 4], true)])],
+            0 => &[(&serial, AdamW, &[([4, 1], None), ([1, 2], one)]), (&parallel, Lamb, &[([2, 2], one)])],
+            1 => &[(&parallel, AdamW, &[([1, 4], None), ([1, 4], two)])],
             _ => &[
-                (&serial, AdamW, &[([4, 1], false), ([2, 2], false)]),
-                (&parallel, AdamW, &[([1, 4], false)]),
-                (&parallel, Lamb, &[([4, 1], false), ([2, 2], false)]),
+                (&serial, AdamW, &[([4, 1], None), ([2, 2], None)]),
+                (&parallel, AdamW, &[([1, 4], None)]),
+                (&parallel, Lamb, &[([4, 1], None), ([2, 2], None)]),
             ],
         };
         for &(model, optimizer, meshes) in cases {
             let mut recipe = recipe(model.clone());
             recipe.train.optimizer = optimizer;
             let params = TrainStep::new(&recipe, CLASSES, SLOTS).unwrap().params().to_vec();
-            let want = train(&device, &recipe, false, Rc::new(MeshGroups::alone())).unwrap();
+            let want = train(&device, &recipe, None, Rc::new(MeshGroups::alone())).unwrap();
             for &(mesh, overlap) in meshes {
-                let what = format!("{:?} blocks, {optimizer:?}, {mesh:?}, overlap {overlap}", model.block);
+                let what = format!("{:?} blocks, {optimizer:?}, {mesh:?}, overlap {overlap:?}", model.block);
                 // What the tensor axis sums is rounded to bf16 on every rank.
                 let tolerance = if mesh[1] > 1 { 1e-3 } else { 1e-5 };
                 alike(&what, &on_mesh(&device, &recipe, mesh, overlap), &want, &params, tolerance);

@@ -25,9 +25,9 @@ use super::pieces::{PieceLayout, PieceParams, Segment};
 use crate::device::{Buffer, Device, Event, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::optim;
-use crate::parallel::DeviceGroup;
 use crate::parallel::device::DeviceRing;
 use crate::parallel::zero::{Action, Schedule, Units};
+use crate::parallel::{DeviceGroup, Rings};
 
 /// What an executor is given of a mesh.
 pub struct MeshAxes {
@@ -37,8 +37,8 @@ pub struct MeshAxes {
     pub tensor: Option<Rc<DeviceGroup>>,
     /// The same again, for sums beside those of the data axis.
     pub sums: Option<Rc<DeviceGroup>>,
-    /// Whether what they exchange moves while products run, see [`DeviceRing`].
-    pub overlap: bool,
+    /// The rings in which what they exchange moves while products run, see [`DeviceRing`]; none: before and after.
+    pub overlap: Option<Rings>,
     /// This rank's pieces of the parameters.
     pub params: Arc<PieceParams>,
     /// Its pieces of the gradients, which are added to; none for a forward pass alone.
@@ -92,9 +92,9 @@ impl Gathered {
         shared: Option<&Gathered>,
     ) -> Result<Self> {
         let shard = graph.shard();
-        let ring = (axis.overlap && shard.is_part())
-            .then(|| DeviceRing::new(device, shard, tokens / shard.size))
-            .transpose()?;
+        let ring = axis.overlap.filter(|_| shard.is_part());
+        let ring =
+            ring.map(|rings| DeviceRing::new(device, shard, tokens / shard.size, rings)).transpose()?;
         let layout = axis.params.layout().clone();
         let units = Units::new(graph, layout.rank());
         let schedule = Schedule::new(graph, plan, &units);

@@ -7,6 +7,10 @@
 //! | gather | one launch, whose tiles wait for the flag of their chunk | own chunk to its place, flag; then chunk after chunk from the rank behind, and its flag |
 //! | scatter | one launch, which counts what it has written of each chunk | waits until a chunk is whole, adds the sum that has come from the rank behind, sends it on |
 //!
+//! With two directions each chunk is two, the upper half of its rows goes right and the lower left. Behind a switch, where
+//! a ring in one direction already uses both ways of each link, that gains nothing; where GPUs are wired to their
+//! neighbours it halves the time.
+//!
 //! The order of the chunks is that of [`ring`](crate::parallel::ring), so each has a step of the ring's to come or to
 //! go. A sum is rounded to bf16 on every rank that it passes, in the order of the ring. Launches that wait hold
 //! multiprocessors: so each rank has a GPU of its own, and they leave some alone for what moves the chunks.
@@ -19,7 +23,7 @@ use crate::device::{Buffer, Device, Stream};
 use crate::error::Result;
 use crate::kernels::elementwise::{Add, Addend};
 use crate::kernels::gemm::sharded::{Chunks, Done, Ready};
-use crate::parallel::ring::{self, Direction, Step};
+use crate::parallel::ring::{self, Direction, Rings, Step};
 
 /// Most thread blocks that NCCL takes for an operation beside products that wait, a power of two as its channels are. Not
 /// measured.
@@ -28,12 +32,18 @@ pub const BLOCKS: u32 = 8;
 /// keeps the other from the GPU while ranks wait for both in different orders, and for the sums. Not measured.
 const RESERVED: u32 = 2 * BLOCKS + 4;
 
+/// One direction.
+struct Lane {
+    direction: Direction,
+    gather: Vec<Step>,
+    scatter: Vec<Step>,
+}
+
 /// One rank's end of the rings over chunks of a size.
 pub struct DeviceRing {
     gather: Chunks,
     scatter: Chunks,
-    gather_steps: Vec<Step>,
-    scatter_steps: Vec<Step>,
+    lanes: Vec<Lane>,
     rank: usize,
     ready: Ready,
     done: Done,
@@ -56,30 +66,51 @@ pub struct Scatter<'a> {
 }
 
 impl DeviceRing {
-    /// Whether the ranks of `group` can overlap: threads that share a device would wait for one another.
-    pub fn fits(group: &DeviceGroup) -> bool {
-        group.size() > 1 && group.transport() == DeviceTransport::Nccl
+    /// The rings in which the ranks of `group` can overlap; none for threads that share a device, which would wait for one
+    /// another.
+    pub fn of(group: &DeviceGroup) -> Option<Rings> {
+        (group.size() > 1 && group.transport() == DeviceTransport::Nccl).then_some(Rings::One)
     }
 
     /// For `shard` of a batch, of which every rank has `rows` rows.
     ///
     /// # Errors
-    /// More ranks than a launch has flags for; no room on the device.
-    pub fn new(device: &Device, shard: Shard, rows: usize) -> Result<Self> {
+    /// More ranks than a launch has flags for, an odd number of rows for two directions; no room on the device.
+    pub fn new(device: &Device, shard: Shard, rows: usize, rings: Rings) -> Result<Self> {
         let Shard { rank, size } = shard;
-        let gather_steps = ring::all_gather(rank, size, Direction::Right);
-        let scatter_steps = ring::reduce_scatter(rank, size, Direction::Right);
-        let order = |steps: &[Step]| steps.iter().map(|step| step.multiply).collect();
+        let lane = |(direction, _)| Lane {
+            direction,
+            gather: ring::all_gather(rank, size, direction),
+            scatter: ring::reduce_scatter(rank, size, direction),
+        };
+        let lanes: Vec<Lane> = rings.parts(rows).into_iter().map(lane).collect();
+        let order = |steps: fn(&Lane) -> &Vec<Step>| -> Vec<Vec<usize>> {
+            lanes.iter().map(|lane| steps(lane).iter().map(|step| step.multiply).collect()).collect()
+        };
+        let flags = size * lanes.len();
         Ok(Self {
-            gather: Chunks::new(rows, order(&gather_steps))?,
-            scatter: Chunks::new(rows, order(&scatter_steps))?,
-            ready: Ready::new(device, size)?,
-            done: Done::new(device, size)?,
+            gather: Chunks::of_rings(rows, &order(|lane| &lane.gather))?,
+            scatter: Chunks::of_rings(rows, &order(|lane| &lane.scatter))?,
+            ready: Ready::new(device, flags)?,
+            done: Done::new(device, flags)?,
             communication: device.stream()?,
-            gather_steps,
-            scatter_steps,
+            lanes,
             rank,
         })
+    }
+
+    /// The chunk of rank `rank` that goes in direction `way`.
+    fn chunk(&self, rank: usize, way: usize) -> usize {
+        self.lanes.len() * rank + way
+    }
+
+    /// What each direction sends, and where it receives.
+    fn exchange(&self, group: &DeviceGroup, legs: &[(Buffer<bf16>, Buffer<bf16>)]) -> Result<()> {
+        let exchange =
+            |(lane, (send, receive)): (&Lane, _)| Exchange { direction: lane.direction, send, receive };
+        let legs = legs.iter().map(|(send, receive)| (send, receive));
+        let exchanges: Vec<_> = self.lanes.iter().zip(legs).map(exchange).collect();
+        group.exchange(&self.communication, &exchanges)
     }
 
     /// Chunks in the order in which a gather brings them.
@@ -110,17 +141,23 @@ impl DeviceRing {
         own: &Buffer<bf16>,
         product: impl FnOnce(&Ready) -> Result<()>,
     ) -> Result<()> {
-        let chunk = |chunk: usize| chunk_of(all, own.len(), chunk);
+        let len = own.len() / self.lanes.len();
         let ring = &self.communication;
         ring.wait(&stream.record()?)?;
-        chunk(self.rank)?.copy_from(ring, own)?;
-        self.ready.raise(ring, self.rank)?;
-        for step in &self.gather_steps {
-            if let (Some(send), Some(receive)) = (step.send, step.receive) {
-                let (send, receive_into) = (chunk(send)?, chunk(receive)?);
-                let direction = Direction::Right;
-                group.exchange(ring, &[Exchange { direction, send: &send, receive: &receive_into }])?;
-                self.ready.raise(ring, receive)?;
+        chunk_of(all, own.len(), self.rank)?.copy_from(ring, own)?;
+        (0..self.lanes.len()).try_for_each(|way| self.ready.raise(ring, self.chunk(self.rank, way)))?;
+        for step in 0..self.lanes[0].gather.len() {
+            let (mut legs, mut come) = (Vec::new(), Vec::new());
+            for (way, lane) in self.lanes.iter().enumerate() {
+                if let Step { send: Some(send), receive: Some(receive), .. } = lane.gather[step] {
+                    let [send, receive] = [send, receive].map(|rank| self.chunk(rank, way));
+                    legs.push((chunk_of(all, len, send)?, chunk_of(all, len, receive)?));
+                    come.push(receive);
+                }
+            }
+            if !legs.is_empty() {
+                self.exchange(group, &legs)?;
+                come.into_iter().try_for_each(|chunk| self.ready.raise(ring, chunk))?;
             }
         }
         product(&self.ready)?;
@@ -139,23 +176,28 @@ impl DeviceRing {
         product: impl FnOnce(&Done) -> Result<()>,
     ) -> Result<()> {
         let Scatter { summands, arriving, out, width, writers } = *scatter;
-        let chunk = |chunk: usize| chunk_of(summands, out.len(), chunk);
+        let len = out.len() / self.lanes.len();
         let ring = &self.communication;
         ring.wait(&stream.record()?)?;
         product(&self.done)?;
-        let sum = Add { rows: out.len() / width.max(1), width };
-        for step in &self.scatter_steps {
-            let own = chunk(step.multiply)?;
-            self.done.take(ring, step.multiply, writers)?;
-            if step.receive.is_some() {
-                sum.launch(ring, None, &own, Addend::Rows(arriving), None)?;
-            }
-            match step.send {
-                Some(_) => {
-                    let direction = Direction::Right;
-                    group.exchange(ring, &[Exchange { direction, send: &own, receive: arriving }])?;
+        let sum = Add { rows: len / width.max(1), width };
+        for step in 0..self.lanes[0].scatter.len() {
+            let mut legs = Vec::new();
+            for (way, lane) in self.lanes.iter().enumerate() {
+                let Step { multiply, send, receive } = lane.scatter[step];
+                let chunk = self.chunk(multiply, way);
+                let (own, arriving) = (chunk_of(summands, len, chunk)?, chunk_of(arriving, len, way)?);
+                self.done.take(ring, chunk, writers)?;
+                if receive.is_some() {
+                    sum.launch(ring, None, &own, Addend::Rows(&arriving), None)?;
                 }
-                None => out.copy_from(ring, &own)?,
+                match send {
+                    Some(_) => legs.push((own, arriving)),
+                    None => chunk_of(out, len, way)?.copy_from(ring, &own)?,
+                }
+            }
+            if !legs.is_empty() {
+                self.exchange(group, &legs)?;
             }
         }
         stream.wait(&ring.record()?)

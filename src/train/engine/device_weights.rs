@@ -13,7 +13,7 @@ use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
 use crate::parallel::device::{BLOCKS, DeviceRing};
 use crate::parallel::zero::{Slice, Unit, Units};
-use crate::parallel::{DeviceGroup, MeshGroups};
+use crate::parallel::{DeviceGroup, MeshGroups, Rings};
 
 /// A rank of a training on devices.
 #[derive(Clone)]
@@ -28,8 +28,8 @@ pub struct DeviceRanks {
     pub tensor: Rc<DeviceGroup>,
     /// The same again: what it sums is queued beside what the data axis does.
     pub sums: Rc<DeviceGroup>,
-    /// Whether what the tensor axis exchanges moves while products run.
-    pub overlap: bool,
+    /// The rings in which what the tensor axis exchanges moves while products run; none: before and after.
+    pub overlap: Option<Rings>,
 }
 
 impl DeviceRanks {
@@ -45,7 +45,7 @@ impl DeviceRanks {
             world: Rc::new(DeviceGroup::new(&host.world, device)?),
             data: Rc::new(DeviceGroup::with_blocks(&host.data, device, blocks)?),
             sums: Rc::new(DeviceGroup::with_blocks(&host.tensor, device, blocks)?),
-            overlap: DeviceRing::fits(&tensor),
+            overlap: DeviceRing::of(&tensor),
             tensor,
             host,
         })
@@ -87,7 +87,7 @@ impl Weights {
             group: ranks.map(|ranks| ranks.data.clone()),
             tensor: ranks.map(|ranks| ranks.tensor.clone()),
             sums: ranks.map(|ranks| ranks.sums.clone()),
-            overlap: ranks.is_some_and(|ranks| ranks.overlap),
+            overlap: ranks.and_then(|ranks| ranks.overlap),
             params: if training { params } else { average.as_ref().unwrap_or(params) }.clone(),
             grads: training.then(|| grads.view(all)).transpose()?,
         })

@@ -60,7 +60,9 @@ impl DeviceEngine {
         let stream = self.executor.stream();
         // Threads that share a device meet at every operation. And a graph does not say that what raises flags comes
         // before the launches that wait for them, as streams do by the order in which they are queued.
-        let meet = |ranks: &DeviceRanks| ranks.overlap || ranks.world.transport() == DeviceTransport::Local;
+        let meet = |ranks: &DeviceRanks| {
+            ranks.overlap.is_some() || ranks.world.transport() == DeviceTransport::Local
+        };
         if self.options.no_graph || self.queued == 0 || self.ranks.as_ref().is_some_and(meet) {
             return self.launch(at);
         }
