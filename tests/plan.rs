@@ -191,7 +191,7 @@ fn the_fastest_mesh_that_fits_is_taken() {
     let found = search(&request("vit-22b", &[], 64, 80 * GIB)).unwrap();
     // 48 heads are shared out by up to 16 of 64 ranks.
     assert_eq!((found.candidates.len(), found.left_out.len()), (10, 2));
-    assert!(found.left_out[0].starts_with("heads 48 cannot be shared evenly by 32 ranks"));
+    assert!(found.left_out[0].starts_with("model.heads 48 cannot be shared evenly by 32 ranks"));
     let chosen = found.chosen();
     assert!(chosen.fits && chosen.memory.total() < 80 * GIB);
     for other in found.candidates.iter().filter(|other| other.fits) {

@@ -7,7 +7,12 @@ use crate::recipe::GeluKind;
 
 /// A matrix: decays, starts truncated normal with standard deviation 0.02 (DeiT III) unless said otherwise.
 pub fn matrix(graph: &mut Graph, name: String, rows: usize, cols: usize, init: Init) -> Tensor {
-    graph.param(ParamSpec { name, shape: vec![rows, cols], init, decay: true, head: false })
+    matrix_split(graph, name, [rows, cols], init, Split::Whole)
+}
+
+/// The same, shared out over the tensor axis.
+fn matrix_split(graph: &mut Graph, name: String, shape: [usize; 2], init: Init, split: Split) -> Tensor {
+    graph.param_split(ParamSpec { name, shape: shape.to_vec(), init, decay: true, head: false }, split)
 }
 
 /// A gain or bias: does not decay, starts constant.
@@ -65,19 +70,14 @@ pub fn row_parameters(
     bias: bool,
     segments: usize,
 ) -> Affine {
-    let (weight, split) = (format!("{name}.weight"), Split::Rows(segments));
-    let spec =
-        ParamSpec { name: weight, shape: vec![outer, inner], init: WEIGHT_INIT, decay: true, head: false };
-    let weight = graph.param_split(spec, split);
+    let split = Split::Rows(segments);
+    let weight = matrix_split(graph, format!("{name}.weight"), [outer, inner], WEIGHT_INIT, split);
     (weight, bias.then(|| vector_split(graph, format!("{name}.bias"), outer, 0.0, split)))
 }
 
 /// The same, of whose columns every rank has its part, and all of the bias.
 pub fn column_parameters(graph: &mut Graph, name: &str, [inner, outer]: [usize; 2], bias: bool) -> Affine {
-    let weight = format!("{name}.weight");
-    let spec =
-        ParamSpec { name: weight, shape: vec![outer, inner], init: WEIGHT_INIT, decay: true, head: false };
-    let weight = graph.param_split(spec, Split::Columns);
+    let weight = matrix_split(graph, format!("{name}.weight"), [outer, inner], WEIGHT_INIT, Split::Columns);
     (weight, bias.then(|| vector(graph, format!("{name}.bias"), outer, 0.0)))
 }
 

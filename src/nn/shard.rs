@@ -10,5 +10,5 @@ use crate::recipe::ModelConfig;
 /// One message that lists all that they cannot; a model whose shape is invalid.
 pub fn check(config: &ModelConfig, tokens: usize, size: usize) -> Result<()> {
     let dims = config.dimensions()?;
-    check_divides(size, &[("heads", dims.heads), ("MLP width", dims.mlp), ("tokens of a batch", tokens)])
+    check_divides(size, &[("model.heads", dims.heads), ("model.mlp", dims.mlp), ("packing.tokens", tokens)])
 }

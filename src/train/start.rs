@@ -21,6 +21,7 @@ use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::hash::fnv1a;
+use crate::nn::shard;
 use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
 use crate::weights::{Policy, assign, foreign};
@@ -181,12 +182,7 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
 /// # Errors
 /// One sentence that names what it cannot.
 pub fn check_mesh(recipe: &Recipe, mesh: Mesh) -> Result<()> {
-    let d = recipe.model.dimensions()?;
-    mesh.check_divides(&[
-        ("model.heads", d.heads),
-        ("model.mlp", d.mlp),
-        ("packing.tokens", recipe.packing.tokens),
-    ])?;
+    shard::check(&recipe.model, recipe.packing.tokens, mesh.tensor())?;
     check_deals(recipe.train.accumulate, mesh.data())
 }
 

@@ -13,7 +13,7 @@ fn vit_22b_on_64_gpus() {
         "step              1024 batches of 16384 tokens",
         "GPUs              64 of 80.0 GiB",
         "stated, not measured",
-        "left out: heads 48 cannot be shared evenly by 32 ranks",
+        "left out: model.heads 48 cannot be shared evenly by 32 ranks",
         "\nchosen            ",
         "\nmemory            ",
         "\nactivations       ",

@@ -319,8 +319,8 @@ fn what_cannot_be_shared_out_is_refused() {
     };
     assert_eq!(
         refused(5).to_string(),
-        "heads 24, MLP width 48, tokens of a batch 48 cannot be shared evenly by 5 ranks; choose a tensor axis \
+        "model.heads 24, model.mlp 48, packing.tokens 48 cannot be shared evenly by 5 ranks; choose a tensor axis \
          that divides them"
     );
-    assert!(refused(16).to_string().starts_with("heads 24 cannot be shared evenly by 16 ranks"));
+    assert!(refused(16).to_string().starts_with("model.heads 24 cannot be shared evenly by 16 ranks"));
 }

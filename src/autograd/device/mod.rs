@@ -19,6 +19,7 @@ pub mod pieces;
 mod exec;
 mod fuse;
 mod gathered;
+mod memory;
 mod site;
 
 pub use batch::{BatchShape, DeviceBatch};
