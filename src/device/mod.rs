@@ -12,6 +12,7 @@ pub mod emulator;
 pub mod fatbins;
 
 mod backend;
+#[cfg(feature = "train")]
 mod choice;
 mod cuda;
 #[cfg(feature = "emulator")]
@@ -22,8 +23,10 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+#[cfg(feature = "train")]
 pub(crate) mod nccl;
 mod planned;
+#[cfg(feature = "train")]
 mod report;
 mod stream;
 mod tensor_map;
@@ -32,6 +35,7 @@ mod words;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+#[cfg(feature = "train")]
 pub use choice::{DeviceChoice, Selected, select, select_for_rank, select_for_ranks};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
@@ -39,6 +43,7 @@ pub use info::{DeviceInfo, Driver};
 pub use kernels::Kernels;
 pub use launch::Launch;
 pub use memory::{Buffer, Pinned};
+#[cfg(feature = "train")]
 pub use report::report;
 pub use stream::{Event, Graph, Stream};
 pub use tensor_map::{TensorBoxes, TensorElement, TensorMap, TensorSwizzle};

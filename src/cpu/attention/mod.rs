@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use super::real::Real;
 use super::scratch::with_scratch;
 use super::simd::add_assign;
-use crate::recipe::QkNormKind;
+pub use crate::ops::AttentionConfig;
 use head::{HeadGrad, Heads, Results, RowGrad};
 use qk_norm::AffinePartial;
 
@@ -25,23 +25,6 @@ const TASK_ROWS: usize = 512;
 /// Most tasks that one head of an image becomes in the backward pass, where each holds its own
 /// part of dk and dv.
 const MAX_PARTS: usize = 4;
-
-/// Constants of an attention op.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionConfig {
-    /// Number of heads.
-    pub heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Factor on the scores.
-    pub scale: f64,
-    /// Normalisation of q and k over the head dimension.
-    pub norm: QkNormKind,
-    /// Epsilon of that normalisation.
-    pub eps: f64,
-    /// Whether gains are `[heads, head_dim]` or one `[head_dim]` for all heads.
-    pub gain_per_head: bool,
-}
 
 /// Gains and biases of QK-norm, `[heads, head_dim]` or `[head_dim]`; absent gain is 1, absent bias 0.
 #[derive(Clone, Copy, Debug, Default)]

@@ -6,11 +6,10 @@ use super::heuristics::{ForwardPlan, Limits};
 use super::instances::INSTANCES;
 use super::lists::Schedule;
 use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
-use crate::cpu::attention::AttentionConfig;
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
-use crate::recipe::QkNormKind;
+use crate::ops::{AttentionConfig, QkNormKind};
 
 /// Attention over batches of one size.
 #[derive(Clone, Copy, Debug, PartialEq)]

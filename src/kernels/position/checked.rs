@@ -8,13 +8,14 @@ use super::raw::{
     BankParams, ForwardParams, FourierGradParams, GradParams, PlacesParams, Tap, fourier_grad_blocks,
     grad_blocks, launch_forward, launch_fourier_grad, launch_grad,
 };
-use crate::data::positions::{FilterBank, MAX_RESAMPLED};
 use crate::device::{Buffer, Device, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{
     Rows, check_cu_seqlens, check_extents, check_len, check_some, check_width, check_workspace,
 };
-use crate::recipe::{PositionBasis, PositionCombination, PositionConfig, PositionCoordinate};
+use crate::ops::{
+    FilterBank, MAX_RESAMPLED, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
+};
 
 /// The resampling filters of both axes on a device; made once, they serve every batch.
 pub struct Banks {

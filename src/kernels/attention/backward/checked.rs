@@ -10,7 +10,7 @@ use super::workspace::{BackwardSizes, Workspace};
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
-use crate::recipe::QkNormKind;
+use crate::ops::QkNormKind;
 
 /// Operands of the backward pass. All are as the forward pass took or wrote them, unless said otherwise.
 #[derive(Clone, Copy)]
