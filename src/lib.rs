@@ -59,6 +59,7 @@
 //! | [`train`], [`eval`] | training loop, checkpoints, metrics |
 //! | [`parallel`] | several ranks: process groups, meshes, sharded linear layers |
 //! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
+//! | `capi` | the kernels as functions of C (feature `capi`) |
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
 //! Bad input is [`Error::Usage`], anything else that fails is [`Error::Failure`].
@@ -67,6 +68,8 @@
 
 #[cfg(feature = "train")]
 pub mod autograd;
+#[cfg(feature = "capi")]
+pub mod capi;
 #[cfg(feature = "train")]
 pub mod cli;
 #[cfg(feature = "train")]
