@@ -7,7 +7,7 @@ use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
 use crate::support::numbers::random;
 
@@ -63,7 +63,8 @@ pub fn starts(lengths: &[usize]) -> Vec<i32> {
 
 pub fn config(norm: QkNormKind, heads: usize, head_dim: usize) -> AttentionConfig {
     let scale = 1.0 / (head_dim as f64).sqrt();
-    AttentionConfig { heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: false }
+    let rope = Rope::None;
+    AttentionConfig { heads, kv_heads: heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: false, rope }
 }
 
 impl Case {
@@ -195,7 +196,7 @@ impl Case {
         let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
         let (mut out, mut lse) = (vec![f64::NAN; used * width], vec![f64::NAN; used * self.config.heads]);
         let affine = QkAffine { q_gain, k_gain, q_bias, k_bias };
-        oracle(&self.config, &mut out, &mut lse, &qkv, affine, &self.cu_seqlens);
+        oracle(&self.config, &mut out, &mut lse, &qkv, affine, None, &self.cu_seqlens);
         (out, lse)
     }
 

@@ -141,6 +141,7 @@ pub fn expected(case: &Case, answer: &Answer) -> ([Vec<f64>; 3], [Vec<f64>; 4]) 
         &lse,
         &qkv,
         QkAffine { q_gain, k_gain, q_bias, k_bias },
+        None,
         &case.cu_seqlens,
     );
     let mut rows = [const { Vec::new() }; 3];
