@@ -1,12 +1,12 @@
 //! A batch for the attention kernels, and what the CPU device in f64 makes of it.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use trencadis::cpu::attention::forward as oracle;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
-use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::kernels::{Element, Rows};
 use trencadis::recipe::QkNormKind;
 
 use crate::support::numbers::random;
@@ -16,14 +16,57 @@ pub const FOREIGN: usize = 8;
 /// What stands there.
 const MARK: u16 = 0x4321;
 
+/// What the operands of a case are made of.
+pub trait Operand: Element {
+    /// How much smaller its last place is than that of bf16, and so what is asked of the kernels.
+    const FINER: f64;
+
+    fn of(x: f64) -> Self;
+
+    fn wide(self) -> f64;
+}
+
+impl Operand for bf16 {
+    const FINER: f64 = 1.0;
+
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+impl Operand for f16 {
+    const FINER: f64 = 8.0;
+
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+/// What stands in columns of others, and whether it still does.
+pub fn mark<E: Operand>() -> E {
+    bytemuck::cast(MARK)
+}
+
+pub fn is_mark<E: Operand>(x: &E) -> bool {
+    bytemuck::cast::<E, u16>(*x) == MARK
+}
+
 /// Images of `lengths` tokens with a tail of padding full of NaN.
 #[derive(Clone)]
-pub struct Case {
+pub struct Case<E: Operand = bf16> {
     pub config: AttentionConfig,
     pub cu_seqlens: Vec<i32>,
     pub tokens: usize,
     /// `[T][q | k | v | foreign]`.
-    pub qkv: Vec<bf16>,
+    pub qkv: Vec<E>,
     /// γq, βq, γk, βk.
     pub affine: [Option<Vec<f32>>; 4],
 }
@@ -46,8 +89,8 @@ pub struct Run {
 }
 
 #[derive(Clone, PartialEq)]
-pub struct Answer {
-    pub out: Vec<bf16>,
+pub struct Answer<E: Operand = bf16> {
+    pub out: Vec<E>,
     pub lse: Vec<f32>,
     /// Means and deviations of q, of k.
     pub statistics: [Vec<f32>; 4],
@@ -67,8 +110,15 @@ pub fn config(norm: QkNormKind, heads: usize, head_dim: usize) -> AttentionConfi
 }
 
 impl Case {
-    /// All gains and biases are there, as far as the norm has any.
+    /// One of bf16.
     pub fn new(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
+        Self::of(config, lengths, tail)
+    }
+}
+
+impl<E: Operand> Case<E> {
+    /// All gains and biases are there, as far as the norm has any.
+    pub fn of(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
         let used: usize = lengths.iter().sum();
         let tokens = used + tail;
         let width = config.heads * config.head_dim;
@@ -77,10 +127,8 @@ impl Case {
         for row in 0..tokens {
             // A mean that LayerNorm must take off, unlike for every row.
             let offset = (row % 5) as f64 * 0.25;
-            qkv.extend(
-                (0..3 * width).map(|_| values.next().map_or(bf16::NAN, |x| bf16::from_f64(x + offset))),
-            );
-            qkv.extend([bf16::NAN; FOREIGN]);
+            qkv.extend((0..3 * width).map(|_| E::of(values.next().map_or(f64::NAN, |x| x + offset))));
+            qkv.extend([E::of(f64::NAN); FOREIGN]);
         }
         let len = if config.gain_per_head { width } else { config.head_dim };
         let affine = |seed: u64, one: f32| {
@@ -124,26 +172,26 @@ impl Case {
         plan
     }
 
-    pub fn run(&self, device: &Device, run: Run) -> Answer {
+    pub fn run(&self, device: &Device, run: Run) -> Answer<E> {
         let (answer, schedule) = self.launch(device, run, Some(&self.cu_seqlens));
         schedule.check().unwrap();
         answer
     }
 
     /// The same with what is wrong with `cu_seqlens` left to the device.
-    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer {
+    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer<E> {
         let (answer, schedule) = self.launch(device, run, None);
         schedule.check().unwrap_err();
         answer
     }
 
-    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer, Schedule) {
+    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer<E>, Schedule) {
         let plan = self.plan(device, run);
         let (width, rows) = (self.width(), self.tokens * self.config.heads);
         let slots = self.cu_seqlens.len() - 1;
         let stream = device.stream().unwrap();
         let qkv = device.upload(&self.qkv).unwrap();
-        let out = device.upload(&vec![bf16::from_bits(MARK); self.tokens * (width + FOREIGN)]).unwrap();
+        let out = device.upload(&vec![mark::<E>(); self.tokens * (width + FOREIGN)]).unwrap();
         let lse = device.alloc::<f32>(rows).unwrap();
         let statistics = [(); 4].map(|()| device.alloc::<f32>(rows).unwrap());
         let [q_mean, q_rstd, k_mean, k_rstd] = &statistics;
@@ -174,7 +222,7 @@ impl Case {
         let mut out = Vec::new();
         for row in all.chunks(width + FOREIGN) {
             out.extend(&row[..width]);
-            assert!(row[width..].iter().all(|x| x.to_bits() == MARK), "columns of others were written");
+            assert!(row[width..].iter().all(is_mark), "columns of others were written");
         }
         let statistics =
             if run.statistics { statistics.each_ref().map(read) } else { [const { Vec::new() }; 4] };
@@ -186,7 +234,7 @@ impl Case {
         let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
         let width = self.width();
         let qkv: Vec<f64> = (self.qkv.chunks(3 * width + FOREIGN).take(used))
-            .flat_map(|row| row[..3 * width].iter().map(|x| x.to_f64()))
+            .flat_map(|row| row[..3 * width].iter().map(|x| x.wide()))
             .collect();
         let affine = self
             .affine
@@ -207,7 +255,7 @@ impl Case {
         for row in self.qkv.chunks(3 * width + FOREIGN).take(used) {
             for (part, both) in all.chunks_mut(2).enumerate() {
                 for head in row[part * width..][..width].chunks(dim) {
-                    let sum = |f: &dyn Fn(f64) -> f64| head.iter().map(|x| f(x.to_f64())).sum::<f64>();
+                    let sum = |f: &dyn Fn(f64) -> f64| head.iter().map(|x| f(x.wide())).sum::<f64>();
                     let mean =
                         if self.config.norm == QkNormKind::Rms { 0.0 } else { sum(&|x| x) / dim as f64 };
                     let variance = sum(&|x| (x - mean) * (x - mean)) / dim as f64;
@@ -221,14 +269,14 @@ impl Case {
 
     /// Runs, and compares with the CPU device; rows that belong to no image must be zeros.
     #[track_caller]
-    pub fn check(&self, device: &Device, run: Run) -> Answer {
-        let name = format!("{:?} {:?}", self.config, self.cu_seqlens);
+    pub fn check(&self, device: &Device, run: Run) -> Answer<E> {
+        let name = format!("{} {:?} {:?}", E::NAME, self.config, self.cu_seqlens);
         let answer = self.run(device, run);
         let (out, lse) = self.expected();
-        let bits: Vec<f64> = answer.out.iter().map(|x| x.to_f64()).collect();
-        alike(&format!("out of {name}"), &bits, &out, 2e-5, 1e-2);
+        let wide: Vec<f64> = answer.out.iter().map(|x| x.wide()).collect();
+        alike(&format!("out of {name}"), &wide, &out, 2e-5 / E::FINER.powi(2), 1e-2 / E::FINER);
         // Without a norm the operands of the scores are exact.
-        let tolerance = if self.config.norm == QkNormKind::None { 2e-5 } else { 2e-2 };
+        let tolerance = if self.config.norm == QkNormKind::None { 2e-5 } else { 2e-2 / E::FINER };
         near(&format!("lse of {name}"), &answer.lse, &lse, tolerance);
         if run.statistics {
             for (got, want) in answer.statistics.iter().zip(&self.expected_statistics()) {

@@ -5,6 +5,7 @@ use half::bf16;
 use super::super::instances::HOPPER_BACKWARD_QUERIES;
 use super::plan::BackwardPlan;
 use crate::device::Ptr;
+use crate::kernels::Element;
 
 /// What a backward pass is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +49,11 @@ pub struct Workspace {
 /// Where those parts lie that Hopper's kernel has for long images; null where there are none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct LongParts {
+pub struct LongParts<E: Element = bf16> {
     /// q̂, `[tokens, heads·head_dim]`, where there is a norm.
-    pub q_norm: Ptr<bf16>,
+    pub q_norm: Ptr<E>,
     /// k̂, likewise.
-    pub k_norm: Ptr<bf16>,
+    pub k_norm: Ptr<E>,
     /// Sums of dq, `[tile, head]` of 64 rows of the kernel's width each.
     pub dq_sum: Ptr<f32>,
     /// Turns, `[tile, head]`.
@@ -107,7 +108,7 @@ impl Workspace {
     }
 
     /// The parts for long images.
-    pub fn long(&self, base: Ptr<u8>) -> LongParts {
+    pub fn long<E: Element>(&self, base: Ptr<u8>) -> LongParts<E> {
         let part = |at| if self.turns > 0 { base.offset(at) } else { Ptr::null() };
         let norm = |at| if self.k_norm_at > self.q_norm_at { part(at).cast() } else { Ptr::null() };
         LongParts {
@@ -145,7 +146,7 @@ mod tests {
         }
         let all = plan.workspace(&SIZES);
         assert_eq!((all.bytes, all.partial_rows), (delta + blocks * 4 * 4 * 64 * 4, blocks));
-        assert_eq!(all.long(Ptr::from_raw(16)).turns.address(), 0);
+        assert_eq!(all.long::<bf16>(Ptr::from_raw(16)).turns.address(), 0);
     }
 
     #[test]
@@ -162,7 +163,7 @@ mod tests {
         let (delta, rows, sums) = (1000 * 4 * 4, 1000 * 4 * 64 * 2, 80 * 64 * 64 * 4);
         let partial = 208 * 4 * 4 * 64 * 4;
         assert_eq!(long.bytes, delta + partial + 2 * rows + sums + 80 * 4);
-        let parts = long.long(Ptr::from_raw(1 << 20));
+        let parts = long.long::<bf16>(Ptr::from_raw(1 << 20));
         let at =
             [parts.q_norm.address(), parts.k_norm.address(), parts.dq_sum.address(), parts.turns.address()];
         let q_norm = (1 << 20) + (delta + partial) as u64;
@@ -171,6 +172,6 @@ mod tests {
 
         let plain = plan.workspace(&BackwardSizes { norm: false, ..SIZES });
         assert_eq!(plain.bytes, delta + sums + 80 * 4);
-        assert!(plain.long(Ptr::from_raw(1 << 20)).q_norm.is_null());
+        assert!(plain.long::<bf16>(Ptr::from_raw(1 << 20)).q_norm.is_null());
     }
 }
