@@ -5,14 +5,14 @@
 #include "common.cuh"
 
 struct AttentionBackward {
-    const bf16* q;
-    const bf16* k;
-    const bf16* v;
-    const bf16* out;
-    const bf16* dout;
-    bf16* dq;
-    bf16* dk;
-    bf16* dv;
+    const Element* q;
+    const Element* k;
+    const Element* v;
+    const Element* out;
+    const Element* dout;
+    Element* dq;
+    Element* dk;
+    Element* dv;
     const float* lse; // [tokens, heads]
     float* delta;     // [tokens, heads]: dout out, of the rows of long images
     float* partial;   // [blocks, heads, 4, head_dim] in the order of Affine; null where nobody wants it
@@ -99,7 +99,7 @@ struct Group {
 };
 
 // Rows of one side in shared memory: k^ and v, or q^ and dout. Where a pair has been used up, an f32 row of D
-// columns takes the place of its two bf16 rows.
+// columns takes the place of its two rows of elements.
 template <int D>
 struct Pair {
     HeadRows<D> first;
@@ -184,7 +184,7 @@ struct Reader {
 
 // Rows of one head in global memory, from some token on.
 struct Rows {
-    const bf16* p;
+    const Element* p;
     int64_t stride;
 };
 
@@ -201,12 +201,12 @@ DEVICE Head head_of(const AttentionBackward& p, int image, int head)
     return Head{start, cu_seqlens.load(image + 1) - start, head};
 }
 
-DEVICE Rows rows_of(const AttentionBackward& p, const bf16* x, int64_t stride, Head head, int row)
+DEVICE Rows rows_of(const AttentionBackward& p, const Element* x, int64_t stride, Head head, int row)
 {
     return Rows{x + int64_t(head.start + row) * stride + head.head * p.head_dim, stride};
 }
 
-DEVICE bf16* rows_of(const AttentionBackward& p, bf16* x, int64_t stride, Head head, int row)
+DEVICE Element* rows_of(const AttentionBackward& p, Element* x, int64_t stride, Head head, int row)
 {
     return x + int64_t(head.start + row) * stride + head.head * p.head_dim;
 }
@@ -233,8 +233,8 @@ DEVICE void row_deltas(float (&delta)[R], Rows out, Rows dout, int row, int apar
         const int64_t r = row + i / N * apart;
         const int column = 8 * (i % N * LANES + lane % LANES);
         const bool inside = r < length && column < head_dim;
-        x[i / N][i % N] = inside ? Global<const bf16>(out.p).load_16(r * out.stride + column) : Vec16{};
-        y[i / N][i % N] = inside ? Global<const bf16>(dout.p).load_16(r * dout.stride + column) : Vec16{};
+        x[i / N][i % N] = inside ? Global<const Element>(out.p).load_16(r * out.stride + column) : Vec16{};
+        y[i / N][i % N] = inside ? Global<const Element>(dout.p).load_16(r * dout.stride + column) : Vec16{};
     }
     UNROLL
     for (int r = 0; r < R; r++) {
@@ -267,7 +267,7 @@ DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int hea
         for (int i = 0; i < N; i++) {
             const int chunk = i * LANES + j;
             const bool inside = row < valid && 8 * chunk < head_dim;
-            x[i] = inside ? Shared<bf16>(tile.address(row, chunk)).load_16(0) : Vec16{};
+            x[i] = inside ? Shared<Element>(tile.address(row, chunk)).load_16(0) : Vec16{};
         }
         const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
         UNROLL
@@ -282,7 +282,7 @@ DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int hea
                 load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
                 normalise_four(x[i], w, gain, bias, statistics);
             }
-            Shared<bf16>(tile.address(row, chunk)).store_16(0, x[i]);
+            Shared<Element>(tile.address(row, chunk)).store_16(0, x[i]);
         }
     }
 }

@@ -8,7 +8,7 @@
 // fewer columns runs on the next width, its missing columns zero in shared memory and in registers. The
 // depth of mma is 16: where D / 8 is odd the last step has zeros in the upper half of both operands.
 //
-// QK-norm. y = (x - mean) rstd gain + bias, rounded to bf16, with rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+// QK-norm. y = (x - mean) rstd gain + bias, rounded to Element, with rstd = 1 / sqrt(mean((x - mean)^2) + eps)
 // over the head's columns and mean = 0 for RMS. Statistics are f32, two passes over a row in registers.
 #pragma once
 
@@ -218,7 +218,7 @@ DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, Row
             uint32_t& pair = x[i].word[w];
             const float a = (low(pair) - centre) * row.rstd;
             const float b = (high(pair) - centre) * row.rstd;
-            pair = pack_bf16(ptx::fused_multiply_add(a, affine.gain[i][2 * w], affine.bias[i][2 * w]),
+            pair = pack_pair(ptx::fused_multiply_add(a, affine.gain[i][2 * w], affine.bias[i][2 * w]),
                              ptx::fused_multiply_add(b, affine.gain[i][2 * w + 1], affine.bias[i][2 * w + 1]));
         }
     }
@@ -243,12 +243,12 @@ DEVICE void normalise_four(Vec16& x, int w, const float (&gain)[4], const float 
         uint32_t& pair = x.word[w + c / 2];
         const float a = (low(pair) - row.mean) * row.rstd;
         const float b = (high(pair) - row.mean) * row.rstd;
-        pair = pack_bf16(ptx::fused_multiply_add(a, gain[c], bias[c]),
+        pair = pack_pair(ptx::fused_multiply_add(a, gain[c], bias[c]),
                          ptx::fused_multiply_add(b, gain[c + 1], bias[c + 1]));
     }
 }
 
-// Rows of D bf16 columns in shared memory, bare of padding. Chunk c of row r lies in place c ^ twist(r) of its
+// Rows of D columns of Element in shared memory, bare of padding. Chunk c of row r lies in place c ^ twist(r) of its
 // row, so that the same chunk of 8 neighbouring rows lies in 8 different groups of 4 banks (ldmatrix reads
 // it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes
 // their g chunks apart.
@@ -290,7 +290,7 @@ struct HeadRows : MmaRows<HeadRows<D>, D> {
     // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
     // exist; the others, and columns from head_dim on, become zeros. `thread` of `threads` threads (whole
     // warps) take part. Does not commit.
-    DEVICE void load(const bf16* source, int64_t stride, int rows, int valid, int head_dim, int thread,
+    DEVICE void load(const Element* source, int64_t stride, int rows, int valid, int head_dim, int thread,
                      int threads) const
     {
         const int j = thread % LANES;
@@ -301,7 +301,7 @@ struct HeadRows : MmaRows<HeadRows<D>, D> {
                 if (chunk < CHUNKS) {
                     const bool exists = row < valid && 8 * chunk < head_dim;
                     const int64_t from = exists ? row * stride + 8 * chunk : 0;
-                    ptx::cp_async_16(address(row, chunk), Global<const bf16>(source).at(from), exists);
+                    ptx::cp_async_16(address(row, chunk), Global<const Element>(source).at(from), exists);
                 }
             }
         }
@@ -331,9 +331,9 @@ DEVICE void transpose_quad(Vec16& x)
 
 // Writes zeros to the `width` columns (a multiple of 8) of token rows first.. `tokens` of a [tokens, stride]
 // matrix, all blocks and threads taking part.
-DEVICE void zero_rows(bf16* rows, int64_t stride, int width, int first, int tokens)
+DEVICE void zero_rows(Element* rows, int64_t stride, int width, int first, int tokens)
 {
-    const Global<bf16> memory(rows);
+    const Global<Element> memory(rows);
     for (int row = first + blockIdx.x; row < tokens; row += gridDim.x) {
         for (int i = threadIdx.x; i < width / 8; i += blockDim.x) memory.store_16(row * stride + 8 * i, Vec16{});
     }

@@ -5,11 +5,11 @@
 #include "common.cuh"
 
 struct AttentionForward {
-    const bf16* q;
-    const bf16* k;
-    const bf16* v;
-    const bf16* k_norm; // k^ of long images, [tokens, heads * head_dim], where Hopper's kernel wants it; else null
-    bf16* out;
+    const Element* q;
+    const Element* k;
+    const Element* v;
+    const Element* k_norm; // k^ of long images, [tokens, heads * head_dim], where Hopper's kernel wants it; else null
+    Element* out;
     float* lse; // [tokens, heads]
     const int32_t* cu_seqlens;
     const int32_t* schedule;
@@ -68,7 +68,7 @@ DEVICE void zero_unused(const AttentionForward& p, int used)
 }
 
 // Keys or values of a head from row `row` on.
-DEVICE const bf16* rows_of(const bf16* x, int64_t stride, const AttentionForward& p, Head head, int row)
+DEVICE const Element* rows_of(const Element* x, int64_t stride, const AttentionForward& p, Head head, int row)
 {
     return x + (head.start + row) * stride + head.head * p.head_dim;
 }
@@ -102,7 +102,7 @@ struct Queries {
     // Starts loading the rows from `row` on: lane j of a quad gets chunks j, j + 4, ...
     DEVICE void load(const AttentionForward& p, Head head, int row)
     {
-        const Global<const bf16> source(p.q);
+        const Global<const Element> source(p.q);
         const int lane = ptx::lane_id();
         UNROLL
         for (int m = 0; m < M; m++) {
@@ -223,7 +223,7 @@ struct Queries {
                 UNROLL
                 for (int i = 0; i < 4; i++) {
                     const float(&tile)[4] = s[g][m][i / 2];
-                    a[m][i] = pack_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+                    a[m][i] = pack_pair(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
                 }
             }
             UNROLL
@@ -231,10 +231,10 @@ struct Queries {
                 uint32_t b[2][2];
                 v.columns_as_b(b, row + 16 * g, step);
                 if (2 * step + 1 < CHUNKS) {
-                    ptx::mma_tiles<M, 2>(out[step], a, b);
+                    ptx::mma_tiles<Element>(out[step], a, b);
                 } else {
                     UNROLL
-                    for (int m = 0; m < M; m++) ptx::mma(out[step][m][0], a[m], b[0]);
+                    for (int m = 0; m < M; m++) ptx::mma<Element>(out[step][m][0], a[m], b[0]);
                 }
             }
         }
@@ -244,7 +244,7 @@ struct Queries {
     {
         uint32_t b[2][2];
         k.rows_as_b(b, row, step);
-        ptx::mma_tiles<M, 2>(s, q[step], b);
+        ptx::mma_tiles<Element>(s, q[step], b);
     }
 
     // Scores of one row of the quad to exponentials, after the maximum of all keys so far. What they are added to is to
@@ -287,7 +287,7 @@ struct Queries {
 
     DEVICE void store(const AttentionForward& p, Head head, int row, float factor)
     {
-        const Global<bf16> target(p.out);
+        const Global<Element> target(p.out);
         const int lane = ptx::lane_id();
         UNROLL
         for (int m = 0; m < M; m++) {
@@ -304,7 +304,7 @@ struct Queries {
                     for (int c = 0; c < 4; c++) {
                         if (4 * i + c >= CHUNKS) continue;
                         const float(&pair)[4] = out[2 * i + c / 2][m][c % 2];
-                        x.word[c] = pack_bf16(pair[2 * half] * share, pair[2 * half + 1] * share);
+                        x.word[c] = pack_pair(pair[2 * half] * share, pair[2 * half + 1] * share);
                     }
                     transpose_quad(x);
                     const int column = 8 * (4 * i + lane % 4);

@@ -166,7 +166,7 @@ struct Copier {
         return head_norm(p.norm, gain, bias, head, p.head_dim);
     }
 
-    DEVICE Rows rows(const bf16* x, int64_t stride, int head, int token) const
+    DEVICE Rows rows(const Element* x, int64_t stride, int head, int token) const
     {
         return Rows{ptx::unknown(x) + token * stride + head * p.head_dim, stride};
     }
@@ -197,7 +197,7 @@ struct Copier {
         if (OF_LONG) return;
         // Read when dout has arrived.
         const Rows out = rows(p.out, p.out_stride, unit.head, unit.token);
-        if (thread() < unit.valid) ptx::prefetch_l2(Global<const bf16>(out.p).at(thread() * out.stride));
+        if (thread() < unit.valid) ptx::prefetch_l2(Global<const Element>(out.p).at(thread() * out.stride));
     }
 
     // Waits for this thread's copies, where `more` but for those that it has asked for last.
@@ -257,7 +257,7 @@ struct Copier {
                 for (int i = 0; i < N; i++) {
                     const int column = 8 * own_rows.chunk(i);
                     const bool inside = row < unit.valid && column < p.head_dim;
-                    x[r][i] = inside ? Global<const bf16>(out.p).load_16(row * out.stride + column) : Vec16{};
+                    x[r][i] = inside ? Global<const Element>(out.p).load_16(row * out.stride + column) : Vec16{};
                 }
                 const int64_t at = int64_t(unit.token + row) * p.heads + unit.head;
                 lse[r] = row < unit.valid ? Global<const float>(p.lse).load(at) : 0.0f;
@@ -272,7 +272,7 @@ struct Copier {
                 UNROLL
                 for (int i = 0; i < N; i++) {
                     if (row >= unit.valid || own_rows.chunk(i) >= Queries::CHUNKS) continue;
-                    const Vec16 y = Shared<bf16>(at + own_rows.place[i]).load_16(0);
+                    const Vec16 y = Shared<Element>(at + own_rows.place[i]).load_16(0);
                     UNROLL
                     for (int w = 0; w < 4; w++) {
                         delta[r] = ptx::fused_multiply_add(low(x[r][i].word[w]), low(y.word[w]), delta[r]);

@@ -89,8 +89,8 @@ struct Multiplier {
         const int row = KEYS_OF_GROUP * group;
         UNROLL
         for (int step = 0; step < STEPS; step++) {
-            ptx::wgmma<N>(x, keys.rows_matrix(row, step, memory.zeros()),
-                          queries.rows_matrix(query, step, memory.zeros()), step > 0);
+            ptx::wgmma<Element, N>(x, keys.rows_matrix(row, step, memory.zeros()),
+                                   queries.rows_matrix(query, step, memory.zeros()), step > 0);
         }
         ptx::wgmma_commit();
     }
@@ -105,7 +105,7 @@ struct Multiplier {
         ptx::wgmma_fence(sum);
         UNROLL
         for (int k = 0; k < N / 16; k++)
-            ptx::wgmma<D, true>(sum, a[k], queries.columns_matrix(query + 16 * k), true);
+            ptx::wgmma<Element, D, true>(sum, a[k], queries.columns_matrix(query + 16 * k), true);
         ptx::wgmma_commit();
     }
 
@@ -113,7 +113,7 @@ struct Multiplier {
     static DEVICE void pack(uint32_t (&a)[N / 16][4], const float (&x)[N / 2])
     {
         UNROLL
-        for (int i = 0; i < N / 4; i++) a[i / 4][i % 4] = pack_bf16(x[2 * i], x[2 * i + 1]);
+        for (int i = 0; i < N / 4; i++) a[i / 4][i % 4] = pack_pair(x[2 * i], x[2 * i + 1]);
     }
 
     // Takes N queries of a stage, from `query` on; `keys` of this warpgroup's exist. Puts ds into shared memory. The
@@ -202,8 +202,8 @@ struct Multiplier {
         UNROLL
         for (int i = 0; i < 2 * TWOS; i++) {
             const int key = row + 16 * i;
-            ptx::wgmma<DQ_COLUMNS, true, true>(dq, memory.scores().columns_matrix(key),
-                                               memory.keys(slot).columns_matrix(key, chunk), i > 0);
+            ptx::wgmma<Element, DQ_COLUMNS, true, true>(dq, memory.scores().columns_matrix(key),
+                                                        memory.keys(slot).columns_matrix(key, chunk), i > 0);
         }
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>(dq);
@@ -245,7 +245,7 @@ struct Multiplier {
         const Head head{ptx::unknown(of.start), of.length, ptx::unknown(of.head)};
         const bool summed = p.partial && p.norm.kind != NORM_NONE;
         const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, head, first);
+        Element* const target = rows_of(p, q ? p.dq : p.dk, stride, head, first);
         const Rows source = rows_of(p, q ? p.q : p.k, q ? p.q_stride : p.k_stride, head, first);
         const HeadNorm norm = head_norm(p.norm, q ? p.norm.q_gain : p.norm.k_gain, q ? p.norm.q_bias : p.norm.k_bias,
                                         head.head, p.head_dim);
@@ -263,7 +263,7 @@ struct Multiplier {
     {
         const Head head{ptx::unknown(of.start), of.length, ptx::unknown(of.head)};
         HeadNorm none{nullptr, nullptr, NORM_NONE, 0.0f};
-        bf16* const target = rows_of(p, p.dv, p.dv_stride, head, first);
+        Element* const target = rows_of(p, p.dv, p.dv_stride, head, first);
         auto four = [&](int c) { return FragmentFour{{dv[4 * c], dv[4 * c + 1], dv[4 * c + 2], dv[4 * c + 3]}}; };
         finish_quads<D>(four, 16 * warp(), length, 1.0f, p.head_dim, target, p.dv_stride, Rows{}, none, false,
                         memory.sums(0));

@@ -108,10 +108,10 @@ struct HopperCopies {
         const bool shared = p.pairs != 0 && item.is_long();
         const int first = shared ? int(ptx::cluster_rank()) * (rows / 2) : 0;
         const int count = shared ? rows / 2 : rows;
-        const bf16* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key + first);
+        const Element* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key + first);
         ptx::mbarrier_wait(stages.empty + 8 * to.stage, to.parity ^ 1);
         own.copy(stages.keys_of(to.stage).from(first), k, k_stride, count, keys - first, p.head_dim);
-        const bf16* v = rows_of(p.v, p.v_stride, p, head, key + first);
+        const Element* v = rows_of(p.v, p.v_stride, p, head, key + first);
         own.copy(stages.values_of(to.stage).from(first), v, p.v_stride, count, keys - first, p.head_dim);
         ptx::cp_async_commit();
         prefetch_queries(item, key);
@@ -127,8 +127,8 @@ struct HopperCopies {
         const int end = item.rows() - row < KEYS ? item.rows() - row : KEYS;
         if (column >= p.head_dim) return;
         for (int r = own / LANES; r < end; r += THREADS / LANES) {
-            const bf16* q = rows_of(p.q, p.q_stride, p, item.head, item.first() + row + r);
-            ptx::prefetch_l2(Global<const bf16>(q).at(column));
+            const Element* q = rows_of(p.q, p.q_stride, p, item.head, item.first() + row + r);
+            ptx::prefetch_l2(Global<const Element>(q).at(column));
         }
     }
 

@@ -42,18 +42,18 @@ struct OwnRows {
 
     // Starts copying `rows` rows (a multiple of 8) of a head from global memory, of which the first `valid`
     // exist; the others, and columns from head_dim on, become zeros. Does not commit.
-    DEVICE void copy(Tile tile, const bf16* source, int64_t stride, int rows, int valid, int head_dim) const
+    DEVICE void copy(Tile tile, const Element* source, int64_t stride, int rows, int valid, int head_dim) const
     {
-        const bf16* from = Global<const bf16>(source).at(row * stride + 8 * j);
+        const Element* from = Global<const Element>(source).at(row * stride + 8 * j);
         uint32_t to = tile.base;
         for (int r = row; r < rows; r += step) {
             UNROLL
             for (int i = 0; i < N; i++) {
                 const bool exists = r < valid && 8 * chunk(i) < head_dim;
                 if (chunk(i) < CHUNKS)
-                    ptx::cp_async_16(to + place[i], Global<const bf16>(from).at(8 * LANES * i), exists);
+                    ptx::cp_async_16(to + place[i], Global<const Element>(from).at(8 * LANES * i), exists);
             }
-            from = Global<const bf16>(from).at(step * stride);
+            from = Global<const Element>(from).at(step * stride);
             to += step * Tile::ROW_BYTES;
         }
     }
@@ -126,7 +126,7 @@ private:
             for (int i = 0; i < N; i++) {
                 const uint32_t address = tile.base + (r - row + k * step) * Tile::ROW_BYTES + place[i];
                 const bool exists = r + k * step < valid && chunk(i) < CHUNKS;
-                x[k][i] = exists ? Shared<bf16>(address).load_16(0) : Vec16{};
+                x[k][i] = exists ? Shared<Element>(address).load_16(0) : Vec16{};
             }
         }
     }
@@ -134,7 +134,7 @@ private:
     // Chunk `i` of its own of row r.
     DEVICE void store(const Vec16& x, Tile tile, int r, int i, int valid) const
     {
-        if (r < valid) Shared<bf16>(tile.base + (r - row) * Tile::ROW_BYTES + place[i]).store_16(0, x);
+        if (r < valid) Shared<Element>(tile.base + (r - row) * Tile::ROW_BYTES + place[i]).store_16(0, x);
     }
 
     DEVICE void store(const RowStatistics& statistics, int r, int valid, float* mean, float* rstd, int stride) const

@@ -5,14 +5,14 @@
 #include "schedule.cuh"
 
 struct AttentionPrepare {
-    const bf16* q;
-    const bf16* k;
-    const bf16* out;
-    const bf16* dout;
-    bf16* q_norm;   // q^ of long images, [tokens, heads * head_dim]; null where nobody wants it
-    bf16* k_norm;   // k^, likewise
-    float* delta;   // dout out, [tokens, heads]; null where nobody wants it
-    int32_t* turns; // set to 0; null where there are none
+    const Element* q;
+    const Element* k;
+    const Element* out;
+    const Element* dout;
+    Element* q_norm; // q^ of long images, [tokens, heads * head_dim]; null where nobody wants it
+    Element* k_norm; // k^, likewise
+    float* delta;    // dout out, [tokens, heads]; null where nobody wants it
+    int32_t* turns;  // set to 0; null where there are none
     const int32_t* cu_seqlens;
     const int32_t* schedule;
     QkNorm norm;

@@ -5,7 +5,7 @@
 //   dv_j = sum_i p_ij dout_i    dk^_j = scale sum_i ds_ij q^_i    dq^_i = scale sum_j ds_ij k^_j
 // and, for a normalised row y = n gain + bias with n = (x - mean) rstd and g = dy gain,
 //   dx = rstd (g - mean(g) - n mean(g n)), without mean(g) for RMS;   dgain = sum dy n,   dbias = sum dy.
-// Scores and sums are f32; p and ds are rounded to bf16 for their products.
+// Scores and sums are f32; p and ds are rounded to Element for their products.
 //
 // A warp owns 16 or 32 rows, its gradients in registers, and streams over the rows of the other side in
 // steps of 32. Both passes do the same:
@@ -336,7 +336,7 @@ struct Run {
         const int row = group().warp() * 16 * M;
         if (row >= own_rows()) return;
         if (!OWNS_QUERIES) {
-            bf16* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
+            Element* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
             write_rows<D, M>(owner.second, row, owned(), p.head_dim, target, p.dv_stride);
         }
         owner.store(owner.first, memory().own, row);
@@ -360,8 +360,8 @@ DEVICE void finish(const AttentionBackward& p)
         const uint32_t before = q && kind == BOTH ? rows * 2 * HeadRows<D>::ROW_BYTES : 0;
         const Pair<D> tile(item.shared + before, rows);
         const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        bf16* const target = rows_of(p, ptx::unknown(q ? p.dq : p.dk), stride, item.head, span.first);
-        const bf16* const from = ptx::unknown(q ? p.q : p.k);
+        Element* const target = rows_of(p, ptx::unknown(q ? p.dq : p.dk), stride, item.head, span.first);
+        const Element* const from = ptx::unknown(q ? p.q : p.k);
         const Rows source = rows_of(p, from, q ? p.q_stride : p.k_stride, item.head, span.first);
         const HeadNorm norm = norm_of(p, q, item.head.head);
         ColumnSums<D, M> sums;

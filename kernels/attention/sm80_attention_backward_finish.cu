@@ -1,5 +1,5 @@
 // dq of long images from the sums that Hopper's backward pass of attention has made over their key blocks: times the
-// scale, through the norm of q, rounded to bf16.
+// scale, through the norm of q, rounded to Element.
 //
 // Half of a block takes a tile of 64 queries, its threads what those of a warpgroup have left. Each half has a row of the
 // partial sums of gains and biases to itself.
@@ -38,7 +38,7 @@ DEVICE void finish(const AttentionBackwardHopper& hopper)
         for (int c = 0; c < D / 8; c++)
             fours[c] = 8 * c < hopper.width ? sum.load(FragmentTile<D>::place(c, thread)) : FragmentFour{};
         const HeadNorm norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
-        bf16* const target = rows_of(p, p.dq, p.dq_stride, head, first);
+        Element* const target = rows_of(p, p.dq, p.dq_stride, head, first);
         finish_quads<D>([&](int c) { return fours[c]; }, 16 * warp, left, p.scale, p.head_dim, target, p.dq_stride,
                         rows_of(p, p.q, p.q_stride, head, first), norm, summed,
                         Shared<float>(sums.address + warp * 2 * D * 4));

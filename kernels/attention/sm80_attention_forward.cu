@@ -1,10 +1,10 @@
 // Packed attention with QK-norm, forward, for every GPU since Ampere.
 //
 // For head h of each image, over the rows of that image alone:
-//   q^ = norm(q), k^ = norm(k)   rounded to bf16, as the backward pass makes them again
+//   q^ = norm(q), k^ = norm(k)   rounded to Element, as the backward pass makes them again
 //   s_ij = scale q^_i k^_j,  p_ij = exp(s_ij - max_j s_ij),  out_i = sum_j p_ij v_j / sum_j p_ij
 //   lse_i = ln sum_j exp(s_ij)
-// Scores and sums are f32, p is rounded to bf16 for its product with v. The exponential is base 2: scale and
+// Scores and sums are f32, p is rounded to Element for its product with v. The exponential is base 2: scale and
 // log2(e) are one factor in the multiply-add before it. Keys come in steps with a running maximum; the last
 // step computes only the 16-key groups that hold keys and masks within the last of them, so that images
 // of both schedules are computed by the same operations in the same order: the same bits.
@@ -63,9 +63,9 @@ DEVICE void prefetch(const AttentionForward& p, Head head, int thread, int threa
     const int column = thread % LANES * 32;
     if (column >= p.head_dim) return;
     for (int row = thread / LANES; row < head.length; row += threads / LANES) {
-        ptx::prefetch_l2(Global<const bf16>(rows_of(p.k, p.k_stride, p, head, row)).at(column));
-        ptx::prefetch_l2(Global<const bf16>(rows_of(p.q, p.q_stride, p, head, row)).at(column));
-        ptx::prefetch_l2(Global<const bf16>(rows_of(p.v, p.v_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const Element>(rows_of(p.k, p.k_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const Element>(rows_of(p.q, p.q_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const Element>(rows_of(p.v, p.v_stride, p, head, row)).at(column));
     }
 }
 

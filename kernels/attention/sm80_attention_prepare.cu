@@ -23,13 +23,13 @@ struct Part {
 };
 
 // Normalises rows of q or k. Collective.
-DEVICE void normalise(const AttentionPrepare& p, const Part& part, const bf16* from, int64_t stride, bf16* to,
+DEVICE void normalise(const AttentionPrepare& p, const Part& part, const Element* from, int64_t stride, Element* to,
                       const float* gains, const float* biases, float* mean, float* rstd)
 {
     const int j = ptx::lane_id() % LANES;
     const HeadNorm norm = head_norm(p.norm, gains, biases, part.exists ? part.head : 0, p.head_dim);
-    const Global<const bf16> source(from);
-    const Global<bf16> target(to);
+    const Global<const Element> source(from);
+    const Global<Element> target(to);
     const int apart = blockDim.x / 32;
     for (int first = ptx::warp_id(); first < part.rows; first += ROWS * apart) {
         Vec16 x[ROWS][CHUNKS];

@@ -7,9 +7,9 @@
 //
 //   s^T = k^ q^^T      dp^T = v dout^T      p^T = exp(..)      ds^T = p^T (dp^T - delta)
 //
-// whose rows are keys, so that p^T and ds^T, rounded to bf16, are operands from registers for dv += p^T dout and dk += ds^T
-// q^. ds^T goes to shared memory as well, where one of the two, by turns, makes dq = ds k^ of the stage over all keys of
-// the block, while the other goes on.
+// whose rows are keys, so that p^T and ds^T, rounded to Element, are operands from registers for dv += p^T dout and
+// dk += ds^T q^. ds^T goes to shared memory as well, where one of the two, by turns, makes dq = ds k^ of the stage over
+// all keys of the block, while the other goes on.
 //
 //   short images  all stages stay in shared memory for one key block after another; dq of a tile is summed in shared
 //                 memory, where each thread finds its own again. The warpgroup that copies normalises q and k and makes

@@ -192,7 +192,7 @@ struct HopperQueries {
         const Tile keys = stages.keys_of(stage.stage);
         UNROLL
         for (int step = 0; step < Tile::STEPS; step++)
-            ptx::wgmma<N>(all<N>(s), rows.q[step][0], keys.rows_matrix(0, step, stages.zeros()), step != 0);
+            ptx::wgmma<Element, N>(all<N>(s), rows.q[step][0], keys.rows_matrix(0, step, stages.zeros()), step != 0);
         ptx::wgmma_commit();
     }
 
@@ -203,7 +203,7 @@ struct HopperQueries {
         const uint64_t matrix = stages.values_of(stage.stage).columns_matrix(0);
         UNROLL
         for (int g = 0; g < N / 16; g++)
-            ptx::wgmma<D, true>(out(), a[g], ptx::wgmma_advance(matrix, g * 16 * Tile::ROW_BYTES), true);
+            ptx::wgmma<Element, D, true>(out(), a[g], ptx::wgmma_advance(matrix, g * 16 * Tile::ROW_BYTES), true);
         ptx::wgmma_commit();
     }
 
@@ -226,7 +226,7 @@ struct HopperQueries {
             UNROLL
             for (int i = 0; i < 4; i++) {
                 const float(&tile)[4] = s[g][0][i / 2];
-                a[g][i] = pack_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+                a[g][i] = pack_pair(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
             }
         }
     }

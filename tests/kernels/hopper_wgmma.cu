@@ -48,9 +48,9 @@ DEVICE void multiply_64(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumula
 {
     UNROLL
     for (int k = 0; k < 4; k++) {
-        ptx::wgmma<N, A_TRANSPOSED, B_TRANSPOSED>(d, ptx::wgmma_advance(a, k * (A_TRANSPOSED ? 2048 : 32)),
-                                                  ptx::wgmma_advance(b, k * (B_TRANSPOSED ? 2048 : 32)),
-                                                  accumulate || k > 0);
+        ptx::wgmma<bf16, N, A_TRANSPOSED, B_TRANSPOSED>(d, ptx::wgmma_advance(a, k * (A_TRANSPOSED ? 2048 : 32)),
+                                                        ptx::wgmma_advance(b, k * (B_TRANSPOSED ? 2048 : 32)),
+                                                        accumulate || k > 0);
     }
 }
 
@@ -97,9 +97,9 @@ DEVICE void product(const Params& p)
                 ptx::ldmatrix_x4(fragment, tile_a + row * 128 + ((chunk ^ row % 8) << 4));
                 ptx::wgmma_fence(d);
                 if (b_transposed) {
-                    ptx::wgmma<N, true>(d, fragment, ptx::wgmma_advance(b, step * 2048), k + step > 0);
+                    ptx::wgmma<bf16, N, true>(d, fragment, ptx::wgmma_advance(b, step * 2048), k + step > 0);
                 } else {
-                    ptx::wgmma<N>(d, fragment, ptx::wgmma_advance(b, step * 32), k + step > 0);
+                    ptx::wgmma<bf16, N>(d, fragment, ptx::wgmma_advance(b, step * 32), k + step > 0);
                 }
                 ptx::wgmma_commit();
                 ptx::wgmma_wait<0>(d);
@@ -119,7 +119,7 @@ DEVICE void product(const Params& p)
         if (BUG == Bug::overwritten_operand && thread == 5) Shared<float>(tile_a).store(0, 0.0f);
         if constexpr (BUG == Bug::other_shape) {
             float(&half)[N / 4] = reinterpret_cast<float(&)[N / 4]>(d);
-            ptx::wgmma<N / 2>(half, a, b, true);
+            ptx::wgmma<bf16, N / 2>(half, a, b, true);
         }
         if (BUG == Bug::no_wait) return;
         if (BUG == Bug::unnamed) {
@@ -162,8 +162,8 @@ DEVICE void patterns(const Params& p)
     UNROLL
     for (uint32_t k = 0; k < 64; k += 16) {
         uint32_t at = TRANSPOSED ? k * width : k / elements * box + k % elements * 2;
-        ptx::wgmma<64, TRANSPOSED, TRANSPOSED>(d, ptx::wgmma_matrix(tile_a + at, leading, stride, PATTERN),
-                                               ptx::wgmma_matrix(tile_b + at, leading, stride, PATTERN), k > 0);
+        ptx::wgmma<bf16, 64, TRANSPOSED, TRANSPOSED>(d, ptx::wgmma_matrix(tile_a + at, leading, stride, PATTERN),
+                                                     ptx::wgmma_matrix(tile_b + at, leading, stride, PATTERN), k > 0);
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(d);
