@@ -18,7 +18,9 @@ pub const BACKWARD_SMALL_BLOCKS: u32 = 4;
 pub const BACKWARD_PREPARE: &str = "attention_backward_prepare_bf16";
 /// Name of the kernel that sums gradients of gains and biases.
 pub const BACKWARD_SUM: &str = "attention_backward_sum_f32";
-/// Columns of the partial sums that a block of it takes.
+/// Name of the kernel that sums dk and dv over the heads of q that share a head of k and v.
+pub const BACKWARD_GROUPS: &str = "attention_backward_groups_bf16";
+/// Columns of the partial sums that a block of [`BACKWARD_SUM`] takes.
 pub const BACKWARD_SUM_COLUMNS: usize = 8;
 /// Its shared memory: a float a warp and column.
 pub const BACKWARD_SUM_SHARED: u32 = (BACKWARD_WARPS * BACKWARD_SUM_COLUMNS * 4) as u32;
@@ -282,6 +284,7 @@ pub fn sources() -> Vec<Source> {
     let gradients = BACKWARD_INSTANCES.iter().map(BackwardInstance::kernel).chain([
         small(BACKWARD_PREPARE, "prepare", "AttentionBackward"),
         small(BACKWARD_SUM, "sum", "AttentionBackwardSum"),
+        small(BACKWARD_GROUPS, "sum_groups", "AttentionBackwardGroups"),
     ]);
     let prepare = Kernel {
         name: ATTENTION_PREPARE.into(),
