@@ -171,6 +171,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             lse: Ptr::from_raw(call.lse),
             cu_seqlens: Ptr::from_raw(call.cu_seqlens),
             schedule: Ptr::from_raw(call.forward_schedule),
+            rope: Ptr::null(),
             norm: call.norm(),
             statistics: QkStatistics { q_mean: none, q_rstd: none, k_mean: none, k_rstd: none },
             q_stride: call.stride,
@@ -180,7 +181,9 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             tokens: call.tokens as i32,
             slots: call.slots as i32,
             heads: call.heads as i32,
+            kv_heads: call.heads as i32,
             head_dim: call.head_dim as i32,
+            rope_kind: 0,
             scale: call.scale as f32,
             turns: i32::from(plan.turns),
             pairs: 0,
@@ -222,6 +225,7 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             partial: if gains { workspace.partial(base) } else { Ptr::null() },
             cu_seqlens: Ptr::from_raw(call.cu_seqlens),
             schedule: Ptr::from_raw(call.backward_schedule),
+            rope: Ptr::null(),
             norm: call.norm(),
             q_stride: call.stride,
             k_stride: call.stride,
@@ -234,9 +238,11 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             tokens: call.tokens as i32,
             slots: call.slots as i32,
             heads: call.heads as i32,
+            kv_heads: call.heads as i32,
             head_dim: call.head_dim as i32,
             short_rows: plan.short_rows as i32,
             tile_rows: plan.limits.tile_rows as i32,
+            rope_kind: 0,
             unused: 0,
             scale: call.scale as f32,
         };
@@ -248,9 +254,7 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             accumulate: Ptr::null(),
         };
         // SAFETY: as the caller promises.
-        unsafe {
-            backward(kernels, RawStream(stream), &plan, &params, &workspace, workspace.long(base), &affine)?;
-        }
+        unsafe { backward(kernels, RawStream(stream), &plan, &params, &workspace, base, &affine)? };
         Ok(0)
     }))
 }

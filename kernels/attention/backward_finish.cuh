@@ -1,5 +1,5 @@
 // Finished gradients of the backward pass of attention on their way to global memory: dv from registers, dq and
-// dk from f32 rows in shared memory, through the norm.
+// dk from f32 rows in shared memory, through the rotation and the norm.
 #pragma once
 
 #include "backward_rows.cuh"
@@ -69,10 +69,11 @@ struct ColumnSums {
 };
 
 // Writes 16 M gradient rows from row `row` on, f32 in shared memory, to `target`, those below `length`: times
-// `factor`, and through the norm of the rows `source` if there is one. One warp. Collective.
+// `factor`, rotated back, and through the norm of the rows `source` if there is one. One warp. Collective.
 template <int D, int M, bool NORM>
 DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int head_dim, Element* target,
-                        int64_t target_stride, Rows source, const HeadNorm& norm, ColumnSums<D, M>& sums)
+                        int64_t target_stride, Rows source, const HeadNorm& norm, const Rope& rope,
+                        ColumnSums<D, M>& sums)
 {
     constexpr int LANES = HeadRows<D>::LANES;
     constexpr int N = HeadRows<D>::LANE_CHUNKS;
@@ -109,9 +110,20 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
             // Read in any case, without a branch.
             const Vec16 four = Shared<float>(tile.f32_address(r, (inside ? 2 * chunk : 0) + i % 2)).load_16(0);
             const float times = inside ? factor : 0.0f;
+            float g[4];
             UNROLL
-            for (int c = 0; c < 4; c++)
-                dy[i / (2 * N)][i / 2 % N][i % 2 * 4 + c] = bits_to_float(four.word[c]) * times;
+            for (int c = 0; c < 4; c++) g[c] = bits_to_float(four.word[c]);
+            if (rope.table && inside) {
+                const int column = 8 * chunk + i % 2 * 4;
+                const int other = rope.partner(column);
+                const Vec16 pairs = Shared<float>(tile.f32_address(r, other / 4)).load_16(0);
+                float partner[4];
+                UNROLL
+                for (int c = 0; c < 4; c++) partner[c] = bits_to_float(pairs.word[c]);
+                Rotation(rope.from(r), column, true).apply(g, partner, other == column);
+            }
+            UNROLL
+            for (int c = 0; c < 4; c++) dy[i / (2 * N)][i / 2 % N][i % 2 * 4 + c] = g[c] * times;
         }
         if (NORM) {
             RowStatistics statistics[R];

@@ -2,7 +2,8 @@
 // and QK-norm of rows spread over lanes.
 //
 // Rows. Head h of token t begins at element t * stride + h * head_dim of q, k, v, out or a gradient of one;
-// pointers and row strides are multiples of 16 bytes. A chunk is 16 bytes, 8 columns, of a row.
+// pointers and row strides are multiples of 16 bytes. A chunk is 16 bytes, 8 columns, of a row. k and v may have fewer
+// heads, of which each serves as many neighbouring heads of q.
 //
 // Instances. A kernel is compiled for widths D of 64, 72, 80, 88, 96, 104, 112 and 128 columns; a head of
 // fewer columns runs on the next width, its missing columns zero in shared memory and in registers. The
@@ -16,8 +17,8 @@
 
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
 
-// QK-norm of all heads. Gains and biases are [heads, head_dim], or [head_dim] where `per_head` is 0; null
-// gains are 1, null biases 0. Pointers are 16-byte aligned.
+// QK-norm of all heads. Gains and biases are [heads, head_dim], those of k [kv_heads, head_dim], or [head_dim] where
+// `per_head` is 0; null gains are 1, null biases 0. Pointers are 16-byte aligned.
 struct QkNorm {
     const float* q_gain;
     const float* k_gain;
@@ -29,7 +30,7 @@ struct QkNorm {
     int32_t unused;
 };
 
-// Statistics of the rows of q and k, each [tokens, heads]; null where nobody wants them.
+// Statistics of the rows of q, [tokens, heads], and k, [tokens, kv_heads]; null where nobody wants them.
 struct QkStatistics {
     float* q_mean;
     float* q_rstd;
@@ -49,6 +50,20 @@ DEVICE HeadNorm head_norm(const QkNorm& norm, const float* gain, const float* bi
 {
     const int first = norm.per_head ? head * head_dim : 0;
     return HeadNorm{gain ? gain + first : nullptr, bias ? bias + first : nullptr, norm.kind, norm.eps};
+}
+
+// The head of k and v that head `head` of q has, which it may share with its neighbours.
+template <class Params>
+DEVICE int kv_head(const Params& p, int head)
+{
+    return p.kv_heads == p.heads ? head : head * p.kv_heads / p.heads;
+}
+
+// Whether it is the first of those that share it.
+template <class Params>
+DEVICE bool leads_group(const Params& p, int head)
+{
+    return p.kv_heads == p.heads || head * p.kv_heads % p.heads == 0;
 }
 
 struct RowStatistics {

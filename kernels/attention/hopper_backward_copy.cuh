@@ -159,11 +159,12 @@ struct Copier {
         return state_of_warp<D>(memory);
     }
 
+    // Of a head of queries, or of the keys that it has.
     DEVICE HeadNorm norm_of(bool keys, int head) const
     {
         const float* const gain = ptx::unknown(keys ? p.norm.k_gain : p.norm.q_gain);
         const float* const bias = ptx::unknown(keys ? p.norm.k_bias : p.norm.q_bias);
-        return head_norm(p.norm, gain, bias, head, p.head_dim);
+        return head_norm(p.norm, gain, bias, keys ? kv_head(p, head) : head, p.head_dim);
     }
 
     DEVICE Rows rows(const Element* x, int64_t stride, int head, int token) const
@@ -178,11 +179,12 @@ struct Copier {
             const int room = round_up(unit.valid, KEYS_OF_GROUP);
             for (int h = 0; h < uniform(unit.heads); h++) {
                 const uint32_t below = h * KEYS_OF_GROUP * Keys::ROW_BYTES;
-                const Rows k = OF_LONG ? rows(hopper.k_norm, hopper.k_norm_stride, unit.head + h, unit.token)
-                                       : rows(p.k, p.k_stride, unit.head + h, unit.token);
+                const int head = kv_head(p, unit.head + h);
+                const Rows k = OF_LONG ? rows(hopper.k_norm, hopper.k_norm_stride, head, unit.token)
+                                       : rows(p.k, p.k_stride, head, unit.token);
                 const Keys first(memory.keys(unit.place).base + below);
                 own<Keys>().copy(first, k.p, k.stride, room, unit.valid, p.head_dim);
-                const Rows v = rows(p.v, p.v_stride, unit.head + h, unit.token);
+                const Rows v = rows(p.v, p.v_stride, head, unit.token);
                 const Keys second(memory.values(unit.place).base + below);
                 own<Keys>().copy(second, v.p, v.stride, room, unit.valid, p.head_dim);
             }
@@ -230,12 +232,21 @@ struct Copier {
     DEVICE void finish_keys(const Unit& unit, bool more) const
     {
         wait(more);
-        if (p.norm.kind == NORM_NONE) return;
+        if (!makes_rows(p)) return;
         for (int h = 0; h < uniform(unit.heads); h++) {
             const Keys tile(memory.keys(unit.place).base + h * KEYS_OF_GROUP * Keys::ROW_BYTES);
-            own<Keys>().template normalise<ROWS_AT_ONCE>(tile, norm_of(true, unit.head + h), unit.valid, p.head_dim, nullptr,
-                                                         nullptr, 0);
+            normalise(tile, norm_of(true, unit.head + h), unit);
         }
+    }
+
+    // Normalises and rotates the rows of a unit in place. Collective.
+    template <class Tile>
+    DEVICE void normalise(Tile tile, const HeadNorm& norm, const Unit& unit) const
+    {
+        if (p.rope)
+            own<Tile>().rotate(tile, norm, rope_of(p).from(unit.token), unit.valid, nullptr, nullptr, 0);
+        else
+            own<Tile>().template normalise<ROWS_AT_ONCE>(tile, norm, unit.valid, p.head_dim, nullptr, nullptr, 0);
     }
 
     // Normalised, and with delta, for which out comes while they arrive.
@@ -286,9 +297,8 @@ struct Copier {
                 if (own_rows.j == 0) keep(unit, own_rows.row + (first + r) * own_rows.step, lse[r], delta[r]);
             }
         }
-        if (p.norm.kind == NORM_NONE) return;
-        own<Queries>().template normalise<ROWS_AT_ONCE>(memory.queries(unit.place), norm_of(false, unit.head), unit.valid,
-                                                        p.head_dim, nullptr, nullptr, 0);
+        if (!makes_rows(p)) return;
+        normalise(memory.queries(unit.place), norm_of(false, unit.head), unit);
     }
 
     // Makes this thread's part ready and says so. Collective.

@@ -1,7 +1,7 @@
 // Keys and values on their way to shared memory: each thread copies some, and normalises those by itself.
 #pragma once
 
-#include "common.cuh"
+#include "rope.cuh"
 
 // The part of one thread of `threads` (whole warps) in rows of tiles. Four lanes share a row: fewer shuffles a
 // column than with eight. Lane j of them has chunks j, j + 4, ... of every (threads / 4)th row; as that is a
@@ -112,6 +112,36 @@ struct OwnRows {
             UNROLL
             for (int k = 0; k < R; k++)
                 store(statistics[k], r + k * step, valid, mean, rstd, statistics_stride);
+        }
+    }
+
+    // Normalises and rotates the first `valid` rows in place; `rope` is that of the first of them. Lanes read what the
+    // others of their row have copied, each after its own cp_async_wait. Collective.
+    DEVICE void rotate(Tile tile, const HeadNorm& norm, const Rope& rope, int valid, float* mean, float* rstd,
+                       int statistics_stride) const
+    {
+        ptx::warp_sync();
+        ROLLED
+        for (int r = row; r - row % 8 < valid; r += step) {
+            Vec16 x[1][N];
+            RowStatistics statistics[1];
+            load(x, tile, r, valid);
+            statistics_or_none<LANES>(statistics, x, j, rope.head_dim, norm);
+            auto four = [&](int column) {
+                return Shared<Four>(tile.address(r, column / 8) + column % 8 * 2).load(0);
+            };
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                if (r < valid && 8 * chunk(i) < rope.head_dim)
+                    rotate_chunk(x[0][i], 8 * chunk(i), four, norm, statistics[0], rope.from(r));
+            }
+            // All lanes of the row have read.
+            ptx::warp_sync();
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                if (8 * chunk(i) < rope.head_dim) store(x[0][i], tile, r, i, valid);
+            }
+            store(statistics[0], r, valid, mean, rstd, statistics_stride);
         }
     }
 

@@ -1,7 +1,7 @@
-// Packed attention with QK-norm, forward, on Hopper: wgmma fed by a ring of keys and values. Operands and results as in
-// sm80_attention_forward.cu.
+// Packed attention with QK-norm and rotary position embedding, forward, on Hopper: wgmma fed by a ring of keys and values.
+// Operands and results as in sm80_attention_forward.cu.
 //
-// A block stays on its multiprocessor for many items. One of its warpgroups copies and normalises keys, CONSUMERS
+// A block stays on its multiprocessor for many items. One of its warpgroups copies, normalises and rotates keys, CONSUMERS
 // multiply. An item is a head of a short image, or a tile of 64 CONSUMERS queries of one of a long image; long ones come
 // first. Each has all keys of the image in stages of 64 keys and their values.
 //

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use trencadis::cpu::attention::{QkAffine, QkAffineGrad, backward as oracle};
+use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward as oracle};
 use trencadis::device::{Device, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
@@ -72,37 +72,38 @@ pub fn run<E: Operand>(
 ) -> Gradients<E> {
     let attention = case.attention();
     let plan = plan(case, device, way);
-    let (width, slots) = (case.width(), case.cu_seqlens.len() - 1);
+    let (width, stride, slots) = (case.width(), case.stride(), case.cu_seqlens.len() - 1);
     let stream: Stream = device.stream().unwrap();
     let qkv = device.upload(&case.qkv).unwrap();
-    let mark = vec![mark::<E>(); case.tokens * (3 * width + FOREIGN)];
+    let mark = vec![mark::<E>(); case.tokens * stride];
     let dqkv = device.upload(&mark).unwrap();
     let out = device.upload(&answer.out).unwrap();
     let dout = device.upload(dout).unwrap();
     let lse = device.upload(&answer.lse).unwrap();
     let affine = case.affine.each_ref().map(|x| x.as_ref().map(|x| device.upload(x).unwrap()));
-    let heads = if case.config.gain_per_head { case.config.heads } else { 1 };
-    let before = vec![BEFORE; heads * case.config.head_dim];
-    let daffine = [(); 4].map(|()| device.upload(&before).unwrap());
+    let rope = case.rope.as_ref().map(|x| device.upload(x).unwrap());
+    let daffine = affine_lengths(case).map(|len| device.upload(&vec![BEFORE; len]).unwrap());
     let accumulate = device.upload(&[i32::from(way.accumulate)]).unwrap();
     let cu_seqlens = device.upload(&case.cu_seqlens).unwrap();
     let longest = way.longest.unwrap_or(case.tokens);
     let schedule = Schedule::new(device, plan.limits, case.tokens, slots).unwrap().with_longest(longest);
     let workspace = device.alloc::<u8>(attention.backward_workspace_bytes(&plan, longest, true)).unwrap();
-    let part = |buffer, i: usize| Rows { buffer, offset: i * width, stride: 3 * width + FOREIGN };
+    let [q, k, v] = case.offsets().map(|offset| Rows { buffer: &qkv, offset, stride });
+    let [dq, dk, dv] = case.offsets().map(|offset| Rows { buffer: &dqkv, offset, stride });
     let operands = Backward {
-        q: part(&qkv, 0),
-        k: part(&qkv, 1),
-        v: part(&qkv, 2),
+        q,
+        k,
+        v,
         out: Rows::dense(&out, width),
         lse: &lse,
         dout: Rows::dense(&dout, width),
         affine: affine.each_ref().map(Option::as_ref),
+        rope: rope.as_ref(),
         cu_seqlens: &cu_seqlens,
         schedule: &schedule,
-        dq: part(&dqkv, 0),
-        dk: part(&dqkv, 1),
-        dv: part(&dqkv, 2),
+        dq,
+        dk,
+        dv,
         daffine: daffine.each_ref().map(Some),
         accumulate: Some(&accumulate),
         workspace: &workspace,
@@ -111,13 +112,21 @@ pub fn run<E: Operand>(
     attention.backward(&stream, &plan, &operands).unwrap();
     schedule.check().unwrap();
     let mut rows = [const { Vec::new() }; 3];
-    for row in dqkv.download().unwrap().chunks(3 * width + FOREIGN) {
-        for (rows, row) in rows.iter_mut().zip(row.chunks(width)) {
-            rows.extend_from_slice(row);
+    let [_, k, v] = case.offsets();
+    for row in dqkv.download().unwrap().chunks(stride) {
+        let (own, others) = row.split_at(stride - FOREIGN);
+        for (rows, part) in rows.iter_mut().zip([&own[..k], &own[k..v], &own[v..]]) {
+            rows.extend_from_slice(part);
         }
-        assert!(row[3 * width..].iter().all(is_mark), "columns of others were written");
+        assert!(others.iter().all(is_mark), "columns of others were written");
     }
     Gradients { rows, affine: daffine.each_ref().map(|x| x.download().unwrap()) }
+}
+
+/// Elements of γq, βq, γk and βk.
+fn affine_lengths<E: Operand>(case: &Case<E>) -> [usize; 4] {
+    let AttentionConfig { heads, kv_heads, head_dim, gain_per_head, .. } = case.config;
+    [heads, heads, kv_heads, kv_heads].map(|heads| if gain_per_head { heads } else { 1 } * head_dim)
 }
 
 /// Gradients of the used rows, and of gains and biases, on the CPU device.
@@ -125,16 +134,13 @@ pub fn expected<E: Operand>(case: &Case<E>, answer: &Answer<E>) -> ([Vec<f64>; 3
     let (width, config) = (case.width(), case.config);
     let used = *case.cu_seqlens.last().unwrap() as usize;
     let wide = |x: &[E], len: usize| x[..len].iter().map(|x| x.wide()).collect::<Vec<_>>();
-    let qkv: Vec<f64> = (case.qkv.chunks(3 * width + FOREIGN).take(used))
-        .flat_map(|row| row[..3 * width].iter().map(|x| x.wide()))
-        .collect();
+    let (qkv, rope) = (case.used_rows(), case.used_rope());
     let affine =
         case.affine.each_ref().map(|x| x.as_ref().map(|x| x.iter().map(|&x| x.into()).collect::<Vec<f64>>()));
     let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
-    let heads = if config.gain_per_head { config.heads } else { 1 };
-    let mut daffine = [(); 4].map(|()| vec![0.0; heads * config.head_dim]);
+    let mut daffine = affine_lengths(case).map(|len| vec![0.0; len]);
     let [dq_gain, dq_bias, dk_gain, dk_bias] = daffine.each_mut().map(|x| Some(x.as_mut_slice()));
-    let mut dqkv = vec![f64::NAN; used * 3 * width];
+    let mut dqkv = vec![f64::NAN; used * config.qkv_width()];
     let lse: Vec<f64> = answer.lse[..used * config.heads].iter().map(|&x| x.into()).collect();
     oracle(
         &config,
@@ -145,11 +151,15 @@ pub fn expected<E: Operand>(case: &Case<E>, answer: &Answer<E>) -> ([Vec<f64>; 3
         &lse,
         &qkv,
         QkAffine { q_gain, k_gain, q_bias, k_bias },
+        rope.as_deref(),
         &case.cu_seqlens,
     );
     let mut rows = [const { Vec::new() }; 3];
-    for row in dqkv.chunks(width).enumerate() {
-        rows[row.0 % 3].extend_from_slice(row.1);
+    let [_, k, v] = case.offsets();
+    for row in dqkv.chunks(config.qkv_width()) {
+        for (rows, part) in rows.iter_mut().zip([&row[..k], &row[k..v], &row[v..]]) {
+            rows.extend_from_slice(part);
+        }
     }
     (rows, daffine)
 }

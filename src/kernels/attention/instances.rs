@@ -16,7 +16,7 @@ pub const BACKWARD_WARPS: usize = 8;
 pub const BACKWARD_SMALL_BLOCKS: u32 = 4;
 /// Name of the kernel that sums gradients of gains and biases.
 pub const BACKWARD_SUM: &str = "attention_backward_sum_f32";
-/// Columns of the partial sums that a block of it takes.
+/// Columns of the partial sums that a block of [`BACKWARD_SUM`] takes.
 pub const BACKWARD_SUM_COLUMNS: usize = 8;
 /// Its shared memory: a float a warp and column.
 pub const BACKWARD_SUM_SHARED: u32 = (BACKWARD_WARPS * BACKWARD_SUM_COLUMNS * 4) as u32;
@@ -48,6 +48,11 @@ pub const HOPPER_SHARED_BYTES: u32 = 232_448;
 /// Name of the kernel that prepares long images for Hopper's.
 pub fn attention_prepare(element: &str) -> String {
     format!("attention_prepare_{element}")
+}
+
+/// Name of the kernel that sums dk and dv over the heads of q that share a head of k and v.
+pub fn backward_groups(element: &str) -> String {
+    format!("attention_backward_groups_{element}")
 }
 
 /// Name of the kernel that writes rows of no image and prepares long images.
@@ -309,6 +314,7 @@ fn of_element(which: usize) -> [Source; 6] {
     let mut gradients: Vec<Kernel> =
         BACKWARD_INSTANCES.iter().map(|instance| instance.kernel(element)).collect();
     gradients.push(small(backward_prepare(element), "prepare", "AttentionBackward"));
+    gradients.push(small(backward_groups(element), "sum_groups", "AttentionBackwardGroups"));
     if which == 0 {
         // It has no operand of the element.
         gradients.push(small(BACKWARD_SUM.into(), "sum", "AttentionBackwardSum"));

@@ -22,7 +22,7 @@ pub struct PrepareParams<E: Element = bf16> {
     pub dout: Ptr<E>,
     /// q̂ of long images, `[tokens, heads·head_dim]`.
     pub q_norm: Ptr<E>,
-    /// k̂ of long images, likewise.
+    /// k̂ of long images, `[tokens, kv_heads·head_dim]`.
     pub k_norm: Ptr<E>,
     /// Σ dout ⊙ out of long images, `[tokens, heads]`.
     pub delta: Ptr<f32>,
@@ -32,6 +32,8 @@ pub struct PrepareParams<E: Element = bf16> {
     pub cu_seqlens: Ptr<i32>,
     /// The work lists made from it.
     pub schedule: Ptr<i32>,
+    /// As [`ForwardParams::rope`](super::raw::ForwardParams::rope).
+    pub rope: Ptr<f32>,
     /// The norm.
     pub norm: QkNorm,
     /// Its statistics, of the rows that are normalised.
@@ -48,10 +50,14 @@ pub struct PrepareParams<E: Element = bf16> {
     pub tokens: i32,
     /// Image slots.
     pub slots: i32,
-    /// Heads.
+    /// Heads of q.
     pub heads: i32,
+    /// Heads of k.
+    pub kv_heads: i32,
     /// Columns of a head.
     pub head_dim: i32,
+    /// As [`ForwardParams::rope_kind`](super::raw::ForwardParams::rope_kind).
+    pub rope_kind: i32,
     /// [`tile_rows`](super::Limits::tile_rows) of the schedule's limits.
     pub tile_rows: i32,
     /// Length of `turns`.
