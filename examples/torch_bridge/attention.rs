@@ -8,7 +8,7 @@ use trencadis::device::{Kernels, Ptr, RawStream};
 use trencadis::kernels::attention::backward::raw::{AffineGrad, BackwardParams, backward};
 use trencadis::kernels::attention::raw::{self, ForwardParams, QkNorm, QkStatistics};
 use trencadis::kernels::attention::{Attention, BackwardPlan, ForwardPlan};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
 use super::code;
 
@@ -61,6 +61,7 @@ impl AttentionCall {
         let count = |x: i64| usize::try_from(x).unwrap_or(0);
         let config = AttentionConfig {
             heads: count(self.heads),
+            kv_heads: count(self.heads),
             head_dim: count(self.head_dim),
             scale: self.scale,
             norm: match self.norm {
@@ -70,6 +71,7 @@ impl AttentionCall {
             },
             eps: self.eps,
             gain_per_head: true,
+            rope: Rope::None,
         };
         let (tokens, slots) = (count(self.tokens), count(self.slots));
         let attention = Attention { config, tokens, slots };

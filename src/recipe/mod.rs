@@ -17,6 +17,7 @@ mod data;
 pub mod load;
 mod model;
 mod position;
+mod rope;
 pub mod shapes;
 mod train;
 mod validate;
@@ -24,6 +25,7 @@ mod validate;
 pub use data::*;
 pub use model::*;
 pub use position::*;
+pub use rope::*;
 pub use train::*;
 pub use validate::MAX_SIDE;
 

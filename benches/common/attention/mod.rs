@@ -8,7 +8,7 @@ use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::Stream;
 use trencadis::kernels::Element;
 use trencadis::kernels::attention::{Attention, Backward, Forward, Schedule};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 use trencadis::{Error, Result};
 
 use super::gpu::{Case, Gpu, Queue, Sink};
@@ -77,7 +77,16 @@ fn schedule_case(
 ) -> Result<()> {
     let (tokens, slots) = (images.tokens(), images.lengths.len());
     let (scale, norm) = (1.0, QkNormKind::None);
-    let config = AttentionConfig { heads, head_dim, scale, norm, eps: 0.0, gain_per_head: false };
+    let config = AttentionConfig {
+        heads,
+        kv_heads: heads,
+        head_dim,
+        scale,
+        norm,
+        eps: 0.0,
+        gain_per_head: false,
+        rope: Rope::None,
+    };
     let limits = Attention { config, tokens, slots }.plan(gpu.device.info())?.limits;
     let cu_seqlens = gpu.device.upload(&images.cu_seqlens())?;
     let schedule = Schedule::new(&gpu.device, limits, tokens, slots)?;
@@ -104,7 +113,16 @@ fn norm_cases<E: Element>(
 ) -> Result<()> {
     let (width, tokens, slots) = (heads * head_dim, images.tokens(), images.lengths.len());
     let scale = 1.0 / (head_dim as f64).sqrt();
-    let config = AttentionConfig { heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: true };
+    let config = AttentionConfig {
+        heads,
+        kv_heads: heads,
+        head_dim,
+        scale,
+        norm,
+        eps: 1e-6,
+        gain_per_head: true,
+        rope: Rope::None,
+    };
     let longest = images.lengths.iter().copied().max().unwrap_or(0);
     let attention = Attention { config, tokens, slots };
     let (plan, backward_plan) =
