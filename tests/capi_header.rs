@@ -72,7 +72,9 @@ fn no_function_unwinds() {
 #[test]
 fn c_and_cxx_have_the_same_structs() {
     let folder = tempdir().unwrap();
-    let mut text = String::from("#include \"trencadis.h\"\n#ifdef __cplusplus\n#define _Static_assert static_assert\n#endif\n");
+    let mut text = String::from(
+        "#include \"trencadis.h\"\n#ifdef __cplusplus\n#define _Static_assert static_assert\n#endif\n",
+    );
     let mut holds = |what: String, value: usize| {
         let _ = writeln!(text, "_Static_assert({what} == {value}, \"{what}\");");
     };
@@ -98,7 +100,9 @@ fn c_and_cxx_have_the_same_structs() {
     holds("TRENCADIS_DTYPE_F32".into(), capi::Dtype::F32 as usize);
     holds("TRENCADIS_ABI_VERSION".into(), capi::TRENCADIS_ABI_VERSION as usize);
     text.push_str("int main(void) { return 0; }\n");
-    for (compiler, standard, extension) in [("cc", "c11", "c"), ("c++", "c++11", "cpp"), ("c++", "c++20", "cpp")] {
+    for (compiler, standard, extension) in
+        [("cc", "c11", "c"), ("c++", "c++11", "cpp"), ("c++", "c++20", "cpp")]
+    {
         let file = folder.path().join(format!("layout.{extension}"));
         fs::write(&file, &text).unwrap();
         let done = Command::new(compiler)

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use bytemuck::Zeroable;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::handle::{Handle, borrow, device};
 use super::operands::{Lines, Memory, count, host_starts};
@@ -11,10 +11,11 @@ use super::status::{Refusal, Result, Status, guard};
 use super::structs::{read, sized, write};
 use super::{Dtype, QkNorm};
 use crate::device::{Buffer, Device, Stream};
+use crate::kernels::Element;
 use crate::kernels::attention::{
     Attention as Checked, Backward, BackwardPlan, Forward, ForwardPlan, Limits, Schedule, Statistics, raw,
 };
-use crate::ops::{AttentionConfig, QkNormKind};
+use crate::ops::{AttentionConfig, QkNormKind, Rope as CheckedRope};
 
 /// Attention of packed images, each of which attends to itself: images lie one after another in the rows of q, k and v,
 /// and `cu_seqlens` says where each begins. `softmax(scale * norm(q) norm(k)^T) v` for each head.
@@ -170,6 +171,8 @@ struct Call {
     device: Device,
     given: Attention,
     checked: Checked,
+    /// Whether elements are f16, or else bf16.
+    half: bool,
     longest: usize,
     forward: ForwardPlan,
     backward: BackwardPlan,
@@ -181,7 +184,9 @@ pub(super) fn norm_of(operation: &str, number: u32) -> Result<QkNormKind> {
         n if n == QkNorm::None as u32 => Ok(QkNormKind::None),
         n if n == QkNorm::Rms as u32 => Ok(QkNormKind::Rms),
         n if n == QkNorm::LayerNorm as u32 => Ok(QkNormKind::LayerNormBias),
-        other => Err(Refusal::invalid(format!("{operation}: {other} is no trencadis_qk_norm; give 0, 1 or 2"))),
+        other => {
+            Err(Refusal::invalid(format!("{operation}: {other} is no trencadis_qk_norm; give 0, 1 or 2")))
+        }
     }
 }
 
@@ -197,34 +202,47 @@ impl Call {
         let device = device(kernels)?;
         // SAFETY: as the caller promises.
         let given = unsafe { read(given)? };
-        let unsupported = |what: &str| Err(Refusal::unsupported(format!("attention: {what}")));
-        if given.dtype != Dtype::Bf16 as u32 {
-            return unsupported("dtype is not TRENCADIS_DTYPE_BF16, for which alone there are kernels");
-        }
-        if given.kv_heads != 0 && given.kv_heads != given.heads {
-            return unsupported("kv_heads is not heads, and no kernel shares keys and values among heads");
-        }
-        if !given.rope.is_null() || given.rope_kind != Rope::None as u32 {
-            return unsupported("no kernel rotates; leave rope null and rope_kind 0");
-        }
+        let half = match given.dtype {
+            n if n == Dtype::Bf16 as u32 => false,
+            n if n == Dtype::F16 as u32 => true,
+            other => {
+                return Err(Refusal::unsupported(format!(
+                    "attention: dtype is {other}; there are kernels for TRENCADIS_DTYPE_BF16 and TRENCADIS_DTYPE_F16"
+                )));
+            }
+        };
+        let rope = match given.rope_kind {
+            n if n == Rope::None as u32 => CheckedRope::None,
+            n if n == Rope::Interleaved as u32 => CheckedRope::Interleaved,
+            n if n == Rope::Halves as u32 => CheckedRope::Halves,
+            other => {
+                return Err(Refusal::invalid(format!(
+                    "attention: {other} is no trencadis_rope; give 0, 1 or 2"
+                )));
+            }
+        };
         let config = AttentionConfig {
             heads: count(given.heads),
+            kv_heads: count(if given.kv_heads == 0 { given.heads } else { given.kv_heads }),
             head_dim: count(given.head_dim),
             scale: scale_of(given.scale, given.head_dim),
             norm: norm_of("attention", given.norm)?,
             eps: given.eps,
             gain_per_head: given.gain_per_head != 0,
+            rope,
         };
         let checked = Checked { config, tokens: count(given.tokens), slots: count(given.slots) };
         let info = device.info();
-        let served = ForwardPlan::new(config.head_dim, info).is_some() && BackwardPlan::new(config.head_dim, info).is_some();
+        let served = ForwardPlan::new(config.head_dim, info).is_some()
+            && BackwardPlan::new(config.head_dim, info).is_some();
         let plans = checked.plan(info).and_then(|forward| Ok((forward, checked.backward_plan(info)?)));
         let (forward, backward) = plans.map_err(|error| {
             let refusal = Refusal::from(error);
             if served { refusal } else { Refusal::unsupported(refusal.message) }
         })?;
-        let longest = if given.longest == 0 { checked.tokens } else { count(given.longest).min(checked.tokens) };
-        Ok(Self { device, given, checked, longest, forward, backward })
+        let longest =
+            if given.longest == 0 { checked.tokens } else { count(given.longest).min(checked.tokens) };
+        Ok(Self { device, given, checked, half, longest, forward, backward })
     }
 
     fn memory(&self) -> Memory<'_> {
@@ -253,27 +271,53 @@ impl Call {
     }
 
     /// Rows of queries, or of what has their shape.
-    fn rows(&self, name: &str, at: *const c_void, stride: u64) -> Result<Lines<bf16>> {
+    fn rows<E: Element>(&self, name: &str, at: *const c_void, stride: u64) -> Result<Lines<E>> {
         let AttentionConfig { heads, head_dim, .. } = self.checked.config;
         self.memory().lines(name, at, [self.checked.tokens, heads * head_dim], stride)
     }
 
     /// Rows of keys or values, or of their gradients.
-    fn kv_rows(&self, name: &str, at: *const c_void, stride: u64) -> Result<Lines<bf16>> {
-        self.rows(name, at, stride)
+    fn kv_rows<E: Element>(&self, name: &str, at: *const c_void, stride: u64) -> Result<Lines<E>> {
+        self.memory().lines(name, at, [self.checked.tokens, self.checked.config.kv_width()], stride)
+    }
+
+    /// Numbers of each row and head of queries.
+    fn of_heads(&self, name: &str, at: *const f32) -> Result<Buffer<f32>> {
+        self.memory().vector(name, at, self.checked.tokens * self.checked.config.heads)
+    }
+
+    /// The table of the rotation.
+    fn rope(&self) -> Result<Option<Buffer<f32>>> {
+        self.memory().optional("rope", self.given.rope, self.checked.tokens * self.checked.config.head_dim)
     }
 
     /// γq, βq, γk, βk, or their gradients.
     fn affine(&self, names: [&str; 4], at: [*const f32; 4]) -> Result<[Option<Buffer<f32>>; 4]> {
-        let AttentionConfig { heads, head_dim, norm, gain_per_head, .. } = self.checked.config;
-        let len = head_dim * if gain_per_head { heads } else { 1 };
+        let AttentionConfig { heads, kv_heads, head_dim, norm, gain_per_head, .. } = self.checked.config;
         let mut all = [const { None }; 4];
         if norm != QkNormKind::None {
-            for ((buffer, name), at) in all.iter_mut().zip(names).zip(at) {
-                *buffer = self.memory().optional(name, at, len)?;
+            let heads = [heads, heads, kv_heads, kv_heads].map(|heads| if gain_per_head { heads } else { 1 });
+            for (((buffer, name), at), heads) in all.iter_mut().zip(names).zip(at).zip(heads) {
+                *buffer = self.memory().optional(name, at, heads * head_dim)?;
             }
         }
         Ok(all)
+    }
+
+    /// What is kept of the norm, where it is wanted.
+    fn statistics(&self) -> Result<Option<[Buffer<f32>; 4]>> {
+        let Attention { q_mean, q_rstd, k_mean, k_rstd, .. } = self.given;
+        if [q_mean, q_rstd, k_mean, k_rstd].iter().all(|at| at.is_null()) {
+            return Ok(None);
+        }
+        let of_keys =
+            |name, at| self.memory().vector(name, at, self.checked.tokens * self.checked.config.kv_heads);
+        Ok(Some([
+            self.of_heads("q_mean", q_mean)?,
+            self.of_heads("q_rstd", q_rstd)?,
+            of_keys("k_mean", k_mean)?,
+            of_keys("k_rstd", k_rstd)?,
+        ]))
     }
 
     fn sizes(&self) -> Result<AttentionSizes> {
@@ -282,7 +326,11 @@ impl Call {
             forward_schedule_words: self.words(self.forward.limits)? as u64,
             backward_schedule_words: self.words(self.backward.limits)? as u64,
             forward_workspace_bytes: self.checked.forward_workspace_bytes(&self.forward, self.longest) as u64,
-            backward_workspace_bytes: (self.checked.backward_workspace_bytes(&self.backward, self.longest, true)) as u64,
+            backward_workspace_bytes: (self.checked.backward_workspace_bytes(
+                &self.backward,
+                self.longest,
+                true,
+            )) as u64,
         })
     }
 
@@ -306,32 +354,24 @@ impl Call {
         Ok(())
     }
 
-    fn launch_forward(&self, stream: &Stream) -> Result {
-        let (a, memory) = (&self.given, self.memory());
-        let rows_of_heads = self.checked.tokens * self.checked.config.heads;
-        let (q, k) = (self.rows("q", a.q, a.q_stride)?, self.kv_rows("k", a.k, a.k_stride)?);
-        let (v, out) = (self.kv_rows("v", a.v, a.v_stride)?, self.rows("out", a.out, a.out_stride)?);
-        let lse = memory.vector("lse", a.lse, rows_of_heads)?;
+    fn launch_forward<E: Element>(&self, stream: &Stream) -> Result {
+        let a = &self.given;
+        let q = self.rows::<E>("q", a.q, a.q_stride)?;
+        let (k, v) = (self.kv_rows("k", a.k, a.k_stride)?, self.kv_rows("v", a.v, a.v_stride)?);
+        let (out, lse) = (self.rows("out", a.out, a.out_stride)?, self.of_heads("lse", a.lse)?);
         let affine =
             self.affine(["q_gain", "q_bias", "k_gain", "k_bias"], [a.q_gain, a.q_bias, a.k_gain, a.k_bias])?;
-        let at = [("q_mean", a.q_mean), ("q_rstd", a.q_rstd), ("k_mean", a.k_mean), ("k_rstd", a.k_rstd)];
-        let statistics = if at.iter().all(|(_, at)| at.is_null()) {
-            None
-        } else {
-            let [q_mean, q_rstd, k_mean, k_rstd] =
-                at.map(|(name, at)| memory.vector::<f32, _>(name, at, rows_of_heads));
-            Some([q_mean?, q_rstd?, k_mean?, k_rstd?])
-        };
-        let cu_seqlens = self.cu_seqlens()?;
+        let (rope, statistics, cu_seqlens) = (self.rope()?, self.statistics()?, self.cu_seqlens()?);
         let limits = self.forward.limits;
         let schedule = self.made("forward_schedule", a.forward_schedule, limits, &cu_seqlens)?;
         let needed = self.checked.forward_workspace_bytes(&self.forward, self.longest);
-        let workspace = memory.workspace(a.workspace, a.workspace_bytes, needed)?;
+        let workspace = self.memory().workspace(a.workspace, a.workspace_bytes, needed)?;
         let operands = Forward {
             q: q.rows(),
             k: k.rows(),
             v: v.rows(),
             affine: affine.each_ref().map(Option::as_ref),
+            rope: rope.as_ref(),
             cu_seqlens: &cu_seqlens,
             schedule: &schedule,
             out: out.rows(),
@@ -347,24 +387,24 @@ impl Call {
         Ok(self.checked.forward(stream, &self.forward, &operands)?)
     }
 
-    fn launch_backward(&self, stream: &Stream) -> Result {
-        let (a, memory) = (&self.given, self.memory());
-        let (q, k) = (self.rows("q", a.q, a.q_stride)?, self.kv_rows("k", a.k, a.k_stride)?);
-        let (v, out) = (self.kv_rows("v", a.v, a.v_stride)?, self.rows("out", a.out, a.out_stride)?);
-        let (dout, dq) = (self.rows("dout", a.dout, a.dout_stride)?, self.rows("dq", a.dq, a.dq_stride)?);
-        let (dk, dv) = (self.kv_rows("dk", a.dk, a.dk_stride)?, self.kv_rows("dv", a.dv, a.dv_stride)?);
-        let lse = memory.vector("lse", a.lse, self.checked.tokens * self.checked.config.heads)?;
+    fn launch_backward<E: Element>(&self, stream: &Stream) -> Result {
+        let a = &self.given;
+        let (q, dq) = (self.rows::<E>("q", a.q, a.q_stride)?, self.rows("dq", a.dq, a.dq_stride)?);
+        let (k, dk) = (self.kv_rows("k", a.k, a.k_stride)?, self.kv_rows("dk", a.dk, a.dk_stride)?);
+        let (v, dv) = (self.kv_rows("v", a.v, a.v_stride)?, self.kv_rows("dv", a.dv, a.dv_stride)?);
+        let (out, dout) = (self.rows("out", a.out, a.out_stride)?, self.rows("dout", a.dout, a.dout_stride)?);
+        let lse = self.of_heads("lse", a.lse)?;
         let affine =
             self.affine(["q_gain", "q_bias", "k_gain", "k_bias"], [a.q_gain, a.q_bias, a.k_gain, a.k_bias])?;
         let gradients = [a.dq_gain, a.dq_bias, a.dk_gain, a.dk_bias].map(<*mut f32>::cast_const);
         let daffine = self.affine(["dq_gain", "dq_bias", "dk_gain", "dk_bias"], gradients)?;
-        let accumulate = memory.optional("accumulate", a.accumulate, 1)?;
-        let cu_seqlens = self.cu_seqlens()?;
+        let accumulate = self.memory().optional("accumulate", a.accumulate, 1)?;
+        let (rope, cu_seqlens) = (self.rope()?, self.cu_seqlens()?);
         let limits = self.backward.limits;
         let schedule = self.made("backward_schedule", a.backward_schedule, limits, &cu_seqlens)?;
         let wanted = daffine.iter().any(Option::is_some);
         let needed = self.checked.backward_workspace_bytes(&self.backward, self.longest, wanted);
-        let workspace = memory.workspace(a.workspace, a.workspace_bytes, needed)?;
+        let workspace = self.memory().workspace(a.workspace, a.workspace_bytes, needed)?;
         let operands = Backward {
             q: q.rows(),
             k: k.rows(),
@@ -373,6 +413,7 @@ impl Call {
             lse: &lse,
             dout: dout.rows(),
             affine: affine.each_ref().map(Option::as_ref),
+            rope: rope.as_ref(),
             cu_seqlens: &cu_seqlens,
             schedule: &schedule,
             dq: dq.rows(),
@@ -431,7 +472,8 @@ pub unsafe extern "C" fn trencadis_attention_forward(
     // SAFETY: as the caller promises.
     guard(|| unsafe {
         let call = Call::new(kernels, attention)?;
-        call.launch_forward(&borrow(&call.device, stream)?)
+        let stream = borrow(&call.device, stream)?;
+        if call.half { call.launch_forward::<f16>(&stream) } else { call.launch_forward::<bf16>(&stream) }
     })
 }
 
@@ -449,7 +491,8 @@ pub unsafe extern "C" fn trencadis_attention_backward(
     // SAFETY: as the caller promises.
     guard(|| unsafe {
         let call = Call::new(kernels, attention)?;
-        call.launch_backward(&borrow(&call.device, stream)?)
+        let stream = borrow(&call.device, stream)?;
+        if call.half { call.launch_backward::<f16>(&stream) } else { call.launch_backward::<bf16>(&stream) }
     })
 }
 

@@ -13,7 +13,8 @@ use super::structs::{give, read, sized};
 use crate::device::{Buffer, Device, Stream};
 use crate::kernels::gemm::raw::workspace_bytes;
 use crate::kernels::gemm::{
-    Epilogue as Checked, Finish, GeluGrad, Gemm as Product, Layout as CheckedLayout, Plan, Shape, Store, Sum, Vector, plan,
+    Epilogue as Checked, Finish, GeluGrad, Gemm as Product, Layout as CheckedLayout, Plan, Shape, Store, Sum,
+    Vector, plan,
 };
 use crate::ops::GeluKind;
 
@@ -159,25 +160,33 @@ impl Call {
         // SAFETY: as the caller promises.
         let given = unsafe { read(given)? };
         if given.dtype != Dtype::Bf16 as u32 {
-            return Err(Refusal::unsupported("gemm: dtype is not TRENCADIS_DTYPE_BF16, for which alone there are kernels"));
+            return Err(Refusal::unsupported(
+                "gemm: dtype is not TRENCADIS_DTYPE_BF16, for which alone there are kernels",
+            ));
         }
         let layout = match given.layout {
             n if n == GemmLayout::Nt as u32 => CheckedLayout::Nt,
             n if n == GemmLayout::Nn as u32 => CheckedLayout::Nn,
             n if n == GemmLayout::Tn as u32 => CheckedLayout::Tn,
             other => {
-                return Err(Refusal::invalid(format!("gemm: {other} is no trencadis_gemm_layout; give 0, 1 or 2")));
+                return Err(Refusal::invalid(format!(
+                    "gemm: {other} is no trencadis_gemm_layout; give 0, 1 or 2"
+                )));
             }
         };
         let gelu = match given.gelu {
             n if n == Gelu::None as u32 => None,
             n if n == Gelu::Erf as u32 => Some(GeluKind::Erf),
             n if n == Gelu::Tanh as u32 => Some(GeluKind::Tanh),
-            other => return Err(Refusal::invalid(format!("gemm: {other} is no trencadis_gelu; give 0, 1 or 2"))),
+            other => {
+                return Err(Refusal::invalid(format!("gemm: {other} is no trencadis_gelu; give 0, 1 or 2")));
+            }
         };
         for (name, extent) in [("m", given.m), ("n", given.n), ("k", given.k)] {
             if extent == 0 || extent > MOST {
-                return Err(Refusal::invalid(format!("gemm: {name} is {extent}; it must be from 1 to {MOST}")));
+                return Err(Refusal::invalid(format!(
+                    "gemm: {name} is {extent}; it must be from 1 to {MOST}"
+                )));
             }
         }
         let shape = Shape { layout, m: count(given.m), n: count(given.n), k: count(given.k) };
@@ -233,10 +242,13 @@ impl Call {
                 bias_grad: vector_of(&operands.bias_grad),
                 accumulate: vector_of(&operands.accumulate),
             })),
-            n if n == GemmEpilogue::Sum as u32 => {
-                Ok(Checked::Sum(Sum { out: matrix_of(&operands.sum), accumulate: vector_of(&operands.accumulate) }))
+            n if n == GemmEpilogue::Sum as u32 => Ok(Checked::Sum(Sum {
+                out: matrix_of(&operands.sum),
+                accumulate: vector_of(&operands.accumulate),
+            })),
+            other => {
+                Err(Refusal::invalid(format!("gemm: {other} is no trencadis_gemm_epilogue; give 0, 1 or 2")))
             }
-            other => Err(Refusal::invalid(format!("gemm: {other} is no trencadis_gemm_epilogue; give 0, 1 or 2"))),
         }
     }
 

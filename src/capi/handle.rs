@@ -72,7 +72,8 @@ fn is_emulated(device: &Device) -> bool {
 pub unsafe extern "C" fn trencadis_open_current(kernels: *mut *mut Handle) -> Status {
     guard(|| {
         let current = || {
-            Device::current().map_err(|error| Refusal { status: Status::NoDevice, message: error.to_string() })
+            Device::current()
+                .map_err(|error| Refusal { status: Status::NoDevice, message: error.to_string() })
         };
         // SAFETY: as the caller promises.
         unsafe { open(kernels, current) }
@@ -86,7 +87,10 @@ pub unsafe extern "C" fn trencadis_open_current(kernels: *mut *mut Handle) -> St
 /// # Safety
 /// As for `trencadis_open_current`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn trencadis_open_emulator(compute_capability: u32, kernels: *mut *mut Handle) -> Status {
+pub unsafe extern "C" fn trencadis_open_emulator(
+    compute_capability: u32,
+    kernels: *mut *mut Handle,
+) -> Status {
     // SAFETY: as the caller promises.
     guard(|| unsafe { open(kernels, || emulator(compute_capability)) })
 }
@@ -104,7 +108,11 @@ fn emulator(compute_capability: u32) -> Result<Device> {
             )));
         }
     };
-    Ok(Device::emulator(EmulatorOptions { capability, shared_per_block: shared << 10, ..EmulatorOptions::default() }))
+    Ok(Device::emulator(EmulatorOptions {
+        capability,
+        shared_per_block: shared << 10,
+        ..EmulatorOptions::default()
+    }))
 }
 
 #[cfg(not(feature = "emulator"))]

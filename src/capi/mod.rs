@@ -12,6 +12,7 @@ mod operands;
 mod pool;
 mod status;
 mod structs;
+mod windows;
 
 pub use attention::*;
 pub use gemm::*;
@@ -19,6 +20,7 @@ pub use handle::*;
 pub use norm::*;
 pub use pool::*;
 pub use status::{Status, trencadis_last_error};
+pub use windows::*;
 
 use std::ffi::c_char;
 

@@ -104,14 +104,21 @@ impl Call {
         // SAFETY: as the caller promises.
         let given = unsafe { read(given)? };
         if given.dtype != Dtype::Bf16 as u32 {
-            return Err(Refusal::unsupported("norm: dtype is not TRENCADIS_DTYPE_BF16, for which alone there are kernels"));
+            return Err(Refusal::unsupported(
+                "norm: dtype is not TRENCADIS_DTYPE_BF16, for which alone there are kernels",
+            ));
         }
         let kind = match given.kind {
             n if n == NormKind::LayerNorm as u32 => CheckedKind::LayerNorm,
             n if n == NormKind::Rms as u32 => CheckedKind::Rms,
-            other => return Err(Refusal::invalid(format!("norm: {other} is no trencadis_norm_kind; give 0 or 1"))),
+            other => {
+                return Err(Refusal::invalid(format!(
+                    "norm: {other} is no trencadis_norm_kind; give 0 or 1"
+                )));
+            }
         };
-        let checked = Checked { tokens: count(given.tokens), width: count(given.width), kind, eps: given.eps };
+        let checked =
+            Checked { tokens: count(given.tokens), width: count(given.width), kind, eps: given.eps };
         checked.check().map_err(|error| {
             let refusal = Refusal::from(error);
             let served = (1..=MAX_WIDTH).contains(&checked.width) && checked.width.is_multiple_of(8);

@@ -82,7 +82,9 @@ impl Memory<'_> {
         let len = if rows == 0 { Some(0) } else { last };
         match len {
             Some(len) => Ok(Lines { buffer: self.vector(name, at, len)?, stride }),
-            None => self.refuse(name, format!("has {rows} rows {stride} elements apart, which no memory holds")),
+            None => {
+                self.refuse(name, format!("has {rows} rows {stride} elements apart, which no memory holds"))
+            }
         }
     }
 

@@ -13,10 +13,10 @@ use super::status::{Refusal, Result, Status, guard};
 use super::structs::{read, sized, write};
 use crate::device::{Buffer, Device, Stream};
 use crate::kernels::pool::{
-    AttentionBackward, AttentionForward, AttentionPool, AttentionShape, MAX_HEAD_DIM, MAX_QUERIES, PackedSizes, Query,
-    fault,
+    AttentionBackward, AttentionForward, AttentionPool, AttentionShape, MAX_HEAD_DIM, MAX_QUERIES,
+    PackedSizes, Query, fault,
 };
-use crate::ops::{AttentionConfig, QkNormKind};
+use crate::ops::{AttentionConfig, QkNormKind, Rope};
 
 /// Attention pooling of packed images: the same few queries ask the tokens of each image, so that an image becomes one
 /// vector for each of them. Head h of row t begins at element `t * stride + h * head_dim`. Strides are in elements and
@@ -184,11 +184,13 @@ impl Call {
         }
         let config = AttentionConfig {
             heads: count(given.heads),
+            kv_heads: count(given.heads),
             head_dim: count(given.head_dim),
             scale: scale_of(given.scale, given.head_dim),
             norm: norm_of("pool", given.norm)?,
             eps: given.eps,
             gain_per_head: given.gain_per_head != 0,
+            rope: Rope::None,
         };
         let sizes =
             PackedSizes { tokens: count(given.tokens), images: count(given.slots), skip: count(given.skip) };

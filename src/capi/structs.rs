@@ -99,7 +99,9 @@ pub(super) unsafe fn write<T: Sized64>(to: *mut T, value: &T) -> Result {
 /// `to` is null or an address where a `T` may be written.
 pub(super) unsafe fn give<T>(name: &str, to: *mut T, value: T) -> Result {
     if to.is_null() || !to.is_aligned() {
-        return Err(Refusal::invalid(format!("{name} is {to:p}; give an address that a result can be written to")));
+        return Err(Refusal::invalid(format!(
+            "{name} is {to:p}; give an address that a result can be written to"
+        )));
     }
     // SAFETY: neither null nor misaligned, and as the caller promises.
     unsafe { to.write(value) };

@@ -5,7 +5,8 @@ use bytemuck::Zeroable;
 use super::operands::count;
 use super::status::{Refusal, Result, Status, guard};
 use super::structs::{read, sized, write};
-use crate::kernels::attention::{Grid, Windows as Checked};
+use crate::data::resolution::Grid;
+use crate::kernels::attention::Windows as Checked;
 
 /// Images cut into windows, each of which is a segment of attention (Qwen2.5-VL): the order in which the token rows of a
 /// window follow one another, and the `cu_seqlens` of the windows. Memory of the host; no device takes part.
@@ -67,7 +68,8 @@ unsafe fn make(windows: *mut Windows) -> Result {
     };
     let made = Checked::new(&grids, count(given.window), count(given.merge))?;
     let (rows, segments) = (made.order.len(), made.cu_seqlens.len() - 1);
-    let told = Windows { rows: rows as u64, segments: segments as u64, longest: made.longest() as u64, ..given };
+    let told =
+        Windows { rows: rows as u64, segments: segments as u64, longest: made.longest() as u64, ..given };
     unsafe { write(windows, &told)? };
     let small = |at: *mut i32, room: u64, needed: usize| !at.is_null() && count(room) < needed;
     if small(given.order, given.rows, rows)

@@ -1,18 +1,23 @@
 //! Packed attention.
 
-use half::bf16;
+use half::{bf16, f16};
 use trencadis::capi::*;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope as Rotation};
 
-use crate::memory::{Memory, Open, done, wide};
-use crate::support::numbers::{alike, random};
+use crate::memory::{Half, Memory, Open, alike, done, wide};
+use crate::support::numbers::random;
 
 pub const STARTS: [i32; 5] = [0, 3, 20, 20, 30];
 pub const TOKENS: usize = 32;
 const HEADS: usize = 2;
+/// Both heads share keys and values.
+const KV_HEADS: usize = 1;
 const DIM: usize = 64;
 const WIDTH: usize = HEADS * DIM;
+const KV_WIDTH: usize = KV_HEADS * DIM;
+/// Columns of a row [q | k | v].
+const ROW: usize = WIDTH + 2 * KV_WIDTH;
 
 /// An attention of these sizes, without operands.
 pub fn described() -> Attention {
@@ -21,49 +26,68 @@ pub fn described() -> Attention {
         tokens: TOKENS as u64,
         slots: 4,
         heads: HEADS as u64,
+        kv_heads: KV_HEADS as u64,
         head_dim: DIM as u64,
         eps: 1e-6,
         norm: QkNorm::LayerNorm as u32,
         gain_per_head: 1,
+        rope_kind: Rope::Halves as u32,
         ..bytemuck::Zeroable::zeroed()
     }
 }
 
 /// What it is given and what it writes.
-pub struct Case {
+pub struct Case<E = bf16> {
     pub call: Attention,
     pub sizes: AttentionSizes,
-    qkv: Memory<bf16>,
+    qkv: Memory<E>,
     affine: [Memory<f32>; 4],
-    out: Memory<bf16>,
+    rope: Memory<f32>,
+    out: Memory<E>,
     lse: Memory<f32>,
-    dout: Memory<bf16>,
-    dqkv: Memory<bf16>,
+    dout: Memory<E>,
+    dqkv: Memory<E>,
     daffine: [Memory<f32>; 4],
     statistics: [Memory<f32>; 4],
     pub lists: [Memory<i32>; 2],
     _kept: (Memory<i32>, Memory<u8>),
 }
 
-impl Case {
+impl<E: Half> Case<E> {
     pub fn new(kernels: &Open) -> Self {
-        let mut call = described();
+        let mut call = Attention { dtype: E::DTYPE as u32, ..described() };
         let mut sizes: AttentionSizes = bytemuck::Zeroable::zeroed();
         sizes.size = size_of::<AttentionSizes>() as u64;
         // SAFETY: structs, here and below; no address is followed.
         done(unsafe { trencadis_attention_plan(kernels.0, &raw const call, &raw mut sizes) });
-        let lists = [sizes.forward_schedule_words, sizes.backward_schedule_words].map(|n| Memory::zeros(n as usize));
+        let lists =
+            [sizes.forward_schedule_words, sizes.backward_schedule_words].map(|n| Memory::zeros(n as usize));
         let bytes = sizes.forward_workspace_bytes.max(sizes.backward_workspace_bytes);
         let (starts, workspace) = (Memory::of(&STARTS), Memory::zeros(bytes as usize));
-        let qkv = Memory::rounded(&random(TOKENS * 3 * WIDTH, 1));
-        let affine = [(2, 1.0), (3, 0.0), (4, 1.0), (5, 0.0)]
-            .map(|(seed, mean)| Memory::of(&random::<f32>(WIDTH, seed).iter().map(|x| mean + 0.2 * x).collect::<Vec<_>>()));
+        let qkv = Memory::rounded(&random(TOKENS * ROW, 1));
+        let column = |width, seed, mean| {
+            Memory::of(&random::<f32>(width, seed).iter().map(|x| mean + 0.2 * x).collect::<Vec<_>>())
+        };
+        let affine = [
+            column(WIDTH, 2, 1.0),
+            column(WIDTH, 3, 0.0),
+            column(KV_WIDTH, 4, 1.0),
+            column(KV_WIDTH, 5, 0.0),
+        ];
+        let turn = |x: &f32| {
+            let (sin, cos) = x.sin_cos();
+            [cos, sin]
+        };
+        let rope = Memory::of(&random::<f32>(TOKENS * DIM / 2, 7).iter().flat_map(turn).collect::<Vec<_>>());
         let (out, lse) = (Memory::zeros(TOKENS * WIDTH), Memory::zeros(TOKENS * HEADS));
         let dout = Memory::rounded(&random(TOKENS * WIDTH, 6));
-        let (dqkv, daffine) = (Memory::zeros(TOKENS * 3 * WIDTH), [(); 4].map(|()| Memory::zeros(WIDTH)));
-        let statistics = [(); 4].map(|()| Memory::zeros(TOKENS * HEADS));
-        [call.q, call.k, call.v] = [0, 1, 2].map(|part| qkv.at(part * WIDTH).cast_const().cast());
-        [call.dq, call.dk, call.dv] = [0, 1, 2].map(|part| dqkv.at(part * WIDTH).cast());
+        let dqkv = Memory::zeros(TOKENS * ROW);
+        let daffine = [WIDTH, WIDTH, KV_WIDTH, KV_WIDTH].map(Memory::zeros);
+        let statistics = [HEADS, HEADS, KV_HEADS, KV_HEADS].map(|heads| Memory::zeros(TOKENS * heads));
+        let parts = [0, WIDTH, WIDTH + KV_WIDTH];
+        [call.q, call.k, call.v] = parts.map(|part| qkv.at(part).cast_const().cast());
+        [call.dq, call.dk, call.dv] = parts.map(|part| dqkv.at(part).cast());
+        call.rope = rope.ptr();
         for stride in [
             &mut call.q_stride,
             &mut call.k_stride,
@@ -72,9 +96,10 @@ impl Case {
             &mut call.dk_stride,
             &mut call.dv_stride,
         ] {
-            *stride = 3 * WIDTH as u64;
+            *stride = ROW as u64;
         }
-        [call.q_gain, call.q_bias, call.k_gain, call.k_bias] = affine.each_ref().map(|x| x.at(0).cast_const());
+        [call.q_gain, call.q_bias, call.k_gain, call.k_bias] =
+            affine.each_ref().map(|x| x.at(0).cast_const());
         [call.dq_gain, call.dq_bias, call.dk_gain, call.dk_bias] = daffine.each_ref().map(|x| x.at(0));
         [call.q_mean, call.q_rstd, call.k_mean, call.k_rstd] = statistics.each_ref().map(|x| x.at(0));
         (call.cu_seqlens, call.cu_seqlens_host) = (starts.ptr(), STARTS.as_ptr());
@@ -82,7 +107,7 @@ impl Case {
         (call.workspace, call.workspace_bytes) = (workspace.ptr(), bytes);
         (call.out, call.lse, call.dout) = (out.ptr(), lse.ptr(), dout.ptr());
         let _kept = (starts, workspace);
-        Self { call, sizes, qkv, affine, out, lse, dout, dqkv, daffine, statistics, lists, _kept }
+        Self { call, sizes, qkv, affine, rope, out, lse, dout, dqkv, daffine, statistics, lists, _kept }
     }
 
     /// Makes the schedules and runs both passes.
@@ -97,7 +122,9 @@ impl Case {
 
     /// Everything that was written, as bits.
     pub fn written(&self) -> Vec<u32> {
-        let halves = [&self.out, &self.dqkv].into_iter().flat_map(|x| x.slice()).map(|x| u32::from(x.to_bits()));
+        let halves =
+            [&self.out, &self.dqkv].into_iter().flat_map(|x| bytemuck::cast_slice::<E, u16>(x.slice()));
+        let halves = halves.map(|&x| u32::from(x));
         let words = [&self.lse].into_iter().chain(&self.daffine).chain(&self.statistics);
         halves.chain(words.flat_map(|x| x.slice()).map(|x| x.to_bits())).collect()
     }
@@ -105,29 +132,44 @@ impl Case {
     /// Compares with the CPU device.
     pub fn check(&self) {
         let used = STARTS[4] as usize;
-        let dense = |x: &Memory<bf16>, columns: usize| wide(&x.slice()[..used * columns]);
+        let dense = |x: &Memory<E>, columns: usize| wide(&x.slice()[..used * columns]);
         let config = AttentionConfig {
             heads: HEADS,
+            kv_heads: KV_HEADS,
             head_dim: DIM,
             scale: 1.0 / (DIM as f64).sqrt(),
             norm: QkNormKind::LayerNormBias,
             eps: 1e-6,
             gain_per_head: true,
+            rope: Rotation::Halves,
         };
-        let qkv = dense(&self.qkv, 3 * WIDTH);
+        let qkv = dense(&self.qkv, ROW);
+        let rope = wide(self.rope.slice());
+        let rope = Some(&rope[..]);
         let affine = self.affine.each_ref().map(|x| wide(x.slice()));
         let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(|x| Some(&x[..]));
         let affine = QkAffine { q_gain, k_gain, q_bias, k_bias };
         let (mut out, mut lse) = (vec![0.0; used * WIDTH], vec![0.0; used * HEADS]);
-        forward(&config, &mut out, &mut lse, &qkv, affine, &STARTS);
+        forward(&config, &mut out, &mut lse, &qkv, affine, rope, &STARTS);
         alike("out", &dense(&self.out, WIDTH), &out, 2e-5, 1e-2);
         alike("lse", &wide(&self.lse.slice()[..used * HEADS]), &lse, 1e-5, 1e-2);
-        let mut dqkv = vec![0.0; used * 3 * WIDTH];
-        let mut daffine = [(); 4].map(|()| vec![0.0; WIDTH]);
+        let mut dqkv = vec![0.0; used * ROW];
+        let mut daffine = self.daffine.each_ref().map(|x| vec![0.0; x.slice().len()]);
         let [q_gain, q_bias, k_gain, k_bias] = daffine.each_mut().map(|x| Some(&mut x[..]));
         let grads = QkAffineGrad { q_gain, k_gain, q_bias, k_bias };
-        backward(&config, &mut dqkv, grads, &dense(&self.dout, WIDTH), &out, &lse, &qkv, affine, &STARTS);
-        alike("dqkv", &dense(&self.dqkv, 3 * WIDTH), &dqkv, 1e-4, 3e-2);
+        backward(
+            &config,
+            &mut dqkv,
+            grads,
+            &dense(&self.dout, WIDTH),
+            &out,
+            &lse,
+            &qkv,
+            affine,
+            rope,
+            &STARTS,
+        );
+        alike("dqkv", &dense(&self.dqkv, ROW), &dqkv, 1e-4, 3e-2);
         for (i, name) in ["dq_gain", "dq_bias", "dk_gain"].iter().enumerate() {
             alike(name, &wide(self.daffine[i].slice()), &daffine[i], 1e-3, 5e-2);
         }
@@ -138,7 +180,9 @@ impl Case {
         let found = [&self.statistics[0], &self.statistics[1]].map(|x| f64::from(x.slice()[0]));
         alike("statistics", &found, &[mean, 1.0 / (variance + 1e-6).sqrt()], 1e-9, 1e-5);
         // Rows of no image are zeros.
-        assert!(self.out.slice()[used * WIDTH..].iter().chain(&self.dqkv.slice()[used * 3 * WIDTH..]).all(|x| x.to_bits() == 0));
+        let behind =
+            wide(&self.out.slice()[used * WIDTH..]).into_iter().chain(wide(&self.dqkv.slice()[used * ROW..]));
+        assert_eq!(behind.map(f64::abs).sum::<f64>(), 0.0);
     }
 }
 
@@ -146,9 +190,12 @@ impl Case {
 fn both_passes_agree_with_the_cpu() {
     for capability in [80, 90] {
         let kernels = Open::new(capability);
-        let case = Case::new(&kernels);
+        let case = Case::<bf16>::new(&kernels);
         case.run(&kernels);
         case.check();
+        let of_f16 = Case::<f16>::new(&kernels);
+        of_f16.run(&kernels);
+        of_f16.check();
         for list in &case.lists {
             assert_eq!(trencadis_attention_fault(*list.slice().last().unwrap()), Status::Ok);
         }

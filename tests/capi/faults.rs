@@ -4,6 +4,7 @@ use std::ptr::{null, null_mut, without_provenance_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::Zeroable;
+use half::bf16;
 use trencadis::capi::*;
 
 use crate::attention::{Case, described};
@@ -31,18 +32,32 @@ fn backward(kernels: &Open, call: &Attention) -> Status {
 fn handles_that_are_not_open() {
     let kernels = Open::new(90);
     let open = kernels.0;
-    for handle in [null_mut(), without_provenance_mut(open.addr() + 1_000_000), (&raw const kernels).cast_mut().cast()] {
+    for handle in
+        [null_mut(), without_provenance_mut(open.addr() + 1_000_000), (&raw const kernels).cast_mut().cast()]
+    {
         refused(plan(handle, &described()), Status::InvalidArgument, "are not open");
         refused(trencadis_close(handle), Status::InvalidArgument, "are not open");
         unsafe {
             let mut info = DeviceInfo { size: size_of::<DeviceInfo>() as u64, ..DeviceInfo::zeroed() };
             refused(trencadis_device(handle, &raw mut info), Status::InvalidArgument, "are not open");
             let gemm = product(GemmLayout::Nt, GemmEpilogue::Store, [8; 3]);
-            refused(trencadis_gemm_launch(handle, null_mut(), &raw const gemm), Status::InvalidArgument, "not open");
+            refused(
+                trencadis_gemm_launch(handle, null_mut(), &raw const gemm),
+                Status::InvalidArgument,
+                "not open",
+            );
             let norm = norm(NormKind::Rms, 8, 8);
-            refused(trencadis_norm_forward(handle, null_mut(), &raw const norm), Status::InvalidArgument, "not open");
+            refused(
+                trencadis_norm_forward(handle, null_mut(), &raw const norm),
+                Status::InvalidArgument,
+                "not open",
+            );
             let pool = Pool::zeroed();
-            refused(trencadis_pool_forward(handle, null_mut(), &raw const pool), Status::InvalidArgument, "not open");
+            refused(
+                trencadis_pool_forward(handle, null_mut(), &raw const pool),
+                Status::InvalidArgument,
+                "not open",
+            );
         }
     }
     assert_eq!(plan(open, &described()), Status::Ok);
@@ -56,7 +71,11 @@ fn handles_that_are_not_open() {
     unsafe {
         refused(trencadis_open_emulator(90, null_mut()), Status::InvalidArgument, "kernels is 0x0");
         let mut handle = another.0;
-        refused(trencadis_open_emulator(75, &raw mut handle), Status::Unsupported, "choose 80, 86, 87, 89 or 90");
+        refused(
+            trencadis_open_emulator(75, &raw mut handle),
+            Status::Unsupported,
+            "choose 80, 86, 87, 89 or 90",
+        );
         assert!(handle.is_null());
     }
 }
@@ -83,7 +102,11 @@ fn structs_that_are_none() {
             refused(found, Status::InvalidArgument, "is no address of a trencadis_");
         }
         let gemm = product(GemmLayout::Nt, GemmEpilogue::Store, [8; 3]);
-        refused(trencadis_gemm_plan(kernels.0, &raw const gemm, null_mut()), Status::InvalidArgument, "workspace_bytes");
+        refused(
+            trencadis_gemm_plan(kernels.0, &raw const gemm, null_mut()),
+            Status::InvalidArgument,
+            "workspace_bytes",
+        );
     }
     for size in [0, 8, call.size - 1, 1 << 40] {
         let found = plan(kernels.0, &Attention { size, ..call });
@@ -93,7 +116,9 @@ fn structs_that_are_none() {
     let mut newer = vec![0u64; size_of::<Attention>() / 8 + 2];
     let longer = Attention { size: newer.len() as u64 * 8, ..call };
     unsafe { newer.as_mut_ptr().cast::<Attention>().write(longer) };
-    let ask = |newer: &[u64]| unsafe { trencadis_attention_plan(kernels.0, newer.as_ptr().cast(), &raw mut sizes()) };
+    let ask = |newer: &[u64]| unsafe {
+        trencadis_attention_plan(kernels.0, newer.as_ptr().cast(), &raw mut sizes())
+    };
     assert_eq!(ask(&newer), Status::Ok, "{}", message());
     *newer.last_mut().unwrap() = 1;
     refused(ask(&newer), Status::Unsupported, "fields that this library does not know");
@@ -118,6 +143,7 @@ fn numbers_that_no_kernel_takes() {
         (Attention { eps: 0.0, ..call }, invalid, "epsilon of 0"),
         (Attention { norm: 3, ..call }, invalid, "3 is no trencadis_qk_norm"),
         (Attention { dtype: Dtype::F32 as u32, ..call }, unsupported, "dtype"),
+        (Attention { kv_heads: 3, ..call }, invalid, "3 of keys and values"),
         (Attention { rope_kind: 9, ..call }, invalid, "9 is no trencadis_rope"),
     ] {
         refused(plan(kernels.0, &wrong), status, part);
@@ -175,7 +201,7 @@ fn numbers_that_no_kernel_takes() {
 #[test]
 fn addresses_that_are_none() {
     let kernels = Open::new(90);
-    let case = Case::new(&kernels);
+    let case = Case::<bf16>::new(&kernels);
     case.run(&kernels);
     let before = case.written();
     let call = case.call;
@@ -189,6 +215,8 @@ fn addresses_that_are_none() {
         (Attention { lse: null_mut(), ..call }, "attention: lse: "),
         (Attention { cu_seqlens: null(), ..call }, "attention: cu_seqlens: "),
         (Attention { forward_schedule: null_mut(), ..call }, "attention: forward_schedule: "),
+        (Attention { rope: null(), ..call }, "needs their table"),
+        (Attention { rope_kind: 0, ..call }, "has no rotation"),
         (Attention { q_gain: call.q_gain.wrapping_add(1), ..call }, "attention: q_gain: "),
         (Attention { q_mean: null_mut(), ..call }, "attention: q_mean: "),
         (Attention { q_stride: 4, ..call }, "multiples of 8"),
@@ -210,12 +238,18 @@ fn addresses_that_are_none() {
     let none = Attention { forward_schedule: null_mut(), backward_schedule: null_mut(), ..call };
     let schedule = |call: &Attention| unsafe { trencadis_attention_schedule(kernels.0, null_mut(), call) };
     refused(schedule(&none), invalid, "give the lists that are to be made");
-    for (host, part) in [([0, 3, 2, 20, 30], "decreases from 3 to 2"), ([0, 3, 20, 20, 33], "beyond the 32 token rows")] {
+    for (host, part) in
+        [([0, 3, 2, 20, 30], "decreases from 3 to 2"), ([0, 3, 20, 20, 33], "beyond the 32 token rows")]
+    {
         refused(schedule(&Attention { cu_seqlens_host: host.as_ptr(), ..call }), invalid, part);
     }
     assert!(before == case.written(), "what is refused writes nothing");
     let stream = without_provenance_mut(0x1000);
-    refused(unsafe { trencadis_attention_forward(kernels.0, stream, &raw const call) }, invalid, "none of this emulator");
+    refused(
+        unsafe { trencadis_attention_forward(kernels.0, stream, &raw const call) },
+        invalid,
+        "none of this emulator",
+    );
 
     // Without the host's copy the device tells.
     let bad = Memory::of(&[0, 3, 2, 20, 30]);
@@ -230,7 +264,7 @@ fn addresses_that_are_none() {
 fn many_threads() {
     let (kernels, others) = (Open::new(90), AtomicBool::new(false));
     let wanted = {
-        let case = Case::new(&kernels);
+        let case = Case::<bf16>::new(&kernels);
         case.run(&kernels);
         case.written()
     };
@@ -241,11 +275,15 @@ fn many_threads() {
                 // One of its own, and the one that all use.
                 let own = Open::new(90);
                 for kernels in [shared, &own] {
-                    let case = Case::new(kernels);
+                    let case = Case::<bf16>::new(kernels);
                     case.run(kernels);
                     assert!(case.written() == *wanted);
                     let head_dim = 136 + 8 * thread;
-                    refused(plan(kernels.0, &Attention { head_dim, ..described() }), Status::Unsupported, &head_dim.to_string());
+                    refused(
+                        plan(kernels.0, &Attention { head_dim, ..described() }),
+                        Status::Unsupported,
+                        &head_dim.to_string(),
+                    );
                 }
                 others.store(true, Ordering::Relaxed);
             });

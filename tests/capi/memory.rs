@@ -3,8 +3,12 @@
 use std::ffi::CStr;
 
 use bytemuck::Pod;
-use half::bf16;
-use trencadis::capi::{Handle, Status, trencadis_close, trencadis_last_error, trencadis_open_emulator};
+use half::{bf16, f16};
+use trencadis::capi::{
+    Dtype, Handle, Status, trencadis_close, trencadis_last_error, trencadis_open_emulator,
+};
+
+use crate::support::numbers::distance;
 
 /// Kernels on an emulated GPU of this compute capability, closed at the end.
 pub struct Open(pub *mut Handle);
@@ -90,10 +94,43 @@ impl<T: Pod> Memory<T> {
     }
 }
 
-impl Memory<bf16> {
-    pub fn rounded(values: &[f64]) -> Self {
-        Self::of(&values.iter().map(|&x| bf16::from_f64(x)).collect::<Vec<_>>())
+/// Elements of activations.
+pub trait Half: Pod + Into<f64> {
+    const DTYPE: Dtype;
+    fn round(x: f64) -> Self;
+}
+
+impl Half for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    fn round(x: f64) -> Self {
+        Self::from_f64(x)
     }
+}
+
+impl Half for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+    fn round(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+}
+
+impl<E: Half> Memory<E> {
+    pub fn rounded(values: &[f64]) -> Self {
+        Self::of(&values.iter().map(|&x| E::round(x)).collect::<Vec<_>>())
+    }
+}
+
+/// Fails where two vectors are further apart than `metric`, or any two numbers than `largest` of the largest.
+#[track_caller]
+pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
+    assert_eq!(got.len(), want.len(), "{name}");
+    let scale = want.iter().fold(1e-30f64, |most, x| most.max(x.abs()));
+    let worst = got.iter().zip(want).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max) / scale;
+    let apart = distance(got, want);
+    assert!(
+        apart <= metric && worst <= largest,
+        "{name}: distance {apart:.2e}, largest difference {worst:.2e}"
+    );
 }
 
 /// In f64.

@@ -7,10 +7,10 @@ use half::bf16;
 use trencadis::capi::*;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::cpu::pool::{attention_backward, attention_forward};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
-use crate::memory::{Memory, Open, done, wide};
-use crate::support::numbers::{alike, random};
+use crate::memory::{Memory, Open, alike, done, wide};
+use crate::support::numbers::random;
 
 /// A product of these extents without operands.
 pub fn product(layout: GemmLayout, epilogue: GemmEpilogue, [m, n, k]: [usize; 3]) -> Gemm {
@@ -37,7 +37,11 @@ fn launch(kernels: &Open, gemm: &Gemm) {
 }
 
 /// `[rows, columns]` of the product of what `a(i, l)` and `b(l, j)` read.
-fn multiply([m, n, k]: [usize; 3], a: impl Fn(usize, usize) -> f64, b: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+fn multiply(
+    [m, n, k]: [usize; 3],
+    a: impl Fn(usize, usize) -> f64,
+    b: impl Fn(usize, usize) -> f64,
+) -> Vec<f64> {
     (0..m * n).map(|i| (0..k).map(|l| a(i / n, l) * b(l, i % n)).sum()).collect()
 }
 
@@ -78,7 +82,10 @@ fn products_and_what_becomes_of_them() {
     let rows: Vec<f64> = out.slice().chunks(n + 8).flat_map(|row| wide(&row[..n])).collect();
     alike("out", &rows[..live * n], &wanted, 1e-5, 1e-2);
     assert!(rows[live * n..].iter().all(|&x| x == 0.0), "rows of no image");
-    assert!(out.slice().chunks(n + 8).all(|row| row[n..].iter().all(|x| x.to_bits() == 0)), "foreign columns");
+    assert!(
+        out.slice().chunks(n + 8).all(|row| row[n..].iter().all(|x| x.to_bits() == 0)),
+        "foreign columns"
+    );
 
     // dh = (dy w) * gelu'(pre), whose operands are y[m, k] and w[k, n] here.
     let (dh, column_sums) = (Memory::<bf16>::zeros(m * n), Memory::<f32>::zeros(n));
@@ -121,7 +128,8 @@ fn norms_forward_and_backward() {
     let kernels = Open::new(80);
     let (tokens, live, width) = (9, 7, 48);
     let x = Memory::rounded(&random::<f64>(tokens * width, 1).iter().map(|x| x + 0.5).collect::<Vec<_>>());
-    let (dy, dresidual) = (Memory::rounded(&random(tokens * width, 2)), Memory::rounded(&random(tokens * width, 3)));
+    let (dy, dresidual) =
+        (Memory::rounded(&random(tokens * width, 2)), Memory::rounded(&random(tokens * width, 3)));
     let (gain, bias) = (Memory::of(&random::<f32>(width, 4)), Memory::of(&random::<f32>(width, 5)));
     let starts = Memory::of(&[0, 3, 7]);
     for kind in [NormKind::LayerNorm, NormKind::Rms] {
@@ -129,7 +137,8 @@ fn norms_forward_and_backward() {
         let stats = Memory::<f32>::zeros(2 * tokens);
         let (dgain, dbias) = (Memory::<f32>::zeros(width), Memory::<f32>::zeros(width));
         let (mut call, mut bytes) = (norm(kind, tokens, width), 0);
-        (call.x, call.gain, call.bias, call.y, call.stats) = (x.ptr(), gain.ptr(), bias.ptr(), y.ptr(), stats.ptr());
+        (call.x, call.gain, call.bias, call.y, call.stats) =
+            (x.ptr(), gain.ptr(), bias.ptr(), y.ptr(), stats.ptr());
         (call.dy, call.dresidual, call.dx) = (dy.ptr(), dresidual.ptr(), dx.ptr());
         (call.dgain, call.dbias, call.cu_seqlens, call.slots) = (dgain.ptr(), dbias.ptr(), starts.ptr(), 2);
         // SAFETY: structs and memory that live until the kernels have run: they have.
@@ -162,7 +171,9 @@ fn norms_forward_and_backward() {
         alike("dx", &wide(&dx.slice()[..live * width]), &wanted[1], 1e-5, 1e-2);
         alike("dgain", &wide(dgain.slice()), &gains, 1e-5, 1e-2);
         alike("dbias", &wide(dbias.slice()), &biases, 1e-5, 1e-2);
-        assert!(y.slice()[live * width..].iter().chain(&dx.slice()[live * width..]).all(|x| x.to_bits() == 0));
+        assert!(
+            y.slice()[live * width..].iter().chain(&dx.slice()[live * width..]).all(|x| x.to_bits() == 0)
+        );
     }
 }
 
@@ -171,9 +182,11 @@ fn pooling_forward_and_backward() {
     let kernels = Open::new(80);
     let (starts, tokens, [heads, dim, queries]) = ([0, 5, 5, 17], 20, [2, 32, 2]);
     let (width, slots, used) = (heads * dim, 3, 17);
-    let (q, kv) = (Memory::of(&random::<f32>(queries * width, 1)), Memory::rounded(&random(tokens * 2 * width, 2)));
+    let (q, kv) =
+        (Memory::of(&random::<f32>(queries * width, 1)), Memory::rounded(&random(tokens * 2 * width, 2)));
     let dout = Memory::rounded(&random(slots * queries * width, 3));
-    let (out, lse) = (Memory::<bf16>::zeros(slots * queries * width), Memory::<f32>::zeros(slots * queries * heads));
+    let (out, lse) =
+        (Memory::<bf16>::zeros(slots * queries * width), Memory::<f32>::zeros(slots * queries * heads));
     let (dq, dkv) = (Memory::<f32>::zeros(queries * width), Memory::<bf16>::zeros(tokens * 2 * width));
     let (cu_seqlens, fault) = (Memory::of(&starts), Memory::<i32>::zeros(1));
     let mut call = Pool {
@@ -206,11 +219,13 @@ fn pooling_forward_and_backward() {
     assert_eq!(trencadis_pool_fault(fault.slice()[0]), Status::Ok);
     let config = AttentionConfig {
         heads,
+        kv_heads: heads,
         head_dim: dim,
         scale: 1.0 / (dim as f64).sqrt(),
         norm: QkNormKind::None,
         eps: 0.0,
         gain_per_head: false,
+        rope: Rope::None,
     };
     let (q, kv) = (wide(q.slice()), wide(&kv.slice()[..used * 2 * width]));
     let (mut wanted, mut sums) = (vec![0.0; slots * queries * width], vec![0.0; slots * queries * heads]);
@@ -220,7 +235,18 @@ fn pooling_forward_and_backward() {
     let (none, grads) = (QkAffine::default(), trencadis::cpu::attention::QkAffineGrad::default());
     let dout = wide(dout.slice());
     attention_backward(
-        &config, &mut wanted_q, &mut wanted_kv, grads, &dout, &wanted, &sums, &q, &kv, none, &starts, 0,
+        &config,
+        &mut wanted_q,
+        &mut wanted_kv,
+        grads,
+        &dout,
+        &wanted,
+        &sums,
+        &q,
+        &kv,
+        none,
+        &starts,
+        0,
     );
     alike("dq", &wide(dq.slice()), &wanted_q, 1e-4, 2e-2);
     alike("dkv", &wide(&dkv.slice()[..used * 2 * width]), &wanted_kv, 1e-4, 2e-2);
@@ -240,4 +266,42 @@ fn pooling_forward_and_backward() {
     }
     let found = trencadis_pool_fault(fault.slice()[0]);
     crate::memory::refused(found, Status::InvalidArgument, "cu_seqlens on the device decreases");
+}
+
+/// 4 x 6 patches in windows of 4, then nothing, then 2 x 2.
+#[test]
+fn windows_of_images() {
+    let grids = [4u32, 6, 0, 3, 2, 2];
+    let mut call = Windows {
+        size: size_of::<Windows>() as u64,
+        images: 3,
+        grids: grids.as_ptr(),
+        window: 4,
+        merge: 1,
+        ..Windows::zeroed()
+    };
+    // SAFETY: a struct, and arrays as large as is said, here and below.
+    done(unsafe { trencadis_windows_make(&raw mut call) });
+    assert_eq!((call.rows, call.segments, call.longest), (28, 3, 16));
+    let (mut order, mut inverse, mut cu_seqlens) = ([0; 28], [0; 28], [0; 4]);
+    (call.order, call.inverse) = (order.as_mut_ptr(), inverse.as_mut_ptr());
+    call.cu_seqlens = cu_seqlens.as_mut_ptr();
+    let mut small = Windows { segments: 2, ..call };
+    let found = unsafe { trencadis_windows_make(&raw mut small) };
+    crate::memory::refused(found, Status::InvalidArgument, "28 rows in 3 windows");
+    assert_eq!(order, [0; 28]);
+    done(unsafe { trencadis_windows_make(&raw mut call) });
+    assert_eq!(cu_seqlens, [0, 16, 24, 28]);
+    assert_eq!(order[..8], [0, 1, 2, 3, 6, 7, 8, 9]);
+    assert_eq!(order[16..20], [4, 5, 10, 11]);
+    assert!((0..28).all(|i| inverse[order[i] as usize] == i as i32));
+    for (wrong, part) in [
+        (Windows { merge: 3, ..call }, "multiple of the merge unit"),
+        (Windows { grids: std::ptr::null(), ..call }, "grids lie at 0x0"),
+        (Windows { images: u64::MAX, ..call }, "for 18446744073709551615 images"),
+    ] {
+        let mut wrong = wrong;
+        let found = unsafe { trencadis_windows_make(&raw mut wrong) };
+        crate::memory::refused(found, Status::InvalidArgument, part);
+    }
 }
