@@ -5,6 +5,7 @@ pub mod collective;
 pub mod elementwise;
 pub mod gemm;
 pub mod loss;
+pub mod matrix;
 pub mod measure;
 pub mod norm;
 mod operand;
@@ -14,6 +15,7 @@ pub mod pool;
 pub mod position;
 pub mod registry;
 pub mod residual;
+pub mod tolerance;
 
 pub use operand::Rows;
 pub(crate) use operand::check_cu_seqlens;

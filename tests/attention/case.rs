@@ -7,6 +7,7 @@ use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::kernels::tolerance::{self as to, Tolerance};
 use trencadis::recipe::QkNormKind;
 
 use crate::support::numbers::random;
@@ -226,7 +227,7 @@ impl Case {
         let answer = self.run(device, run);
         let (out, lse) = self.expected();
         let bits: Vec<f64> = answer.out.iter().map(|x| x.to_f64()).collect();
-        alike(&format!("out of {name}"), &bits, &out, 2e-5, 1e-2);
+        alike(&format!("out of {name}"), &bits, &out, to::ATTENTION.metric, to::ATTENTION.largest);
         // Without a norm the operands of the scores are exact.
         let tolerance = if self.config.norm == QkNormKind::None { 2e-5 } else { 2e-2 };
         near(&format!("lse of {name}"), &answer.lse, &lse, tolerance);
@@ -244,7 +245,7 @@ impl Case {
 pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
     let (got, tail) = got.split_at(want.len());
     assert!(tail.iter().all(|&x| x == 0.0), "{name}: rows of no image are not zeros");
-    crate::support::numbers::alike(name, got, want, metric, largest);
+    crate::support::numbers::alike(name, got, want, Tolerance { metric, largest });
 }
 
 /// |got − want| ≤ tolerance · max(1, |want|); zeros behind.

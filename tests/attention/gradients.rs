@@ -6,6 +6,7 @@ use trencadis::cpu::attention::{QkAffine, QkAffineGrad, backward as oracle};
 use trencadis::device::{Device, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::QkNormKind;
 
 use crate::case::{Answer, Case, FOREIGN, Run, alike};
@@ -161,7 +162,13 @@ pub fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
         let got = run(case, device, way, &answer, &dout(case));
         for ((got, want), of) in got.rows.iter().zip(&rows).zip(["dq", "dk", "dv"]) {
             let got: Vec<f64> = got.iter().map(|x| x.to_f64()).collect();
-            alike(&format!("{of} of {name}"), &got, want, 2e-5, 2e-2);
+            alike(
+                &format!("{of} of {name}"),
+                &got,
+                want,
+                to::ATTENTION_GRAD.metric,
+                to::ATTENTION_GRAD.largest,
+            );
         }
         for (i, of) in ["dq_gain", "dq_bias", "dk_gain", "dk_bias"].into_iter().enumerate() {
             if case.config.norm == QkNormKind::None {
@@ -176,7 +183,13 @@ pub fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
                 let worst = sums.iter().fold(0f64, |max, x| max.max(x.abs())) / scale;
                 assert!(worst < 0.1, "{of} of {name}: {worst}");
             } else {
-                alike(&format!("{of} of {name}"), &sums, &affine[i], 5e-5, 2e-2);
+                alike(
+                    &format!("{of} of {name}"),
+                    &sums,
+                    &affine[i],
+                    to::ATTENTION_AFFINE_GRAD.metric,
+                    to::ATTENTION_AFFINE_GRAD.largest,
+                );
             }
         }
         all.push(got);
