@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod collective;
+mod element;
 pub mod elementwise;
 pub mod gemm;
 pub mod loss;
@@ -17,5 +18,6 @@ pub mod registry;
 pub mod residual;
 pub mod tolerance;
 
+pub use element::Element;
 pub use operand::Rows;
 pub(crate) use operand::check_cu_seqlens;

@@ -12,6 +12,13 @@ pub struct Tolerance {
     pub largest: f64,
 }
 
+impl Tolerance {
+    /// The same for elements whose rounding is `by` times as fine, as that of f16 is 8 times that of bf16.
+    pub fn finer(self, by: f64) -> Self {
+        Self { metric: self.metric / by.powi(2), largest: self.largest / by }
+    }
+}
+
 impl fmt::Display for Tolerance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:e}, {:e}", self.metric, self.largest)
@@ -28,7 +35,10 @@ pub const ROUNDED: Tolerance = tolerance(8e-6, 4e-3);
 pub const SINGLE: Tolerance = tolerance(1e-12, 1e-6);
 /// Sums over rows in f32.
 pub const SUMMED: Tolerance = tolerance(1e-11, 2e-6);
-/// Attention: probabilities are rounded to bf16 before they meet v.
+/// How much finer f16 is rounded than bf16.
+pub const F16_FINER: f64 = 8.0;
+
+/// Attention in bf16: probabilities are rounded to bf16 before they meet v.
 pub const ATTENTION: Tolerance = tolerance(2e-5, 1e-2);
 /// Its gradients of q, k and v.
 pub const ATTENTION_GRAD: Tolerance = tolerance(2e-5, 2e-2);

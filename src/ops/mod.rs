@@ -46,6 +46,19 @@ choice! {
 }
 
 choice! {
+    /// Which two columns of a head are turned together by a rotary position embedding. A pair (a, b) with
+    /// the angle φ becomes (a cos φ − b sin φ, b cos φ + a sin φ).
+    Rope {
+        /// No rotation.
+        None = "none",
+        /// Columns (2p, 2p + 1) are pair p.
+        Interleaved = "interleaved",
+        /// Columns (p, p + head_dim / 2) are pair p.
+        Halves = "halves",
+    }
+}
+
+choice! {
     /// GELU variant.
     GeluKind {
         /// Exact.
@@ -68,8 +81,10 @@ choice! {
 /// Constants of an attention op.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionConfig {
-    /// Number of heads.
+    /// Number of query heads.
     pub heads: usize,
+    /// Number of key and value heads, a divisor of `heads`: query head h uses kv head h / (heads / kv_heads).
+    pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
     /// Factor on the scores.
@@ -78,6 +93,25 @@ pub struct AttentionConfig {
     pub norm: QkNormKind,
     /// Epsilon of that normalisation.
     pub eps: f64,
-    /// Whether gains are `[heads, head_dim]` or one `[head_dim]` for all heads.
+    /// Whether gains are `[heads, head_dim]` (of k: `[kv_heads, head_dim]`) or one `[head_dim]` for all heads.
     pub gain_per_head: bool,
+    /// Which columns of q and k are turned together, after the norm; `head_dim` is even where any are.
+    pub rope: Rope,
+}
+
+impl AttentionConfig {
+    /// Query heads that share a kv head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Columns of a row `[q | k | v]`.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of k, and of v.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
 }
