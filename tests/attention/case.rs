@@ -5,8 +5,8 @@ use half::{bf16, f16};
 use trencadis::cpu::attention::forward as oracle;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
-use trencadis::kernels::{Element, Rows};
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::kernels::{Element, Rows};
 use trencadis::recipe::{QkNormKind, Rope};
 
 use crate::support::numbers::random;
@@ -186,7 +186,8 @@ impl<E: Operand> Case<E> {
     /// Angles of the used rows.
     pub fn used_rope(&self) -> Option<Vec<f64>> {
         let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
-        let wide = |table: &Vec<f32>| table[..used * self.config.head_dim].iter().map(|&x| x.into()).collect();
+        let wide =
+            |table: &Vec<f32>| table[..used * self.config.head_dim].iter().map(|&x| x.into()).collect();
         self.rope.as_ref().map(wide)
     }
 

@@ -128,7 +128,8 @@ fn norm_cases<E: Element>(
     let (plan, backward_plan) =
         (attention.plan(gpu.device.info())?, attention.backward_plan(gpu.device.info())?);
     let sets = gpu.sets(2 * 8 * tokens * width);
-    let (qkv, dout) = (gpu.random_of(sets, 3 * tokens * width, of)?, gpu.random_of(sets, tokens * width, of)?);
+    let (qkv, dout) =
+        (gpu.random_of(sets, 3 * tokens * width, of)?, gpu.random_of(sets, tokens * width, of)?);
     let out = gpu.room::<E>(sets, tokens * width)?;
     let dqkv = gpu.room::<E>(sets, 3 * tokens * width)?;
     let gain = gpu.device.upload(&vec![1.0f32; width])?;

@@ -5,7 +5,8 @@ use half::bf16;
 
 use super::super::instances::{
     BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED, BACKWARD_THREADS,
-    HOPPER_BACKWARD_FINISH_SHARED, HOPPER_BACKWARD_THREADS, backward_groups, backward_prepare, hopper_backward_finish,
+    HOPPER_BACKWARD_FINISH_SHARED, HOPPER_BACKWARD_THREADS, backward_groups, backward_prepare,
+    hopper_backward_finish,
 };
 use super::super::prepare::{PrepareParams, prepare};
 use super::super::raw::{QkNorm, QkStatistics};
