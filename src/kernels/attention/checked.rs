@@ -6,12 +6,11 @@ use super::heuristics::{ForwardPlan, Limits};
 use super::instances::INSTANCES;
 use super::lists::Schedule;
 use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
-use crate::cpu::attention::AttentionConfig;
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::Element;
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
-use crate::recipe::{QkNormKind, Rope};
+use crate::ops::{AttentionConfig, QkNormKind, Rope};
 
 /// Attention over batches of one size.
 #[derive(Clone, Copy, Debug, PartialEq)]

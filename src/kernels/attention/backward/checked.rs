@@ -11,7 +11,7 @@ use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::Element;
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
-use crate::recipe::{QkNormKind, Rope};
+use crate::ops::{QkNormKind, Rope};
 
 /// Operands of the backward pass, of [`bf16`] or [`f16`](half::f16). All are as the forward pass took or wrote them, unless
 /// said otherwise.
