@@ -16,6 +16,8 @@ mod backend;
 #[cfg(feature = "train")]
 mod choice;
 mod cuda;
+#[cfg(feature = "cust")]
+mod cust;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod fault;

@@ -6,6 +6,7 @@ mod element;
 pub mod elementwise;
 pub mod gemm;
 pub mod loss;
+pub mod matrix;
 pub mod measure;
 pub mod norm;
 mod operand;
@@ -15,6 +16,7 @@ pub mod pool;
 pub mod position;
 pub mod registry;
 pub mod residual;
+pub mod tolerance;
 
 pub use element::Element;
 pub use operand::Rows;
