@@ -5,8 +5,8 @@ use bytemuck::Zeroable;
 use super::operands::count;
 use super::status::{Refusal, Result, Status, guard};
 use super::structs::{read, sized, write};
-use crate::data::resolution::Grid;
 use crate::kernels::attention::Windows as Checked;
+use crate::ops::Grid;
 
 /// Images cut into windows, each of which is a segment of attention (Qwen2.5-VL): the order in which the token rows of a
 /// window follow one another, and the `cu_seqlens` of the windows. Memory of the host; no device takes part.
