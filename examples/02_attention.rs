@@ -18,9 +18,7 @@ const TOKENS: usize = 8;
 
 fn main() -> Outcome {
     let Some((mut engine, device)) = engine::open()? else { return Ok(()) };
-    let norm = QkNormKind::Rms;
-    let config =
-        AttentionConfig { heads: HEADS, head_dim: 64, scale: 0.125, norm, eps: 1e-6, gain_per_head: false };
+    let config = AttentionConfig { norm: QkNormKind::Rms, ..AttentionConfig::new(HEADS, 64) };
     let attention = Attention { config, tokens: TOKENS, slots: STARTS.len() - 1 };
     let (plan, back) = (attention.plan(device.info())?, attention.backward_plan(device.info())?);
 
@@ -39,20 +37,21 @@ fn main() -> Outcome {
     let back_lists = Schedule::in_memory(back_lists?, back.limits, TOKENS, 2)?;
     let forward_bytes = attention.forward_workspace_bytes(&plan, TOKENS);
     let bytes = attention.backward_workspace_bytes(&back, TOKENS, false);
-    let (given, workspace) = (vec![0u8; forward_bytes], vec![0u8; bytes]);
-    let (given, workspace) = (engine.lend(&device, &given)?, engine.lend(&device, &workspace)?);
-    // SAFETY: the engine keeps its stream.
+    let workspaces = [forward_bytes, bytes].map(|bytes| engine.lend(&device, &vec![0u8; bytes]));
+    let [forward_workspace, backward_workspace] = workspaces;
+    let (forward_workspace, backward_workspace) = (forward_workspace?, backward_workspace?); // SAFETY: the engine keeps its stream.
     let stream = unsafe { device.borrow_stream(engine.stream())? };
     let part = |at: usize| Rows { buffer: &qkv, offset: at * WIDTH, stride: 3 * WIDTH };
-    let (q, k, v, affine, statistics) = (part(0), part(1), part(2), [None; 4], None);
+    let (q, k, v) = (part(0), part(1), part(2));
+    let (affine, rope, statistics) = ([None; 4], None, None);
     let [out, dout, dq, dk, dv] = [&out, &dout, &dq, &dk, &dv].map(|buffer| Rows::dense(buffer, WIDTH));
     let (cu_seqlens, lse) = (&cu_seqlens, &lse);
     lists.launch(&stream, cu_seqlens, Some(&STARTS))?;
-    let (schedule, given) = (&lists, Some(&given));
-    let forward = Forward { q, k, v, affine, cu_seqlens, schedule, out, lse, statistics, workspace: given };
+    let (schedule, workspace) = (&lists, Some(&forward_workspace));
+    let forward = Forward { q, k, v, affine, rope, cu_seqlens, schedule, out, lse, statistics, workspace };
     attention.forward(&stream, &plan, &forward)?;
     back_lists.launch(&stream, cu_seqlens, Some(&STARTS))?;
-    let (schedule, daffine, accumulate, workspace) = (&back_lists, [None; 4], None, &workspace);
+    let (schedule, daffine, accumulate, workspace) = (&back_lists, [None; 4], None, &backward_workspace);
     let backward = Backward {
         q,
         k,
@@ -61,6 +60,7 @@ fn main() -> Outcome {
         lse,
         dout,
         affine,
+        rope,
         cu_seqlens,
         schedule,
         dq,

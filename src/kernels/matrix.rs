@@ -46,13 +46,19 @@ fn ops() -> Vec<Op> {
             "attention, forward (QK-norm: none, RMS, LayerNorm)",
             &["attention_forward", "attention_prepare"],
             forward,
-            to::ATTENTION.to_string(),
+            format!("{}; in f16 {}", to::ATTENTION, to::ATTENTION.finer(to::F16_FINER)),
         ),
         op(
             "attention, backward",
             &["attention_backward"],
             backward,
-            format!("{}; gains {}", to::ATTENTION_GRAD, to::ATTENTION_AFFINE_GRAD),
+            format!(
+                "{}; gains {}; in f16 {}; gains {}",
+                to::ATTENTION_GRAD,
+                to::ATTENTION_AFFINE_GRAD,
+                to::ATTENTION_GRAD.finer(to::F16_FINER),
+                to::ATTENTION_AFFINE_GRAD.finer(to::F16_FINER)
+            ),
         ),
         op(
             "GEMM with bias, GELU, residual",
@@ -167,18 +173,18 @@ pub fn markdown() -> String {
 
 /// Element types and tiers of the kernels that begin with one of `prefixes`.
 fn found(sources: &[Source], prefixes: &[&str]) -> (String, &'static str) {
-    let mut dtypes = BTreeSet::new();
+    let mut dtypes: BTreeSet<&str> = BTreeSet::new();
     let mut hopper = false;
     for source in sources {
         for kernel in
             source.kernels.iter().filter(|kernel| prefixes.iter().any(|p| kernel.name.starts_with(p)))
         {
-            dtypes.extend(DTYPES.iter().filter(|dtype| kernel.name.split('_').any(|word| word == **dtype)));
+            dtypes.extend(kernel.name.split('_').filter(|word| DTYPES.contains(word)));
             hopper |= source.tier == Tier::Sm90;
         }
     }
     let tiers = if hopper { "sm_80 and newer; sm_90a has its own" } else { "sm_80 and newer" };
-    (dtypes.into_iter().copied().collect::<Vec<_>>().join(", "), tiers)
+    (dtypes.into_iter().collect::<Vec<_>>().join(", "), tiers)
 }
 
 #[cfg(test)]

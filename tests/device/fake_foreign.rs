@@ -5,8 +5,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, sys};
-use trencadis::device::{Buffer, Device, Kernels, Ptr, RawStream};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
+use trencadis::device::{Buffer, Device, Ptr, RawStream};
 
 use crate::fake::{Fake, INSIDE};
 
@@ -162,6 +162,9 @@ fn an_engine() {
 
 #[cfg(feature = "emulator")]
 mod launches {
+    use cudarc::driver::sys;
+    use trencadis::device::Kernels;
+
     use super::*;
     use crate::fake_training::Place;
     use crate::foreign::{OPERANDS, Problem};

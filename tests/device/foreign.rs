@@ -42,14 +42,7 @@ pub const OPERANDS: [Operand; 10] =
 
 impl Problem {
     pub fn new(device: &Device) -> Self {
-        let config = AttentionConfig {
-            heads: HEADS,
-            head_dim: HEAD_DIM,
-            scale: 0.125,
-            norm: QkNormKind::Rms,
-            eps: 1e-6,
-            gain_per_head: false,
-        };
+        let config = AttentionConfig { norm: QkNormKind::Rms, ..AttentionConfig::new(HEADS, HEAD_DIM) };
         let attention = Attention { config, tokens: TOKENS, slots: CU_SEQLENS.len() - 1 };
         let info = device.info();
         let plans = (attention.plan(info).unwrap(), attention.backward_plan(info).unwrap());
@@ -115,6 +108,7 @@ impl Problem {
             k,
             v,
             affine: [None; 4],
+            rope: None,
             cu_seqlens: &cu_seqlens,
             schedule,
             out,
@@ -132,6 +126,7 @@ impl Problem {
             lse: &lse,
             dout,
             affine: [None; 4],
+            rope: None,
             cu_seqlens: &cu_seqlens,
             schedule,
             dq,
