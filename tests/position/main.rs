@@ -2,5 +2,6 @@
 
 mod cpu;
 mod kernels;
+mod rope;
 #[path = "../support/mod.rs"]
 mod support;
