@@ -8,3 +8,4 @@ mod gradients;
 mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
+mod windows;

@@ -167,9 +167,10 @@ impl Attention {
                 self.tokens,
                 head_dim / 2
             ))),
-            (_, Some(table)) => {
-                Ok((check_len("the table of rotary positions", table, &[self.tokens, head_dim / 2, 2])?, kind))
-            }
+            (_, Some(table)) => Ok((
+                check_len("the table of rotary positions", table, &[self.tokens, head_dim / 2, 2])?,
+                kind,
+            )),
         }
     }
 
@@ -246,7 +247,8 @@ impl Attention {
 
 /// Heads, or 1 where they share gains and biases, and columns: of q and of k.
 pub(super) fn qk_norm_shapes(config: &AttentionConfig) -> [[usize; 2]; 2] {
-    [config.heads, config.kv_heads].map(|heads| [if config.gain_per_head { heads } else { 1 }, config.head_dim])
+    [config.heads, config.kv_heads]
+        .map(|heads| [if config.gain_per_head { heads } else { 1 }, config.head_dim])
 }
 
 /// The norm as the kernels take it; `affine` is γq, βq, γk, βk.

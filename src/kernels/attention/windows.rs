@@ -56,7 +56,9 @@ impl Windows {
                         for unit_column in (left..right).step_by(merge) {
                             order.extend(
                                 (unit_row..unit_row + merge)
-                                    .flat_map(|row| (unit_column..unit_column + merge).map(move |column| (row, column)))
+                                    .flat_map(|row| {
+                                        (unit_column..unit_column + merge).map(move |column| (row, column))
+                                    })
                                     .map(|(row, column)| first + row * columns + column),
                             );
                         }

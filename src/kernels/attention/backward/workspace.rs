@@ -213,7 +213,10 @@ mod tests {
             assert_eq!(dv.address(), dk.address() + rows as u64);
             let end = dv.address() + rows as u64;
             let long = grouped.long(Ptr::from_raw(1 << 20));
-            assert_eq!(end, if device.hopper { long.q_norm.address() } else { (1 << 20) + grouped.bytes as u64 });
+            assert_eq!(
+                end,
+                if device.hopper { long.q_norm.address() } else { (1 << 20) + grouped.bytes as u64 }
+            );
         }
     }
 }
