@@ -164,7 +164,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
     code(call.plans(kernels).and_then(|(attention, plan, _)| {
         let longest = call.longest().min(attention.tokens);
         let none = Ptr::null(); // The backward pass makes the statistics again.
-        let params = ForwardParams {
+        let params: ForwardParams = ForwardParams {
             q: Ptr::from_raw(call.q),
             k: Ptr::from_raw(call.k),
             v: Ptr::from_raw(call.v),
@@ -213,7 +213,7 @@ pub unsafe extern "C" fn trencadis_attention_backward(
         let gains = call.dq_gain != 0 && call.norm != 0;
         let workspace = plan.workspace(&attention.backward_sizes(call.longest(), gains));
         let base = Ptr::from_raw(call.workspace);
-        let params = BackwardParams {
+        let params: BackwardParams = BackwardParams {
             q: Ptr::from_raw(call.q),
             k: Ptr::from_raw(call.k),
             v: Ptr::from_raw(call.v),

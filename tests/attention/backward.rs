@@ -257,6 +257,8 @@ fn the_same_bits_in_any_order() {
     // Long, with two key blocks in shared memory, and two heads in a block.
     let case = Case::new(config(QkNormKind::Rms, 2, 64), &[20, 300, 150], 1);
     in_any_order(&case, Way { blocks: Some(2), ..SHORT });
+    let turned = AttentionConfig { kv_heads: 1, rope: Rope::Halves, ..config(QkNormKind::Rms, 2, 72) };
+    in_any_order(&Case::new(turned, &[20, 90, 40], 1), Way { short: Some(64), ..SHORT });
 }
 
 #[cfg(feature = "emulator")]

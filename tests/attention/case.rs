@@ -1,12 +1,12 @@
 //! A batch for the attention kernels, and what the CPU device in f64 makes of it.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use trencadis::cpu::attention::forward as oracle;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
-use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::kernels::{Element, Rows};
 use trencadis::recipe::{QkNormKind, Rope};
 
 use crate::support::numbers::random;
@@ -16,14 +16,58 @@ pub const FOREIGN: usize = 8;
 /// What stands there.
 const MARK: u16 = 0x4321;
 
+/// What the operands of a case are made of.
+pub trait Operand: Element {
+    /// How much smaller its last place is than that of bf16, and so what is asked of the kernels.
+    const FINER: f64;
+
+    fn of(x: f64) -> Self;
+
+    fn wide(self) -> f64;
+}
+
+impl Operand for bf16 {
+    const FINER: f64 = 1.0;
+
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+impl Operand for f16 {
+    const FINER: f64 = 8.0;
+
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+/// What stands in columns of others.
+pub fn mark<E: Operand>() -> E {
+    bytemuck::cast(MARK)
+}
+
+/// Whether it still does.
+pub fn is_mark<E: Operand>(x: &E) -> bool {
+    bytemuck::cast::<E, u16>(*x) == MARK
+}
+
 /// Images of `lengths` tokens with a tail of padding full of NaN.
 #[derive(Clone)]
-pub struct Case {
+pub struct Case<E: Operand = bf16> {
     pub config: AttentionConfig,
     pub cu_seqlens: Vec<i32>,
     pub tokens: usize,
     /// `[T][q | k | v | foreign]`.
-    pub qkv: Vec<bf16>,
+    pub qkv: Vec<E>,
     /// γq, βq, γk, βk.
     pub affine: [Option<Vec<f32>>; 4],
     /// `[T, head_dim/2, 2]`, cosine and sine, where the config has a rotation.
@@ -48,8 +92,8 @@ pub struct Run {
 }
 
 #[derive(Clone, PartialEq)]
-pub struct Answer {
-    pub out: Vec<bf16>,
+pub struct Answer<E: Operand = bf16> {
+    pub out: Vec<E>,
     pub lse: Vec<f32>,
     /// Means and deviations of q, of k.
     pub statistics: [Vec<f32>; 4],
@@ -91,8 +135,15 @@ fn table(used: usize, tokens: usize, head_dim: usize) -> Vec<f32> {
 }
 
 impl Case {
-    /// All gains and biases are there, as far as the norm has any.
+    /// One of bf16.
     pub fn new(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
+        Self::of(config, lengths, tail)
+    }
+}
+
+impl<E: Operand> Case<E> {
+    /// All gains and biases are there, as far as the norm has any.
+    pub fn of(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
         let used: usize = lengths.iter().sum();
         let tokens = used + tail;
         let width = config.qkv_width();
@@ -101,8 +152,8 @@ impl Case {
         for row in 0..tokens {
             // A mean that LayerNorm must take off, unlike for every row.
             let offset = (row % 5) as f64 * 0.25;
-            qkv.extend((0..width).map(|_| values.next().map_or(bf16::NAN, |x| bf16::from_f64(x + offset))));
-            qkv.extend([bf16::NAN; FOREIGN]);
+            qkv.extend((0..width).map(|_| E::of(values.next().map_or(f64::NAN, |x| x + offset))));
+            qkv.extend([E::of(f64::NAN); FOREIGN]);
         }
         let affine = |heads: usize, seed: u64, one: f32| {
             let heads = if config.gain_per_head { heads } else { 1 };
@@ -131,9 +182,8 @@ impl Case {
     pub fn ungrouped(&self) -> Self {
         let AttentionConfig { heads, head_dim, gain_per_head, .. } = self.config;
         let group = self.config.group();
-        let repeated = |part: &[bf16]| -> Vec<bf16> {
-            part.chunks(head_dim).flat_map(|head| head.repeat(group)).collect()
-        };
+        let repeated =
+            |part: &[E]| -> Vec<E> { part.chunks(head_dim).flat_map(|head| head.repeat(group)).collect() };
         let [_, k, v] = self.offsets();
         let mut qkv = Vec::new();
         for row in self.qkv.chunks(self.stride()) {
@@ -164,7 +214,7 @@ impl Case {
     pub fn used_rows(&self) -> Vec<f64> {
         let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
         (self.qkv.chunks(self.stride()).take(used))
-            .flat_map(|row| row[..self.config.qkv_width()].iter().map(|x| x.to_f64()))
+            .flat_map(|row| row[..self.config.qkv_width()].iter().map(|x| x.wide()))
             .collect()
     }
 
@@ -196,26 +246,26 @@ impl Case {
         plan
     }
 
-    pub fn run(&self, device: &Device, run: Run) -> Answer {
+    pub fn run(&self, device: &Device, run: Run) -> Answer<E> {
         let (answer, schedule) = self.launch(device, run, Some(&self.cu_seqlens));
         schedule.check().unwrap();
         answer
     }
 
     /// The same with what is wrong with `cu_seqlens` left to the device.
-    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer {
+    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer<E> {
         let (answer, schedule) = self.launch(device, run, None);
         schedule.check().unwrap_err();
         answer
     }
 
-    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer, Schedule) {
+    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer<E>, Schedule) {
         let plan = self.plan(device, run);
         let (width, stride) = (self.width(), self.stride());
         let slots = self.cu_seqlens.len() - 1;
         let stream = device.stream().unwrap();
         let qkv = device.upload(&self.qkv).unwrap();
-        let out = device.upload(&vec![bf16::from_bits(MARK); self.tokens * (width + FOREIGN)]).unwrap();
+        let out = device.upload(&vec![mark::<E>(); self.tokens * (width + FOREIGN)]).unwrap();
         let of_rows = |heads: usize| device.alloc::<f32>(self.tokens * heads).unwrap();
         let AttentionConfig { heads, kv_heads, .. } = self.config;
         let lse = of_rows(heads);
@@ -250,7 +300,7 @@ impl Case {
         let mut out = Vec::new();
         for row in all.chunks(width + FOREIGN) {
             out.extend(&row[..width]);
-            assert!(row[width..].iter().all(|x| x.to_bits() == MARK), "columns of others were written");
+            assert!(row[width..].iter().all(is_mark), "columns of others were written");
         }
         let statistics =
             if run.statistics { statistics.each_ref().map(read) } else { [const { Vec::new() }; 4] };
@@ -295,15 +345,15 @@ impl Case {
 
     /// Runs, and compares with the CPU device; rows that belong to no image must be zeros.
     #[track_caller]
-    pub fn check(&self, device: &Device, run: Run) -> Answer {
-        let name = format!("{:?} {:?}", self.config, self.cu_seqlens);
+    pub fn check(&self, device: &Device, run: Run) -> Answer<E> {
+        let name = format!("{} {:?} {:?}", E::NAME, self.config, self.cu_seqlens);
         let answer = self.run(device, run);
         let (out, lse) = self.expected();
-        let bits: Vec<f64> = answer.out.iter().map(|x| x.to_f64()).collect();
-        alike(&format!("out of {name}"), &bits, &out, 2e-5, 1e-2);
+        let wide: Vec<f64> = answer.out.iter().map(|x| x.wide()).collect();
+        alike(&format!("out of {name}"), &wide, &out, 2e-5 / E::FINER.powi(2), 1e-2 / E::FINER);
         // Without a norm and a rotation the operands of the scores are exact.
         let exact = self.config.norm == QkNormKind::None && self.rope.is_none();
-        let tolerance = if exact { 2e-5 } else { 2e-2 };
+        let tolerance = if exact { 2e-5 } else { 2e-2 / E::FINER };
         near(&format!("lse of {name}"), &answer.lse, &lse, tolerance);
         if run.statistics {
             for (got, want) in answer.statistics.iter().zip(&self.expected_statistics()) {

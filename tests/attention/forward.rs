@@ -246,6 +246,8 @@ fn neighbours_do_not_matter() {
 fn the_same_bits_in_any_order() {
     any_order(&Case::new(config(QkNormKind::LayerNormBias, 2, 88), &[100, 20, 7], 1));
     any_order(&Case::new(config(QkNormKind::Rms, 2, 64), &[150, 17], 1));
+    let turned = AttentionConfig { kv_heads: 1, rope: Rope::Halves, ..config(QkNormKind::Rms, 2, 72) };
+    any_order(&Case::new(turned, &[90, 9], 1));
 }
 
 fn any_order(case: &Case) {

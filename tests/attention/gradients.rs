@@ -8,13 +8,11 @@ use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
 use trencadis::recipe::QkNormKind;
 
-use crate::case::{Answer, Case, FOREIGN, Run, alike};
+use crate::case::{Answer, Case, FOREIGN, Operand, Run, alike, is_mark, mark};
 use crate::support::numbers::random;
 
 /// What gradients of gains and biases are added to.
 pub const BEFORE: f32 = 0.75;
-/// What stands in columns of others.
-pub const MARK: u16 = 0x4321;
 
 /// How a case is run.
 #[derive(Clone, Copy, Default)]
@@ -34,20 +32,20 @@ pub const LONG: Way = Way { short: Some(0), blocks: Some(3), accumulate: false, 
 
 /// Gradients: rows of q, k and v, all of them; of γq, βq, γk, βk.
 #[derive(Clone, PartialEq)]
-pub struct Gradients {
-    pub rows: [Vec<bf16>; 3],
+pub struct Gradients<E: Operand = bf16> {
+    pub rows: [Vec<E>; 3],
     pub affine: [Vec<f32>; 4],
 }
 
 /// Gradients of the result, NaN where no image is.
-pub fn dout(case: &Case) -> Vec<bf16> {
+pub fn dout<E: Operand>(case: &Case<E>) -> Vec<E> {
     let used = *case.cu_seqlens.last().unwrap() as usize * case.width();
-    let mut dout: Vec<bf16> = random::<f64>(used, 11).into_iter().map(bf16::from_f64).collect();
-    dout.resize(case.tokens * case.width(), bf16::NAN);
+    let mut dout: Vec<E> = random::<f64>(used, 11).into_iter().map(E::of).collect();
+    dout.resize(case.tokens * case.width(), E::of(f64::NAN));
     dout
 }
 
-pub fn plan(case: &Case, device: &Device, way: Way) -> BackwardPlan {
+pub fn plan<E: Operand>(case: &Case<E>, device: &Device, way: Way) -> BackwardPlan {
     let mut plan = case.attention().backward_plan(device.info()).unwrap();
     if let Some(short) = way.short {
         plan = BackwardPlan::with_short_limit(plan.instance, short, device.info()).unwrap();
@@ -57,21 +55,27 @@ pub fn plan(case: &Case, device: &Device, way: Way) -> BackwardPlan {
 }
 
 /// The result of the forward kernels, NaN where no image is.
-pub fn forward(case: &Case, device: &Device) -> Answer {
+pub fn forward<E: Operand>(case: &Case<E>, device: &Device) -> Answer<E> {
     let mut answer = case.run(device, Run::default());
     let used = *case.cu_seqlens.last().unwrap() as usize;
-    answer.out[used * case.width()..].fill(bf16::NAN);
+    answer.out[used * case.width()..].fill(E::of(f64::NAN));
     answer.lse[used * case.config.heads..].fill(f32::NAN);
     answer
 }
 
-pub fn run(case: &Case, device: &Device, way: Way, answer: &Answer, dout: &[bf16]) -> Gradients {
+pub fn run<E: Operand>(
+    case: &Case<E>,
+    device: &Device,
+    way: Way,
+    answer: &Answer<E>,
+    dout: &[E],
+) -> Gradients<E> {
     let attention = case.attention();
     let plan = plan(case, device, way);
     let (width, stride, slots) = (case.width(), case.stride(), case.cu_seqlens.len() - 1);
     let stream: Stream = device.stream().unwrap();
     let qkv = device.upload(&case.qkv).unwrap();
-    let mark = vec![bf16::from_bits(MARK); case.tokens * stride];
+    let mark = vec![mark::<E>(); case.tokens * stride];
     let dqkv = device.upload(&mark).unwrap();
     let out = device.upload(&answer.out).unwrap();
     let dout = device.upload(dout).unwrap();
@@ -114,22 +118,22 @@ pub fn run(case: &Case, device: &Device, way: Way, answer: &Answer, dout: &[bf16
         for (rows, part) in rows.iter_mut().zip([&own[..k], &own[k..v], &own[v..]]) {
             rows.extend_from_slice(part);
         }
-        assert!(others.iter().all(|x| x.to_bits() == MARK), "columns of others were written");
+        assert!(others.iter().all(is_mark), "columns of others were written");
     }
     Gradients { rows, affine: daffine.each_ref().map(|x| x.download().unwrap()) }
 }
 
 /// Elements of γq, βq, γk and βk.
-fn affine_lengths(case: &Case) -> [usize; 4] {
+fn affine_lengths<E: Operand>(case: &Case<E>) -> [usize; 4] {
     let AttentionConfig { heads, kv_heads, head_dim, gain_per_head, .. } = case.config;
     [heads, heads, kv_heads, kv_heads].map(|heads| if gain_per_head { heads } else { 1 } * head_dim)
 }
 
 /// Gradients of the used rows, and of gains and biases, on the CPU device.
-pub fn expected(case: &Case, answer: &Answer) -> ([Vec<f64>; 3], [Vec<f64>; 4]) {
+pub fn expected<E: Operand>(case: &Case<E>, answer: &Answer<E>) -> ([Vec<f64>; 3], [Vec<f64>; 4]) {
     let (width, config) = (case.width(), case.config);
     let used = *case.cu_seqlens.last().unwrap() as usize;
-    let wide = |x: &[bf16], len: usize| x[..len].iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    let wide = |x: &[E], len: usize| x[..len].iter().map(|x| x.wide()).collect::<Vec<_>>();
     let (qkv, rope) = (case.used_rows(), case.used_rope());
     let affine =
         case.affine.each_ref().map(|x| x.as_ref().map(|x| x.iter().map(|&x| x.into()).collect::<Vec<f64>>()));
@@ -162,16 +166,17 @@ pub fn expected(case: &Case, answer: &Answer) -> ([Vec<f64>; 3], [Vec<f64>; 4]) 
 
 /// Runs, and compares with the CPU device; rows that belong to no image must be zeros.
 #[track_caller]
-pub fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
+pub fn check<E: Operand>(case: &Case<E>, device: &Device, ways: &[Way]) -> Vec<Gradients<E>> {
     let answer = forward(case, device);
     let (rows, affine) = expected(case, &answer);
+    let (metric, largest) = (|of_bf16: f64| of_bf16 / E::FINER.powi(2), 2e-2 / E::FINER);
     let mut all = Vec::new();
     for &way in ways {
-        let name = format!("{:?} {:?} short {:?}", case.config, case.cu_seqlens, way.short);
+        let name = format!("{} {:?} {:?} short {:?}", E::NAME, case.config, case.cu_seqlens, way.short);
         let got = run(case, device, way, &answer, &dout(case));
         for ((got, want), of) in got.rows.iter().zip(&rows).zip(["dq", "dk", "dv"]) {
-            let got: Vec<f64> = got.iter().map(|x| x.to_f64()).collect();
-            alike(&format!("{of} of {name}"), &got, want, 2e-5, 2e-2);
+            let got: Vec<f64> = got.iter().map(|x| x.wide()).collect();
+            alike(&format!("{of} of {name}"), &got, want, metric(2e-5), largest);
         }
         for (i, of) in ["dq_gain", "dq_bias", "dk_gain", "dk_bias"].into_iter().enumerate() {
             if case.config.norm == QkNormKind::None {
@@ -186,7 +191,7 @@ pub fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
                 let worst = sums.iter().fold(0f64, |max, x| max.max(x.abs())) / scale;
                 assert!(worst < 0.1, "{of} of {name}: {worst}");
             } else {
-                alike(&format!("{of} of {name}"), &sums, &affine[i], 5e-5, 2e-2);
+                alike(&format!("{of} of {name}"), &sums, &affine[i], metric(5e-5), largest);
             }
         }
         all.push(got);

@@ -6,11 +6,11 @@ use super::heuristics::{ForwardPlan, Limits};
 use super::instances::INSTANCES;
 use super::lists::Schedule;
 use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
-use crate::cpu::attention::AttentionConfig;
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
+use crate::kernels::Element;
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
-use crate::recipe::{QkNormKind, Rope};
+use crate::ops::{AttentionConfig, QkNormKind, Rope};
 
 /// Attention over batches of one size.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,15 +36,15 @@ pub struct Statistics<'a> {
     pub k_rstd: &'a Buffer<f32>,
 }
 
-/// Operands of the forward pass.
+/// Operands of the forward pass, of [`bf16`] or [`f16`](half::f16).
 #[derive(Clone, Copy)]
-pub struct Forward<'a> {
+pub struct Forward<'a, E: Element = bf16> {
     /// `[T, heads·head_dim]`.
-    pub q: Rows<'a, bf16>,
+    pub q: Rows<'a, E>,
     /// `[T, kv_heads·head_dim]`.
-    pub k: Rows<'a, bf16>,
+    pub k: Rows<'a, E>,
     /// `[T, kv_heads·head_dim]`.
-    pub v: Rows<'a, bf16>,
+    pub v: Rows<'a, E>,
     /// γq, βq, γk, βk, `[heads, head_dim]` (those of k `[kv_heads, head_dim]`) or `[head_dim]` as the config says; missing
     /// is 1 or 0. A config without a norm ignores them.
     pub affine: [Option<&'a Buffer<f32>>; 4],
@@ -56,7 +56,7 @@ pub struct Forward<'a> {
     /// The lists made from it.
     pub schedule: &'a Schedule,
     /// `[T, heads·head_dim]`, all rows written, apart from the operands.
-    pub out: Rows<'a, bf16>,
+    pub out: Rows<'a, E>,
     /// `[T, heads]`: natural logarithm of the sum of the exponentials of the scaled scores.
     pub lse: &'a Buffer<f32>,
     /// Where the statistics go, where they are wanted; needs a norm.
@@ -134,7 +134,12 @@ impl Attention {
     /// # Errors
     /// Anything that is not as the fields of [`Attention`] and [`Forward`] say, or a plan that is not of
     /// this head dim and of the schedule's limits; what the device refuses.
-    pub fn forward(&self, stream: &Stream, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<()> {
+    pub fn forward<E: Element>(
+        &self,
+        stream: &Stream,
+        plan: &ForwardPlan,
+        operands: &Forward<'_, E>,
+    ) -> Result<()> {
         self.plan(stream.device().info())?;
         let params = self.params(plan, operands)?;
         let longest = operands.schedule.longest();
@@ -196,12 +201,12 @@ impl Attention {
         Ok(())
     }
 
-    fn params(&self, plan: &ForwardPlan, operands: &Forward<'_>) -> Result<ForwardParams> {
+    fn params<E: Element>(&self, plan: &ForwardPlan, operands: &Forward<'_, E>) -> Result<ForwardParams<E>> {
         let Self { config, tokens, slots, .. } = *self;
         let schedule = operands.schedule;
         self.check_schedule(plan.instance.width, plan.limits, schedule)?;
         let (width, kv_width) = (config.heads * config.head_dim, config.kv_width());
-        let rows = |name, rows: &Rows<'_, bf16>, width| rows.check(name, tokens, width);
+        let rows = |name, rows: &Rows<'_, E>, width| rows.check(name, tokens, width);
         let (rope, rope_kind) = self.rope(operands.rope)?;
         let k_norm = match (self.forward_workspace_bytes(plan, schedule.longest()), operands.workspace) {
             (0, _) => Ptr::null(),

@@ -8,6 +8,7 @@ use super::instances::{SCHEDULE, SCHEDULE_SHARED, SCHEDULE_THREADS, Schedule};
 use super::prepare::{PrepareParams, prepare};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::{Error, Result};
+use crate::kernels::Element;
 
 /// Constant arguments of the kernel that makes the work lists. It is launched once for each batch, before
 /// all layers.
@@ -78,18 +79,18 @@ pub struct QkStatistics {
 /// addresses and strides are multiples of 16 bytes. Head h of q has head `h·kv_heads/heads` of k and v, rounded down.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct ForwardParams {
+pub struct ForwardParams<E: Element = bf16> {
     /// Queries.
-    pub q: Ptr<bf16>,
+    pub q: Ptr<E>,
     /// Keys.
-    pub k: Ptr<bf16>,
+    pub k: Ptr<E>,
     /// Values.
-    pub v: Ptr<bf16>,
+    pub v: Ptr<E>,
     /// Room for k̂ of long images, `[tokens, kv_heads·head_dim]`, where [`ForwardPlan::normalises_before`] says so; else
     /// null.
-    pub k_norm: Ptr<bf16>,
+    pub k_norm: Ptr<E>,
     /// Result.
-    pub out: Ptr<bf16>,
+    pub out: Ptr<E>,
     /// `[tokens, heads]`: natural logarithm of the sum of the exponentials of the scaled scores.
     pub lse: Ptr<f32>,
     /// `[slots + 1]`.
@@ -157,11 +158,11 @@ pub unsafe fn schedule(kernels: &Kernels, stream: RawStream, params: &SchedulePa
 ///
 /// # Safety
 /// As for [`Kernels::launch`], and the schedule was made with the plan's limits from the same `cu_seqlens`.
-pub unsafe fn forward(
+pub unsafe fn forward<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &ForwardPlan,
-    params: &ForwardParams,
+    params: &ForwardParams<E>,
     longest: usize,
 ) -> Result<()> {
     let (tokens, slots) = (params.tokens as usize, params.slots as usize);
@@ -183,7 +184,7 @@ pub unsafe fn forward(
             ..Launch::new([grid, 1, 1], plan.instance.threads(), shared)
         };
         // SAFETY: the caller answers for addresses and stream.
-        unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, &params) }
+        unsafe { kernels.launch(&plan.instance.forward(schedule, E::NAME), launch, stream, &params) }
     };
     if plan.instance.hopper.is_some() {
         if prepares {
@@ -200,9 +201,9 @@ pub unsafe fn forward(
     Ok(())
 }
 
-impl ForwardParams {
+impl<E: Element> ForwardParams<E> {
     /// What prepares the long images for Hopper's kernel.
-    fn preparation(&self, plan: &ForwardPlan) -> PrepareParams {
+    fn preparation(&self, plan: &ForwardPlan) -> PrepareParams<E> {
         PrepareParams {
             q: Ptr::null(),
             k: self.k,

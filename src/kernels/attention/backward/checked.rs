@@ -9,24 +9,26 @@ use super::raw::{self, AffineGrad, BackwardParams};
 use super::workspace::{BackwardSizes, Workspace};
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
+use crate::kernels::Element;
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
-use crate::recipe::{QkNormKind, Rope};
+use crate::ops::{QkNormKind, Rope};
 
-/// Operands of the backward pass. All are as the forward pass took or wrote them, unless said otherwise.
+/// Operands of the backward pass, of [`bf16`] or [`f16`](half::f16). All are as the forward pass took or wrote them, unless
+/// said otherwise.
 #[derive(Clone, Copy)]
-pub struct Backward<'a> {
+pub struct Backward<'a, E: Element = bf16> {
     /// `[T, heads·head_dim]`.
-    pub q: Rows<'a, bf16>,
+    pub q: Rows<'a, E>,
     /// `[T, kv_heads·head_dim]`.
-    pub k: Rows<'a, bf16>,
+    pub k: Rows<'a, E>,
     /// `[T, kv_heads·head_dim]`.
-    pub v: Rows<'a, bf16>,
+    pub v: Rows<'a, E>,
     /// `[T, heads·head_dim]`.
-    pub out: Rows<'a, bf16>,
+    pub out: Rows<'a, E>,
     /// `[T, heads]`.
     pub lse: &'a Buffer<f32>,
     /// Gradient of `out`.
-    pub dout: Rows<'a, bf16>,
+    pub dout: Rows<'a, E>,
     /// γq, βq, γk, βk.
     pub affine: [Option<&'a Buffer<f32>>; 4],
     /// The table of rotary positions.
@@ -36,11 +38,11 @@ pub struct Backward<'a> {
     /// The lists made from it with the limits of the backward plan.
     pub schedule: &'a Schedule,
     /// Gradient of q, `[T, heads·head_dim]`, all rows written, apart from the operands; likewise the others.
-    pub dq: Rows<'a, bf16>,
+    pub dq: Rows<'a, E>,
     /// Gradient of k, `[T, kv_heads·head_dim]`.
-    pub dk: Rows<'a, bf16>,
+    pub dk: Rows<'a, E>,
     /// Gradient of v, `[T, kv_heads·head_dim]`.
-    pub dv: Rows<'a, bf16>,
+    pub dv: Rows<'a, E>,
     /// Gradients of γq, βq, γk, βk, where they are wanted, written or added to. A config without a norm leaves
     /// them as they are.
     pub daffine: [Option<&'a Buffer<f32>>; 4],
@@ -93,7 +95,12 @@ impl Attention {
     /// # Errors
     /// Anything that is not as the fields of [`Attention`] and [`Backward`] say, or a plan that is not of
     /// this head dim and of the schedule's limits; what the device refuses.
-    pub fn backward(&self, stream: &Stream, plan: &BackwardPlan, operands: &Backward<'_>) -> Result<()> {
+    pub fn backward<E: Element>(
+        &self,
+        stream: &Stream,
+        plan: &BackwardPlan,
+        operands: &Backward<'_, E>,
+    ) -> Result<()> {
         self.check()?;
         self.check_schedule(plan.instance.width, plan.limits, operands.schedule)?;
         let device = stream.device().info();
@@ -113,7 +120,7 @@ impl Attention {
         unsafe { raw::backward(kernels, stream, plan, &params, &workspace, base, &affine) }
     }
 
-    fn affine_grad(&self, operands: &Backward<'_>) -> Result<AffineGrad> {
+    fn affine_grad<E: Element>(&self, operands: &Backward<'_, E>) -> Result<AffineGrad> {
         let [q_gain, q_bias, k_gain, k_bias] = operands.daffine;
         let [q, k] = &qk_norm_shapes(&self.config);
         Ok(AffineGrad {
@@ -125,16 +132,16 @@ impl Attention {
         })
     }
 
-    fn backward_params(
+    fn backward_params<E: Element>(
         &self,
         plan: &BackwardPlan,
-        operands: &Backward<'_>,
+        operands: &Backward<'_, E>,
         workspace: &Workspace,
         base: Ptr<u8>,
-    ) -> Result<BackwardParams> {
+    ) -> Result<BackwardParams<E>> {
         let Self { config, tokens, slots, .. } = *self;
         let (width, kv_width) = (config.heads * config.head_dim, config.kv_width());
-        let rows = |name, rows: &Rows<'_, bf16>, width| rows.check(name, tokens, width);
+        let rows = |name, rows: &Rows<'_, E>, width| rows.check(name, tokens, width);
         let (rope, rope_kind) = self.rope(operands.rope)?;
         let affine = config.norm != QkNormKind::None && operands.daffine.iter().any(Option::is_some);
         Ok(BackwardParams {

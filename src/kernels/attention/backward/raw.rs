@@ -4,9 +4,9 @@
 use half::bf16;
 
 use super::super::instances::{
-    BACKWARD_GROUPS, BACKWARD_PREPARE, BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS,
-    BACKWARD_SUM_SHARED, BACKWARD_THREADS, HOPPER_BACKWARD_FINISH, HOPPER_BACKWARD_FINISH_SHARED,
-    HOPPER_BACKWARD_THREADS,
+    BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED, BACKWARD_THREADS,
+    HOPPER_BACKWARD_FINISH_SHARED, HOPPER_BACKWARD_THREADS, backward_groups, backward_prepare,
+    hopper_backward_finish,
 };
 use super::super::prepare::{PrepareParams, prepare};
 use super::super::raw::{QkNorm, QkStatistics};
@@ -14,28 +14,29 @@ use super::plan::BackwardPlan;
 use super::workspace::{LongParts, Workspace};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
+use crate::kernels::Element;
 
 /// Constant arguments of the backward kernels. Head h of token t begins at element `t·stride + h·head_dim`;
 /// addresses and strides are multiples of 16 bytes. Head h of q has head `h·kv_heads/heads` of k and v, rounded down.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct BackwardParams {
+pub struct BackwardParams<E: Element = bf16> {
     /// Queries, as the forward pass took them.
-    pub q: Ptr<bf16>,
+    pub q: Ptr<E>,
     /// Keys.
-    pub k: Ptr<bf16>,
+    pub k: Ptr<E>,
     /// Values.
-    pub v: Ptr<bf16>,
+    pub v: Ptr<E>,
     /// Result of the forward pass.
-    pub out: Ptr<bf16>,
+    pub out: Ptr<E>,
     /// Its gradient.
-    pub dout: Ptr<bf16>,
+    pub dout: Ptr<E>,
     /// Gradient of q, all token rows written.
-    pub dq: Ptr<bf16>,
+    pub dq: Ptr<E>,
     /// Gradient of k, likewise.
-    pub dk: Ptr<bf16>,
+    pub dk: Ptr<E>,
     /// Gradient of v, likewise.
-    pub dv: Ptr<bf16>,
+    pub dv: Ptr<E>,
     /// `[tokens, heads]`, as the forward pass wrote it.
     pub lse: Ptr<f32>,
     /// Workspace, `[tokens, heads]`.
@@ -126,11 +127,11 @@ struct SumParams {
 /// Constant arguments of the kernel that sums dk and dv over the heads of q that share them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct GroupsParams {
-    dk_of_heads: Ptr<bf16>,
-    dv_of_heads: Ptr<bf16>,
-    dk: Ptr<bf16>,
-    dv: Ptr<bf16>,
+struct GroupsParams<E: Element> {
+    dk_of_heads: Ptr<E>,
+    dv_of_heads: Ptr<E>,
+    dk: Ptr<E>,
+    dv: Ptr<E>,
     dk_stride: i64,
     dv_stride: i64,
     tokens: i32,
@@ -142,9 +143,9 @@ struct GroupsParams {
 /// Constant arguments of Hopper's kernel, and of the one that finishes its dq.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct HopperParams {
-    all: BackwardParams,
-    long: LongParts,
+struct HopperParams<E: Element> {
+    all: BackwardParams<E>,
+    long: LongParts<E>,
     q_norm_stride: i64,
     k_norm_stride: i64,
     width: i32,
@@ -164,11 +165,11 @@ fn small(blocks: usize, shared: u32) -> Launch {
 /// # Safety
 /// As for [`Kernels::launch`]; the schedule was made with the plan's limits from the same `cu_seqlens`, and promised
 /// what the workspace was made for; `lse` and `out` are those of a forward pass with the same operands.
-pub unsafe fn backward(
+pub unsafe fn backward<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &BackwardPlan,
-    params: &BackwardParams,
+    params: &BackwardParams<E>,
     workspace: &Workspace,
     base: Ptr<u8>,
     affine: &AffineGrad,
@@ -198,7 +199,7 @@ pub unsafe fn backward(
     // SAFETY: the caller answers for addresses and stream.
     unsafe {
         of_heads(kernels, stream, plan, &of_heads_params, workspace, base, affine)?;
-        kernels.launch(BACKWARD_GROUPS, launch, stream, &groups)
+        kernels.launch(&backward_groups(E::NAME), launch, stream, &groups)
     }
 }
 
@@ -206,11 +207,11 @@ pub unsafe fn backward(
 ///
 /// # Safety
 /// As for [`backward`].
-unsafe fn of_heads(
+unsafe fn of_heads<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &BackwardPlan,
-    params: &BackwardParams,
+    params: &BackwardParams<E>,
     workspace: &Workspace,
     base: Ptr<u8>,
     affine: &AffineGrad,
@@ -224,8 +225,8 @@ unsafe fn of_heads(
         let main = Launch::new([blocks, 1, 1], BACKWARD_THREADS, plan.shared);
         // SAFETY: the caller answers for addresses and stream.
         unsafe {
-            kernels.launch(BACKWARD_PREPARE, small(few, 0), stream, params)?;
-            kernels.launch(&plan.instance.name(), main, stream, params)?;
+            kernels.launch(&backward_prepare(E::NAME), small(few, 0), stream, params)?;
+            kernels.launch(&plan.instance.name(E::NAME), main, stream, params)?;
         }
     }
     if params.partial.is_null() {
@@ -257,13 +258,13 @@ unsafe fn of_heads(
 ///
 /// # Safety
 /// As for [`backward`].
-unsafe fn hopper(
+unsafe fn hopper<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &BackwardPlan,
-    params: &BackwardParams,
+    params: &BackwardParams<E>,
     workspace: &Workspace,
-    long: LongParts,
+    long: LongParts<E>,
 ) -> Result<()> {
     let width = |heads| i64::from(heads * params.head_dim);
     let (is_long, normalised) = (workspace.finish_blocks > 0, !long.q_norm.is_null());
@@ -318,11 +319,11 @@ unsafe fn hopper(
         unsafe { prepare(kernels, stream, &before, items, plan.blocks)? };
     }
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(&plan.instance.name(), main, stream, &all)? };
+    unsafe { kernels.launch(&plan.instance.name(E::NAME), main, stream, &all)? };
     if !is_long {
         return Ok(());
     }
     let finish = small(workspace.finish_blocks, HOPPER_BACKWARD_FINISH_SHARED);
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(HOPPER_BACKWARD_FINISH, finish, stream, &all) }
+    unsafe { kernels.launch(&hopper_backward_finish(E::NAME), finish, stream, &all) }
 }

@@ -5,6 +5,7 @@ use half::bf16;
 use super::super::instances::HOPPER_BACKWARD_QUERIES;
 use super::plan::BackwardPlan;
 use crate::device::Ptr;
+use crate::kernels::Element;
 
 /// What a backward pass is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +56,11 @@ pub struct Workspace {
 /// Where those parts lie that Hopper's kernel has for long images; null where there are none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct LongParts {
+pub struct LongParts<E: Element = bf16> {
     /// q̂, `[tokens, heads·head_dim]`, where there is a norm or a rotation.
-    pub q_norm: Ptr<bf16>,
+    pub q_norm: Ptr<E>,
     /// k̂, `[tokens, kv_heads·head_dim]`, likewise.
-    pub k_norm: Ptr<bf16>,
+    pub k_norm: Ptr<E>,
     /// Sums of dq, `[tile, head]` of 64 rows of the kernel's width each.
     pub dq_sum: Ptr<f32>,
     /// Turns, `[tile, head]`.
@@ -120,13 +121,13 @@ impl Workspace {
     }
 
     /// dk and dv of all heads of q, `[tokens, heads·head_dim]` each, where these share heads of k and v.
-    pub fn groups(&self, base: Ptr<u8>) -> Option<[Ptr<bf16>; 2]> {
+    pub fn groups<E: Element>(&self, base: Ptr<u8>) -> Option<[Ptr<E>; 2]> {
         let first = base.offset(self.groups_at).cast();
         (self.groups > 0).then(|| [first, first.offset(self.groups)])
     }
 
     /// The parts for long images.
-    pub fn long(&self, base: Ptr<u8>) -> LongParts {
+    pub fn long<E: Element>(&self, base: Ptr<u8>) -> LongParts<E> {
         let part = |at| if self.turns > 0 { base.offset(at) } else { Ptr::null() };
         let norm = |at| if self.k_norm_at > self.q_norm_at { part(at).cast() } else { Ptr::null() };
         LongParts {
@@ -166,7 +167,7 @@ mod tests {
         }
         let all = plan.workspace(&SIZES);
         assert_eq!((all.bytes, all.partial_rows), (delta + blocks * 4 * 4 * 64 * 4, blocks));
-        assert_eq!(all.long(Ptr::from_raw(16)).turns.address(), 0);
+        assert_eq!(all.long::<bf16>(Ptr::from_raw(16)).turns.address(), 0);
     }
 
     #[test]
@@ -183,7 +184,7 @@ mod tests {
         let (delta, rows, sums) = (1000 * 4 * 4, 1000 * 4 * 64 * 2, 80 * 64 * 64 * 4);
         let partial = 208 * 4 * 4 * 64 * 4;
         assert_eq!(long.bytes, delta + partial + 2 * rows + sums + 80 * 4);
-        let parts = long.long(Ptr::from_raw(1 << 20));
+        let parts = long.long::<bf16>(Ptr::from_raw(1 << 20));
         let at =
             [parts.q_norm.address(), parts.k_norm.address(), parts.dq_sum.address(), parts.turns.address()];
         let q_norm = (1 << 20) + (delta + partial) as u64;
@@ -192,10 +193,10 @@ mod tests {
 
         let plain = plan.workspace(&BackwardSizes { norm: false, ..SIZES });
         assert_eq!(plain.bytes, delta + sums + 80 * 4);
-        assert!(plain.long(Ptr::from_raw(1 << 20)).q_norm.is_null());
+        assert!(plain.long::<bf16>(Ptr::from_raw(1 << 20)).q_norm.is_null());
         let rotated = plan.workspace(&BackwardSizes { norm: false, rope: true, ..SIZES });
         assert_eq!(rotated.bytes, plain.bytes + 2 * rows as usize);
-        assert!(!rotated.long(Ptr::from_raw(1 << 20)).k_norm.is_null());
+        assert!(!rotated.long::<bf16>(Ptr::from_raw(1 << 20)).k_norm.is_null());
     }
 
     /// dk and dv of every head of q are kept apart until they are summed; k̂ has fewer heads.
@@ -205,14 +206,14 @@ mod tests {
         for device in [DeviceInfo { hopper: false, ..hopper.clone() }, hopper] {
             let plan = BackwardPlan::new(64, &device).unwrap();
             let all = plan.workspace(&SIZES);
-            assert_eq!(all.groups(Ptr::from_raw(1 << 20)), None);
+            assert_eq!(all.groups::<bf16>(Ptr::from_raw(1 << 20)), None);
             let grouped = plan.workspace(&BackwardSizes { kv_heads: 2, ..SIZES });
             let saved = if device.hopper { rows / 2 } else { 0 };
             assert_eq!(grouped.bytes, all.bytes + 2 * rows - saved);
-            let [dk, dv] = grouped.groups(Ptr::from_raw(1 << 20)).unwrap();
+            let [dk, dv] = grouped.groups::<bf16>(Ptr::from_raw(1 << 20)).unwrap();
             assert_eq!(dv.address(), dk.address() + rows as u64);
             let end = dv.address() + rows as u64;
-            let long = grouped.long(Ptr::from_raw(1 << 20));
+            let long = grouped.long::<bf16>(Ptr::from_raw(1 << 20));
             assert_eq!(
                 end,
                 if device.hopper { long.q_norm.address() } else { (1 << 20) + grouped.bytes as u64 }
