@@ -89,6 +89,20 @@ pub struct AttentionConfig {
 }
 
 impl AttentionConfig {
+    /// Scores divided by √Dh, a kv head for each head, no norm, no rotation.
+    pub fn new(heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            norm: QkNormKind::None,
+            eps: 1e-6,
+            gain_per_head: false,
+            rope: Rope::None,
+        }
+    }
+
     /// Query heads that share a kv head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -102,5 +116,22 @@ impl AttentionConfig {
     /// Columns of k, and of v.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+}
+
+/// Patch rows and columns of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "train", derive(serde::Serialize, serde::Deserialize))]
+pub struct Grid {
+    /// Patch rows.
+    pub rows: usize,
+    /// Patch columns.
+    pub cols: usize,
+}
+
+impl Grid {
+    /// Number of patches.
+    pub fn patches(self) -> usize {
+        self.rows * self.cols
     }
 }
