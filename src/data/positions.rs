@@ -2,9 +2,9 @@
 //! its Fourier coordinates. Made once a batch on the host.
 //!
 //! Under fractional coordinates a table of L₀ rows is resampled to the image's L rows (NaViT: "via
-//! bilinear interpolation"; timm resizes its tables in the same way), so the filters here are those
-//! of `torch.nn.functional.interpolate` with `align_corners=False`: `linear` without antialiasing,
-//! `bilinear` and `bicubic` with it. Two-dimensional filters are separable.
+//! bilinear interpolation"), each origin's tables by its own filter, see [`PositionResample`]: those of
+//! `torch.nn.functional.interpolate`, with and without antialiasing, and that of `scipy.ndimage.zoom`.
+//! Two-dimensional filters are separable. An image whose grid is the table's reads it as it is.
 
 use std::collections::HashMap;
 
@@ -76,7 +76,7 @@ pub fn axis_taps(
 ) -> Result<Taps> {
     let mut filters = Filters::default();
     build(positions, cu_seqlens, grids, |taps, grid, tokens| {
-        let filter = filters.get(config, axis, axis_length(config, axis, grid)?);
+        let filter = filters.get(config, axis, resampled_to(config, axis, grid)?);
         for position in tokens {
             for &(index, weight) in filter.of(position[axis]) {
                 taps.push(index, weight);
@@ -135,8 +135,8 @@ pub fn joint_taps(
 ) -> Result<Taps> {
     let (mut row_filters, mut column_filters) = (Filters::default(), Filters::default());
     build(positions, cu_seqlens, grids, |taps, grid, tokens| {
-        let rows = row_filters.get(config, 0, axis_length(config, 0, grid)?);
-        let columns = column_filters.get(config, 1, axis_length(config, 1, grid)?);
+        let rows = row_filters.get(config, 0, resampled_to(config, 0, grid)?);
+        let columns = column_filters.get(config, 1, resampled_to(config, 1, grid)?);
         for &[row, column] in tokens {
             for &(row, row_weight) in rows.of(row) {
                 for &(column, weight) in columns.of(column) {
@@ -193,7 +193,7 @@ pub fn sinusoidal_table(rows: usize, width: usize) -> Vec<f32> {
 
 /// The resampling filters of one axis for every length up to [`longest`](Self::longest): what a device keeps, so
 /// that it finds the taps of any batch. Index `i` of an axis of `L` patches reads `taps[start[s]..start[s + 1]]`,
-/// `s = L·(L − 1)/2 + i`.
+/// `s = L·(L − 1)/2 + i`. They are of no account for a grid that is the table's, which is read as it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FilterBank {
     /// `[longest·(longest + 1)/2 + 1]`.
@@ -241,10 +241,19 @@ impl Filter {
         let mut filter = Self { start: vec![0], taps: Vec::new() };
         for index in 0..to {
             let weights = match resample {
+                PositionResample::BicubicOffset => {
+                    cubic_taps(from, (to as f64 + OFFSET) / from as f64, index)
+                }
                 _ if from == to => vec![(index, 1.0)],
-                PositionResample::Linear => linear(from, to, index),
+                PositionResample::Linear => {
+                    linear(from, ((index as f64 + 0.5) * from as f64 / to as f64) - 0.5)
+                }
+                PositionResample::LinearAlignCorners => {
+                    linear(from, (index * (from - 1)) as f64 / (to - 1).max(1) as f64)
+                }
+                PositionResample::BicubicNoAntialias => cubic_taps(from, to as f64 / from as f64, index),
                 PositionResample::Bilinear => antialiased(from, to, index, 1.0, |x| 1.0 - x),
-                PositionResample::Bicubic => antialiased(from, to, index, 2.0, cubic),
+                PositionResample::Bicubic => antialiased(from, to, index, 2.0, |x| cubic(-0.5, x)),
             };
             let weights = weights.into_iter().filter(|&(_, weight)| weight != 0.0);
             filter.taps.extend(weights.map(|(index, weight)| (index as u32, weight as f32)));
@@ -252,45 +261,79 @@ impl Filter {
         }
         filter
     }
+
+    /// Every row of a table as it is.
+    fn identity(rows: usize) -> Self {
+        Self { start: (0..=rows).collect(), taps: (0..rows as u32).map(|row| (row, 1.0)).collect() }
+    }
 }
 
-/// The filters that a batch has needed so far, by length of the resampled axis.
+/// The filters that a batch has needed so far, by length of the resampled axis; none: the table as it is.
 #[derive(Debug, Default)]
-struct Filters(HashMap<usize, Filter>);
+struct Filters(HashMap<Option<usize>, Filter>);
 
 impl Filters {
-    fn get(&mut self, config: &PositionConfig, axis: usize, length: usize) -> &Filter {
+    fn get(&mut self, config: &PositionConfig, axis: usize, length: Option<usize>) -> &Filter {
         self.0.entry(length).or_insert_with(|| {
             let from = if axis == 0 { config.rows } else { config.columns };
-            Filter::new(from, length, config.resample)
+            length.map_or_else(|| Filter::identity(from), |length| Filter::new(from, length, config.resample))
         })
     }
 }
 
-/// The length to which the table of `axis` is resampled for an image: its own for absolute
-/// coordinates.
-fn axis_length(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<usize> {
+/// The length to which the table of `axis` is resampled for an image; none where it is read as it is: under absolute
+/// coordinates, and where the grid is the table's.
+fn resampled_to(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<Option<usize>> {
     let grid = grid.map(usize::from);
-    let (length, key) = if axis == 0 { (config.rows, "rows") } else { (config.columns, "columns") };
-    match config.coordinate {
-        PositionCoordinate::Absolute if grid[axis] > length => Err(Error::usage(format!(
-            "an image of {}×{} patches does not fit the position table of {}×{}: raise model.position.{key} \
-             to at least {}, take fractional coordinates, or lower the resolution",
-            grid[0], grid[1], config.rows, config.columns, grid[axis]
-        ))),
-        PositionCoordinate::Absolute => Ok(length),
-        PositionCoordinate::Fractional => Ok(grid[axis]),
-        PositionCoordinate::FractionalAspect => Ok(grid[0].max(grid[1])),
-    }
+    let table = [config.rows, config.columns];
+    let sides = match config.coordinate {
+        PositionCoordinate::Absolute if grid[axis] > table[axis] => {
+            return Err(Error::usage(format!(
+                "an image of {}×{} patches does not fit the position table of {}×{}: raise model.position.{} \
+                 to at least {}, take fractional coordinates, or lower the resolution",
+                grid[0],
+                grid[1],
+                config.rows,
+                config.columns,
+                ["rows", "columns"][axis],
+                grid[axis]
+            )));
+        }
+        PositionCoordinate::Absolute => table,
+        PositionCoordinate::Fractional => grid,
+        PositionCoordinate::FractionalAspect => [grid[0].max(grid[1]); 2],
+    };
+    Ok((sides != table).then_some(sides[axis]))
 }
 
-/// Source position and weights of torch's `linear`, `align_corners=False`.
-fn linear(from: usize, to: usize, index: usize) -> Vec<(usize, f64)> {
-    let source = ((index as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
+/// What DINO and DINOv2 add to the patches of an image's axis (`interpolate_offset`).
+const OFFSET: f64 = 0.1;
+
+/// Rows and weights of a linear filter that reads at `source`, held at the table's ends.
+fn linear(from: usize, source: f64) -> Vec<(usize, f64)> {
+    let source = source.max(0.0);
     let low = (source.floor() as usize).min(from - 1);
     let high = (low + 1).min(from - 1);
     let weight = source - low as f64;
     if high == low { vec![(low, 1.0)] } else { vec![(low, 1.0 - weight), (high, weight)] }
+}
+
+/// Rows and weights of torch's `bicubic` without antialiasing, `align_corners=False`: four taps, of which those
+/// beyond the table read its ends. `scale` is the factor by which the table grows.
+fn cubic_taps(from: usize, scale: f64, index: usize) -> Vec<(usize, f64)> {
+    const A: f64 = -0.75;
+    let source = (index as f64 + 0.5) / scale - 0.5;
+    let low = source.floor();
+    let mut taps: Vec<(usize, f64)> = Vec::with_capacity(4);
+    for offset in -1..=2 {
+        let at = low + f64::from(offset);
+        let (row, weight) = (at.clamp(0.0, (from - 1) as f64) as usize, cubic(A, (source - at).abs()));
+        match taps.last_mut() {
+            Some(last) if last.0 == row => last.1 += weight,
+            _ => taps.push((row, weight)),
+        }
+    }
+    taps
 }
 
 /// Window and normalised weights of torch's antialiased resize, which are Pillow's: `kernel` of
@@ -318,10 +361,9 @@ fn antialiased(
     weights
 }
 
-/// Keys' cubic with a = −0.5, for 0 ≤ x < 2.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    if x < 1.0 { ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0 } else { A * (((x - 5.0) * x + 8.0) * x - 4.0) }
+/// Keys' cubic of parameter `a`, for 0 ≤ x ≤ 2.
+fn cubic(a: f64, x: f64) -> f64 {
+    if x < 1.0 { ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0 } else { a * (((x - 5.0) * x + 8.0) * x - 4.0) }
 }
 
 fn live(cu_seqlens: &[i32]) -> usize {
