@@ -240,22 +240,7 @@ impl Filter {
     fn new(from: usize, to: usize, resample: PositionResample) -> Self {
         let mut filter = Self { start: vec![0], taps: Vec::new() };
         for index in 0..to {
-            let weights = match resample {
-                PositionResample::BicubicOffset => {
-                    cubic_taps(from, (to as f64 + OFFSET) / from as f64, index)
-                }
-                _ if from == to => vec![(index, 1.0)],
-                PositionResample::Linear => {
-                    linear(from, ((index as f64 + 0.5) * from as f64 / to as f64) - 0.5)
-                }
-                PositionResample::LinearAlignCorners => {
-                    linear(from, (index * (from - 1)) as f64 / (to - 1).max(1) as f64)
-                }
-                PositionResample::BicubicNoAntialias => cubic_taps(from, to as f64 / from as f64, index),
-                PositionResample::Bilinear => antialiased(from, to, index, 1.0, |x| 1.0 - x),
-                PositionResample::Bicubic => antialiased(from, to, index, 2.0, |x| cubic(-0.5, x)),
-            };
-            let weights = weights.into_iter().filter(|&(_, weight)| weight != 0.0);
+            let weights = weights(from, to, index, resample).into_iter().filter(|&(_, weight)| weight != 0.0);
             filter.taps.extend(weights.map(|(index, weight)| (index as u32, weight as f32)));
             filter.start.push(filter.taps.len());
         }
@@ -304,6 +289,35 @@ fn resampled_to(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<
         PositionCoordinate::FractionalAspect => [grid[0].max(grid[1]); 2],
     };
     Ok((sides != table).then_some(sides[axis]))
+}
+
+/// The matrix `[to, from]`, row-major, by which `resample` makes an axis of `to` places of one of `from`.
+///
+/// # Panics
+/// An axis of no place.
+pub fn resize_matrix(from: usize, to: usize, resample: PositionResample) -> Vec<f64> {
+    let mut matrix = vec![0.0; to * from];
+    for (index, row) in matrix.chunks_exact_mut(from).enumerate() {
+        for (place, weight) in weights(from, to, index, resample) {
+            row[place] += weight;
+        }
+    }
+    matrix
+}
+
+/// Places and weights that index `index` of an axis of `to` reads of one of `from`, in rising order.
+fn weights(from: usize, to: usize, index: usize, resample: PositionResample) -> Vec<(usize, f64)> {
+    match resample {
+        PositionResample::BicubicOffset => cubic_taps(from, (to as f64 + OFFSET) / from as f64, index),
+        _ if from == to => vec![(index, 1.0)],
+        PositionResample::Linear => linear(from, (index as f64 + 0.5) * from as f64 / to as f64 - 0.5),
+        PositionResample::LinearAlignCorners => {
+            linear(from, (index * (from - 1)) as f64 / (to - 1).max(1) as f64)
+        }
+        PositionResample::BicubicNoAntialias => cubic_taps(from, to as f64 / from as f64, index),
+        PositionResample::Bilinear => antialiased(from, to, index, 1.0, |x| 1.0 - x),
+        PositionResample::Bicubic => antialiased(from, to, index, 2.0, |x| cubic(-0.5, x)),
+    }
 }
 
 /// What DINO and DINOv2 add to the patches of an image's axis (`interpolate_offset`).
