@@ -86,11 +86,13 @@ fn qk_cases() -> impl Iterator<Item = AttentionConfig> {
     kinds.into_iter().flat_map(|norm| {
         [false, true].map(|gain_per_head| AttentionConfig {
             heads: 2,
+            kv_heads: 2,
             head_dim: 5,
             scale: 0.7,
             norm,
             eps: 1e-6,
             gain_per_head,
+            rope: Rope::None,
         })
     })
 }

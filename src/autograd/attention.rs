@@ -82,7 +82,7 @@ pub(super) fn affine_accumulators(graph: &mut Graph, operands: &[Option<Tensor>]
 pub fn attention(graph: &mut Graph, qkv: Tensor, params: QkParams, config: AttentionConfig) -> Tensor {
     let width = config.heads * config.head_dim;
     let info = graph.info(qkv);
-    assert_eq!(info.cols, 3 * width, "attention: rows are [q | k | v] of {width} each");
+    assert_eq!(info.cols, config.qkv_width(), "attention: columns of a row [q | k | v]");
     let (rows, extent) = (info.rows, info.extent);
     let out = graph.activation(rows, width, extent);
     let lse = graph.activation(rows, config.heads, extent);
@@ -104,7 +104,7 @@ impl Op for Attention {
         on_cpu!(io, |a| {
             let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
             let (out, lse) = (a.output(0), a.output(1));
-            cpu::attention::forward(&self.0, out, lse, a.input(0), affine(&a, 1), cu_seqlens);
+            cpu::attention::forward(&self.0, out, lse, a.input(0), affine(&a, 1), None, cu_seqlens);
         });
     }
 
@@ -127,6 +127,7 @@ impl Op for Attention {
                 k: qkv.from(width),
                 v: qkv.from(2 * width),
                 affine: borrowed(&affine),
+                rope: None,
                 cu_seqlens: &step.batch.cu_seqlens,
                 schedule: step.schedule(schedule),
                 out: out.all(),
@@ -177,6 +178,7 @@ impl Op for AttentionGrad {
                 a.input(2),
                 a.input(3),
                 affine(&a, 4),
+                None,
                 cu_seqlens,
             );
         });
@@ -202,6 +204,7 @@ impl Op for AttentionGrad {
                 lse: &lse,
                 dout: dout.all(),
                 affine: borrowed(&affine),
+                rope: None,
                 cu_seqlens: &step.batch.cu_seqlens,
                 schedule: step.schedule(schedule),
                 dq: dqkv.from(0),

@@ -7,7 +7,7 @@ use crate::autograd::graph::{Graph, Tensor};
 use crate::autograd::sharded::Affine;
 use crate::cpu::attention::AttentionConfig;
 use crate::recipe::shapes::Dimensions;
-use crate::recipe::{ModelConfig, QkNormKind};
+use crate::recipe::{ModelConfig, QkNormKind, Rope};
 
 /// Constants of the attention op under `config`; `norm` is the QK-norm to use.
 pub fn attention_config(config: &ModelConfig, dims: &Dimensions, norm: QkNormKind) -> AttentionConfig {
@@ -17,11 +17,13 @@ pub fn attention_config(config: &ModelConfig, dims: &Dimensions, norm: QkNormKin
     };
     AttentionConfig {
         heads: dims.heads,
+        kv_heads: dims.heads,
         head_dim: dims.head_dim,
         scale,
         norm,
         eps: config.qk_norm_eps,
         gain_per_head: config.qk_norm_per_head,
+        rope: Rope::None,
     }
 }
 

@@ -6,7 +6,7 @@
 //! and as closely as can be where they shrink. `B` is separable, and so is its pseudo-inverse.
 
 use super::Weights;
-use crate::data::positions::resize_matrix;
+use crate::ops::resize_matrix;
 use crate::recipe::{ModelConfig, PositionBasis, PositionCombination, PositionCoordinate, PositionResample};
 use crate::{Error, Result};
 

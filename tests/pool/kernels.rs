@@ -10,7 +10,7 @@ use trencadis::kernels::pool::{
     AttentionBackward, AttentionForward, AttentionPool, MeanForwardParams, MeanPool, PackedSizes, Query,
     TokenGather, fault, launch_mean_forward,
 };
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
 use crate::support::devices::devices;
 use crate::support::numbers::{alike, random};
@@ -72,7 +72,9 @@ fn case(heads: usize, head_dim: usize, norm: QkNormKind, gain_per_head: bool, qu
     let used: usize = LENGTHS.iter().sum();
     let sizes = PackedSizes { tokens: used + 37, images: LENGTHS.len(), skip: 0 };
     let scale = 1.3 / (head_dim as f64).sqrt();
-    let config = AttentionConfig { heads, head_dim, scale, norm, eps: 1e-3, gain_per_head };
+    let rope = Rope::None;
+    let config =
+        AttentionConfig { heads, kv_heads: heads, head_dim, scale, norm, eps: 1e-3, gain_per_head, rope };
     let mut kv = rounded(random(sizes.tokens * (2 * width + FOREIGN), 2));
     // Rows that belong to no image hold what a neighbour may have left there.
     kv[used * (2 * width + FOREIGN)..].fill(bf16::NAN);
