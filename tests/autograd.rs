@@ -190,7 +190,13 @@ fn positions() -> Vec<PositionConfig> {
         }
         all.push(PositionConfig { basis: PositionBasis::Fourier, coordinate, ..base.clone() });
     }
-    for resample in [PositionResample::Bicubic, PositionResample::Bilinear] {
+    for resample in [
+        PositionResample::Bicubic,
+        PositionResample::Bilinear,
+        PositionResample::BicubicNoAntialias,
+        PositionResample::BicubicOffset,
+        PositionResample::LinearAlignCorners,
+    ] {
         for coordinate in [Fractional, FractionalAspect] {
             all.push(PositionConfig { resample, ..learned(coordinate, Combine::Joint) });
         }

@@ -19,7 +19,7 @@ mod filters;
 mod position;
 mod rope;
 
-pub use filters::{Filter, FilterBank, MAX_RESAMPLED};
+pub use filters::{Filter, FilterBank, MAX_RESAMPLED, resize_matrix};
 pub use position::*;
 pub use rope::*;
 
