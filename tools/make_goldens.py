@@ -2,7 +2,9 @@
 """Writes tests/golden: small networks of other implementations with their results.
 
     pip install torch==2.15.0 vit-pytorch==1.26.11 timm==1.0.31 transformers==5.23.0 safetensors numpy
-    python tools/make_goldens.py
+    python tools/make_goldens.py [families]
+
+`families` writes the cases of `golden_families.py` alone.
 
 Every case is a folder with `weights.safetensors` (the implementation's own names), `config.toml` (what a
 recipe must say beyond the shapes) and `expected.safetensors` (`logits` and, where the implementation
@@ -15,6 +17,7 @@ tests measure this crate's rounding alone. One image is nearly constant, which s
 
 import math
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -350,6 +353,11 @@ def train_step_cases(images):
 
 def main():
     torch.manual_seed(0)
+    if sys.argv[1:] == ["families"]:
+        from golden_families import families
+
+        with torch.no_grad():
+            return families([x.double() for x in make_images()])
     if ROOT.exists():
         shutil.rmtree(ROOT)
     ROOT.mkdir(parents=True)
@@ -361,6 +369,9 @@ def main():
         naflex_cases(images)
         plain_cases(images)
         siglip2_case(images)
+        from golden_families import families
+
+        families(images)
     train_step_cases(images)
     total = sum(f.stat().st_size for f in ROOT.rglob("*") if f.is_file())
     print(f"{total / 1e6:.2f} MB")
