@@ -68,6 +68,7 @@ pub fn contents(unit: &str, kernels: &Path) -> io::Result<String> {
 }
 
 /// The same as the emulator sees it.
+#[allow(dead_code)] // For builds with the emulator alone.
 pub fn emulated_contents(unit: &str, kernels: &Path) -> io::Result<String> {
     joined(unit, headers(unit, kernels)?.into_iter())
 }

@@ -8,6 +8,9 @@ mod hash;
 mod nvcc;
 #[path = "../src/kernels/registry.rs"]
 mod registry;
+#[allow(dead_code)]
+#[path = "../build/reuse.rs"]
+mod reuse;
 #[path = "../build/units.rs"]
 mod units;
 
