@@ -179,7 +179,7 @@ fn a_wrong_setting_does_not_pass() {
         ("dinov2", "filter", |m| m.position.resample = PositionResample::BicubicNoAntialias),
         ("hf_vit", "filter", |m| m.position.resample = PositionResample::Bicubic),
         ("hf_vit", "GELU", |m| m.gelu = GeluKind::Tanh),
-        ("hf_vit_model", "norm epsilon", |m| m.norm_eps = 1e-5),
+        ("hf_vit_model", "norm epsilon", |m| m.norm_eps = 1e-4),
         ("hf_dinov2", "filter", |m| m.position.resample = PositionResample::BicubicOffset),
         ("hf_dinov2_registers", "filter", |m| m.position.resample = PositionResample::BicubicNoAntialias),
         ("hf_siglip", "filter", |m| m.position.resample = PositionResample::Bilinear),
