@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
 mod common;
 use common::attention::tune::Tuning;
@@ -25,11 +25,13 @@ fn attention(c: &mut Criterion) {
         for heads in [3, 6] {
             let config = AttentionConfig {
                 heads,
+                kv_heads: heads,
                 head_dim: HEAD_DIM,
                 scale: 0.125,
                 norm: *norm,
                 eps: 1e-6,
                 gain_per_head: true,
+                rope: Rope::None,
             };
             let tokens = cu_seqlens[cu_seqlens.len() - 1] as usize;
             let width = heads * HEAD_DIM;
@@ -42,7 +44,7 @@ fn attention(c: &mut Criterion) {
 
             group.throughput(Throughput::Elements((4 * squares * width) as u64));
             group.bench_function(BenchmarkId::new(format!("{name}_forward"), heads), |b| {
-                b.iter(|| forward(&config, black_box(&mut out), &mut lse, &qkv, affine, cu_seqlens));
+                b.iter(|| forward(&config, black_box(&mut out), &mut lse, &qkv, affine, None, cu_seqlens));
             });
             group.throughput(Throughput::Elements((10 * squares * width) as u64));
             group.bench_function(BenchmarkId::new(format!("{name}_backward"), heads), |b| {
@@ -53,7 +55,7 @@ fn attention(c: &mut Criterion) {
                         ..QkAffineGrad::default()
                     };
                     let dqkv = black_box(&mut dqkv);
-                    backward(&config, dqkv, daffine, &dout, &out, &lse, &qkv, affine, cu_seqlens);
+                    backward(&config, dqkv, daffine, &dout, &out, &lse, &qkv, affine, None, cu_seqlens);
                 });
             });
         }

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad};
 use trencadis::cpu::pool::{attention_backward, attention_forward, mean_backward, mean_forward};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
 mod common;
 use common::{WIDTHS, ragged, random};
@@ -21,11 +21,13 @@ fn pool(c: &mut Criterion) {
         let heads = width / HEAD_DIM;
         let config = AttentionConfig {
             heads,
+            kv_heads: heads,
             head_dim: HEAD_DIM,
             scale: 0.125,
             norm: QkNormKind::Rms,
             eps: 1e-6,
             gain_per_head: true,
+            rope: Rope::None,
         };
         let (q, kv, dout) = (random(width), random(tokens * 2 * width), random(images * width));
         let gain = random(width);

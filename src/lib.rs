@@ -59,28 +59,52 @@
 //! | [`train`], [`eval`] | training loop, checkpoints, metrics |
 //! | [`parallel`] | several ranks: process groups, meshes, sharded linear layers |
 //! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
+//! | [`ops`] | what single operations are told |
+//! | `capi` | the kernels as functions of C (feature `capi`) |
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
 //! Bad input is [`Error::Usage`], anything else that fails is [`Error::Failure`].
 
-#![warn(missing_docs)]
+//!
+//! [`device`], [`kernels`] and [`ops`] are all that other engines need, and all that the feature `kernels` has; the rest is of
+//! the feature `train`. [`kernels`] tells how they are called.
 
+#![warn(missing_docs)]
+// What is said above of the other modules.
+#![cfg_attr(not(feature = "train"), allow(rustdoc::broken_intra_doc_links))]
+
+#[cfg(feature = "train")]
 pub mod autograd;
+#[cfg(feature = "capi")]
+pub mod capi;
+#[cfg(feature = "train")]
 pub mod cli;
+#[cfg(feature = "train")]
 pub mod cpu;
+#[cfg(feature = "train")]
 pub mod data;
 pub mod device;
 pub mod error;
+#[cfg(feature = "train")]
 pub mod eval;
 pub mod files;
 pub mod hash;
 pub mod kernels;
+#[cfg(feature = "train")]
 pub mod models;
+#[cfg(feature = "train")]
 pub mod nn;
+#[macro_use]
+pub mod ops;
+#[cfg(feature = "train")]
 pub mod parallel;
+#[cfg(feature = "train")]
 pub mod recipe;
+#[cfg(feature = "train")]
 pub mod rng;
+#[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "train")]
 pub mod weights;
 
 pub use error::{Error, Result};

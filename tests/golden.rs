@@ -36,6 +36,10 @@ const CASES: &[&str] = &[
     "vit_parallel",
     "vit_parallel_fused",
     "siglip2",
+    "naflex_rope",
+    "naflex_rope_reference",
+    "naflex_rope_grouped",
+    "dinov3",
     "vit_map",
     "vit_cls_reg_qk",
     "vit_cls_gap",
@@ -168,6 +172,13 @@ fn a_wrong_setting_does_not_pass() {
         ("naflex_gap", "filter", |m| m.position.resample = PositionResample::Bilinear),
         ("naflex_gap", "aspect", |m| m.position.coordinate = PositionCoordinate::FractionalAspect),
         ("naflex_parfac", "aspect", |m| m.position.coordinate = PositionCoordinate::Fractional),
+        ("naflex_rope", "base of the angles", |m| m.rope.theta = 60.0),
+        ("naflex_rope", "pairs", |m| m.rope.kind = Rope::Halves),
+        ("naflex_rope_reference", "order", |m| m.rope.order = RopeOrder::Rows),
+        ("naflex_rope_reference", "grid", |m| m.rope.columns = 5),
+        ("naflex_rope_grouped", "coordinate", |m| m.rope.coordinate = RopeCoordinate::CenteredLonger),
+        ("dinov3", "coordinate", |m| m.rope.coordinate = RopeCoordinate::Ends),
+        ("dinov3", "no rotation", |m| m.rope.kind = Rope::None),
         ("naflex_siglip", "filter", |m| m.position.resample = PositionResample::Bicubic),
         ("vit_parallel", "serial blocks' norm", |m| m.norm = NormKind::LayerNorm),
         ("siglip2", "GELU", |m| m.gelu = GeluKind::Erf),
@@ -273,7 +284,7 @@ fn weights_that_are_not_understood_are_refused_by_name() {
             mistake("naflex_gap", &|w, _| {
                 w.tensors.insert("rope.freqs".into(), scalar());
             }),
-            "weights of timm's NaFlexVit: rope.freqs: rotary positions of NaFlexVit belong to a variant",
+            "weights of timm's NaFlexVit: rope.freqs: learned frequencies of rotary positions belong to a variant",
         ),
         (mistake("naflex_gap", &|_, m| m.heads = 5), "set model.heads to a divisor of 32"),
         (

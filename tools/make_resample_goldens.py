@@ -5,7 +5,8 @@
     python tools/make_resample_goldens.py
 
 One table of 7x7 rows and 2 columns, `table`, is resampled to several grids by every filter of a recipe:
-`bicubic 5x9` is [5 * 9, 2]. All in f64, but for transformers, whose model code resamples in f32.
+`bicubic 5x9` is [5 * 9, 2]. All in f64, but for transformers, whose model code resamples in f32. The kernel `patch` of a
+patch embedding of 5x5 pixels is resized by timm's pseudo-inverse: `patch bicubic 7` is [2, 3, 7, 7].
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import Dinov2Config, SiglipVisionConfig, ViTConfig
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
@@ -82,6 +83,11 @@ def main():
         for other in of_transformers(table, grid):
             difference = (other - tensors[f"bicubic-no-antialias {grid[0]}x{grid[1]}"]).abs().max()
             assert difference < 1e-5, f"transformers at {grid}: {difference}"
+    kernel = torch.randn(WIDTH, 3, 5, 5)
+    tensors["patch"] = kernel
+    for mode in ("bicubic", "bilinear"):
+        for side in (3, 4, 7, 10):
+            tensors[f"patch {mode} {side}"] = resample_patch_embed(kernel, [side, side], interpolation=mode)
     path = Path(__file__).resolve().parent.parent / "tests" / "position" / "resample.safetensors"
     save_file({name: np.ascontiguousarray(value.double().numpy()) for name, value in tensors.items()}, path)
     print(f"{path}: {len(tensors)} tensors, {path.stat().st_size} bytes")

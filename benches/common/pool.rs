@@ -9,7 +9,7 @@ use trencadis::kernels::pool::{
     launch_attention_forward, launch_gather_backward, launch_gather_forward, launch_mean_backward,
     launch_mean_forward,
 };
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 use trencadis::{Error, Result};
 
 use super::gpu::{Case, Gpu, Queue, Sink};
@@ -61,11 +61,13 @@ pub fn shape_cases(
     let sizes = PackedSizes { tokens, images: slots, skip: 0 };
     let config = AttentionConfig {
         heads,
+        kv_heads: heads,
         head_dim,
         scale: 1.0 / (head_dim as f64).sqrt(),
         norm: QkNormKind::Rms,
         eps: 1e-6,
         gain_per_head: true,
+        rope: Rope::None,
     };
     let shape = AttentionPool { config, sizes, queries: 1 }.shape()?;
     let mean = MeanPool { sizes, width };

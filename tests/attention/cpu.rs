@@ -3,11 +3,12 @@
 
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
 use trencadis::cpu::real::Real;
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 use trencadis::rng::{Purpose, Stream};
 
 const KINDS: [QkNormKind; 4] =
     [QkNormKind::None, QkNormKind::Rms, QkNormKind::LayerNorm, QkNormKind::LayerNormBias];
+const ROPES: [Rope; 3] = [Rope::None, Rope::Interleaved, Rope::Halves];
 const SHORT: [usize; 5] = [1, 7, 0, 13, 130];
 
 /// Operands of one call; affine in the order γq, γk, βq, βk.
@@ -18,6 +19,8 @@ struct Case<R> {
     qkv: Vec<R>,
     dout: Vec<R>,
     affine: [Option<Vec<R>>; 4],
+    /// Cos and sin of each token and pair.
+    rope: Option<Vec<R>>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -43,15 +46,53 @@ fn starts(lengths: &[usize]) -> Vec<i32> {
 
 fn case(kind: QkNormKind, gain_per_head: bool, present: [bool; 4], lengths: &[usize]) -> Case<f64> {
     let (heads, head_dim) = (3, 5);
+    case_of(
+        AttentionConfig {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: 0.7,
+            norm: kind,
+            eps: 1e-3,
+            gain_per_head,
+            rope: Rope::None,
+        },
+        present,
+        lengths,
+    )
+}
+
+/// Six query heads that share kv heads in twos or all, turned or not.
+fn grouped_case(kind: QkNormKind, kv_heads: usize, rope: Rope, lengths: &[usize]) -> Case<f64> {
+    let config = AttentionConfig {
+        heads: 6,
+        kv_heads,
+        head_dim: 6,
+        scale: 0.5,
+        norm: kind,
+        eps: 1e-3,
+        gain_per_head: kv_heads > 1,
+        rope,
+    };
+    case_of(config, [kind != QkNormKind::None; 4], lengths)
+}
+
+fn case_of(config: AttentionConfig, present: [bool; 4], lengths: &[usize]) -> Case<f64> {
+    let AttentionConfig { heads, kv_heads, head_dim, gain_per_head, rope, .. } = config;
     let tokens: usize = lengths.iter().sum();
-    let len = if gain_per_head { heads * head_dim } else { head_dim };
-    let affine = |i: usize| present[i].then(|| values(10 + i as u64, len, if i < 2 { 1.2 } else { 0.1 }));
+    let affine = |i: usize| {
+        let heads = if gain_per_head { [heads, kv_heads][i % 2] } else { 1 };
+        present[i].then(|| values(10 + i as u64, heads * head_dim, if i < 2 { 1.2 } else { 0.1 }))
+    };
+    let angles = values(3, tokens * head_dim / 2, 0.0);
     Case {
-        config: AttentionConfig { heads, head_dim, scale: 0.7, norm: kind, eps: 1e-3, gain_per_head },
+        config,
         cu_seqlens: starts(lengths),
-        qkv: values(1, tokens * 3 * heads * head_dim, 0.3),
+        qkv: values(1, tokens * config.qkv_width(), 0.3),
         dout: values(2, tokens * heads * head_dim, 0.0),
         affine: [affine(0), affine(1), affine(2), affine(3)],
+        rope: (rope != Rope::None)
+            .then(|| angles.iter().flat_map(|a| [(3.0 * a).cos(), (3.0 * a).sin()]).collect()),
     }
 }
 
@@ -65,7 +106,8 @@ impl<R: Real> Case<R> {
         // NaN must not survive: results are written, not added to.
         let mut out = vec![R::of(f64::NAN); self.dout.len()];
         let mut lse = vec![R::of(f64::NAN); self.dout.len() / self.config.head_dim];
-        forward(&self.config, &mut out, &mut lse, &self.qkv, self.affine(), &self.cu_seqlens);
+        let rope = self.rope.as_deref();
+        forward(&self.config, &mut out, &mut lse, &self.qkv, self.affine(), rope, &self.cu_seqlens);
         (out, lse)
     }
 
@@ -84,6 +126,7 @@ impl<R: Real> Case<R> {
             &lse,
             &self.qkv,
             self.affine(),
+            self.rope.as_deref(),
             &self.cu_seqlens,
         );
         for x in daffine.iter_mut().flatten().flatten() {
@@ -106,15 +149,39 @@ impl Case<f64> {
             qkv: narrow(&self.qkv),
             dout: narrow(&self.dout),
             affine: self.affine.each_ref().map(|x| x.as_ref().map(narrow)),
+            rope: self.rope.as_ref().map(narrow),
         }
     }
 
-    /// One normalised q (part 0) or k (part 1) or plain v (part 2).
+    /// Of one query head, q (part 0) or k (part 1) as they meet, or plain v (part 2).
     fn row(&self, token: usize, part: usize, head: usize) -> Vec<f64> {
-        let AttentionConfig { heads, head_dim, norm, eps, gain_per_head, .. } = self.config;
-        let start = ((token * 3 + part) * heads + head) * head_dim;
-        let mut x = self.qkv[start..start + head_dim].to_vec();
-        if part == 2 || norm == QkNormKind::None {
+        let AttentionConfig { heads, kv_heads, head_dim, .. } = self.config;
+        let head = if part == 0 { head } else { head * kv_heads / heads };
+        let first = [0, heads, heads + kv_heads][part];
+        let start = (token * (heads + 2 * kv_heads) + first + head) * head_dim;
+        let x = &self.qkv[start..start + head_dim];
+        if part == 2 { x.to_vec() } else { self.turned(token, self.normalised(x, part, head)) }
+    }
+
+    fn turned(&self, token: usize, x: Vec<f64>) -> Vec<f64> {
+        let Some(rope) = &self.rope else { return x };
+        let dim = x.len();
+        let mut y = vec![0.0; dim];
+        for pair in 0..dim / 2 {
+            let (i, j) = match self.config.rope {
+                Rope::Halves => (pair, pair + dim / 2),
+                _ => (2 * pair, 2 * pair + 1),
+            };
+            let [cos, sin] = [0, 1].map(|part| rope[token * dim + 2 * pair + part]);
+            (y[i], y[j]) = (x[i] * cos - x[j] * sin, x[j] * cos + x[i] * sin);
+        }
+        y
+    }
+
+    fn normalised(&self, x: &[f64], part: usize, head: usize) -> Vec<f64> {
+        let AttentionConfig { head_dim, norm, eps, gain_per_head, .. } = self.config;
+        let mut x = x.to_vec();
+        if norm == QkNormKind::None {
             return x;
         }
         let count = head_dim as f64;
@@ -212,6 +279,57 @@ fn forward_is_softmax_attention_within_each_image() {
 }
 
 #[test]
+fn forward_with_groups_and_rotations() {
+    for kind in KINDS {
+        for (kv_heads, rope) in [1, 3, 6].into_iter().flat_map(|n| ROPES.map(|rope| (n, rope))) {
+            let case = grouped_case(kind, kv_heads, rope, &SHORT);
+            let (want_out, want_lse) = case.naive();
+            let (out, lse) = case.forward();
+            assert_close("out", &out, &want_out, 1e-12);
+            assert_close("lse", &lse, &want_lse, 1e-12);
+            let (out, lse) = case.f32().forward();
+            assert_close("f32 out", &widen(&out), &want_out, 5e-6);
+            assert_close("f32 lse", &widen(&lse), &want_lse, 5e-6);
+        }
+    }
+}
+
+#[test]
+fn gradients_with_groups_and_rotations() {
+    for kind in KINDS {
+        for (kv_heads, rope) in [1, 3, 6].into_iter().flat_map(|n| ROPES.map(|rope| (n, rope))) {
+            check_gradients(&grouped_case(kind, kv_heads, rope, &[1, 3, 0, 5]), 1);
+        }
+    }
+    check_gradients(&grouped_case(QkNormKind::Rms, 3, Rope::Halves, &[2, 600]), 1601);
+}
+
+/// Query heads that share a kv head are as heads that each have a copy of it.
+#[test]
+fn shared_heads_are_as_copies() {
+    let shared = grouped_case(QkNormKind::None, 2, Rope::Halves, &SHORT);
+    let dim = shared.config.head_dim;
+    let mut copies =
+        Case { config: AttentionConfig { kv_heads: 6, ..shared.config }, qkv: Vec::new(), ..shared.clone() };
+    for row in shared.qkv.chunks(10 * dim) {
+        copies.qkv.extend(&row[..6 * dim]);
+        for head in [6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9] {
+            copies.qkv.extend(&row[head * dim..][..dim]);
+        }
+    }
+    let (got, want) = (shared.run(), copies.run());
+    assert_eq!((got.out, got.lse), (want.out, want.lse));
+    let mut dqkv = Vec::new();
+    for row in want.dqkv.chunks(18 * dim) {
+        dqkv.extend(&row[..6 * dim]);
+        for copies in row[6 * dim..].chunks(3 * dim) {
+            dqkv.extend((0..dim).map(|i| copies[i] + copies[dim + i] + copies[2 * dim + i]));
+        }
+    }
+    assert_close("dqkv", &got.dqkv, &dqkv, 1e-12);
+}
+
+#[test]
 fn forward_of_a_long_image() {
     let case = case(QkNormKind::Rms, true, [true; 4], &[3, 700]);
     let (want_out, want_lse) = case.naive();
@@ -281,34 +399,42 @@ fn large_scores_are_stable() {
 #[test]
 fn packing_changes_no_bit() {
     let lengths = [1, 7, 0, 600, 13, 130, 700];
-    for kind in KINDS {
-        let packed = case(kind, true, [true, true, false, false], &lengths).f32();
+    let plain = KINDS.map(|kind| case(kind, true, [true, true, false, false], &lengths));
+    let turned = ROPES.map(|rope| grouped_case(QkNormKind::Rms, 3, rope, &lengths));
+    for packed in plain.into_iter().chain(turned).map(|case| case.f32()) {
+        let AttentionConfig { heads, head_dim, .. } = packed.config;
+        let (inner, width) = (heads * head_dim, packed.config.qkv_width());
         let all = packed.run();
         for (image, range) in packed.cu_seqlens.windows(2).enumerate() {
             let rows = range[0] as usize..range[1] as usize;
             let cut = |x: &[f32], width: usize| x[rows.start * width..rows.end * width].to_vec();
             let alone = Case {
                 cu_seqlens: vec![0, rows.len() as i32],
-                qkv: cut(&packed.qkv, 45),
-                dout: cut(&packed.dout, 15),
+                qkv: cut(&packed.qkv, width),
+                dout: cut(&packed.dout, inner),
+                rope: packed.rope.as_ref().map(|rope| cut(rope, head_dim)),
                 ..packed.clone()
             }
             .run();
-            assert_eq!(alone.out, cut(&all.out, 15), "image {image}");
-            assert_eq!(alone.lse, cut(&all.lse, 3), "image {image}");
-            assert_eq!(alone.dqkv, cut(&all.dqkv, 45), "image {image}");
+            assert_eq!(alone.out, cut(&all.out, inner), "image {image}");
+            assert_eq!(alone.lse, cut(&all.lse, heads), "image {image}");
+            assert_eq!(alone.dqkv, cut(&all.dqkv, width), "image {image}");
         }
     }
 }
 
 #[test]
 fn thread_count_changes_no_bit() {
-    let case = case(QkNormKind::LayerNormBias, false, [true; 4], &[1, 7, 0, 600, 13, 130, 40]).f32();
-    let on = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| case.run())
-    };
-    assert_eq!(on(1), on(3));
+    let lengths = [1, 7, 0, 600, 13, 130, 40];
+    let plain = case(QkNormKind::LayerNormBias, false, [true; 4], &lengths);
+    for case in [plain, grouped_case(QkNormKind::LayerNormBias, 3, Rope::Interleaved, &lengths)] {
+        let case = case.f32();
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| case.run())
+        };
+        assert_eq!(on(1), on(3));
+    }
 }
 
 #[test]

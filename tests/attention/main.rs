@@ -3,8 +3,10 @@
 mod backward;
 mod case;
 mod cpu;
+mod f16;
 mod forward;
 mod gradients;
 mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
+mod windows;

@@ -5,7 +5,7 @@ use trencadis::cpu::pool::{
     attention_backward, attention_forward, gather, gather_grad, mean_backward, mean_forward,
 };
 use trencadis::cpu::real::Real;
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 use trencadis::rng::{Purpose, Stream};
 
 const HEADS: usize = 3;
@@ -55,7 +55,16 @@ fn case(norm: QkNormKind, gain_per_head: bool, present: bool, lengths: &[usize],
     let len = if gain_per_head { WIDTH } else { DIM };
     let affine = |i: usize| present.then(|| values(10 + i as u64, len, if i < 2 { 1.2 } else { 0.1 }));
     Case {
-        config: AttentionConfig { heads: HEADS, head_dim: DIM, scale: 0.7, norm, eps: 1e-3, gain_per_head },
+        config: AttentionConfig {
+            heads: HEADS,
+            kv_heads: HEADS,
+            head_dim: DIM,
+            scale: 0.7,
+            norm,
+            eps: 1e-3,
+            gain_per_head,
+            rope: Rope::None,
+        },
         cu_seqlens: starts(lengths),
         skip,
         q: values(1, WIDTH, 0.1),
@@ -160,7 +169,7 @@ fn attention_pooling_is_attention_of_the_query() {
                 let mut want = vec![0.0; tokens.len() * WIDTH];
                 let mut want_lse = vec![0.0; tokens.len() * HEADS];
                 let ends = [0, tokens.len() as i32];
-                forward(&case.config, &mut want, &mut want_lse, &qkv, case.affine(), &ends);
+                forward(&case.config, &mut want, &mut want_lse, &qkv, case.affine(), None, &ends);
                 assert_close("out", got, &want[..WIDTH], 1e-12);
                 assert_close("lse", got_lse, &want_lse[..HEADS], 1e-12);
                 assert_close("f32 out", &widen(&single[image * WIDTH..][..WIDTH]), got, 5e-6);

@@ -8,6 +8,7 @@ use trencadis::data::positions::{axis_taps, coordinates, flat_taps, joint_taps, 
 use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::position::{Backward, Banks, Forward, Mode, Places, Position};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::{
     PositionBasis, PositionCombination, PositionConfig, PositionCoordinate, PositionResample,
 };
@@ -169,12 +170,12 @@ impl Case {
         for (out, x) in out.iter_mut().zip(dense(&self.x, live, width)) {
             *out += x;
         }
-        alike(&name, &dense(&got.out, live, width), &out, 8e-6, 4e-3);
+        alike(&name, &dense(&got.out, live, width), &out, to::ROUNDED);
         untouched(&name, &got.out, live, width);
         // A phase of some tens of turns is known to 2^-19 of a turn.
-        let (metric, largest) = if mode == Mode::Fourier { (1e-10, 2e-5) } else { (1e-11, 3e-6) };
+        let within = if mode == Mode::Fourier { to::FOURIER_GRAD } else { to::POSITION_GRAD };
         for (got, want) in got.dtables.iter().zip(&dtables) {
-            alike(&name, &wide(got), want, metric, largest);
+            alike(&name, &wide(got), want, within);
         }
     }
 }
@@ -327,7 +328,7 @@ fn the_sum_may_take_the_place_of_the_tokens() {
         let mut want = vec![0.0; live * 64];
         let (tables, taps) = ([&tables[0][..], &tables[1]], [&taps[0], &taps[1]]);
         oracle::table_forward(&mut want, &tables, &taps, Combine::Product, 64);
-        alike("alone", &dense(&got, live, 64), &want, 8e-6, 4e-3);
+        alike("alone", &dense(&got, live, 64), &want, to::ROUNDED);
     }
 }
 

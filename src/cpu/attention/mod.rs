@@ -1,12 +1,15 @@
-//! Packed block-diagonal attention with QK-norm.
+//! Packed block-diagonal attention with QK-norm, rotary positions and grouped kv heads.
 //!
-//! Row `t` of `qkv` is `[q | k | v]`, each `[heads, head_dim]`. A token attends to the tokens of
+//! Row `t` of `qkv` is `[q | k | v]`: q is `[heads, head_dim]`, k and v are `[kv_heads, head_dim]`, and
+//! `heads / kv_heads` query heads in a row share a kv head. A token attends to the tokens of
 //! its own image, `cu_seqlens[i]..cu_seqlens[i+1]`; no T×T matrix is built: a task owns up to 512
 //! query rows of an image and walks its heads in blocks of rows, so scratch is at most block × S.
-//! With QK-norm, `q̂ = norm(q) ⊙ γq (+ βq)`, likewise k; scores are `scale · q̂ k̂ᵀ`.
+//! With QK-norm, `q̂ = norm(q) ⊙ γq (+ βq)`, likewise k; scores are `scale · q̂ k̂ᵀ`. With
+//! rotary positions the normalised q and k of a token are turned by its angles before they meet.
 
 mod head;
 pub(crate) mod qk_norm;
+mod rope;
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -16,9 +19,11 @@ use rayon::prelude::*;
 use super::real::Real;
 use super::scratch::with_scratch;
 use super::simd::add_assign;
-use crate::recipe::QkNormKind;
+pub use crate::ops::AttentionConfig;
+use crate::ops::Rope;
 use head::{HeadGrad, Heads, Results, RowGrad};
 use qk_norm::AffinePartial;
+use rope::Rotation;
 
 /// Query rows of one task. Longer images are several tasks.
 const TASK_ROWS: usize = 512;
@@ -26,24 +31,8 @@ const TASK_ROWS: usize = 512;
 /// part of dk and dv.
 const MAX_PARTS: usize = 4;
 
-/// Constants of an attention op.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionConfig {
-    /// Number of heads.
-    pub heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Factor on the scores.
-    pub scale: f64,
-    /// Normalisation of q and k over the head dimension.
-    pub norm: QkNormKind,
-    /// Epsilon of that normalisation.
-    pub eps: f64,
-    /// Whether gains are `[heads, head_dim]` or one `[head_dim]` for all heads.
-    pub gain_per_head: bool,
-}
-
-/// Gains and biases of QK-norm, `[heads, head_dim]` or `[head_dim]`; absent gain is 1, absent bias 0.
+/// Gains and biases of QK-norm, `[heads, head_dim]` (of k: `[kv_heads, head_dim]`) or `[head_dim]`; absent gain is
+/// 1, absent bias 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QkAffine<'a, R> {
     /// γq.
@@ -70,16 +59,22 @@ pub struct QkAffineGrad<'a, R> {
 }
 
 /// `out[T, heads·head_dim]` and `lse[T, heads]` (log-sum-exp of the scaled scores) from
-/// `qkv[T, 3·heads·head_dim]`. `cu_seqlens` holds the used images only, `images + 1` entries.
+/// `qkv[T, (heads + 2·kv_heads)·head_dim]`. `rope` is `[T, head_dim / 2, 2]`, cos and sin of each token's
+/// angle of each pair of columns, the same for all heads; it is there just if the config has a rotation.
+/// `cu_seqlens` holds the used images only, `images + 1` entries.
+///
+/// # Panics
+/// If the config has a rotation and `rope` is missing, or the other way round.
 pub fn forward<R: Real>(
     config: &AttentionConfig,
     out: &mut [R],
     lse: &mut [R],
     qkv: &[R],
     affine: QkAffine<'_, R>,
+    rope: Option<&[R]>,
     cu_seqlens: &[i32],
 ) {
-    let heads = Heads { config, qkv, affine };
+    let heads = Heads { config, qkv, affine, rotation: rotation(config, rope) };
     let (mut out, mut lse) = (out, lse);
     let mut tasks = Vec::new();
     for image in images(cu_seqlens) {
@@ -99,6 +94,9 @@ pub fn forward<R: Real>(
 
 /// `dqkv` (written) and the gradients of the gains (added) from `dout`. Probabilities are made
 /// again from the scores and `lse`.
+///
+/// # Panics
+/// As [`forward`].
 #[allow(clippy::too_many_arguments)]
 pub fn backward<R: Real>(
     config: &AttentionConfig,
@@ -109,11 +107,11 @@ pub fn backward<R: Real>(
     lse: &[R],
     qkv: &[R],
     affine: QkAffine<'_, R>,
+    rope: Option<&[R]>,
     cu_seqlens: &[i32],
 ) {
-    let heads = Heads { config, qkv, affine };
+    let heads = Heads { config, qkv, affine, rotation: rotation(config, rope) };
     let results = Results { dout, out, lse };
-    let width = config.heads * config.head_dim;
     let task_count = images(cu_seqlens).map(|image| parts(&image, TASK_ROWS).count()).sum();
     let mut partial = AffinePartial::new(config, task_count, &daffine);
     let mut partials = partial.parts();
@@ -122,7 +120,7 @@ pub fn backward<R: Real>(
     for image in images(cu_seqlens) {
         let tasks: Vec<_> = parts(&image, TASK_ROWS)
             .map(|rows| RowGrad {
-                dqkv: take_front(&mut dqkv, rows.len() * 3 * width),
+                dqkv: take_front(&mut dqkv, rows.len() * config.qkv_width()),
                 affine: partials.next().unwrap_or_default(),
                 rows,
             })
@@ -139,8 +137,12 @@ pub fn backward<R: Real>(
         with_scratch([len; 3], |[dq, dk, dv]| {
             for index in 0..config.heads {
                 let head = heads.get(index, task.rows.clone());
-                head.backward(task.rows.clone(), &results, HeadGrad { dq, dk, dv });
-                head.store_grad(&mut task, HeadGrad { dq, dk, dv });
+                let (first, last) = head.place_in_group();
+                head.backward(task.rows.clone(), &results, HeadGrad { dq, dk, dv, add: !first });
+                head.store_query(&mut task, dq);
+                if last {
+                    head.store_key_value(&mut task, dk, dv);
+                }
             }
         });
     });
@@ -168,7 +170,7 @@ fn backward_long<R: Real>(
         .map(|(index, rows)| {
             let mut grads = [rows.len(), image.len(), image.len()].map(|n| vec![R::ZERO; n * dim]);
             let [dq, dk, dv] = &mut grads;
-            heads.get(index, image.clone()).backward(rows, results, HeadGrad { dq, dk, dv });
+            heads.get(index, image.clone()).backward(rows, results, HeadGrad { dq, dk, dv, add: false });
             grads
         })
         .collect();
@@ -178,16 +180,35 @@ fn backward_long<R: Real>(
         with_scratch([len; 3], |[dq, dk, dv]| {
             for (index, grads) in grads.chunks_exact(count).enumerate() {
                 dq.copy_from_slice(&grads[first / part_rows][0][first % part_rows * dim..][..len]);
-                dk.copy_from_slice(&grads[0][1][start..][..len]);
-                dv.copy_from_slice(&grads[0][2][start..][..len]);
-                for grads in &grads[1..] {
-                    add_assign(dk, &grads[1][start..][..len]);
-                    add_assign(dv, &grads[2][start..][..len]);
+                let head = heads.get(index, image.clone());
+                let (first, last) = head.place_in_group();
+                head.store_query(&mut task, dq);
+                for (part, grads) in grads.iter().enumerate() {
+                    let (dk_part, dv_part) = (&grads[1][start..][..len], &grads[2][start..][..len]);
+                    if first && part == 0 {
+                        dk.copy_from_slice(dk_part);
+                        dv.copy_from_slice(dv_part);
+                    } else {
+                        add_assign(dk, dk_part);
+                        add_assign(dv, dv_part);
+                    }
                 }
-                heads.get(index, image.clone()).store_grad(&mut task, HeadGrad { dq, dk, dv });
+                if last {
+                    head.store_key_value(&mut task, dk, dv);
+                }
             }
         });
     });
+}
+
+fn rotation<'a, R>(config: &AttentionConfig, table: Option<&'a [R]>) -> Option<Rotation<'a, R>> {
+    let AttentionConfig { rope, head_dim, .. } = *config;
+    assert_eq!(
+        table.is_some(),
+        rope != Rope::None,
+        "attention with a {rope:?} rotation and its table go together"
+    );
+    table.map(|table| Rotation { rope, table, head_dim })
 }
 
 /// Token ranges of the images that have tokens.

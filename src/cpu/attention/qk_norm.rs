@@ -112,7 +112,7 @@ impl<'a, R: Real> HeadNorm<'a, R> {
 }
 
 /// Gradients of gains and biases in parts that are summed in one order: part `p` belongs to one
-/// task and holds `[heads][γq, βq, γk, βk][head_dim]`.
+/// task and holds `[heads][γq, βq, γk, βk][head_dim]`, those of k at the number of the kv head.
 #[derive(Debug)]
 pub(crate) struct AffinePartial<R> {
     heads: usize,
@@ -149,8 +149,13 @@ impl<R: Real> AffinePartial<R> {
         let dim = self.head_dim;
         for (i, grad) in [grad.q_gain, grad.q_bias, grad.k_gain, grad.k_bias].into_iter().enumerate() {
             let Some(grad) = grad else { continue };
+            let heads = if i < 2 { config.heads } else { config.kv_heads };
             for (at, values) in self.values.chunks_exact(4 * dim).enumerate() {
-                let start = if config.gain_per_head { at % self.heads * dim } else { 0 };
+                let head = at % self.heads;
+                if head >= heads {
+                    continue;
+                }
+                let start = if config.gain_per_head { head * dim } else { 0 };
                 add_assign(&mut grad[start..start + dim], &values[i * dim..][..dim]);
             }
         }

@@ -166,7 +166,7 @@ mod tests {
         assert!(error.contains("near it are vit_base_patch16_224"), "{error}");
         assert!(!Arch::named("resnet50").unwrap_err().to_string().contains("near it"));
         let deit = Arch::named("deit3_small_patch16_224").unwrap();
-        let dims = Dimensions { width: 384, depth: 12, mlp: 1536, heads: 12, head_dim: 32 };
+        let dims = Dimensions { width: 384, depth: 12, mlp: 1536, heads: 12, kv_heads: 12, head_dim: 32 };
         let error = deit.check("timm-vit", "timm", &dims).unwrap_err().to_string();
         assert!(error.contains("6 heads, the file width 384, 12 blocks and 12 heads"), "{error}");
         assert!(
