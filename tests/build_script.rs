@@ -8,7 +8,6 @@ mod hash;
 mod nvcc;
 #[path = "../src/kernels/registry.rs"]
 mod registry;
-#[allow(dead_code)]
 #[path = "../build/reuse.rs"]
 mod reuse;
 #[path = "../build/units.rs"]

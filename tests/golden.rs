@@ -190,7 +190,7 @@ fn a_wrong_setting_does_not_pass() {
         ("dinov2", "filter", |m| m.position.resample = PositionResample::BicubicNoAntialias),
         ("hf_vit", "filter", |m| m.position.resample = PositionResample::Bicubic),
         ("hf_vit", "GELU", |m| m.gelu = GeluKind::Tanh),
-        ("hf_vit_model", "norm epsilon", |m| m.norm_eps = 1e-5),
+        ("hf_vit_model", "norm epsilon", |m| m.norm_eps = 1e-4),
         ("hf_dinov2", "filter", |m| m.position.resample = PositionResample::BicubicOffset),
         ("hf_dinov2_registers", "filter", |m| m.position.resample = PositionResample::BicubicNoAntialias),
         ("hf_siglip", "filter", |m| m.position.resample = PositionResample::Bilinear),
@@ -284,7 +284,7 @@ fn weights_that_are_not_understood_are_refused_by_name() {
             mistake("naflex_gap", &|w, _| {
                 w.tensors.insert("rope.freqs".into(), scalar());
             }),
-            "weights of timm's NaFlexVit: rope.freqs: rotary positions of NaFlexVit belong to a variant",
+            "weights of timm's NaFlexVit: rope.freqs: learned frequencies of rotary positions belong to a variant",
         ),
         (mistake("naflex_gap", &|_, m| m.heads = 5), "set model.heads to a divisor of 32"),
         (

@@ -119,7 +119,7 @@ def vit_pytorch_cases(images):
         logits = torch.cat([model(x[None]) for x in images])
         case(f"vit_pytorch_{pool}", model, config(f"vit-pytorch ViT, pool {pool}"), logits)
 
-    model = randomise(SimpleViT(**size), 68).double()
+    model = randomise(SimpleViT(**size), 368).double()
     logits = []
     for x in images:
         # What the class computes for images of this size.

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `d` | model width |
 //! | `m`, `e` | hidden width of the blocks' MLP, of the pooling head's |
-//! | `h`, `k`, `i` | heads, width of a head, width of all heads |
+//! | `h`, `k`, `i`, `j` | heads, width of a head, of all heads, of all heads of keys |
 //! | `c`, `p`, `q` | channels, rows and columns of a patch |
 //! | `y`, `x`, `n` | rows and columns of the position table, their product |
 //! | `z`, `r`, `t` | cls tokens, registers, positions of prefix tokens |
@@ -37,7 +37,7 @@ impl Axes {
             let (factor, letters) = text.split_at(digits);
             let factor = if factor.is_empty() { 1 } else { factor.parse().ok()? };
             let letters: Vec<char> = letters.chars().collect();
-            let known = letters.iter().all(|c| "dmehkicpqyxnzrto".contains(*c));
+            let known = letters.iter().all(|c| "dmehkijcpqyxnzrto".contains(*c));
             (known && !text.is_empty()).then_some(Term { factor, letters })
         };
         let axis = |text: &str| text.split('+').map(term).collect::<Option<Axis>>();

@@ -140,6 +140,11 @@ fn exchange(
     if copies {
         return to.iter().map(|side| shaped(side, given[0].clone())).collect();
     }
+    if let ([from], [to]) = (from, to)
+        && from.axes == to.axes
+    {
+        return Some(vec![shaped(to, given.into_iter().next()?)?]);
+    }
     if let [whole] = from
         && let Some((at, _)) = whole.axes.sum()
     {

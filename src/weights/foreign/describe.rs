@@ -166,6 +166,21 @@ fn set_heads(
         ));
     }
     (model.heads, model.head_dim) = (heads, inner / heads);
+    let keys = sizes.0.get(&'j').copied().filter(|keys| *keys != inner);
+    model.kv_heads = keys.map_or(0, |keys| keys / model.head_dim);
+    if keys.is_some_and(|keys| keys % model.head_dim != 0)
+        || (model.kv_heads > 0 && !heads.is_multiple_of(model.kv_heads))
+    {
+        return Err(error(
+            family,
+            format_args!(
+                "{heads} heads of {} make queries of {inner}, beside which keys of {} cannot be shared; set model.heads \
+                 as the network has them",
+                model.head_dim,
+                keys.unwrap_or_default()
+            ),
+        ));
+    }
     Ok(())
 }
 

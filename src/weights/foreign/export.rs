@@ -9,7 +9,7 @@ use super::{PREFIX_POSITIONS, fold_prefix};
 use crate::recipe::shapes::Dimensions;
 use crate::recipe::{
     BlockKind, GeluKind, ModelConfig, NormKind, PoolKind, PositionBasis, PositionCombination, PositionConfig,
-    PositionCoordinate, PositionResample, QkNormKind, Rope, RopeConfig,
+    PositionCoordinate, PositionResample, QkNormKind, Rope,
 };
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -78,7 +78,7 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
         width,
         depth: _,
         mlp: _,
-        heads: _,
+        heads,
         kv_heads,
         head_dim: _,
         attention_scale,
@@ -113,7 +113,7 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
         pool_query_norm,
         pool_residual,
         position: PositionConfig { basis, coordinate, combination, .. },
-        rope: RopeConfig { kind: rope, .. },
+        rope,
         head_init_bias: _,
         checkpoint: _,
     } = model;
@@ -137,10 +137,10 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
         "heads × model.head_dim beside model.width",
         width,
     );
-    let shared = model.dimensions().is_ok_and(|dims| dims.kv_heads != dims.heads);
-    refuse(shared, "kv_heads", kv_heads);
-    refuse(*rope != Rope::None, "rope.kind", rope);
     refuse(parallel && naflex, "block", block);
+    // timm has both, under other names and in other layouts.
+    refuse(*kv_heads != 0 && kv_heads != heads, "kv_heads", kv_heads);
+    refuse(rope.kind != Rope::None, "rope.kind", &rope.kind);
     refuse((*norm == NormKind::LayerNorm) != *norm_bias, "norm_bias", norm_bias);
     refuse(*patch_norm_in && !naflex, "patch_norm_in", patch_norm_in);
     refuse(*patch_norm_out && !naflex, "patch_norm_out", patch_norm_out);
@@ -206,6 +206,7 @@ fn sizes(model: &ModelConfig, dims: &Dimensions, positions: usize, classes: usiz
         ('h', dims.heads),
         ('k', dims.head_dim),
         ('i', dims.heads * dims.head_dim),
+        ('j', dims.kv_heads * dims.head_dim),
         ('c', model.channels),
         ('p', model.patch),
         ('y', model.position.rows),

@@ -244,6 +244,12 @@ fn sides(text: &str) -> Result<Sides, String> {
             side.axes = given.clone();
         }
     }
+    // Nothing to take apart.
+    if let ([theirs], [ours]) = (&theirs[..], &ours[..])
+        && theirs.axes == ours.axes
+    {
+        return Ok((vec![theirs.clone()], vec![ours.clone()], copies));
+    }
     let (single, many) = if theirs.len() == 1 { (&theirs, &ours) } else { (&ours, &theirs) };
     let parts = single[0].axes.sum().map_or(1, |(_, parts)| parts);
     if single.len() != 1 || (!copies && parts != many.len()) || many.iter().any(|m| m.axes.sum().is_some()) {
