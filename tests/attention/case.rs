@@ -6,6 +6,7 @@ use trencadis::cpu::attention::forward as oracle;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::kernels::tolerance::{self as to, Tolerance};
 use trencadis::kernels::{Element, Rows};
 use trencadis::recipe::{QkNormKind, Rope};
 
@@ -39,7 +40,7 @@ impl Operand for bf16 {
 }
 
 impl Operand for f16 {
-    const FINER: f64 = 8.0;
+    const FINER: f64 = to::F16_FINER;
 
     fn of(x: f64) -> Self {
         Self::from_f64(x)
@@ -350,7 +351,8 @@ impl<E: Operand> Case<E> {
         let answer = self.run(device, run);
         let (out, lse) = self.expected();
         let wide: Vec<f64> = answer.out.iter().map(|x| x.wide()).collect();
-        alike(&format!("out of {name}"), &wide, &out, 2e-5 / E::FINER.powi(2), 1e-2 / E::FINER);
+        let within = to::ATTENTION.finer(E::FINER);
+        alike(&format!("out of {name}"), &wide, &out, within.metric, within.largest);
         // Without a norm and a rotation the operands of the scores are exact.
         let exact = self.config.norm == QkNormKind::None && self.rope.is_none();
         let tolerance = if exact { 2e-5 } else { 2e-2 / E::FINER };
@@ -369,7 +371,7 @@ impl<E: Operand> Case<E> {
 pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
     let (got, tail) = got.split_at(want.len());
     assert!(tail.iter().all(|&x| x == 0.0), "{name}: rows of no image are not zeros");
-    crate::support::numbers::alike(name, got, want, metric, largest);
+    crate::support::numbers::alike(name, got, want, Tolerance { metric, largest });
 }
 
 /// |got − want| ≤ tolerance · max(1, |want|); zeros behind.

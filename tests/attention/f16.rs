@@ -3,9 +3,10 @@
 
 use half::f16;
 
+use trencadis::cpu::attention::AttentionConfig;
 use trencadis::kernels::attention::ForwardPlan;
 use trencadis::kernels::attention::instances::INSTANCES;
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
 use crate::case::{Case, Run, config};
 use crate::gradients::{LONG, SHORT, Way, check};
@@ -46,6 +47,23 @@ fn every_gradient() {
     for device in devices() {
         for (i, instance) in INSTANCES.iter().enumerate() {
             let case = Case::<f16>::of(config(KINDS[(i + 1) % 4], 2, instance.width), &[16, 0, 65, 7, 1], 3);
+            check(&case, &device, &[SHORT, LONG]);
+        }
+    }
+}
+
+/// Rows that are rotated, heads that share keys and values, and both; forward and backward, by both schedules.
+#[test]
+fn rotations_and_groups() {
+    let rotated = AttentionConfig { rope: Rope::Interleaved, ..config(QkNormKind::Rms, 2, 80) };
+    let grouped = AttentionConfig { kv_heads: 2, ..config(QkNormKind::None, 4, 64) };
+    let both = AttentionConfig { kv_heads: 1, rope: Rope::Halves, ..config(QkNormKind::LayerNorm, 3, 72) };
+    for device in devices() {
+        for config in [rotated, grouped, both] {
+            let case = Case::<f16>::of(config, &[16, 0, 65, 7], 3);
+            let short = case.check(&device, Run::default());
+            let long = case.check(&device, Run { short: Some(0), pairs: Some(false), ..Run::default() });
+            assert!(short == long, "the schedules differ");
             check(&case, &device, &[SHORT, LONG]);
         }
     }
