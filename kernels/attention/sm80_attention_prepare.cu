@@ -52,9 +52,9 @@ DEVICE void normalise(const AttentionPrepare& p, const Part& part, int heads, co
                 for (int r = 0; r < ROWS; r++) {
                     const int row = first + r * apart;
                     if (!part.exists || row >= part.rows) continue;
-                    const Element* const columns = from + (part.start + row) * stride + part.head * p.head_dim;
-                    auto four = [&](int column) { return load_columns(columns + column); };
-                    rotate_chunk(x[r][i], 8 * chunk, four, norm, statistics[r], rope_of(p).from(part.start + row));
+                    const int64_t at = (part.start + row) * stride + part.head * p.head_dim;
+                    auto word = [&](int column) { return source.load_pair(at + column); };
+                    rotate_chunk(x[r][i], 8 * chunk, word, norm, statistics[r], rope_of(p).from(part.start + row));
                 }
             } else {
                 UNROLL
