@@ -59,14 +59,24 @@
 //! | [`train`], [`eval`] | training loop, checkpoints, metrics |
 //! | [`parallel`] | several ranks: process groups, meshes, sharded linear layers |
 //! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
+//! | [`ops`] | what single operations are told |
+//! | `capi` | the kernels as functions of C (feature `capi`) |
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
 //! Bad input is [`Error::Usage`], anything else that fails is [`Error::Failure`].
 
+//!
+//! [`device`], [`kernels`] and [`ops`] are all that other engines need, and all that the feature `kernels` has; the rest is of
+//! the feature `train`. [`kernels`] tells how they are called.
+
 #![warn(missing_docs)]
+// What is said above of the other modules.
+#![cfg_attr(not(feature = "train"), allow(rustdoc::broken_intra_doc_links))]
 
 #[cfg(feature = "train")]
 pub mod autograd;
+#[cfg(feature = "capi")]
+pub mod capi;
 #[cfg(feature = "train")]
 pub mod cli;
 #[cfg(feature = "train")]

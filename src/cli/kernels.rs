@@ -1,4 +1,4 @@
-//! `trencadis kernels`: list the kernels, or write the compiled ones to a folder.
+//! `trencadis kernels`: list the kernels or what they do, or write the compiled ones to a folder.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -6,16 +6,23 @@ use std::path::PathBuf;
 use super::print;
 use crate::device::fatbins::{Fatbins, VARIABLE};
 use crate::error::Result;
-use crate::kernels::registry;
+use crate::kernels::{matrix, registry};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Write the compiled kernels of this build and their manifest to a folder.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
+
+    /// Print what they do, for which sizes, on which GPUs and how exactly, as a table in markdown.
+    #[arg(long, conflicts_with = "export")]
+    matrix: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    if args.matrix {
+        return print(&matrix::markdown());
+    }
     let Some(folder) = args.export else { return print(&list()) };
     let fatbins = Fatbins::embedded()?;
     fatbins.export(&folder)?;

@@ -5,24 +5,9 @@ use rand::RngExt;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 
+pub use crate::ops::Grid;
 use crate::recipe::{AspectKind, RemainderKind, ResolutionConfig, ResolutionKind, ResolutionOf};
 use crate::rng::Stream;
-
-/// Patch rows and columns of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Grid {
-    /// Patch rows.
-    pub rows: usize,
-    /// Patch columns.
-    pub cols: usize,
-}
-
-impl Grid {
-    /// Number of patches.
-    pub fn patches(self) -> usize {
-        self.rows * self.cols
-    }
-}
 
 /// What an image becomes before it is cut into patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 /// Memory and streams.
 pub(super) trait Backend: Send + Sync {
     /// Makes the device the one that libraries of CUDA use on this thread.
+    #[cfg(feature = "train")]
     fn bind(&self) -> Result<()> {
         Ok(())
     }

@@ -16,6 +16,8 @@ mod backend;
 #[cfg(feature = "train")]
 mod choice;
 mod cuda;
+#[cfg(feature = "cust")]
+mod cust;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod fault;
@@ -139,6 +141,7 @@ impl Device {
     }
 
     /// A number that is the same for this device and its clones alone, within this process.
+    #[cfg(feature = "train")]
     pub(crate) fn identity(&self) -> u64 {
         Arc::as_ptr(&self.inner).addr() as u64
     }

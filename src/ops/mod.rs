@@ -17,9 +17,11 @@ macro_rules! choice {
 
 mod filters;
 mod position;
+mod rope;
 
-pub use filters::{Filter, FilterBank, MAX_RESAMPLED};
+pub use filters::{Filter, FilterBank, MAX_RESAMPLED, resize_matrix};
 pub use position::*;
+pub use rope::*;
 
 choice! {
     /// Normalisation of the residual stream.
@@ -42,19 +44,6 @@ choice! {
         LayerNorm = "layernorm",
         /// LayerNorm with gain and bias (timm).
         LayerNormBias = "layernorm-bias",
-    }
-}
-
-choice! {
-    /// Which two columns of a head are turned together by a rotary position embedding. A pair (a, b) with
-    /// the angle φ becomes (a cos φ − b sin φ, b cos φ + a sin φ).
-    Rope {
-        /// No rotation.
-        None = "none",
-        /// Columns (2p, 2p + 1) are pair p.
-        Interleaved = "interleaved",
-        /// Columns (p, p + head_dim / 2) are pair p.
-        Halves = "halves",
     }
 }
 
@@ -100,6 +89,20 @@ pub struct AttentionConfig {
 }
 
 impl AttentionConfig {
+    /// Scores divided by √Dh, a kv head for each head, no norm, no rotation.
+    pub fn new(heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            norm: QkNormKind::None,
+            eps: 1e-6,
+            gain_per_head: false,
+            rope: Rope::None,
+        }
+    }
+
     /// Query heads that share a kv head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -113,5 +116,22 @@ impl AttentionConfig {
     /// Columns of k, and of v.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+}
+
+/// Patch rows and columns of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "train", derive(serde::Serialize, serde::Deserialize))]
+pub struct Grid {
+    /// Patch rows.
+    pub rows: usize,
+    /// Patch columns.
+    pub cols: usize,
+}
+
+impl Grid {
+    /// Number of patches.
+    pub fn patches(self) -> usize {
+        self.rows * self.cols
     }
 }

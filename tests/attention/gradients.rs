@@ -6,6 +6,7 @@ use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backwar
 use trencadis::device::{Device, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::QkNormKind;
 
 use crate::case::{Answer, Case, FOREIGN, Operand, Run, alike, is_mark, mark};
@@ -169,14 +170,14 @@ pub fn expected<E: Operand>(case: &Case<E>, answer: &Answer<E>) -> ([Vec<f64>; 3
 pub fn check<E: Operand>(case: &Case<E>, device: &Device, ways: &[Way]) -> Vec<Gradients<E>> {
     let answer = forward(case, device);
     let (rows, affine) = expected(case, &answer);
-    let (metric, largest) = (|of_bf16: f64| of_bf16 / E::FINER.powi(2), 2e-2 / E::FINER);
     let mut all = Vec::new();
     for &way in ways {
         let name = format!("{} {:?} {:?} short {:?}", E::NAME, case.config, case.cu_seqlens, way.short);
         let got = run(case, device, way, &answer, &dout(case));
         for ((got, want), of) in got.rows.iter().zip(&rows).zip(["dq", "dk", "dv"]) {
             let got: Vec<f64> = got.iter().map(|x| x.wide()).collect();
-            alike(&format!("{of} of {name}"), &got, want, metric(2e-5), largest);
+            let within = to::ATTENTION_GRAD.finer(E::FINER);
+            alike(&format!("{of} of {name}"), &got, want, within.metric, within.largest);
         }
         for (i, of) in ["dq_gain", "dq_bias", "dk_gain", "dk_bias"].into_iter().enumerate() {
             if case.config.norm == QkNormKind::None {
@@ -191,7 +192,8 @@ pub fn check<E: Operand>(case: &Case<E>, device: &Device, ways: &[Way]) -> Vec<G
                 let worst = sums.iter().fold(0f64, |max, x| max.max(x.abs())) / scale;
                 assert!(worst < 0.1, "{of} of {name}: {worst}");
             } else {
-                alike(&format!("{of} of {name}"), &sums, &affine[i], metric(5e-5), largest);
+                let within = to::ATTENTION_AFFINE_GRAD.finer(E::FINER);
+                alike(&format!("{of} of {name}"), &sums, &affine[i], within.metric, within.largest);
             }
         }
         all.push(got);

@@ -60,10 +60,10 @@ fn devices_and_kernels() {
         done.refuses(&["this build has no kernels", "tools/install-cuda", "TRENCADIS_KERNELS"]);
         assert!(!exists(place.path("made")), "nothing is made");
     }
-    place.write("broken/manifest.json", "{}");
+    place.write("broken/manifest.txt", "{}\n");
     let mut command = place.command("inspect device");
     command.env("TRENCADIS_KERNELS", "broken");
-    Done::of(command).succeeds().says(&["kernels           none: broken/manifest.json: is no manifest"]);
+    Done::of(command).succeeds().says(&["kernels           none: broken/manifest.txt: is no manifest"]);
 }
 
 #[test]

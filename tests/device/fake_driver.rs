@@ -40,7 +40,7 @@ fn whatever_will_not_do_is_one_sentence() {
         ("FAKE_CUDA_DEVICES", "0", "GPU               none: the NVIDIA driver finds no GPU"),
         ("FAKE_CUDA_CAPABILITY", "75", "  kernels         none: Fake GPU 0 has compute capability 7.5 and"),
         ("FAKE_CUDA_CAPABILITY", "86", "are for sm_90 and Fake GPU 0 has compute capability 8.6; build"),
-        ("TRENCADIS_KERNELS", "/absent", "kernels           none: /absent/manifest.json: cannot be read"),
+        ("TRENCADIS_KERNELS", "/absent", "kernels           none: /absent/manifest.txt: cannot be read"),
     ] {
         let text = fake.inspect(&[(name, value)]);
         assert!(text.contains(part), "`{part}` is missing in:\n{text}");

@@ -1,11 +1,12 @@
 // A CUDA driver without a GPU, for the tests of the device layer: memory is host memory and zeros at first,
 // everything runs at once, kernels do nothing. What would matter to a driver goes to the file FAKE_CUDA_LOG, one
 // line a call; streams and events are told apart by numbers. FAKE_CUDA_VERSION, FAKE_CUDA_INIT,
-// FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY, FAKE_CUDA_MEMORY (bytes) and FAKE_CUDA_ONE_GPU choose what it is, FAKE_CUDA_PTX the
-// architecture that kernels were made for. The file FAKE_CUDA_PARAMETERS has a line `name bytes` for each kernel;
+// FAKE_CUDA_DEVICES, FAKE_CUDA_CAPABILITY, FAKE_CUDA_MEMORY (bytes), FAKE_CUDA_UNOWNED and FAKE_CUDA_ONE_GPU choose what it is,
+// FAKE_CUDA_PTX the architecture that kernels were made for. The file FAKE_CUDA_PARAMETERS has a line `name bytes` for each kernel;
 // without it, all take 24 bytes. From the launch of a graph on that FAKE_CUDA_FAIL_AFTER counts to (1: the first),
 // the GPU is lost, or from the host's wait for an event on that FAKE_CUDA_FAIL_AT_WAIT counts to.
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,12 +27,12 @@ enum {
 
 typedef int Result;
 // A stream that has waited for an event of a captured one is captured with it.
-typedef struct Stream { int number; int capturing; int launches; struct Stream* origin; } Stream;
+typedef struct Stream { int number; int capturing; int launches; struct Stream* origin; void* context; } Stream;
 typedef struct { int number; Stream* stream; } Event;
 
 static _Thread_local void* current;
 static int captures;
-static char context_of_gpu;
+static char context_of_gpu[16];
 static int graph_launches, event_waits;
 static int lost;
 static int streams, events;
@@ -150,7 +151,7 @@ Result cuDeviceGetAttribute(int* value, int attribute, int device)
 
 Result cuDevicePrimaryCtxRetain(void** context, int device)
 {
-    *context = &context_of_gpu;
+    *context = &context_of_gpu[device];
     return note("retain %d", device);
 }
 
@@ -190,7 +191,7 @@ Result cuCtxPopCurrent_v2(void** context)
 Result cuCtxGetDevice(int* device)
 {
     IN_CONTEXT;
-    *device = 0;
+    *device = (int)((char*)current - context_of_gpu);
     return SUCCESS;
 }
 
@@ -204,7 +205,7 @@ Result cuCtxSynchronize(void)
 Result cuDeviceGetDefaultMemPool(void** pool, int device)
 {
     (void)device;
-    *pool = &context_of_gpu;
+    *pool = &context_of_gpu[0];
     return SUCCESS;
 }
 
@@ -229,6 +230,48 @@ Result cuMemGetInfo_v2(size_t* left, size_t* total)
     return SUCCESS;
 }
 
+// What is allocated, newest first.
+typedef struct Range { uint64_t start; size_t bytes; void* context; struct Range* next; } Range;
+static Range* ranges;
+static pthread_mutex_t ranges_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void add_range(uint64_t start, size_t bytes)
+{
+    Range* range = malloc(sizeof(Range));
+    pthread_mutex_lock(&ranges_lock);
+    *range = (Range){start, bytes, current, ranges};
+    ranges = range;
+    pthread_mutex_unlock(&ranges_lock);
+}
+
+static void remove_range(uint64_t start)
+{
+    pthread_mutex_lock(&ranges_lock);
+    Range** at = &ranges;
+    while (*at && (*at)->start != start) at = &(*at)->next;
+    Range* range = *at;
+    if (range) *at = range->next;
+    pthread_mutex_unlock(&ranges_lock);
+    free(range);
+}
+
+// With FAKE_CUDA_UNOWNED memory belongs to a GPU and no context.
+Result cuPointerGetAttribute(void* value, int attribute, uint64_t address)
+{
+    IN_CONTEXT;
+    pthread_mutex_lock(&ranges_lock);
+    const Range* range = ranges;
+    while (range && (address < range->start || address >= range->start + range->bytes)) range = range->next;
+    Result result = range ? SUCCESS : INVALID;
+    if (range && attribute == 1) *(void**)value = setting("FAKE_CUDA_UNOWNED", 0) ? NULL : range->context;
+    else if (range && attribute == 9) *(int*)value = (int)((char*)range->context - context_of_gpu);
+    else if (range && attribute == 11) *(uint64_t*)value = range->start;
+    else if (range && attribute == 12) *(size_t*)value = range->bytes;
+    else result = INVALID;
+    pthread_mutex_unlock(&ranges_lock);
+    return result;
+}
+
 Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
 {
     WORKING;
@@ -241,6 +284,7 @@ Result cuMemAllocAsync(uint64_t* address, size_t bytes, Stream* stream)
     memset(memory, 0, room);
     *memory = bytes;
     *address = (uint64_t)(uintptr_t)memory + 256;
+    add_range(*address, bytes);
     return note("alloc %zu", bytes);
 }
 
@@ -250,9 +294,36 @@ Result cuMemFreeAsync(uint64_t address, Stream* stream)
     if (!stream) return INVALID;
     size_t* memory = (void*)(uintptr_t)(address - 256);
     size_t bytes = *memory;
+    remove_range(address);
     used -= bytes;
     free(memory);
     return note("free %zu", bytes);
+}
+
+Result cuMemAlloc_v2(uint64_t* address, size_t bytes)
+{
+    Stream none = {0};
+    return cuMemAllocAsync(address, bytes, &none);
+}
+
+Result cuMemFree_v2(uint64_t address)
+{
+    Stream none = {0};
+    return cuMemFreeAsync(address, &none);
+}
+
+Result cuMemcpyHtoD_v2(uint64_t target, const void* source, size_t bytes)
+{
+    WORKING;
+    memcpy((void*)(uintptr_t)target, source, bytes);
+    return SUCCESS;
+}
+
+Result cuMemcpyDtoH_v2(void* target, uint64_t source, size_t bytes)
+{
+    WORKING;
+    memcpy(target, (const void*)(uintptr_t)source, bytes);
+    return SUCCESS;
 }
 
 Result cuMemHostAlloc(void** memory, size_t bytes, unsigned flags)
@@ -306,7 +377,20 @@ Result cuStreamCreate(Stream** stream, unsigned flags)
     WORKING;
     *stream = calloc(1, sizeof(Stream));
     (*stream)->number = ++streams;
+    (*stream)->context = current;
     return note("stream, flags %u, number %d", flags, streams);
+}
+
+Result cuStreamCreateWithPriority(Stream** stream, unsigned flags, int priority)
+{
+    return priority ? INVALID : cuStreamCreate(stream, flags);
+}
+
+Result cuStreamGetCtx(Stream* stream, void** context)
+{
+    IN_CONTEXT;
+    *context = stream ? stream->context : current;
+    return SUCCESS;
 }
 
 Result cuStreamDestroy_v2(Stream* stream)

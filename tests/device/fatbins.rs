@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Value, json};
 use tempfile::tempdir;
 use trencadis::device::fatbins::{Fatbins, SOURCES};
 use trencadis::kernels::registry::sources;
@@ -22,28 +21,23 @@ fn code(stem: &str) -> Vec<u8> {
 }
 
 /// Writes a folder of kernels for `sm_90` that no GPU would run, and returns its manifest.
-pub fn write(folder: &Path) -> Value {
-    let mut fatbins = Vec::new();
+pub fn write(folder: &Path) -> String {
+    let mut manifest =
+        format!("format 2\ntrencadis 0.0.0\nsources {SOURCES}\ncompiler 13.0.1\narchitectures sm_90\n");
     for source in sources() {
         let (stem, code) = (source.stem(), code(source.stem()));
-        let names: Vec<_> = source.kernels.iter().map(|kernel| &kernel.name).collect();
-        fatbins.push(json!({"stem": stem, "bytes": code.len(), "hash": hash(&code), "kernels": names}));
+        manifest += &format!("fatbin {stem} {} {}\n", code.len(), hash(&code));
+        for kernel in &source.kernels {
+            manifest += &format!("kernel {}\n", kernel.name);
+        }
         fs::write(folder.join(format!("{stem}.fatbin")), code).unwrap();
     }
-    let manifest = json!({
-        "format": 1,
-        "trencadis": "0.0.0",
-        "sources": SOURCES,
-        "compiler": "13.0.1",
-        "architectures": ["sm_90"],
-        "fatbins": fatbins,
-    });
     save(folder, &manifest);
     manifest
 }
 
-fn save(folder: &Path, manifest: &Value) {
-    fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+fn save(folder: &Path, manifest: &str) {
+    fs::write(folder.join("manifest.txt"), manifest).unwrap();
 }
 
 #[test]
@@ -96,37 +90,34 @@ fn refused(folder: &Path, parts: &[&str]) {
 fn a_damaged_folder_is_refused_and_the_file_named() {
     let place = tempdir().unwrap();
     let folder = place.path();
-    refused(&folder.join("absent"), &["absent/manifest.json", "cannot be read", "--export"]);
+    refused(&folder.join("absent"), &["absent/manifest.txt", "cannot be read", "--export"]);
     let manifest = write(folder);
+    let without = |part: &str| {
+        let lines = manifest.lines().filter(|line| !line.starts_with(part));
+        lines.map(|line| format!("{line}\n")).collect::<String>()
+    };
 
-    for (key, value, parts) in [
-        ("format", json!(2), &["manifest.json", "format 2", "export"][..]),
-        ("sources", json!("0123"), &["manifest.json", "other kernel sources (0123)", SOURCES]),
-        ("fatbins", json!("none"), &["manifest.json", "is no manifest"]),
-        (
-            "fatbins",
-            json!([{"stem": "../x", "bytes": 1, "hash": "", "kernels": []}]),
-            &["manifest.json", "lists"],
-        ),
+    for (damaged, parts) in [
+        (manifest.replace("format 2", "format 3"), &["manifest.txt", "format 3", "export"][..]),
+        (manifest.replace(SOURCES, "0123"), &["manifest.txt", "other kernel sources (0123)", SOURCES]),
+        (without("fatbin "), &["manifest.txt", "is no manifest"]),
+        (format!("{manifest}fatbin ../x 1 0\n"), &["manifest.txt", "lists a fatbin by a path (../x)"]),
+        (without("compiler"), &["manifest.txt", "is no manifest"]),
+        (String::new(), &["manifest.txt", "is no manifest"]),
     ] {
-        let mut damaged = manifest.clone();
-        damaged[key] = value;
         save(folder, &damaged);
         refused(folder, parts);
     }
-    save(folder, &Value::Null);
-    refused(folder, &["manifest.json", "is no manifest"]);
 
     let Some(source) = sources().into_iter().next() else { return };
     let stem = source.stem();
-    let mut damaged = manifest.clone();
-    damaged["fatbins"].as_array_mut().unwrap().remove(0);
-    save(folder, &damaged);
-    refused(folder, &["manifest.json", &format!("lists no {stem}.fatbin")]);
-    let mut damaged = manifest.clone();
-    damaged["fatbins"][0]["kernels"].as_array_mut().unwrap().remove(0);
-    save(folder, &damaged);
-    refused(folder, &["manifest.json", &format!("lists no kernel {}", source.kernels[0].name), stem]);
+    let first = manifest.find("fatbin ").unwrap();
+    let second = manifest[first + 1..].find("fatbin ").unwrap() + first + 1;
+    save(folder, &format!("{}{}", &manifest[..first], &manifest[second..]));
+    refused(folder, &["manifest.txt", &format!("lists no {stem}.fatbin")]);
+    let name = &source.kernels[0].name;
+    save(folder, &manifest.replacen(&format!("kernel {name}\n"), "", 1));
+    refused(folder, &["manifest.txt", &format!("lists no kernel {name}"), stem]);
 
     save(folder, &manifest);
     let file = folder.join(format!("{stem}.fatbin"));

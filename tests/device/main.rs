@@ -9,12 +9,16 @@ mod fake;
 #[cfg(target_os = "linux")]
 mod fake_driver;
 #[cfg(target_os = "linux")]
+mod fake_foreign;
+#[cfg(target_os = "linux")]
 mod fake_nccl;
 #[cfg(all(target_os = "linux", feature = "emulator"))]
 mod fake_ranks;
 #[cfg(all(target_os = "linux", feature = "emulator"))]
 mod fake_training;
 mod fatbins;
+#[cfg(feature = "emulator")]
+mod foreign;
 mod kernel_registry;
 mod planned;
 #[cfg(all(target_os = "linux", feature = "emulator"))]

@@ -7,6 +7,7 @@ use trencadis::device::{Buffer, Device};
 use trencadis::kernels::gemm::{
     Epilogue, Gemm, HOPPER_TILES, Kind, Layout, Matrix, Plan, Shape, TILES, Tile, Vector,
 };
+use trencadis::kernels::tolerance as to;
 
 use crate::support::numbers::{distance, random};
 
@@ -177,7 +178,7 @@ pub fn alike_beside(name: &str, got: &[f64], want: &[f64], unit: f64, margin: f6
 }
 
 /// Half a unit in the last place of bf16, with a margin for f32.
-pub const BF16: f64 = 1.02 / 256.0;
+pub const BF16: f64 = to::GEMM_BF16;
 
 /// Of f32 sums.
-pub const F32: f64 = 2e-5;
+pub const F32: f64 = to::GEMM_F32;

@@ -8,6 +8,7 @@ use trencadis::device::Device;
 use trencadis::eval::metrics::Classification;
 use trencadis::kernels::Rows;
 use trencadis::kernels::loss::{CrossEntropy, Logits, MAX_CLASSES, Operands, Targets, fault};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::LossKind::{self, Sigmoid, Softmax};
 
 use crate::support::devices::devices;
@@ -135,7 +136,7 @@ impl Case {
             assert!(foreign.iter().all(|&x| x == bf16::MAX), "foreign columns");
             let error = (f64::from(got.loss[image]) - loss[image]).abs();
             assert!(
-                error <= 2e-6 * loss[image].abs().max(1.0),
+                error <= to::LOSS * loss[image].abs().max(1.0),
                 "loss {:?} {:?}",
                 got.loss[image],
                 loss[image]
@@ -170,7 +171,7 @@ impl Case {
             }
         }
         let apart = distance(&written, &dlogits);
-        assert!(apart <= 8e-6, "distance {apart:.1e}");
+        assert!(apart <= to::LOSS_GRAD, "distance {apart:.1e}");
     }
 }
 

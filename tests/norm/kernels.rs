@@ -7,6 +7,7 @@ use trencadis::device::{Buffer, Device};
 use trencadis::kernels::Rows;
 use trencadis::kernels::norm::{Norm, NormBackward, NormForward, backward_variant, partial_rows};
 use trencadis::kernels::residual::{Branch, BranchGrad, Packed, Residual};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::NormKind;
 
 use crate::support::devices::devices;
@@ -169,16 +170,16 @@ impl Case {
         let branch = rows(&self.branch);
         if with.branch {
             residual_oracle::forward(&mut x, &branch, scale.as_deref(), keep.as_deref(), width);
-            alike("x_out", &rows(&got.x_out), &x, 8e-6, 4e-3);
+            alike("x_out", &rows(&got.x_out), &x, to::ROUNDED);
             untouched("x_out", &got.x_out, live, width);
             // What the norm read: the rounded sum.
             x = rows(&got.x_out);
         }
         let (mut y, mut stats) = (vec![0.0; x.len()], vec![0.0; 2 * live]);
         oracle::forward(&mut y, &mut stats, &x, gain.as_deref(), bias.as_deref(), width, kind, eps);
-        alike("y", &rows(&got.y), &y, 8e-6, 4e-3);
+        alike("y", &rows(&got.y), &y, to::ROUNDED);
         untouched("y", &got.y, live, width);
-        alike("stats", &wide(&got.stats[..2 * live]), &stats, 1e-12, 1e-6);
+        alike("stats", &wide(&got.stats[..2 * live]), &stats, to::SINGLE);
         assert!(got.stats[2 * live..].iter().all(|x| x.to_bits() == 0), "stats of dead rows");
 
         let stats = wide(&got.stats[..2 * live]);
@@ -199,7 +200,7 @@ impl Case {
         if with.dresidual {
             dx.iter_mut().zip(rows(&self.dresidual)).for_each(|(dx, d)| *dx += d);
         }
-        alike("dx", &rows(&got.dx), &dx, 8e-6, 4e-3);
+        alike("dx", &rows(&got.dx), &dx, to::ROUNDED);
         untouched("dx", &got.dx, live, width);
         let mut dscale = vec![start; width];
         if with.branch {
@@ -207,7 +208,7 @@ impl Case {
             let (dx, dscale) = (rows(&got.dx), Some(&mut dscale[..]));
             let (scale, keep) = (scale.as_deref(), keep.as_deref());
             residual_oracle::backward(&mut dbranch, dscale, &dx, &branch, scale, keep, width);
-            alike("dbranch", &rows(&got.dbranch), &dbranch, 8e-6, 4e-3);
+            alike("dbranch", &rows(&got.dbranch), &dbranch, to::ROUNDED);
             untouched("dbranch", &got.dbranch, live, width);
         }
         for (name, got, want, wanted) in [
@@ -216,7 +217,7 @@ impl Case {
             ("dscale", &got.dscale, dscale, with.branch && with.scale),
         ] {
             match wanted {
-                true => alike(name, &wide(got), &want, 1e-11, 2e-6),
+                true => alike(name, &wide(got), &want, to::SUMMED),
                 false => assert!(got.iter().all(|&x| x == 1.0), "{name}: no gradient of what is not there"),
             }
         }
@@ -285,7 +286,7 @@ fn fusing_changes_no_bit() {
         for (width, kind) in [(200, NormKind::LayerNorm), (768, NormKind::Rms), (2056, NormKind::LayerNorm)] {
             let case = case(width, &[3, 0, 8], 2, kind, ALL);
             let (fused, mut apart) = (case.run(&device, true), case.run(&device, false));
-            alike("dscale", &wide(&apart.dscale), &wide(&fused.dscale), 1e-11, 2e-6);
+            alike("dscale", &wide(&apart.dscale), &wide(&fused.dscale), to::SUMMED);
             apart.dscale.clone_from(&fused.dscale);
             assert_eq!(fused, apart);
         }

@@ -7,6 +7,7 @@ use trencadis::device::{Buffer, Device};
 use trencadis::kernels::optim::{
     Arena, Operands, OptimizerState, OptimizerStep, Tables, TensorSpec, cast, workspace_bytes, zero,
 };
+use trencadis::kernels::tolerance as to;
 use trencadis::rng::{Purpose, philox};
 
 use crate::support::devices::devices;
@@ -192,10 +193,10 @@ fn steps_of_both_rules() {
                 assert_eq!((state.step, state.skipped, state.factors.skip), (t, 0, 0));
                 assert_eq!(state.factors.grad_scale < 1.0, t == 1);
                 let got = on_device.values();
-                alike("params", &got.params, &values.params, 4e-7);
-                alike("m", &got.m, &values.m, 4e-7);
-                alike("v", &got.v, &values.v, 4e-7);
-                alike("average", &got.average, &values.average, 4e-7);
+                alike("params", &got.params, &values.params, to::OPTIMISER as f32);
+                alike("m", &got.m, &values.m, to::OPTIMISER as f32);
+                alike("v", &got.v, &values.v, to::OPTIMISER as f32);
+                alike("average", &got.average, &values.average, to::OPTIMISER as f32);
                 for (x, p) in got.weights.iter().zip(&got.params) {
                     assert_eq!(x.to_bits(), bf16::from_f32(*p).to_bits());
                 }

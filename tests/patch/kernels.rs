@@ -7,6 +7,7 @@ use trencadis::data::batch::{PREFIX, Patches};
 use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::patch::{Normalise, Pixels, Prefix, factors, row_stride};
+use trencadis::kernels::tolerance as to;
 
 use crate::support::devices::devices;
 use crate::support::numbers::alike;
@@ -141,7 +142,7 @@ fn prefix_tokens_are_written_and_their_gradient_is_summed() {
             assert_eq!(dense(&dx, live, width), want_dx);
             assert_eq!(dense(&zeroed.download().unwrap(), live, width), want_dx);
             assert_eq!(rest(&dx), rest(&x));
-            alike("dtokens", &wide(&dtokens.download().unwrap()), &want, 1e-12, 1e-6);
+            alike("dtokens", &wide(&dtokens.download().unwrap()), &want, to::SINGLE);
         }
     }
 }

@@ -8,6 +8,7 @@ use trencadis::data::positions::{axis_taps, coordinates, flat_taps, joint_taps, 
 use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::position::{Backward, Banks, Forward, Mode, Places, Position};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::{
     PositionBasis, PositionCombination, PositionConfig, PositionCoordinate, PositionResample,
 };
@@ -169,12 +170,12 @@ impl Case {
         for (out, x) in out.iter_mut().zip(dense(&self.x, live, width)) {
             *out += x;
         }
-        alike(&name, &dense(&got.out, live, width), &out, 8e-6, 4e-3);
+        alike(&name, &dense(&got.out, live, width), &out, to::ROUNDED);
         untouched(&name, &got.out, live, width);
         // A phase of some tens of turns is known to 2^-19 of a turn.
-        let (metric, largest) = if mode == Mode::Fourier { (1e-10, 2e-5) } else { (1e-11, 3e-6) };
+        let within = if mode == Mode::Fourier { to::FOURIER_GRAD } else { to::POSITION_GRAD };
         for (got, want) in got.dtables.iter().zip(&dtables) {
-            alike(&name, &wide(got), want, metric, largest);
+            alike(&name, &wide(got), want, within);
         }
     }
 }
@@ -207,9 +208,13 @@ fn tables_of_absolute_coordinates() {
 fn tables_resampled_to_every_grid() {
     use PositionCombination::{Joint, Product, Stack, Sum};
     use PositionCoordinate::{Fractional, FractionalAspect};
-    use PositionResample::{Bicubic, Bilinear, Linear};
+    use PositionResample::{
+        Bicubic, BicubicNoAntialias, BicubicOffset, Bilinear, Linear, LinearAlignCorners,
+    };
     for device in devices() {
         for (combination, coordinate, resample) in [
+            (Joint, Fractional, BicubicNoAntialias),
+            (Stack, FractionalAspect, LinearAlignCorners),
             (Joint, Fractional, Bicubic),
             (Joint, FractionalAspect, Bilinear),
             (Sum, Fractional, Linear),
@@ -219,6 +224,16 @@ fn tables_resampled_to_every_grid() {
             (Product, FractionalAspect, Bicubic),
         ] {
             verify(&device, &case(config(combination, coordinate, resample), 144), true);
+        }
+        // One of the images has the table's grid, and others one of its sides.
+        for (combination, coordinate, [rows, columns]) in [
+            (Joint, Fractional, [9, 12]),
+            (Joint, FractionalAspect, [11, 11]),
+            (Sum, Fractional, [5, 9]),
+            (Product, FractionalAspect, [9, 9]),
+        ] {
+            let offset = PositionConfig { rows, columns, ..config(combination, coordinate, BicubicOffset) };
+            verify(&device, &case(offset, 144), false);
         }
     }
 }
@@ -313,7 +328,7 @@ fn the_sum_may_take_the_place_of_the_tokens() {
         let mut want = vec![0.0; live * 64];
         let (tables, taps) = ([&tables[0][..], &tables[1]], [&taps[0], &taps[1]]);
         oracle::table_forward(&mut want, &tables, &taps, Combine::Product, 64);
-        alike("alone", &dense(&got, live, 64), &want, 8e-6, 4e-3);
+        alike("alone", &dense(&got, live, 64), &want, to::ROUNDED);
     }
 }
 

@@ -9,6 +9,7 @@ use trencadis::kernels::Rows;
 use trencadis::kernels::residual::{
     Branch, BranchGrad, DropPath, DropPathKeys, DropPathRate, KeepParams, Packed, Residual, launch_keep,
 };
+use trencadis::kernels::tolerance as to;
 use trencadis::rng::Stream;
 
 use crate::support::devices::devices;
@@ -62,7 +63,7 @@ fn check(
     let mut want = of(&x);
     oracle::forward(&mut want, &of(&f), scale.as_deref(), keep.as_deref(), width);
     let out = out.download().unwrap();
-    alike("out", &of(&out), &want, 8e-6, 4e-3);
+    alike("out", &of(&out), &want, to::ROUNDED);
     untouched("out", &out, live, width);
     assert_eq!(of(&x_device.download().unwrap()), of(&out), "in place");
 
@@ -71,11 +72,11 @@ fn check(
     let want_dscale = scaled.then_some(&mut want_scale[..]);
     oracle::backward(&mut want, want_dscale, &of(&dout), &of(&f), scale.as_deref(), keep.as_deref(), width);
     let dbranch = dbranch.download().unwrap();
-    alike("dbranch", &of(&dbranch), &want, 8e-6, 4e-3);
+    alike("dbranch", &of(&dbranch), &want, to::ROUNDED);
     untouched("dbranch", &dbranch, live, width);
     let dscale = dscale.download().unwrap();
     match scaled {
-        true => alike("dscale", &wide(&dscale), &want_scale, 1e-11, 2e-6),
+        true => alike("dscale", &wide(&dscale), &want_scale, to::SUMMED),
         false => assert!(dscale.iter().all(|&x| x == 1.0), "no gradient of what is not there"),
     }
 }

@@ -1,6 +1,7 @@
 //! Random inputs and comparisons, shared by the tests of the operations.
 
 use trencadis::cpu::real::Real;
+use trencadis::kernels::tolerance::Tolerance;
 
 /// `n` values, normally distributed, the same for the same seed.
 pub fn random<R: Real>(n: usize, seed: u64) -> Vec<R> {
@@ -31,10 +32,10 @@ pub fn distance(x: &[f64], y: &[f64]) -> f64 {
     if norms == 0.0 { 0.0 } else { 1.0 - 2.0 * dot(x, y) / norms }
 }
 
-/// Fails where the [`distance`] is above `metric`, or the largest difference above `largest` times the largest
-/// value.
+/// Fails where the [`distance`] is above the tolerance's metric, or the largest difference above its part of the
+/// largest value.
 #[track_caller]
-pub fn alike(name: &str, got: &[f64], want: &[f64], metric: f64, largest: f64) {
+pub fn alike(name: &str, got: &[f64], want: &[f64], Tolerance { metric, largest }: Tolerance) {
     assert_eq!(got.len(), want.len(), "{name}");
     let apart = distance(got, want);
     let scale = want.iter().fold(1e-30f64, |max, x| max.max(x.abs()));

@@ -11,7 +11,7 @@ pub fn root() -> PathBuf {
 
 /// The program `trencadis`.
 pub fn program() -> PathBuf {
-    std::env::var_os("CARGO_BIN_EXE_trencadis")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_trencadis").into())
-        .into()
+    let built = option_env!("CARGO_BIN_EXE_trencadis").map(Into::into);
+    let program = std::env::var_os("CARGO_BIN_EXE_trencadis").or(built);
+    program.expect("the program is built with the feature `train`").into()
 }

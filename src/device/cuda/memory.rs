@@ -146,6 +146,7 @@ impl Memory {
 }
 
 impl backend::Backend for Memory {
+    #[cfg(feature = "train")]
     fn bind(&self) -> Result<()> {
         self.context.bind()
     }

@@ -45,6 +45,7 @@ pub(super) fn current() -> Result<(Kernels, Box<dyn Backend>)> {
 }
 
 /// What every GPU is that the driver shows, whether or not there are kernels for it.
+#[cfg(feature = "train")]
 pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
     let version = driver::start()?;
     (0..driver::count()?).map(|ordinal| driver::describe(driver::device(ordinal)?, version)).collect()

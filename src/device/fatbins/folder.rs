@@ -4,17 +4,17 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use super::manifest::{Entry, FORMAT, Manifest};
+use super::manifest::{Entry, Manifest};
 use super::{Fatbin, Fatbins, SOURCES};
 use crate::files::write_atomic;
 use crate::hash::fnv1a;
 use crate::kernels::registry;
 use crate::{Error, Result};
 
-const MANIFEST: &str = "manifest.json";
+const MANIFEST: &str = "manifest.txt";
 
 impl Fatbins {
-    /// Writes `<stem>.fatbin` files and `manifest.json` to `folder`, which is made where it is missing.
+    /// Writes `<stem>.fatbin` files and `manifest.txt` to `folder`, which is made where it is missing.
     /// The manifest comes last: a folder that has one is whole, or its files are found to differ from it.
     ///
     /// # Errors
@@ -36,7 +36,6 @@ impl Fatbins {
             source.map_or_else(Vec::new, |source| source.kernels.iter().map(|k| k.name.clone()).collect())
         };
         let manifest = Manifest {
-            format: FORMAT,
             trencadis: env!("CARGO_PKG_VERSION").into(),
             sources: SOURCES.into(),
             compiler: self.compiler.clone(),
@@ -50,9 +49,7 @@ impl Fatbins {
                 })
                 .collect(),
         };
-        let mut text = serde_json::to_string_pretty(&manifest).map_err(Error::failure)?;
-        text.push('\n');
-        write_atomic(&folder.join(MANIFEST), |w| w.write_all(text.as_bytes()))
+        write_atomic(&folder.join(MANIFEST), |w| w.write_all(manifest.text().as_bytes()))
     }
 
     /// The kernels that [`export`](Self::export) has written to `folder`.
@@ -67,9 +64,7 @@ impl Fatbins {
                 format_args!("cannot be read ({cause}); `trencadis kernels --export` writes it"),
             )
         })?;
-        let manifest: Manifest = serde_json::from_str(&text).map_err(|cause| {
-            Error::file(&path, format_args!("is no manifest of kernels ({cause}); export them again"))
-        })?;
+        let manifest = Manifest::parse(&text).map_err(|what| Error::file(&path, what))?;
         check(&manifest).map_err(|what| Error::file(&path, what))?;
         let fatbins = manifest.fatbins.into_iter().map(|entry| read(folder, entry)).collect::<Result<_>>()?;
         Ok(Self {
@@ -91,12 +86,6 @@ fn hash(bytes: &[u8]) -> String {
 
 /// Whether the kernels are those of this program, all of them.
 fn check(manifest: &Manifest) -> Result<(), String> {
-    if manifest.format != FORMAT {
-        return Err(format!(
-            "has format {} and this version reads {FORMAT}; export the kernels with this version",
-            manifest.format
-        ));
-    }
     if manifest.sources != SOURCES {
         return Err(format!(
             "is of trencadis {} with other kernel sources ({}) than this program ({SOURCES}, version {}); \

@@ -6,8 +6,8 @@
 //! not padded. The rows of an image stay its own, so that layers with full attention take them in the same order
 //! with the images' own `cu_seqlens`, and the merge units, wherever they are, are consecutive rows.
 
-use crate::data::resolution::Grid;
 use crate::error::{Error, Result};
+use crate::ops::Grid;
 
 /// The order of token rows in which windows follow one another.
 #[derive(Clone, Debug, PartialEq, Eq)]
