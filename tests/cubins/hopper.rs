@@ -130,7 +130,8 @@ fn of_elements(report: &Report, cuobjdump: &Path, stem: &str) -> [(&'static str,
 fn the_attention_for_hopper_keeps_its_roles() {
     let Some((report, cuobjdump)) = compiled() else { return };
     let dumps = of_elements(&report, &cuobjdump, "sm90_attention_forward");
-    for (instance, (element, dump)) in HOPPER_INSTANCES.iter().flat_map(|i| dumps.iter().map(move |d| (i, d))) {
+    for (instance, (element, dump)) in HOPPER_INSTANCES.iter().flat_map(|i| dumps.iter().map(move |d| (i, d)))
+    {
         let place = (instance.forward(Schedule::Short, element), "sm_90a".to_owned());
         let (code, uses) = (dump.instructions[&place], dump.resources[&place]);
         let warpgroups = instance.hopper.unwrap() as u32;
