@@ -4,10 +4,12 @@ use crate::registry::{Kernel, Source, Tier};
 
 /// Name, body, threads of a block.
 #[rustfmt::skip]
-const PLANTED: [(&str, &str, u32); 39] = [
+const PLANTED: [(&str, &str, u32); 41] = [
     ("planted_matmul", "matmul<false>", 32),
     ("planted_matmul_wrong_fragment", "matmul<true>", 32),
-    ("planted_mma_forms", "mma_forms", 32),
+    ("planted_mma_forms", "mma_forms<bf16>", 32),
+    ("planted_mma_forms_f16", "mma_forms<f16>", 32),
+    ("planted_conversions_f16", "conversions_f16", 64),
     ("planted_ldmatrix", "ldmatrix", 32),
     ("planted_exchanges", "exchanges", 64),
     ("planted_copy_zero_fill", "copy_zero_fill", 64),
@@ -153,7 +155,8 @@ fn wgmma() -> Vec<Kernel> {
             make(format!("hopper_wgmma_{pattern}_{major}"), &body)
         })
     });
-    good.chain(patterns).chain(bad).collect()
+    let of_f16 = make("hopper_wgmma_f16".into(), "product<64, hopper_wgmma::Bug::none, f16>");
+    good.chain(patterns).chain(bad).chain([of_f16]).collect()
 }
 
 fn copies() -> Vec<Kernel> {

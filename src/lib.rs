@@ -65,22 +65,36 @@
 
 #![warn(missing_docs)]
 
+#[cfg(feature = "train")]
 pub mod autograd;
+#[cfg(feature = "train")]
 pub mod cli;
+#[cfg(feature = "train")]
 pub mod cpu;
+#[cfg(feature = "train")]
 pub mod data;
 pub mod device;
 pub mod error;
+#[cfg(feature = "train")]
 pub mod eval;
 pub mod files;
 pub mod hash;
 pub mod kernels;
+#[cfg(feature = "train")]
 pub mod models;
+#[cfg(feature = "train")]
 pub mod nn;
+#[macro_use]
+pub mod ops;
+#[cfg(feature = "train")]
 pub mod parallel;
+#[cfg(feature = "train")]
 pub mod recipe;
+#[cfg(feature = "train")]
 pub mod rng;
+#[cfg(feature = "train")]
 pub mod train;
+#[cfg(feature = "train")]
 pub mod weights;
 
 pub use error::{Error, Result};

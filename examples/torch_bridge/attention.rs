@@ -164,7 +164,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
     code(call.plans(kernels).and_then(|(attention, plan, _)| {
         let longest = call.longest().min(attention.tokens);
         let none = Ptr::null(); // The backward pass makes the statistics again.
-        let params = ForwardParams {
+        let params: ForwardParams = ForwardParams {
             q: Ptr::from_raw(call.q),
             k: Ptr::from_raw(call.k),
             v: Ptr::from_raw(call.v),
@@ -173,6 +173,7 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             lse: Ptr::from_raw(call.lse),
             cu_seqlens: Ptr::from_raw(call.cu_seqlens),
             schedule: Ptr::from_raw(call.forward_schedule),
+            rope: Ptr::null(),
             norm: call.norm(),
             statistics: QkStatistics { q_mean: none, q_rstd: none, k_mean: none, k_rstd: none },
             q_stride: call.stride,
@@ -182,7 +183,9 @@ pub unsafe extern "C" fn trencadis_attention_forward(
             tokens: call.tokens as i32,
             slots: call.slots as i32,
             heads: call.heads as i32,
+            kv_heads: call.heads as i32,
             head_dim: call.head_dim as i32,
+            rope_kind: 0,
             scale: call.scale as f32,
             turns: i32::from(plan.turns),
             pairs: 0,
@@ -210,7 +213,7 @@ pub unsafe extern "C" fn trencadis_attention_backward(
         let gains = call.dq_gain != 0 && call.norm != 0;
         let workspace = plan.workspace(&attention.backward_sizes(call.longest(), gains));
         let base = Ptr::from_raw(call.workspace);
-        let params = BackwardParams {
+        let params: BackwardParams = BackwardParams {
             q: Ptr::from_raw(call.q),
             k: Ptr::from_raw(call.k),
             v: Ptr::from_raw(call.v),
@@ -224,6 +227,7 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             partial: if gains { workspace.partial(base) } else { Ptr::null() },
             cu_seqlens: Ptr::from_raw(call.cu_seqlens),
             schedule: Ptr::from_raw(call.backward_schedule),
+            rope: Ptr::null(),
             norm: call.norm(),
             q_stride: call.stride,
             k_stride: call.stride,
@@ -236,9 +240,11 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             tokens: call.tokens as i32,
             slots: call.slots as i32,
             heads: call.heads as i32,
+            kv_heads: call.heads as i32,
             head_dim: call.head_dim as i32,
             short_rows: plan.short_rows as i32,
             tile_rows: plan.limits.tile_rows as i32,
+            rope_kind: 0,
             unused: 0,
             scale: call.scale as f32,
         };
@@ -250,9 +256,7 @@ pub unsafe extern "C" fn trencadis_attention_backward(
             accumulate: Ptr::null(),
         };
         // SAFETY: as the caller promises.
-        unsafe {
-            backward(kernels, RawStream(stream), &plan, &params, &workspace, workspace.long(base), &affine)?;
-        }
+        unsafe { backward(kernels, RawStream(stream), &plan, &params, &workspace, base, &affine)? };
         Ok(0)
     }))
 }

@@ -1,5 +1,5 @@
 // Finished gradients of the backward pass of attention on their way to global memory: dv from registers, dq and
-// dk from f32 rows in shared memory, through the norm.
+// dk from f32 rows in shared memory, through the rotation and the norm.
 #pragma once
 
 #include "backward_rows.cuh"
@@ -69,10 +69,11 @@ struct ColumnSums {
 };
 
 // Writes 16 M gradient rows from row `row` on, f32 in shared memory, to `target`, those below `length`: times
-// `factor`, and through the norm of the rows `source` if there is one. One warp. Collective.
+// `factor`, rotated back, and through the norm of the rows `source` if there is one. One warp. Collective.
 template <int D, int M, bool NORM>
-DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int head_dim, bf16* target,
-                        int64_t target_stride, Rows source, const HeadNorm& norm, ColumnSums<D, M>& sums)
+DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int head_dim, Element* target,
+                        int64_t target_stride, Rows source, const HeadNorm& norm, const Rope& rope,
+                        ColumnSums<D, M>& sums)
 {
     constexpr int LANES = HeadRows<D>::LANES;
     constexpr int N = HeadRows<D>::LANE_CHUNKS;
@@ -82,7 +83,7 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
     const int lane = ptx::unknown(ptx::lane_id());
     const int j = lane % LANES;
     const int first = row + lane / LANES;
-    const Global<bf16> memory(target);
+    const Global<Element> memory(target);
 
     // All that comes from global memory is asked for at once.
     Vec16 x[BATCHES][R][N];
@@ -94,7 +95,7 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
             const int column = 8 * (i % N * LANES + j);
             const bool inside = r < length && column < head_dim;
             x[i / (R * N)][i / N % R][i % N] =
-                inside ? Global<const bf16>(source.p).load_16(r * source.stride + column) : Vec16{};
+                inside ? Global<const Element>(source.p).load_16(r * source.stride + column) : Vec16{};
         }
         LaneAffine<LANES, N>::load(gain, norm.gain, 1.0f, j, head_dim);
     }
@@ -109,9 +110,20 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
             // Read in any case, without a branch.
             const Vec16 four = Shared<float>(tile.f32_address(r, (inside ? 2 * chunk : 0) + i % 2)).load_16(0);
             const float times = inside ? factor : 0.0f;
+            float g[4];
             UNROLL
-            for (int c = 0; c < 4; c++)
-                dy[i / (2 * N)][i / 2 % N][i % 2 * 4 + c] = bits_to_float(four.word[c]) * times;
+            for (int c = 0; c < 4; c++) g[c] = bits_to_float(four.word[c]);
+            if (rope.table && inside) {
+                const int column = 8 * chunk + i % 2 * 4;
+                const int other = rope.partner(column);
+                const Vec16 pairs = Shared<float>(tile.f32_address(r, other / 4)).load_16(0);
+                float partner[4];
+                UNROLL
+                for (int c = 0; c < 4; c++) partner[c] = bits_to_float(pairs.word[c]);
+                Rotation(rope.from(r), column, true).apply(g, partner, other == column);
+            }
+            UNROLL
+            for (int c = 0; c < 4; c++) dy[i / (2 * N)][i / 2 % N][i % 2 * 4 + c] = g[c] * times;
         }
         if (NORM) {
             RowStatistics statistics[R];
@@ -164,7 +176,7 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
             const float(&g)[8] = dy[i / N][i % N];
             Vec16 packed;
             UNROLL
-            for (int w = 0; w < 4; w++) packed.word[w] = pack_bf16(g[2 * w], g[2 * w + 1]);
+            for (int w = 0; w < 4; w++) packed.word[w] = pack_pair(g[2 * w], g[2 * w + 1]);
             if (r < length && column < head_dim) memory.store_16(r * target_stride + column, packed);
         }
     }
@@ -174,10 +186,10 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
 // Collective.
 template <int D, int M>
 DEVICE void write_rows(const float (&sum)[HeadRows<D>::STEPS][M][2][4], int row, int length, int head_dim,
-                       bf16* target, int64_t stride)
+                       Element* target, int64_t stride)
 {
     constexpr int CHUNKS = HeadRows<D>::CHUNKS;
-    const Global<bf16> memory(target);
+    const Global<Element> memory(target);
     const int lane = ptx::unknown(ptx::lane_id());
     UNROLL
     for (int i = 0; i < 2 * M * ceil_div(CHUNKS, 4); i++) {
@@ -185,7 +197,7 @@ DEVICE void write_rows(const float (&sum)[HeadRows<D>::STEPS][M][2][4], int row,
         Vec16 x{};
         UNROLL
         for (int c = first; c < first + 4 && c < CHUNKS; c++)
-            x.word[c - first] = pack_bf16(sum[c / 2][m][c % 2][2 * half], sum[c / 2][m][c % 2][2 * half + 1]);
+            x.word[c - first] = pack_pair(sum[c / 2][m][c % 2][2 * half], sum[c / 2][m][c % 2][2 * half + 1]);
         transpose_quad(x);
         const int r = row + 16 * m + 8 * half + lane / 4;
         const int column = 8 * (first + lane % 4);

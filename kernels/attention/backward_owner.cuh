@@ -43,7 +43,7 @@ struct Owner {
             for (int g = 0; g < G; g++) {
                 uint32_t b[2][2];
                 stream.rows_as_b(b, 16 * g, step);
-                ptx::mma_tiles<M, 2>(x[g], a, b);
+                ptx::mma_tiles<Element>(x[g], a, b);
             }
         }
     }
@@ -58,10 +58,10 @@ struct Owner {
                 uint32_t b[2][2];
                 stream.columns_as_b(b, 16 * g, step);
                 if (2 * step + 1 < CHUNKS) {
-                    ptx::mma_tiles<M, 2>(sum[step], a[g], b);
+                    ptx::mma_tiles<Element>(sum[step], a[g], b);
                 } else {
                     UNROLL
-                    for (int m = 0; m < M; m++) ptx::mma(sum[step][m][0], a[g][m], b[0]);
+                    for (int m = 0; m < M; m++) ptx::mma<Element>(sum[step][m][0], a[g][m], b[0]);
                 }
             }
         }
@@ -72,7 +72,7 @@ struct Owner {
         UNROLL
         for (int i = 0; i < G * M * 4; i++) {
             const float(&four)[4] = x[i / (M * 4)][i / 4 % M][i / 2 % 2];
-            a[i / (M * 4)][i / 4 % M][i % 4] = pack_bf16(four[i % 2 * 2], four[i % 2 * 2 + 1]);
+            a[i / (M * 4)][i / 4 % M][i % 4] = pack_pair(four[i % 2 * 2], four[i % 2 * 2 + 1]);
         }
     }
 
@@ -189,7 +189,7 @@ DEVICE void query_gradient(HeadRows<D> k, int keys, uint32_t ds, Pair<D> q, int 
                 }
                 uint32_t b[2][2];
                 keys_of.columns_as_b(b, first, step);
-                ptx::mma_tiles<M, 2>(sum[half], a, b);
+                ptx::mma_tiles<Element>(sum[half], a, b);
             }
             key += 32;
         } while (key < keys);

@@ -20,7 +20,7 @@ DEVICE float unknown(float x)
 // `factor`, and through the norm of the rows `source` if there is one. Where `summed`, the gradients of gain and bias go
 // to `sums`, D each. Collective.
 template <int D, class Four>
-DEVICE void finish_quads(Four four, int row, int length, float factor, int head_dim, bf16* target, int64_t stride,
+DEVICE void finish_quads(Four four, int row, int length, float factor, int head_dim, Element* target, int64_t stride,
                          Rows source, const HeadNorm& norm, bool summed, Shared<float> sums)
 {
     constexpr int CHUNKS = D / 8;
@@ -59,7 +59,7 @@ DEVICE void finish_quads(Four four, int row, int length, float factor, int head_
             for (int i = 0; i < N; i++) {
                 const int column = 8 * (4 * i + j);
                 const bool inside = exists && column < head_dim;
-                x[0][i] = inside ? Global<const bf16>(source.p).load_16(r * source.stride + column) : Vec16{};
+                x[0][i] = inside ? Global<const Element>(source.p).load_16(r * source.stride + column) : Vec16{};
             }
             rows_statistics<4>(statistics, x, j, head_dim, norm);
             UNROLL
@@ -100,7 +100,7 @@ DEVICE void finish_quads(Four four, int row, int length, float factor, int head_
             for (int i = 0; i < N * 4; i++) x[0][i / 4].word[i % 4] = ptx::unknown(int(x[0][i / 4].word[i % 4]));
         }
         const float again = unknown(factor);
-        const Global<bf16> memory(target);
+        const Global<Element> memory(target);
         UNROLL
         for (int i = 0; i < N; i++) {
             Vec16 y{};
@@ -116,7 +116,7 @@ DEVICE void finish_quads(Four four, int row, int length, float factor, int head_
                     const float second = ptx::fused_multiply_add(-n.second, along, dy.second * gain.second);
                     dy = FloatPair{statistics[0].rstd * (first - mean), statistics[0].rstd * (second - mean)};
                 }
-                y.word[w] = pack_bf16(dy.first, dy.second);
+                y.word[w] = pack_pair(dy.first, dy.second);
             }
             transpose_quad(y);
             const int column = 8 * (4 * i + j);

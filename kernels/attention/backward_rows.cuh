@@ -2,22 +2,23 @@
 // the norm and the deltas of rows.
 #pragma once
 
-#include "common.cuh"
+#include "rope.cuh"
 
 struct AttentionBackward {
-    const bf16* q;
-    const bf16* k;
-    const bf16* v;
-    const bf16* out;
-    const bf16* dout;
-    bf16* dq;
-    bf16* dk;
-    bf16* dv;
+    const Element* q;
+    const Element* k;
+    const Element* v;
+    const Element* out;
+    const Element* dout;
+    Element* dq;
+    Element* dk;
+    Element* dv;
     const float* lse; // [tokens, heads]
     float* delta;     // [tokens, heads]: dout out, of the rows of long images
     float* partial;   // [blocks, heads, 4, head_dim] in the order of Affine; null where nobody wants it
     const int32_t* cu_seqlens;
     const int32_t* schedule;
+    const float* rope; // [tokens, head_dim / 2, 2], see rope.cuh; null: none
     QkNorm norm;
     int64_t q_stride;
     int64_t k_stride;
@@ -30,9 +31,11 @@ struct AttentionBackward {
     int32_t tokens;
     int32_t slots;
     int32_t heads;
+    int32_t kv_heads; // a divisor of heads; dk and dv have `heads` heads all the same
     int32_t head_dim;
     int32_t short_rows; // that fit shared memory
     int32_t tile_rows;  // of the long schedule
+    int32_t rope_kind;
     int32_t unused;
     float scale;
 };
@@ -99,7 +102,7 @@ struct Group {
 };
 
 // Rows of one side in shared memory: k^ and v, or q^ and dout. Where a pair has been used up, an f32 row of D
-// columns takes the place of its two bf16 rows.
+// columns takes the place of its two rows of elements.
 template <int D>
 struct Pair {
     HeadRows<D> first;
@@ -184,7 +187,7 @@ struct Reader {
 
 // Rows of one head in global memory, from some token on.
 struct Rows {
-    const bf16* p;
+    const Element* p;
     int64_t stride;
 };
 
@@ -201,12 +204,18 @@ DEVICE Head head_of(const AttentionBackward& p, int image, int head)
     return Head{start, cu_seqlens.load(image + 1) - start, head};
 }
 
-DEVICE Rows rows_of(const AttentionBackward& p, const bf16* x, int64_t stride, Head head, int row)
+// The head of keys and values that a head of queries has.
+DEVICE Head kv_of(const AttentionBackward& p, Head head)
+{
+    return Head{head.start, head.length, kv_head(p, head.head)};
+}
+
+DEVICE Rows rows_of(const AttentionBackward& p, const Element* x, int64_t stride, Head head, int row)
 {
     return Rows{x + int64_t(head.start + row) * stride + head.head * p.head_dim, stride};
 }
 
-DEVICE bf16* rows_of(const AttentionBackward& p, bf16* x, int64_t stride, Head head, int row)
+DEVICE Element* rows_of(const AttentionBackward& p, Element* x, int64_t stride, Head head, int row)
 {
     return x + int64_t(head.start + row) * stride + head.head * p.head_dim;
 }
@@ -233,8 +242,8 @@ DEVICE void row_deltas(float (&delta)[R], Rows out, Rows dout, int row, int apar
         const int64_t r = row + i / N * apart;
         const int column = 8 * (i % N * LANES + lane % LANES);
         const bool inside = r < length && column < head_dim;
-        x[i / N][i % N] = inside ? Global<const bf16>(out.p).load_16(r * out.stride + column) : Vec16{};
-        y[i / N][i % N] = inside ? Global<const bf16>(dout.p).load_16(r * dout.stride + column) : Vec16{};
+        x[i / N][i % N] = inside ? Global<const Element>(out.p).load_16(r * out.stride + column) : Vec16{};
+        y[i / N][i % N] = inside ? Global<const Element>(dout.p).load_16(r * dout.stride + column) : Vec16{};
     }
     UNROLL
     for (int r = 0; r < R; r++) {
@@ -250,10 +259,34 @@ DEVICE void row_deltas(float (&delta)[R], Rows out, Rows dout, int row, int apar
     sums_of_lanes<LANES>(delta);
 }
 
-// Normalises rows in place as OwnRows::normalise does, bit for bit, with fewer registers: gradients fill them.
-// Collective of each warp.
+// Normalises and rotates row `row` in place, if it `exists`, of which this lane has chunks j, j + LANES, ... in `x`. Lanes
+// read what the others of the row have copied, each after its own cp_async_wait. Collective.
+template <int D, int N>
+DEVICE void rotate(HeadRows<D> tile, Vec16 (&x)[N], const HeadNorm& norm, const Rope& rope, int row, bool exists, int j)
+{
+    constexpr int LANES = HeadRows<D>::LANES;
+    RowStatistics statistics{0.0f, 1.0f};
+    if (norm.kind != NORM_NONE) statistics = row_statistics<LANES>(x, j, rope.head_dim, norm);
+    auto four = [&](int column) { return Shared<Four>(tile.address(row, column / 8) + column % 8 * 2).load(0); };
+    ptx::warp_sync();
+    UNROLL
+    for (int i = 0; i < N; i++) {
+        const int column = 8 * (i * LANES + j);
+        if (exists && column < rope.head_dim) rotate_chunk(x[i], column, four, norm, statistics, rope.from(row));
+    }
+    // All lanes of the row have read.
+    ptx::warp_sync();
+    UNROLL
+    for (int i = 0; i < N; i++) {
+        const int chunk = i * LANES + j;
+        if (exists && 8 * chunk < rope.head_dim) Shared<Element>(tile.address(row, chunk)).store_16(0, x[i]);
+    }
+}
+
+// Normalises rows in place as OwnRows::normalise does, and rotates them as OwnRows::rotate does, bit for bit, with fewer
+// registers: gradients fill them. `rope` is that of the first row. Collective of each warp.
 template <int D>
-DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int head_dim, Group group)
+DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, const Rope& rope, int valid, int head_dim, Group group)
 {
     constexpr int LANES = HeadRows<D>::LANES;
     constexpr int N = HeadRows<D>::LANE_CHUNKS;
@@ -267,7 +300,11 @@ DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int hea
         for (int i = 0; i < N; i++) {
             const int chunk = i * LANES + j;
             const bool inside = row < valid && 8 * chunk < head_dim;
-            x[i] = inside ? Shared<bf16>(tile.address(row, chunk)).load_16(0) : Vec16{};
+            x[i] = inside ? Shared<Element>(tile.address(row, chunk)).load_16(0) : Vec16{};
+        }
+        if (rope.table) {
+            rotate(tile, x, norm, rope, row, row < valid, j);
+            continue;
         }
         const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
         UNROLL
@@ -282,7 +319,7 @@ DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int hea
                 load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
                 normalise_four(x[i], w, gain, bias, statistics);
             }
-            Shared<bf16>(tile.address(row, chunk)).store_16(0, x[i]);
+            Shared<Element>(tile.address(row, chunk)).store_16(0, x[i]);
         }
     }
 }

@@ -2,13 +2,14 @@
 // and QK-norm of rows spread over lanes.
 //
 // Rows. Head h of token t begins at element t * stride + h * head_dim of q, k, v, out or a gradient of one;
-// pointers and row strides are multiples of 16 bytes. A chunk is 16 bytes, 8 columns, of a row.
+// pointers and row strides are multiples of 16 bytes. A chunk is 16 bytes, 8 columns, of a row. k and v may have fewer
+// heads, of which each serves as many neighbouring heads of q.
 //
 // Instances. A kernel is compiled for widths D of 64, 72, 80, 88, 96, 104, 112 and 128 columns; a head of
 // fewer columns runs on the next width, its missing columns zero in shared memory and in registers. The
 // depth of mma is 16: where D / 8 is odd the last step has zeros in the upper half of both operands.
 //
-// QK-norm. y = (x - mean) rstd gain + bias, rounded to bf16, with rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+// QK-norm. y = (x - mean) rstd gain + bias, rounded to Element, with rstd = 1 / sqrt(mean((x - mean)^2) + eps)
 // over the head's columns and mean = 0 for RMS. Statistics are f32, two passes over a row in registers.
 #pragma once
 
@@ -16,8 +17,8 @@
 
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
 
-// QK-norm of all heads. Gains and biases are [heads, head_dim], or [head_dim] where `per_head` is 0; null
-// gains are 1, null biases 0. Pointers are 16-byte aligned.
+// QK-norm of all heads. Gains and biases are [heads, head_dim], those of k [kv_heads, head_dim], or [head_dim] where
+// `per_head` is 0; null gains are 1, null biases 0. Pointers are 16-byte aligned.
 struct QkNorm {
     const float* q_gain;
     const float* k_gain;
@@ -29,7 +30,7 @@ struct QkNorm {
     int32_t unused;
 };
 
-// Statistics of the rows of q and k, each [tokens, heads]; null where nobody wants them.
+// Statistics of the rows of q, [tokens, heads], and k, [tokens, kv_heads]; null where nobody wants them.
 struct QkStatistics {
     float* q_mean;
     float* q_rstd;
@@ -49,6 +50,20 @@ DEVICE HeadNorm head_norm(const QkNorm& norm, const float* gain, const float* bi
 {
     const int first = norm.per_head ? head * head_dim : 0;
     return HeadNorm{gain ? gain + first : nullptr, bias ? bias + first : nullptr, norm.kind, norm.eps};
+}
+
+// The head of k and v that head `head` of q has, which it may share with its neighbours.
+template <class Params>
+DEVICE int kv_head(const Params& p, int head)
+{
+    return p.kv_heads == p.heads ? head : head * p.kv_heads / p.heads;
+}
+
+// Whether it is the first of those that share it.
+template <class Params>
+DEVICE bool leads_group(const Params& p, int head)
+{
+    return p.kv_heads == p.heads || head * p.kv_heads % p.heads == 0;
 }
 
 struct RowStatistics {
@@ -218,7 +233,7 @@ DEVICE void normalise_row(Vec16 (&x)[N], const LaneAffine<LANES, N>& affine, Row
             uint32_t& pair = x[i].word[w];
             const float a = (low(pair) - centre) * row.rstd;
             const float b = (high(pair) - centre) * row.rstd;
-            pair = pack_bf16(ptx::fused_multiply_add(a, affine.gain[i][2 * w], affine.bias[i][2 * w]),
+            pair = pack_pair(ptx::fused_multiply_add(a, affine.gain[i][2 * w], affine.bias[i][2 * w]),
                              ptx::fused_multiply_add(b, affine.gain[i][2 * w + 1], affine.bias[i][2 * w + 1]));
         }
     }
@@ -243,12 +258,12 @@ DEVICE void normalise_four(Vec16& x, int w, const float (&gain)[4], const float 
         uint32_t& pair = x.word[w + c / 2];
         const float a = (low(pair) - row.mean) * row.rstd;
         const float b = (high(pair) - row.mean) * row.rstd;
-        pair = pack_bf16(ptx::fused_multiply_add(a, gain[c], bias[c]),
+        pair = pack_pair(ptx::fused_multiply_add(a, gain[c], bias[c]),
                          ptx::fused_multiply_add(b, gain[c + 1], bias[c + 1]));
     }
 }
 
-// Rows of D bf16 columns in shared memory, bare of padding. Chunk c of row r lies in place c ^ twist(r) of its
+// Rows of D columns of Element in shared memory, bare of padding. Chunk c of row r lies in place c ^ twist(r) of its
 // row, so that the same chunk of 8 neighbouring rows lies in 8 different groups of 4 banks (ldmatrix reads
 // it in one pass): with g = gcd(D / 8, 8), rows 8 / g apart begin in the same group, and the twist takes
 // their g chunks apart.
@@ -290,7 +305,7 @@ struct HeadRows : MmaRows<HeadRows<D>, D> {
     // Starts copying `rows` rows (a multiple of 16) of a head from global memory, of which the first `valid`
     // exist; the others, and columns from head_dim on, become zeros. `thread` of `threads` threads (whole
     // warps) take part. Does not commit.
-    DEVICE void load(const bf16* source, int64_t stride, int rows, int valid, int head_dim, int thread,
+    DEVICE void load(const Element* source, int64_t stride, int rows, int valid, int head_dim, int thread,
                      int threads) const
     {
         const int j = thread % LANES;
@@ -301,7 +316,7 @@ struct HeadRows : MmaRows<HeadRows<D>, D> {
                 if (chunk < CHUNKS) {
                     const bool exists = row < valid && 8 * chunk < head_dim;
                     const int64_t from = exists ? row * stride + 8 * chunk : 0;
-                    ptx::cp_async_16(address(row, chunk), Global<const bf16>(source).at(from), exists);
+                    ptx::cp_async_16(address(row, chunk), Global<const Element>(source).at(from), exists);
                 }
             }
         }
@@ -331,9 +346,9 @@ DEVICE void transpose_quad(Vec16& x)
 
 // Writes zeros to the `width` columns (a multiple of 8) of token rows first.. `tokens` of a [tokens, stride]
 // matrix, all blocks and threads taking part.
-DEVICE void zero_rows(bf16* rows, int64_t stride, int width, int first, int tokens)
+DEVICE void zero_rows(Element* rows, int64_t stride, int width, int first, int tokens)
 {
-    const Global<bf16> memory(rows);
+    const Global<Element> memory(rows);
     for (int row = first + blockIdx.x; row < tokens; row += gridDim.x) {
         for (int i = threadIdx.x; i < width / 8; i += blockDim.x) memory.store_16(row * stride + 8 * i, Vec16{});
     }

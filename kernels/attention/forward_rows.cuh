@@ -2,17 +2,18 @@
 // that attend to keys in shared memory by mma.
 #pragma once
 
-#include "common.cuh"
+#include "rope.cuh"
 
 struct AttentionForward {
-    const bf16* q;
-    const bf16* k;
-    const bf16* v;
-    const bf16* k_norm; // k^ of long images, [tokens, heads * head_dim], where Hopper's kernel wants it; else null
-    bf16* out;
+    const Element* q;
+    const Element* k;
+    const Element* v;
+    const Element* k_norm; // k^ of long images, [tokens, kv_heads * head_dim], where Hopper's kernel wants it; else null
+    Element* out;
     float* lse; // [tokens, heads]
     const int32_t* cu_seqlens;
     const int32_t* schedule;
+    const float* rope; // [tokens, head_dim / 2, 2], see rope.cuh; null: none
     QkNorm norm;
     QkStatistics statistics;
     int64_t q_stride;
@@ -22,7 +23,9 @@ struct AttentionForward {
     int32_t tokens;
     int32_t slots;
     int32_t heads;
+    int32_t kv_heads; // a divisor of heads
     int32_t head_dim;
+    int32_t rope_kind;
     float scale;
     int32_t turns; // not 0: Hopper's warpgroups take turns at the tensor cores where an image is long
     int32_t pairs; // not 0: Hopper's blocks are clusters of two, which share keys and values where an image is long
@@ -62,26 +65,32 @@ DEVICE void zero_unused(const AttentionForward& p, int used)
     if (p.statistics.q_mean) {
         zero_rows(p.statistics.q_mean, p.heads, used, p.tokens);
         zero_rows(p.statistics.q_rstd, p.heads, used, p.tokens);
-        zero_rows(p.statistics.k_mean, p.heads, used, p.tokens);
-        zero_rows(p.statistics.k_rstd, p.heads, used, p.tokens);
+        zero_rows(p.statistics.k_mean, p.kv_heads, used, p.tokens);
+        zero_rows(p.statistics.k_rstd, p.kv_heads, used, p.tokens);
     }
 }
 
-// Keys or values of a head from row `row` on.
-DEVICE const bf16* rows_of(const bf16* x, int64_t stride, const AttentionForward& p, Head head, int row)
+// Rows of a head from row `row` on.
+DEVICE const Element* rows_of(const Element* x, int64_t stride, const AttentionForward& p, Head head, int row)
 {
     return x + (head.start + row) * stride + head.head * p.head_dim;
 }
 
-// The statistics of k from row `row` on, where they are wanted.
-DEVICE float* statistics_of(float* x, const AttentionForward& p, Head head, int row, bool wanted)
+// The head of keys and values that a head of queries has.
+DEVICE Head kv_of(const AttentionForward& p, Head head)
 {
-    return x && wanted ? x + (head.start + row) * p.heads + head.head : nullptr;
+    return Head{head.start, head.length, kv_head(p, head.head)};
 }
 
-DEVICE HeadNorm key_norm(const AttentionForward& p, Head head)
+// The statistics of keys from row `row` on, where they are wanted.
+DEVICE float* statistics_of(float* x, const AttentionForward& p, Head keys, int row, bool wanted)
 {
-    return head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, head.head, p.head_dim);
+    return x && wanted ? x + (keys.start + row) * p.kv_heads + keys.head : nullptr;
+}
+
+DEVICE HeadNorm key_norm(const AttentionForward& p, Head keys)
+{
+    return head_norm(p.norm, p.norm.k_gain, p.norm.k_bias, keys.head, p.head_dim);
 }
 
 // 16 M query rows of one warp, which attend to keys and values in rows of Tile. Rows lane / 4 + 8 half of each 16
@@ -102,7 +111,7 @@ struct Queries {
     // Starts loading the rows from `row` on: lane j of a quad gets chunks j, j + 4, ...
     DEVICE void load(const AttentionForward& p, Head head, int row)
     {
-        const Global<const bf16> source(p.q);
+        const Global<const Element> source(p.q);
         const int lane = ptx::lane_id();
         UNROLL
         for (int m = 0; m < M; m++) {
@@ -123,7 +132,10 @@ struct Queries {
     // Normalises what was loaded and makes the operands; nothing has been attended to yet.
     DEVICE void begin(const AttentionForward& p, Head head, int row)
     {
-        if (p.norm.kind != NORM_NONE) normalise(p, head, row);
+        if (p.rope)
+            rotate(p, head, row);
+        else if (p.norm.kind != NORM_NONE)
+            normalise(p, head, row);
         UNROLL
         for (int m = 0; m < M; m++) {
             UNROLL
@@ -161,11 +173,38 @@ struct Queries {
         UNROLL
         for (int i = 0; i < 2 * M; i++) {
             normalise_row(raw[i], affine, statistics[i], j, p.head_dim);
+            keep(p, head, row + 8 * i + ptx::lane_id() / 4, statistics[i]);
+        }
+    }
+
+    // The statistics of row `row`.
+    DEVICE void keep(const AttentionForward& p, Head head, int row, RowStatistics statistics) const
+    {
+        if (!p.statistics.q_mean || ptx::lane_id() % 4 != 0 || row >= head.length) return;
+        const int64_t at = (head.start + row) * p.heads + head.head;
+        Global<float>(p.statistics.q_mean).store(at, statistics.mean);
+        Global<float>(p.statistics.q_rstd).store(at, statistics.rstd);
+    }
+
+    // Normalises and rotates; partners come from global memory again.
+    DEVICE void rotate(const AttentionForward& p, Head head, int row)
+    {
+        const int j = ptx::lane_id() % 4;
+        const HeadNorm norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
+        RowStatistics statistics[2 * M];
+        statistics_or_none<4>(statistics, raw, j, p.head_dim, norm);
+        UNROLL
+        for (int i = 0; i < 2 * M; i++) {
             const int r = row + 8 * i + ptx::lane_id() / 4;
-            if (p.statistics.q_mean && j == 0 && r < head.length) {
-                const int64_t at = (head.start + r) * p.heads + head.head;
-                Global<float>(p.statistics.q_mean).store(at, statistics[i].mean);
-                Global<float>(p.statistics.q_rstd).store(at, statistics[i].rstd);
+            keep(p, head, r, statistics[i]);
+            const Element* const source = rows_of(p.q, p.q_stride, p, head, r);
+            const Rope rope = rope_of(p).from(head.start + r);
+            auto four = [&](int column) { return load_columns(source + column); };
+            UNROLL
+            for (int c = 0; c < QUAD_CHUNKS; c++) {
+                const int column = 8 * (4 * c + j);
+                if (r < head.length && column < p.head_dim)
+                    rotate_chunk(raw[i][c], column, four, norm, statistics[i], rope);
             }
         }
     }
@@ -223,7 +262,7 @@ struct Queries {
                 UNROLL
                 for (int i = 0; i < 4; i++) {
                     const float(&tile)[4] = s[g][m][i / 2];
-                    a[m][i] = pack_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+                    a[m][i] = pack_pair(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
                 }
             }
             UNROLL
@@ -231,10 +270,10 @@ struct Queries {
                 uint32_t b[2][2];
                 v.columns_as_b(b, row + 16 * g, step);
                 if (2 * step + 1 < CHUNKS) {
-                    ptx::mma_tiles<M, 2>(out[step], a, b);
+                    ptx::mma_tiles<Element>(out[step], a, b);
                 } else {
                     UNROLL
-                    for (int m = 0; m < M; m++) ptx::mma(out[step][m][0], a[m], b[0]);
+                    for (int m = 0; m < M; m++) ptx::mma<Element>(out[step][m][0], a[m], b[0]);
                 }
             }
         }
@@ -244,7 +283,7 @@ struct Queries {
     {
         uint32_t b[2][2];
         k.rows_as_b(b, row, step);
-        ptx::mma_tiles<M, 2>(s, q[step], b);
+        ptx::mma_tiles<Element>(s, q[step], b);
     }
 
     // Scores of one row of the quad to exponentials, after the maximum of all keys so far. What they are added to is to
@@ -287,7 +326,7 @@ struct Queries {
 
     DEVICE void store(const AttentionForward& p, Head head, int row, float factor)
     {
-        const Global<bf16> target(p.out);
+        const Global<Element> target(p.out);
         const int lane = ptx::lane_id();
         UNROLL
         for (int m = 0; m < M; m++) {
@@ -304,7 +343,7 @@ struct Queries {
                     for (int c = 0; c < 4; c++) {
                         if (4 * i + c >= CHUNKS) continue;
                         const float(&pair)[4] = out[2 * i + c / 2][m][c % 2];
-                        x.word[c] = pack_bf16(pair[2 * half] * share, pair[2 * half + 1] * share);
+                        x.word[c] = pack_pair(pair[2 * half] * share, pair[2 * half + 1] * share);
                     }
                     transpose_quad(x);
                     const int column = 8 * (4 * i + lane % 4);

@@ -8,8 +8,8 @@ struct AttentionBackwardHopper {
     // `partial` is [rows, heads, 4, head_dim] with two rows a block, one for each warpgroup that multiplies, and behind
     // them two a block of attention_backward_finish.
     AttentionBackward all;
-    const bf16* q_norm; // q^ of long images, [tokens, heads * head_dim]; q without a norm
-    const bf16* k_norm;
+    const Element* q_norm; // q^ of long images, [tokens, heads * head_dim]; q where it is as it was
+    const Element* k_norm;
     float* dq_sum;    // of long images, [tile, head, 64 D]: see FragmentTile
     int32_t* turns;   // [tile, head]: key blocks that have added to it
     int64_t q_norm_stride;

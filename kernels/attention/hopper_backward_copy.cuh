@@ -159,14 +159,15 @@ struct Copier {
         return state_of_warp<D>(memory);
     }
 
+    // Of a head of queries, or of the keys that it has.
     DEVICE HeadNorm norm_of(bool keys, int head) const
     {
         const float* const gain = ptx::unknown(keys ? p.norm.k_gain : p.norm.q_gain);
         const float* const bias = ptx::unknown(keys ? p.norm.k_bias : p.norm.q_bias);
-        return head_norm(p.norm, gain, bias, head, p.head_dim);
+        return head_norm(p.norm, gain, bias, keys ? kv_head(p, head) : head, p.head_dim);
     }
 
-    DEVICE Rows rows(const bf16* x, int64_t stride, int head, int token) const
+    DEVICE Rows rows(const Element* x, int64_t stride, int head, int token) const
     {
         return Rows{ptx::unknown(x) + token * stride + head * p.head_dim, stride};
     }
@@ -178,11 +179,12 @@ struct Copier {
             const int room = round_up(unit.valid, KEYS_OF_GROUP);
             for (int h = 0; h < uniform(unit.heads); h++) {
                 const uint32_t below = h * KEYS_OF_GROUP * Keys::ROW_BYTES;
-                const Rows k = OF_LONG ? rows(hopper.k_norm, hopper.k_norm_stride, unit.head + h, unit.token)
-                                       : rows(p.k, p.k_stride, unit.head + h, unit.token);
+                const int head = kv_head(p, unit.head + h);
+                const Rows k = OF_LONG ? rows(hopper.k_norm, hopper.k_norm_stride, head, unit.token)
+                                       : rows(p.k, p.k_stride, head, unit.token);
                 const Keys first(memory.keys(unit.place).base + below);
                 own<Keys>().copy(first, k.p, k.stride, room, unit.valid, p.head_dim);
-                const Rows v = rows(p.v, p.v_stride, unit.head + h, unit.token);
+                const Rows v = rows(p.v, p.v_stride, head, unit.token);
                 const Keys second(memory.values(unit.place).base + below);
                 own<Keys>().copy(second, v.p, v.stride, room, unit.valid, p.head_dim);
             }
@@ -197,7 +199,7 @@ struct Copier {
         if (OF_LONG) return;
         // Read when dout has arrived.
         const Rows out = rows(p.out, p.out_stride, unit.head, unit.token);
-        if (thread() < unit.valid) ptx::prefetch_l2(Global<const bf16>(out.p).at(thread() * out.stride));
+        if (thread() < unit.valid) ptx::prefetch_l2(Global<const Element>(out.p).at(thread() * out.stride));
     }
 
     // Waits for this thread's copies, where `more` but for those that it has asked for last.
@@ -230,12 +232,21 @@ struct Copier {
     DEVICE void finish_keys(const Unit& unit, bool more) const
     {
         wait(more);
-        if (p.norm.kind == NORM_NONE) return;
+        if (!makes_rows(p)) return;
         for (int h = 0; h < uniform(unit.heads); h++) {
             const Keys tile(memory.keys(unit.place).base + h * KEYS_OF_GROUP * Keys::ROW_BYTES);
-            own<Keys>().template normalise<ROWS_AT_ONCE>(tile, norm_of(true, unit.head + h), unit.valid, p.head_dim, nullptr,
-                                                         nullptr, 0);
+            normalise(tile, norm_of(true, unit.head + h), unit);
         }
+    }
+
+    // Normalises and rotates the rows of a unit in place. Collective.
+    template <class Tile>
+    DEVICE void normalise(Tile tile, const HeadNorm& norm, const Unit& unit) const
+    {
+        if (p.rope)
+            own<Tile>().rotate(tile, norm, rope_of(p).from(unit.token), unit.valid, nullptr, nullptr, 0);
+        else
+            own<Tile>().template normalise<ROWS_AT_ONCE>(tile, norm, unit.valid, p.head_dim, nullptr, nullptr, 0);
     }
 
     // Normalised, and with delta, for which out comes while they arrive.
@@ -257,7 +268,7 @@ struct Copier {
                 for (int i = 0; i < N; i++) {
                     const int column = 8 * own_rows.chunk(i);
                     const bool inside = row < unit.valid && column < p.head_dim;
-                    x[r][i] = inside ? Global<const bf16>(out.p).load_16(row * out.stride + column) : Vec16{};
+                    x[r][i] = inside ? Global<const Element>(out.p).load_16(row * out.stride + column) : Vec16{};
                 }
                 const int64_t at = int64_t(unit.token + row) * p.heads + unit.head;
                 lse[r] = row < unit.valid ? Global<const float>(p.lse).load(at) : 0.0f;
@@ -272,7 +283,7 @@ struct Copier {
                 UNROLL
                 for (int i = 0; i < N; i++) {
                     if (row >= unit.valid || own_rows.chunk(i) >= Queries::CHUNKS) continue;
-                    const Vec16 y = Shared<bf16>(at + own_rows.place[i]).load_16(0);
+                    const Vec16 y = Shared<Element>(at + own_rows.place[i]).load_16(0);
                     UNROLL
                     for (int w = 0; w < 4; w++) {
                         delta[r] = ptx::fused_multiply_add(low(x[r][i].word[w]), low(y.word[w]), delta[r]);
@@ -286,9 +297,8 @@ struct Copier {
                 if (own_rows.j == 0) keep(unit, own_rows.row + (first + r) * own_rows.step, lse[r], delta[r]);
             }
         }
-        if (p.norm.kind == NORM_NONE) return;
-        own<Queries>().template normalise<ROWS_AT_ONCE>(memory.queries(unit.place), norm_of(false, unit.head), unit.valid,
-                                                        p.head_dim, nullptr, nullptr, 0);
+        if (!makes_rows(p)) return;
+        normalise(memory.queries(unit.place), norm_of(false, unit.head), unit);
     }
 
     // Makes this thread's part ready and says so. Collective.

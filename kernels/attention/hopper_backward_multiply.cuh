@@ -2,8 +2,8 @@
 // registers, by the query stages as they come.
 #pragma once
 
-#include "backward_quads.cuh"
 #include "hopper_backward_memory.cuh"
+#include "rope_quads.cuh"
 
 namespace hopper_backward {
 
@@ -89,8 +89,8 @@ struct Multiplier {
         const int row = KEYS_OF_GROUP * group;
         UNROLL
         for (int step = 0; step < STEPS; step++) {
-            ptx::wgmma<N>(x, keys.rows_matrix(row, step, memory.zeros()),
-                          queries.rows_matrix(query, step, memory.zeros()), step > 0);
+            ptx::wgmma<Element, N>(x, keys.rows_matrix(row, step, memory.zeros()),
+                                   queries.rows_matrix(query, step, memory.zeros()), step > 0);
         }
         ptx::wgmma_commit();
     }
@@ -105,7 +105,7 @@ struct Multiplier {
         ptx::wgmma_fence(sum);
         UNROLL
         for (int k = 0; k < N / 16; k++)
-            ptx::wgmma<D, true>(sum, a[k], queries.columns_matrix(query + 16 * k), true);
+            ptx::wgmma<Element, D, true>(sum, a[k], queries.columns_matrix(query + 16 * k), true);
         ptx::wgmma_commit();
     }
 
@@ -113,7 +113,7 @@ struct Multiplier {
     static DEVICE void pack(uint32_t (&a)[N / 16][4], const float (&x)[N / 2])
     {
         UNROLL
-        for (int i = 0; i < N / 4; i++) a[i / 4][i % 4] = pack_bf16(x[2 * i], x[2 * i + 1]);
+        for (int i = 0; i < N / 4; i++) a[i / 4][i % 4] = pack_pair(x[2 * i], x[2 * i + 1]);
     }
 
     // Takes N queries of a stage, from `query` on; `keys` of this warpgroup's exist. Puts ds into shared memory. The
@@ -202,8 +202,8 @@ struct Multiplier {
         UNROLL
         for (int i = 0; i < 2 * TWOS; i++) {
             const int key = row + 16 * i;
-            ptx::wgmma<DQ_COLUMNS, true, true>(dq, memory.scores().columns_matrix(key),
-                                               memory.keys(slot).columns_matrix(key, chunk), i > 0);
+            ptx::wgmma<Element, DQ_COLUMNS, true, true>(dq, memory.scores().columns_matrix(key),
+                                                        memory.keys(slot).columns_matrix(key, chunk), i > 0);
         }
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>(dq);
@@ -237,6 +237,22 @@ struct Multiplier {
         }
     }
 
+    // Rotates dq of 64 queries of an image in room back, from `first` on; each thread its own. Collective.
+    DEVICE void rotate_queries(uint32_t tile, Head head, int first) const
+    {
+        const int lane = thread();
+        auto at = [&](int c) { return FragmentTile<D>::place(c, lane); };
+        rotate_quads_back([&](int c) { return fragment(tile).load(at(c)); },
+                          [&](int c, const FragmentFour& four) { fragment(tile).store(at(c), four); }, p.head_dim / 2,
+                          16 * warp(), head.length - first, rope_of(p).from(head.start + first));
+    }
+
+    // Rotates dk back, `length` rows of which exist, from `first` of the image on. Collective.
+    DEVICE void rotate_keys(Head head, int first, int length)
+    {
+        rotate_registers_back<D>(dk, 16 * warp(), length, rope_of(p).from(head.start + first));
+    }
+
     // Writes 64 rows of a gradient of q or k, `length` of which exist, from `first` of the image on. Collective of the
     // warpgroup.
     template <class Four>
@@ -245,10 +261,11 @@ struct Multiplier {
         const Head head{ptx::unknown(of.start), of.length, ptx::unknown(of.head)};
         const bool summed = p.partial && p.norm.kind != NORM_NONE;
         const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        bf16* const target = rows_of(p, q ? p.dq : p.dk, stride, head, first);
-        const Rows source = rows_of(p, q ? p.q : p.k, q ? p.q_stride : p.k_stride, head, first);
+        Element* const target = rows_of(p, q ? p.dq : p.dk, stride, head, first);
+        const Head of_source = q ? head : kv_of(p, head);
+        const Rows source = rows_of(p, q ? p.q : p.k, q ? p.q_stride : p.k_stride, of_source, first);
         const HeadNorm norm = head_norm(p.norm, q ? p.norm.q_gain : p.norm.k_gain, q ? p.norm.q_bias : p.norm.k_bias,
-                                        head.head, p.head_dim);
+                                        of_source.head, p.head_dim);
         finish_quads<D>(four, 16 * warp(), length, p.scale, p.head_dim, target, stride, source, norm, summed,
                         memory.sums(4 * group + warp()));
         if (!summed) return;
@@ -263,7 +280,7 @@ struct Multiplier {
     {
         const Head head{ptx::unknown(of.start), of.length, ptx::unknown(of.head)};
         HeadNorm none{nullptr, nullptr, NORM_NONE, 0.0f};
-        bf16* const target = rows_of(p, p.dv, p.dv_stride, head, first);
+        Element* const target = rows_of(p, p.dv, p.dv_stride, head, first);
         auto four = [&](int c) { return FragmentFour{{dv[4 * c], dv[4 * c + 1], dv[4 * c + 2], dv[4 * c + 3]}}; };
         finish_quads<D>(four, 16 * warp(), length, 1.0f, p.head_dim, target, p.dv_stride, Rows{}, none, false,
                         memory.sums(0));
@@ -350,6 +367,7 @@ struct Multiplier {
             release(memory.room_filled(place));
         } else if (w.last) {
             const int first = tile_of(w, step) * QUERIES_OF_STAGE;
+            if (p.rope) rotate_queries(place, w.head, first);
             // Read twice, where otherwise all of it would be kept in registers.
             auto four = [&](int c) { return fragment(place).load(FragmentTile<D>::place(c, thread())); };
             finish(four, true, w.head, first, w.head.length - first);
@@ -399,6 +417,7 @@ struct Multiplier {
             release(memory.slot_empty(slot.stage));
             if (w.own_keys > 0) {
                 write_values(w.head, w.own_key, w.own_keys);
+                if (p.rope) rotate_keys(w.head, w.own_key, w.own_keys);
                 auto four = [&](int c) {
                     return FragmentFour{{dk[4 * c], dk[4 * c + 1], dk[4 * c + 2], dk[4 * c + 3]}};
                 };

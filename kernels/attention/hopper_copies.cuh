@@ -100,18 +100,19 @@ struct HopperCopies {
     {
         const OwnRows<Tile> own(thread(), THREADS);
         const Head& head = item.head;
+        const Head kv = kv_of(p, head);
         const int keys = head.length - key < KEYS ? head.length - key : KEYS;
         const int rows = round_up(keys, 16);
-        const bool normed = p.norm.kind != NORM_NONE;
+        const bool normed = makes_rows(p);
         const bool from_norm = normed && item.is_long();
-        const int64_t k_stride = from_norm ? p.heads * p.head_dim : p.k_stride;
+        const int64_t k_stride = from_norm ? p.kv_heads * p.head_dim : p.k_stride;
         const bool shared = p.pairs != 0 && item.is_long();
         const int first = shared ? int(ptx::cluster_rank()) * (rows / 2) : 0;
         const int count = shared ? rows / 2 : rows;
-        const bf16* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, head, key + first);
+        const Element* k = rows_of(from_norm ? p.k_norm : p.k, k_stride, p, kv, key + first);
         ptx::mbarrier_wait(stages.empty + 8 * to.stage, to.parity ^ 1);
         own.copy(stages.keys_of(to.stage).from(first), k, k_stride, count, keys - first, p.head_dim);
-        const bf16* v = rows_of(p.v, p.v_stride, p, head, key + first);
+        const Element* v = rows_of(p.v, p.v_stride, p, kv, key + first);
         own.copy(stages.values_of(to.stage).from(first), v, p.v_stride, count, keys - first, p.head_dim);
         ptx::cp_async_commit();
         prefetch_queries(item, key);
@@ -127,8 +128,8 @@ struct HopperCopies {
         const int end = item.rows() - row < KEYS ? item.rows() - row : KEYS;
         if (column >= p.head_dim) return;
         for (int r = own / LANES; r < end; r += THREADS / LANES) {
-            const bf16* q = rows_of(p.q, p.q_stride, p, item.head, item.first() + row + r);
-            ptx::prefetch_l2(Global<const bf16>(q).at(column));
+            const Element* q = rows_of(p.q, p.q_stride, p, item.head, item.first() + row + r);
+            ptx::prefetch_l2(Global<const Element>(q).at(column));
         }
     }
 
@@ -140,12 +141,18 @@ struct HopperCopies {
         if (keys > 0) {
             const Head head{int(ptx::shuffle(uint32_t(under_way.token), lane)), keys,
                             int(ptx::shuffle(uint32_t(under_way.head), lane))};
-            const HeadNorm norm = key_norm(p, head);
+            const Head kv = kv_of(p, head);
+            const HeadNorm norm = key_norm(p, kv);
+            const bool keep = leads_group(p, head.head);
+            float* const mean = statistics_of(p.statistics.k_mean, p, kv, 0, keep);
+            float* const rstd = statistics_of(p.statistics.k_rstd, p, kv, 0, keep);
             const OwnRows<Tile> own(thread(), THREADS);
+            const Tile tile = stages.keys_of(at.stage);
             wait_for_copies(under_way.count() - 1);
-            own.template normalise<ROWS>(stages.keys_of(at.stage), norm, keys, p.head_dim,
-                                      statistics_of(p.statistics.k_mean, p, head, 0, true),
-                                      statistics_of(p.statistics.k_rstd, p, head, 0, true), p.heads);
+            if (p.rope)
+                own.rotate(tile, norm, rope_of(p).from(kv.start), keys, mean, rstd, p.kv_heads);
+            else
+                own.template normalise<ROWS>(tile, norm, keys, p.head_dim, mean, rstd, p.kv_heads);
         } else {
             wait_for_copies(under_way.count() - 1);
         }

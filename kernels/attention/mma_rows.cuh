@@ -3,7 +3,7 @@
 
 #include "../common/view.cuh"
 
-// Base of a tile of rows of D bf16 columns. Tile::address(row, inner, step, odd) is the address of chunk 2 `step` +
+// Base of a tile of rows of D columns. Tile::address(row, inner, step, odd) is the address of chunk 2 `step` +
 // `odd` (16 bytes, 8 columns) of row `row` + `inner`, where `row` is a multiple of 8 that is known beforehand.
 template <class Tile, int D>
 struct MmaRows {

@@ -1,7 +1,7 @@
 // Keys and values on their way to shared memory: each thread copies some, and normalises those by itself.
 #pragma once
 
-#include "common.cuh"
+#include "rope.cuh"
 
 // The part of one thread of `threads` (whole warps) in rows of tiles. Four lanes share a row: fewer shuffles a
 // column than with eight. Lane j of them has chunks j, j + 4, ... of every (threads / 4)th row; as that is a
@@ -42,18 +42,18 @@ struct OwnRows {
 
     // Starts copying `rows` rows (a multiple of 8) of a head from global memory, of which the first `valid`
     // exist; the others, and columns from head_dim on, become zeros. Does not commit.
-    DEVICE void copy(Tile tile, const bf16* source, int64_t stride, int rows, int valid, int head_dim) const
+    DEVICE void copy(Tile tile, const Element* source, int64_t stride, int rows, int valid, int head_dim) const
     {
-        const bf16* from = Global<const bf16>(source).at(row * stride + 8 * j);
+        const Element* from = Global<const Element>(source).at(row * stride + 8 * j);
         uint32_t to = tile.base;
         for (int r = row; r < rows; r += step) {
             UNROLL
             for (int i = 0; i < N; i++) {
                 const bool exists = r < valid && 8 * chunk(i) < head_dim;
                 if (chunk(i) < CHUNKS)
-                    ptx::cp_async_16(to + place[i], Global<const bf16>(from).at(8 * LANES * i), exists);
+                    ptx::cp_async_16(to + place[i], Global<const Element>(from).at(8 * LANES * i), exists);
             }
-            from = Global<const bf16>(from).at(step * stride);
+            from = Global<const Element>(from).at(step * stride);
             to += step * Tile::ROW_BYTES;
         }
     }
@@ -115,6 +115,36 @@ struct OwnRows {
         }
     }
 
+    // Normalises and rotates the first `valid` rows in place; `rope` is that of the first of them. Lanes read what the
+    // others of their row have copied, each after its own cp_async_wait. Collective.
+    DEVICE void rotate(Tile tile, const HeadNorm& norm, const Rope& rope, int valid, float* mean, float* rstd,
+                       int statistics_stride) const
+    {
+        ptx::warp_sync();
+        ROLLED
+        for (int r = row; r - row % 8 < valid; r += step) {
+            Vec16 x[1][N];
+            RowStatistics statistics[1];
+            load(x, tile, r, valid);
+            statistics_or_none<LANES>(statistics, x, j, rope.head_dim, norm);
+            auto four = [&](int column) {
+                return Shared<Four>(tile.address(r, column / 8) + column % 8 * 2).load(0);
+            };
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                if (r < valid && 8 * chunk(i) < rope.head_dim)
+                    rotate_chunk(x[0][i], 8 * chunk(i), four, norm, statistics[0], rope.from(r));
+            }
+            // All lanes of the row have read.
+            ptx::warp_sync();
+            UNROLL
+            for (int i = 0; i < N; i++) {
+                if (8 * chunk(i) < rope.head_dim) store(x[0][i], tile, r, i, valid);
+            }
+            store(statistics[0], r, valid, mean, rstd, statistics_stride);
+        }
+    }
+
 private:
     // Row r, and R - 1 of its own that follow.
     template <int R>
@@ -126,7 +156,7 @@ private:
             for (int i = 0; i < N; i++) {
                 const uint32_t address = tile.base + (r - row + k * step) * Tile::ROW_BYTES + place[i];
                 const bool exists = r + k * step < valid && chunk(i) < CHUNKS;
-                x[k][i] = exists ? Shared<bf16>(address).load_16(0) : Vec16{};
+                x[k][i] = exists ? Shared<Element>(address).load_16(0) : Vec16{};
             }
         }
     }
@@ -134,7 +164,7 @@ private:
     // Chunk `i` of its own of row r.
     DEVICE void store(const Vec16& x, Tile tile, int r, int i, int valid) const
     {
-        if (r < valid) Shared<bf16>(tile.base + (r - row) * Tile::ROW_BYTES + place[i]).store_16(0, x);
+        if (r < valid) Shared<Element>(tile.base + (r - row) * Tile::ROW_BYTES + place[i]).store_16(0, x);
     }
 
     DEVICE void store(const RowStatistics& statistics, int r, int valid, float* mean, float* rstd, int stride) const

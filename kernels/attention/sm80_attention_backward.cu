@@ -1,11 +1,11 @@
-// Packed attention with QK-norm, backward, for every GPU since Ampere.
+// Packed attention with QK-norm and rotary position embedding, backward, for every GPU since Ampere.
 //
 // For head h of each image, with q^, k^ and lse as in the forward pass and delta_i = dout_i out_i:
 //   p_ij = exp(scale q^_i k^_j - lse_i)        dp_ij = dout_i v_j        ds_ij = p_ij (dp_ij - delta_i)
 //   dv_j = sum_i p_ij dout_i    dk^_j = scale sum_i ds_ij q^_i    dq^_i = scale sum_j ds_ij k^_j
 // and, for a normalised row y = n gain + bias with n = (x - mean) rstd and g = dy gain,
 //   dx = rstd (g - mean(g) - n mean(g n)), without mean(g) for RMS;   dgain = sum dy n,   dbias = sum dy.
-// Scores and sums are f32; p and ds are rounded to bf16 for their products.
+// Scores and sums are f32; p and ds are rounded to Element for their products.
 //
 // A warp owns 16 or 32 rows, its gradients in registers, and streams over the rows of the other side in
 // steps of 32. Both passes do the same:
@@ -18,6 +18,10 @@
 // Long schedule: a tile of keys, and apart from it a tile of queries, streams the whole image.
 // Gradients of gains and biases are summed per block and head in `partial`, which attention_backward_sum adds
 // up in one order. Nothing is added atomically.
+//
+// With a rotation, R of rope.cuh, y = R(n gain + bias): dy is rotated back before all that. Where heads of queries share
+// one of keys and values, each makes dk and dv of it, through the norm, and sum_groups adds these up in the order of the
+// heads.
 #include "backward_finish.cuh"
 #include "backward_owner.cuh"
 #include "schedule.cuh"
@@ -116,12 +120,12 @@ DEVICE Span span_of_warp(const AttentionBackward& p)
     return Span{length, first, all ? left : p.tile_rows, Group{uniform(item.warps)}};
 }
 
-// The norm of q or of k.
+// The norm of q or of k, of a head of queries or that of the keys which it has.
 DEVICE HeadNorm norm_of(const AttentionBackward& p, bool q, int head)
 {
     const float* const gain = ptx::unknown(q ? p.norm.q_gain : p.norm.k_gain);
     const float* const bias = ptx::unknown(q ? p.norm.q_bias : p.norm.k_bias);
-    return head_norm(p.norm, gain, bias, head, p.head_dim);
+    return head_norm(p.norm, gain, bias, q ? head : kv_head(p, head), p.head_dim);
 }
 
 template <int D, int M, int G, Kind KIND>
@@ -189,9 +193,9 @@ struct Run {
         const int thread = group.thread();
         const HeadRows<D> first(to.first.base + row * ROW_BYTES);
         const HeadRows<D> second(to.second.base + row * ROW_BYTES);
-        const Rows a = q ? rows_of(p, p.q, p.q_stride, head(), from) : rows_of(p, p.k, p.k_stride, head(), from);
-        const Rows b = q ? rows_of(p, p.dout, p.dout_stride, head(), from)
-                         : rows_of(p, p.v, p.v_stride, head(), from);
+        const Head of = q ? head() : kv_of(p, head());
+        const Rows a = q ? rows_of(p, p.q, p.q_stride, of, from) : rows_of(p, p.k, p.k_stride, of, from);
+        const Rows b = q ? rows_of(p, p.dout, p.dout_stride, of, from) : rows_of(p, p.v, p.v_stride, of, from);
         first.load(a.p, a.stride, rows, valid, p.head_dim, thread, group.threads());
         second.load(b.p, b.stride, rows, valid, p.head_dim, thread, group.threads());
     }
@@ -201,16 +205,18 @@ struct Run {
         load(!OWNS_QUERIES, memory().stream, place(step), step * STEP, STEP, span.length - step * STEP);
     }
 
-    DEVICE void normalise_rows(bool q, HeadRows<D> tile, int row, int valid) const
+    // Rows of the tile from row `row` on, which are those of the image from row `from` on.
+    DEVICE void normalise_rows(bool q, HeadRows<D> tile, int row, int from, int valid) const
     {
-        if (p.norm.kind == NORM_NONE) return;
-        normalise(HeadRows<D>(tile.base + row * ROW_BYTES), norm_of(p, q, head().head), valid, p.head_dim, group());
+        if (!makes_rows(p)) return;
+        normalise(HeadRows<D>(tile.base + row * ROW_BYTES), norm_of(p, q, head().head),
+                  rope_of(p).from(head().start + from), valid, p.head_dim, group());
     }
 
     DEVICE void normalise_step(int step) const
     {
         const int left = span.length - step * STEP;
-        normalise_rows(!OWNS_QUERIES, memory().stream.first, place(step), left < STEP ? left : STEP);
+        normalise_rows(!OWNS_QUERIES, memory().stream.first, place(step), step * STEP, left < STEP ? left : STEP);
     }
 
     DEVICE FloatPair statistics(int query) const
@@ -274,7 +280,7 @@ struct Run {
             keep(thread, statistics(thread));
         }
         ptx::cp_async_wait<1>();
-        normalise_rows(OWNS_QUERIES, memory().own.first, 0, owned());
+        normalise_rows(OWNS_QUERIES, memory().own.first, 0, first(), owned());
         normalise_step(0);
         group().barrier();
     }
@@ -336,7 +342,7 @@ struct Run {
         const int row = group().warp() * 16 * M;
         if (row >= own_rows()) return;
         if (!OWNS_QUERIES) {
-            bf16* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
+            Element* const target = rows_of(p, p.dv, p.dv_stride, head(), first());
             write_rows<D, M>(owner.second, row, owned(), p.head_dim, target, p.dv_stride);
         }
         owner.store(owner.first, memory().own, row);
@@ -360,19 +366,21 @@ DEVICE void finish(const AttentionBackward& p)
         const uint32_t before = q && kind == BOTH ? rows * 2 * HeadRows<D>::ROW_BYTES : 0;
         const Pair<D> tile(item.shared + before, rows);
         const int64_t stride = q ? p.dq_stride : p.dk_stride;
-        bf16* const target = rows_of(p, ptx::unknown(q ? p.dq : p.dk), stride, item.head, span.first);
-        const bf16* const from = ptx::unknown(q ? p.q : p.k);
-        const Rows source = rows_of(p, from, q ? p.q_stride : p.k_stride, item.head, span.first);
+        Element* const target = rows_of(p, ptx::unknown(q ? p.dq : p.dk), stride, item.head, span.first);
+        const Element* const from = ptx::unknown(q ? p.q : p.k);
+        const Head of = q ? item.head : kv_of(p, item.head);
+        const Rows source = rows_of(p, from, q ? p.q_stride : p.k_stride, of, span.first);
         const HeadNorm norm = norm_of(p, q, item.head.head);
+        const Rope rope = rope_of(p).from(item.head.start + span.first);
         ColumnSums<D, M> sums;
         if (p.norm.kind == NORM_NONE) {
             if (active)
                 finish_rows<D, M, false>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm,
-                                         sums);
+                                         rope, sums);
             continue;
         }
         if (active) {
-            finish_rows<D, M, true>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm,
+            finish_rows<D, M, true>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm, rope,
                                     sums);
             if (p.partial) sums.store(tile, row);
         }
@@ -475,13 +483,15 @@ struct AttentionBackwardSum {
     const float* partial;
     float* q_gain; // [heads, head_dim], or [head_dim]: the sum over heads; null where nobody wants it
     float* q_bias;
-    float* k_gain;
+    float* k_gain; // [kv_heads, head_dim], each the sum over the heads of q that share one, or [head_dim]
     float* k_bias;
     const int32_t* accumulate; // not 0: the sums are added to what is there; null: they replace it
     int32_t blocks;
     int32_t heads;
+    int32_t kv_heads;
     int32_t head_dim;
     int32_t per_head;
+    int32_t unused;
 };
 
 namespace attention_backward {
@@ -499,10 +509,17 @@ DEVICE void sum(const AttentionBackwardSum& p)
     const int rows = p.blocks * (p.per_head ? 1 : p.heads);
     // head_dim is a multiple of 8: all columns of a block exist, and are of one gradient.
     const int column = blockIdx.x * COLUMNS + lane % COLUMNS;
+    const int affine = column % of_head / p.head_dim;
+    // Heads that share a gain of k are summed where the first of them is.
+    const bool shared = p.per_head && affine >= K_GAIN;
+    if (shared && !leads_group(p, column / of_head)) return;
+    const int group = shared ? p.heads / p.kv_heads : 1;
     const Global<const float> partial(p.partial);
     float total = 0.0f;
-    for (int row = threadIdx.x / COLUMNS; row < rows; row += WARPS * LANES)
-        total += partial.load(int64_t(row) * columns + column);
+    for (int row = threadIdx.x / COLUMNS; row < rows; row += WARPS * LANES) {
+        for (int head = 0; head < group; head++)
+            total += partial.load(int64_t(row) * columns + column + head * of_head);
+    }
     total += ptx::shuffle_xor(total, COLUMNS);
     total += ptx::shuffle_xor(total, 2 * COLUMNS);
     const Shared<float> totals(ptx::shared_base());
@@ -510,16 +527,64 @@ DEVICE void sum(const AttentionBackwardSum& p)
     ptx::barrier();
     if (threadIdx.x >= COLUMNS) return;
     for (int warp = 1; warp < WARPS; warp++) total += totals.load(warp * COLUMNS + lane);
-    const int affine = column % of_head / p.head_dim;
     float* const target = affine == Q_GAIN   ? p.q_gain
                           : affine == Q_BIAS ? p.q_bias
                           : affine == K_GAIN ? p.k_gain
                                              : p.k_bias;
     if (!target) return;
-    const int at = column / of_head * p.head_dim + column % p.head_dim;
+    const int head = shared ? kv_head(p, column / of_head) : column / of_head;
+    const int at = head * p.head_dim + column % p.head_dim;
     const bool accumulate = p.accumulate && Global<const int32_t>(p.accumulate).load(0) != 0;
     const Global<float> result(target);
     result.store(at, accumulate ? result.load(at) + total : total);
+}
+
+} // namespace attention_backward
+
+// Gradients of keys and values from those that each head of queries has made of the ones that it shares.
+struct AttentionBackwardGroups {
+    const Element* dk_of_heads; // [tokens, heads * head_dim]
+    const Element* dv_of_heads;
+    Element* dk;
+    Element* dv;
+    int64_t dk_stride;
+    int64_t dv_stride;
+    int32_t tokens;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;
+};
+
+namespace attention_backward {
+
+// A thread adds up a chunk of a head of a token, in the order of the heads. Rows of no image are zeros here as there.
+DEVICE void sum_groups(const AttentionBackwardGroups& p)
+{
+    const int chunks = p.kv_heads * p.head_dim / 8;
+    const int group = p.heads / p.kv_heads;
+    const int64_t all = 2 * int64_t(p.tokens) * chunks;
+    for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < all; i += int64_t(gridDim.x) * blockDim.x) {
+        const int64_t row = i / (2 * chunks);
+        const int place = int(i % (2 * chunks));
+        const bool keys = place < chunks;
+        const int column = 8 * (keys ? place : place - chunks);
+        const int first = column / p.head_dim * group * p.head_dim + column % p.head_dim;
+        const Global<const Element> from(keys ? p.dk_of_heads : p.dv_of_heads);
+        float sum[8] = {};
+        for (int head = 0; head < group; head++) {
+            const Vec16 x = from.load_16(row * p.heads * p.head_dim + first + head * p.head_dim);
+            UNROLL
+            for (int w = 0; w < 4; w++) {
+                sum[2 * w] += low(x.word[w]);
+                sum[2 * w + 1] += high(x.word[w]);
+            }
+        }
+        Vec16 y;
+        UNROLL
+        for (int w = 0; w < 4; w++) y.word[w] = pack_pair(sum[2 * w], sum[2 * w + 1]);
+        const Global<Element> to(keys ? p.dk : p.dv);
+        to.store_16(row * (keys ? p.dk_stride : p.dv_stride) + column, y);
+    }
 }
 
 } // namespace attention_backward

@@ -1,10 +1,10 @@
 // dq of long images from the sums that Hopper's backward pass of attention has made over their key blocks: times the
-// scale, through the norm of q, rounded to bf16.
+// scale, rotated back, through the norm of q, rounded to Element.
 //
 // Half of a block takes a tile of 64 queries, its threads what those of a warpgroup have left. Each half has a row of the
 // partial sums of gains and biases to itself.
-#include "backward_quads.cuh"
 #include "hopper_backward.cuh"
+#include "rope_quads.cuh"
 
 namespace hopper_backward {
 
@@ -31,14 +31,19 @@ DEVICE void finish(const AttentionBackwardHopper& hopper)
         const int left = head.length - first;
         if (left <= 0) continue;
         const int64_t place = (2 * int64_t(at.first) + tile) * p.heads + at.head;
-        const Global<const FragmentFour> sum(
-            reinterpret_cast<const FragmentFour*>(hopper.dq_sum + place * QUERIES_OF_STAGE * hopper.width));
+        const Global<FragmentFour> sum(
+            reinterpret_cast<FragmentFour*>(hopper.dq_sum + place * QUERIES_OF_STAGE * hopper.width));
+        auto at_chunk = [&](int c) { return FragmentTile<D>::place(c, thread); };
+        if (p.rope)
+            rotate_quads_back([&](int c) { return sum.load(at_chunk(c)); },
+                              [&](int c, const FragmentFour& four) { sum.store(at_chunk(c), four); }, p.head_dim / 2,
+                              16 * warp, left, rope_of(p).from(head.start + first));
         FragmentFour fours[D / 8];
         UNROLL
         for (int c = 0; c < D / 8; c++)
-            fours[c] = 8 * c < hopper.width ? sum.load(FragmentTile<D>::place(c, thread)) : FragmentFour{};
+            fours[c] = 8 * c < hopper.width ? sum.load(at_chunk(c)) : FragmentFour{};
         const HeadNorm norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
-        bf16* const target = rows_of(p, p.dq, p.dq_stride, head, first);
+        Element* const target = rows_of(p, p.dq, p.dq_stride, head, first);
         finish_quads<D>([&](int c) { return fours[c]; }, 16 * warp, left, p.scale, p.head_dim, target, p.dq_stride,
                         rows_of(p, p.q, p.q_stride, head, first), norm, summed,
                         Shared<float>(sums.address + warp * 2 * D * 4));

@@ -1,10 +1,11 @@
-// Packed attention with QK-norm, forward, for every GPU since Ampere.
+// Packed attention with QK-norm and rotary position embedding, forward, for every GPU since Ampere.
 //
-// For head h of each image, over the rows of that image alone:
-//   q^ = norm(q), k^ = norm(k)   rounded to bf16, as the backward pass makes them again
+// For head h of each image, over the rows of that image alone, with keys and values of head h kv_heads / heads and the
+// rotation R of rope.cuh:
+//   q^ = R(norm(q)), k^ = R(norm(k))   rounded to Element, as the backward pass makes them again
 //   s_ij = scale q^_i k^_j,  p_ij = exp(s_ij - max_j s_ij),  out_i = sum_j p_ij v_j / sum_j p_ij
 //   lse_i = ln sum_j exp(s_ij)
-// Scores and sums are f32, p is rounded to bf16 for its product with v. The exponential is base 2: scale and
+// Scores and sums are f32, p is rounded to Element for its product with v. The exponential is base 2: scale and
 // log2(e) are one factor in the multiply-add before it. Keys come in steps with a running maximum; the last
 // step computes only the 16-key groups that hold keys and masks within the last of them, so that images
 // of both schedules are computed by the same operations in the same order: the same bits.
@@ -12,7 +13,8 @@
 // Short schedule: a block has all keys and values of an (image, head) in shared memory, normalised once; its
 // warps walk query tiles with no barrier in between. Very short images share a block, two or four heads each.
 // Long schedule: a block has one query tile a warp and streams keys and values through two buffers; each
-// step of keys is normalised after it arrived.
+// step of keys is normalised after it arrived. Neighbouring heads that share keys and values load them each for itself; the
+// first of them keeps their statistics.
 // Queries go from global memory to registers: a quad of lanes has a row of them.
 #include "forward_rows.cuh"
 #include "own_rows.cuh"
@@ -48,11 +50,21 @@ struct Share {
 // Normalises the first `valid` rows of `k`, keys from row `row` of the image on, R at a time.
 template <int R, int D>
 DEVICE void normalise_keys(const AttentionForward& p, HeadRows<D> k, const OwnRows<HeadRows<D>>& own,
-                           const typename OwnRows<HeadRows<D>>::Affine& affine, Head head, int row, int valid, bool keep)
+                           const typename OwnRows<HeadRows<D>>::Affine& affine, Head keys, int row, int valid, bool keep)
 {
-    own.template normalise<R>(k, key_norm(p, head), affine, valid, p.head_dim,
-                              statistics_of(p.statistics.k_mean, p, head, row, keep),
-                              statistics_of(p.statistics.k_rstd, p, head, row, keep), p.heads);
+    own.template normalise<R>(k, key_norm(p, keys), affine, valid, p.head_dim,
+                              statistics_of(p.statistics.k_mean, p, keys, row, keep),
+                              statistics_of(p.statistics.k_rstd, p, keys, row, keep), p.kv_heads);
+}
+
+// The same, and rotates them.
+template <int D>
+DEVICE void rotate_keys(const AttentionForward& p, HeadRows<D> k, const OwnRows<HeadRows<D>>& own, Head keys, int row,
+                        int valid, bool keep)
+{
+    own.rotate(k, key_norm(p, keys), rope_of(p).from(keys.start + row), valid,
+               statistics_of(p.statistics.k_mean, p, keys, row, keep),
+               statistics_of(p.statistics.k_rstd, p, keys, row, keep), p.kv_heads);
 }
 
 // Brings the rows of q, k and v of a head to the cache, 64 bytes a thread at a time.
@@ -62,10 +74,11 @@ DEVICE void prefetch(const AttentionForward& p, Head head, int thread, int threa
     constexpr int LANES = D <= 64 ? 2 : 4;
     const int column = thread % LANES * 32;
     if (column >= p.head_dim) return;
+    const Head keys = kv_of(p, head);
     for (int row = thread / LANES; row < head.length; row += threads / LANES) {
-        ptx::prefetch_l2(Global<const bf16>(rows_of(p.k, p.k_stride, p, head, row)).at(column));
-        ptx::prefetch_l2(Global<const bf16>(rows_of(p.q, p.q_stride, p, head, row)).at(column));
-        ptx::prefetch_l2(Global<const bf16>(rows_of(p.v, p.v_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const Element>(rows_of(p.k, p.k_stride, p, keys, row)).at(column));
+        ptx::prefetch_l2(Global<const Element>(rows_of(p.q, p.q_stride, p, head, row)).at(column));
+        ptx::prefetch_l2(Global<const Element>(rows_of(p.v, p.v_stride, p, keys, row)).at(column));
     }
 }
 
@@ -90,10 +103,12 @@ DEVICE void short_images(const AttentionForward& p)
         ptx::barrier();
         if (head.head >= p.heads) continue;
 
+        const Head keys = kv_of(p, head);
+        const bool keep = leads_group(p, head.head);
         const OwnRows<HeadRows<D>> own(share.thread, share.threads());
-        own.copy(k, rows_of(p.k, p.k_stride, p, head, 0), p.k_stride, rows, head.length, p.head_dim);
+        own.copy(k, rows_of(p.k, p.k_stride, p, keys, 0), p.k_stride, rows, head.length, p.head_dim);
         ptx::cp_async_commit();
-        own.copy(v, rows_of(p.v, p.v_stride, p, head, 0), p.v_stride, rows, head.length, p.head_dim);
+        own.copy(v, rows_of(p.v, p.v_stride, p, keys, 0), p.v_stride, rows, head.length, p.head_dim);
         ptx::cp_async_commit();
         Queries<HeadRows<D>, M> queries;
         queries.load(p, head, warp * 16 * M);
@@ -101,10 +116,13 @@ DEVICE void short_images(const AttentionForward& p)
         // for it, and its rows come to the cache while this one is worked on. Nothing of it is kept.
         const bool more = i + int(gridDim.x) < items;
         const ShortItem next = more ? schedule.short_item(i + gridDim.x) : item;
-        if (p.norm.kind != NORM_NONE) {
-            const typename OwnRows<HeadRows<D>>::Affine affine(key_norm(p, head), own.j, p.head_dim);
+        if (p.rope) {
             ptx::cp_async_wait<1>();
-            normalise_keys<ROWS_AT_A_TIME>(p, k, own, affine, head, 0, head.length, true);
+            rotate_keys(p, k, own, keys, 0, head.length, keep);
+        } else if (p.norm.kind != NORM_NONE) {
+            const typename OwnRows<HeadRows<D>>::Affine affine(key_norm(p, keys), own.j, p.head_dim);
+            ptx::cp_async_wait<1>();
+            normalise_keys<ROWS_AT_A_TIME>(p, k, own, affine, keys, 0, head.length, keep);
         }
         const Head later = head_of(p, next.image, next.head + Share(next.heads).group);
         ptx::cp_async_wait<0>();
@@ -147,8 +165,9 @@ DEVICE void long_images(const AttentionForward& p)
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
             const int rows = round_up(keys, 16);
             const OwnRows<HeadRows<D>> own(ptx::unknown(threadIdx.x), 32 * WARPS);
-            own.copy(k_tile(key), rows_of(p.k, p.k_stride, p, head, key), p.k_stride, rows, keys, p.head_dim);
-            own.copy(v_tile(key), rows_of(p.v, p.v_stride, p, head, key), p.v_stride, rows, keys, p.head_dim);
+            const Head kv = kv_of(p, head);
+            own.copy(k_tile(key), rows_of(p.k, p.k_stride, p, kv, key), p.k_stride, rows, keys, p.head_dim);
+            own.copy(v_tile(key), rows_of(p.v, p.v_stride, p, kv, key), p.v_stride, rows, keys, p.head_dim);
             ptx::cp_async_commit();
         };
         // The keys and values of the item before have been read.
@@ -159,11 +178,17 @@ DEVICE void long_images(const AttentionForward& p)
         queries.begin(p, head, row);
         for (int key = 0; key < head.length; key += KEYS) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
-            if (p.norm.kind != NORM_NONE) {
+            const bool keep = item.tile == 0 && leads_group(p, head.head);
+            if (p.rope) {
                 const OwnRows<HeadRows<D>> own(ptx::unknown(threadIdx.x), 32 * WARPS);
-                const typename OwnRows<HeadRows<D>>::Affine affine(key_norm(p, head), own.j, p.head_dim);
                 ptx::cp_async_wait<0>();
-                normalise_keys<LONG_ROWS>(p, k_tile(key), own, affine, head, key, keys, item.tile == 0);
+                rotate_keys(p, k_tile(key), own, kv_of(p, head), key, keys, keep);
+            } else if (p.norm.kind != NORM_NONE) {
+                const OwnRows<HeadRows<D>> own(ptx::unknown(threadIdx.x), 32 * WARPS);
+                const Head kv = kv_of(p, head);
+                const typename OwnRows<HeadRows<D>>::Affine affine(key_norm(p, kv), own.j, p.head_dim);
+                ptx::cp_async_wait<0>();
+                normalise_keys<LONG_ROWS>(p, k_tile(key), own, affine, kv, key, keys, keep);
             }
             ptx::cp_async_wait<0>();
             ptx::barrier();

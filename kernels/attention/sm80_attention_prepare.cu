@@ -1,5 +1,5 @@
 // What long images need before Hopper's kernels take them, whose blocks meet every row of an image again and again:
-// normalised rows of q and k, and delta. Made once here, of long images alone.
+// normalised and rotated rows of q and k, and delta. Made once here, of long images alone.
 //
 // Eight lanes have a row of a head, a warp the same row of four heads: what it reads of a token lies together.
 #include "backward_rows.cuh"
@@ -22,14 +22,14 @@ struct Part {
     bool exists;
 };
 
-// Normalises rows of q or k. Collective.
-DEVICE void normalise(const AttentionPrepare& p, const Part& part, const bf16* from, int64_t stride, bf16* to,
-                      const float* gains, const float* biases, float* mean, float* rstd)
+// Normalises and rotates rows of q or k, of which there are `heads` heads. Collective.
+DEVICE void normalise(const AttentionPrepare& p, const Part& part, int heads, const Element* from, int64_t stride,
+                      Element* to, const float* gains, const float* biases, float* mean, float* rstd)
 {
     const int j = ptx::lane_id() % LANES;
     const HeadNorm norm = head_norm(p.norm, gains, biases, part.exists ? part.head : 0, p.head_dim);
-    const Global<const bf16> source(from);
-    const Global<bf16> target(to);
+    const Global<const Element> source(from);
+    const Global<Element> target(to);
     const int apart = blockDim.x / 32;
     for (int first = ptx::warp_id(); first < part.rows; first += ROWS * apart) {
         Vec16 x[ROWS][CHUNKS];
@@ -42,24 +42,35 @@ DEVICE void normalise(const AttentionPrepare& p, const Part& part, const bf16* f
             x[i / CHUNKS][i % CHUNKS] = inside ? source.load_16(at) : Vec16{};
         }
         RowStatistics statistics[ROWS];
-        rows_statistics<LANES>(statistics, x, j, p.head_dim, norm);
+        statistics_or_none<LANES>(statistics, x, j, p.head_dim, norm);
         UNROLL
         for (int i = 0; i < CHUNKS; i++) {
             const int chunk = i * LANES + j;
             if (8 * chunk >= p.head_dim) continue;
-            UNROLL
-            for (int w = 0; w < 4; w += 2) {
-                float gain[4];
-                float bias[4];
-                load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
-                load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
+            if (p.rope) {
                 UNROLL
-                for (int r = 0; r < ROWS; r++) normalise_four(x[r][i], w, gain, bias, statistics[r]);
+                for (int r = 0; r < ROWS; r++) {
+                    const int row = first + r * apart;
+                    if (!part.exists || row >= part.rows) continue;
+                    const Element* const columns = from + (part.start + row) * stride + part.head * p.head_dim;
+                    auto four = [&](int column) { return load_columns(columns + column); };
+                    rotate_chunk(x[r][i], 8 * chunk, four, norm, statistics[r], rope_of(p).from(part.start + row));
+                }
+            } else {
+                UNROLL
+                for (int w = 0; w < 4; w += 2) {
+                    float gain[4];
+                    float bias[4];
+                    load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
+                    load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
+                    UNROLL
+                    for (int r = 0; r < ROWS; r++) normalise_four(x[r][i], w, gain, bias, statistics[r]);
+                }
             }
             UNROLL
             for (int r = 0; r < ROWS; r++) {
                 const int row = first + r * apart;
-                const int64_t at = (part.start + row) * p.heads + part.head;
+                const int64_t at = (part.start + row) * heads + part.head;
                 if (part.exists && row < part.rows) target.store_16(at * p.head_dim + 8 * chunk, x[r][i]);
             }
         }
@@ -67,7 +78,7 @@ DEVICE void normalise(const AttentionPrepare& p, const Part& part, const bf16* f
         for (int r = 0; r < ROWS; r++) {
             const int row = first + r * apart;
             if (!mean || j != 0 || !part.exists || row >= part.rows) continue;
-            const int64_t at = (part.start + row) * p.heads + part.head;
+            const int64_t at = (part.start + row) * heads + part.head;
             Global<float>(mean).store(at, statistics[r].mean);
             Global<float>(rstd).store(at, statistics[r].rstd);
         }
@@ -113,11 +124,13 @@ DEVICE void run(const AttentionPrepare& p)
         const int head = item % groups * HEADS + int(ptx::lane_id()) / LANES;
         const Part part{start, left < p.tile_rows ? left : p.tile_rows, head, head < p.heads};
         if (p.q_norm)
-            normalise(p, part, p.q, p.q_stride, p.q_norm, p.norm.q_gain, p.norm.q_bias, statistics.q_mean,
+            normalise(p, part, p.heads, p.q, p.q_stride, p.q_norm, p.norm.q_gain, p.norm.q_bias, statistics.q_mean,
                       statistics.q_rstd);
-        if (p.k_norm)
-            normalise(p, part, p.k, p.k_stride, p.k_norm, p.norm.k_gain, p.norm.k_bias, statistics.k_mean,
-                      statistics.k_rstd);
+        // Groups of heads that are heads of q alone have no keys.
+        const Part keys{part.start, part.rows, head, head < p.kv_heads};
+        if (p.k_norm && item % groups * HEADS < p.kv_heads)
+            normalise(p, keys, p.kv_heads, p.k, p.k_stride, p.k_norm, p.norm.k_gain, p.norm.k_bias,
+                      statistics.k_mean, statistics.k_rstd);
         if (p.delta) make_delta(p, part);
     }
     // What takes the rows may find its multiprocessors meanwhile; it waits before it reads.

@@ -1,4 +1,5 @@
-// Packed attention with QK-norm, backward, on Hopper: wgmma fed by copies that run ahead. The maths, the partial sums of
+// Packed attention with QK-norm and rotary position embedding, backward, on Hopper: wgmma fed by copies that run ahead. The
+// maths, heads that share keys and values, the partial sums of
 // gains and biases and the rows that belong to no image are as in sm80_attention_backward.cu.
 //
 // A block is three warpgroups, stays for many items, and has a multiprocessor for itself. The first warpgroup copies
@@ -7,12 +8,12 @@
 //
 //   s^T = k^ q^^T      dp^T = v dout^T      p^T = exp(..)      ds^T = p^T (dp^T - delta)
 //
-// whose rows are keys, so that p^T and ds^T, rounded to bf16, are operands from registers for dv += p^T dout and dk += ds^T
-// q^. ds^T goes to shared memory as well, where one of the two, by turns, makes dq = ds k^ of the stage over all keys of
-// the block, while the other goes on.
+// whose rows are keys, so that p^T and ds^T, rounded to Element, are operands from registers for dv += p^T dout and
+// dk += ds^T q^. ds^T goes to shared memory as well, where one of the two, by turns, makes dq = ds k^ of the stage over
+// all keys of the block, while the other goes on.
 //
 //   short images  all stages stay in shared memory for one key block after another; dq of a tile is summed in shared
-//                 memory, where each thread finds its own again. The warpgroup that copies normalises q and k and makes
+//                 memory, where each thread finds its own again. The warpgroup that copies normalises and rotates q and k and makes
 //                 delta.
 //   up to 64 rows two heads share a block, one for each warpgroup
 //   long images   an item is a key block of one head. dq is summed in global memory, f32, in the order of Window: the same

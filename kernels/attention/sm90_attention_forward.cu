@@ -1,7 +1,7 @@
-// Packed attention with QK-norm, forward, on Hopper: wgmma fed by a ring of keys and values. Operands and results as in
-// sm80_attention_forward.cu.
+// Packed attention with QK-norm and rotary position embedding, forward, on Hopper: wgmma fed by a ring of keys and values.
+// Operands and results as in sm80_attention_forward.cu.
 //
-// A block stays on its multiprocessor for many items. One of its warpgroups copies and normalises keys, CONSUMERS
+// A block stays on its multiprocessor for many items. One of its warpgroups copies, normalises and rotates keys, CONSUMERS
 // multiply. An item is a head of a short image, or a tile of 64 CONSUMERS queries of one of a long image; long ones come
 // first. Each has all keys of the image in stages of 64 keys and their values.
 //
@@ -192,7 +192,7 @@ struct HopperQueries {
         const Tile keys = stages.keys_of(stage.stage);
         UNROLL
         for (int step = 0; step < Tile::STEPS; step++)
-            ptx::wgmma<N>(all<N>(s), rows.q[step][0], keys.rows_matrix(0, step, stages.zeros()), step != 0);
+            ptx::wgmma<Element, N>(all<N>(s), rows.q[step][0], keys.rows_matrix(0, step, stages.zeros()), step != 0);
         ptx::wgmma_commit();
     }
 
@@ -203,7 +203,7 @@ struct HopperQueries {
         const uint64_t matrix = stages.values_of(stage.stage).columns_matrix(0);
         UNROLL
         for (int g = 0; g < N / 16; g++)
-            ptx::wgmma<D, true>(out(), a[g], ptx::wgmma_advance(matrix, g * 16 * Tile::ROW_BYTES), true);
+            ptx::wgmma<Element, D, true>(out(), a[g], ptx::wgmma_advance(matrix, g * 16 * Tile::ROW_BYTES), true);
         ptx::wgmma_commit();
     }
 
@@ -226,7 +226,7 @@ struct HopperQueries {
             UNROLL
             for (int i = 0; i < 4; i++) {
                 const float(&tile)[4] = s[g][0][i / 2];
-                a[g][i] = pack_bf16(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
+                a[g][i] = pack_pair(tile[i % 2 * 2], tile[i % 2 * 2 + 1]);
             }
         }
     }

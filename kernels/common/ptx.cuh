@@ -137,35 +137,43 @@ DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t address)
                  : "memory");
 }
 
-// d += a b with mma.m16n8k16, bf16 in, f32 out. Collective. Element i of lane l:
+// d += a b with mma.m16n8k16, E (bf16 or f16) in, f32 out. Collective. Element i of lane l:
 //   a: row l/4 + 8 ((i>>1)&1), column 2 (l%4) + (i&1) + 8 (i>>2), i < 8, two to a register
 //   b: k 2 (l%4) + (i&1) + 8 (i>>1), n l/4, i < 4
 //   d: row l/4 + 8 (i>>1), column 2 (l%4) + (i&1), i < 4
+template <class E = bf16>
 DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-                 "{%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    if constexpr (is_f16<E>) {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                     "{%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else {
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                     "{%8, %9}, {%0, %1, %2, %3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
 }
 
 // d[m][n] += a[m] b[n] over M x N tiles of mma: one meeting of the lanes on the emulator. Collective.
-template <int M, int N>
+template <class E = bf16, int M, int N>
 DEVICE void mma_tiles(float (&d)[M][N][4], const uint32_t (&a)[M][4], const uint32_t (&b)[N][2])
 {
     UNROLL
     for (int m = 0; m < M; m++) {
         UNROLL
-        for (int n = 0; n < N; n++) mma(d[m][n], a[m], b[n]);
+        for (int n = 0; n < N; n++) mma<E>(d[m][n], a[m], b[n]);
     }
 }
 
 // One row of tiles: d[n] += a b[n]. Collective.
-template <int N>
+template <class E = bf16, int N>
 DEVICE void mma_row(float (&d)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2])
 {
     UNROLL
-    for (int n = 0; n < N; n++) mma(d[n], a, b[n]);
+    for (int n = 0; n < N; n++) mma<E>(d[n], a, b[n]);
 }
 
 // Copies 16 bytes from global to shared memory, both 16-byte aligned, or writes 16 zeros where `valid`

@@ -1,14 +1,14 @@
 // The matrix instructions of a warpgroup: d (+)= a b for a of [64, 16] and b of [16, N], N a multiple of 8 up to 256,
-// bf16 in and f32 out. a comes from shared memory or registers, b from shared memory. All four warps of a warpgroup
-// together; they run on while the tensor cores work:
+// E (bf16 or f16) in and f32 out. a comes from shared memory or registers, b from shared memory. All four warps of a
+// warpgroup together; they run on while the tensor cores work:
 //
 //   wgmma_fence(d);                          registers before are done with
-//   wgmma<N>(d, a, b, false); ...            any number into the same d
+//   wgmma<E, N>(d, a, b, false); ...         any number into the same d
 //   wgmma_commit();                          closes the group
 //   wgmma_wait<0>(d);                        d may be touched, operands overwritten
 //
 // Element i of d of thread t of the warpgroup: row 16 (t/32) + (t%32)/4 + 8 ((i>>1)&1), column 8 (i>>2) + 2 (t%4) +
-// (i&1). Columns 16 j to 16 j + 15 of d, rounded to bf16 and packed in pairs, are the fragment of a for k = 16 j.
+// (i&1). Columns 16 j to 16 j + 15 of d, rounded to E and packed in pairs, are the fragment of a for k = 16 j.
 //
 // Collectives (marked so) must be reached by all 128 threads of the warpgroup.
 #pragma once
@@ -146,24 +146,29 @@ DEVICE uint64_t wgmma_advance(uint64_t matrix, uint32_t bytes)
     X(248, 124, 124, 125, 126, 127, 128, 129, 130) \
     X(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
-#define WGMMA_SHARED(n, count, a_, b_, accumulate_, ta_, tb_, x_, y_)                                              \
-    if constexpr (N == n) {                                                                                        \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #accumulate_ ", 0;\n"                                    \
-                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" WGMMA_NAMES_##count "}, %" #a_     \
-                     ", %" #b_ ", p, 1, 1, %" #ta_ ", %" #tb_ ";\n}"                                                \
-                     : WGMMA_REGISTERS_##count                                                                     \
-                     : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(A_TRANSPOSED)), "n"(int(B_TRANSPOSED)));       \
+#define WGMMA_SHARED(elements, n, count, a_, b_, accumulate_, ta_, tb_, x_, y_)                                      \
+    if constexpr (N == n) {                                                                                          \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #accumulate_ ", 0;\n"                                      \
+                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." elements " {" WGMMA_NAMES_##count "}, %" #a_  \
+                     ", %" #b_ ", p, 1, 1, %" #ta_ ", %" #tb_ ";\n}"                                                 \
+                     : WGMMA_REGISTERS_##count                                                                       \
+                     : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(A_TRANSPOSED)), "n"(int(B_TRANSPOSED)));        \
     }
 
-#define WGMMA_FRAGMENT(n, count, a0_, a1_, a2_, a3_, b_, accumulate_, tb_)                                         \
-    if constexpr (N == n) {                                                                                        \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #accumulate_ ", 0;\n"                                    \
-                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" WGMMA_NAMES_##count "}, {%" #a0_   \
+#define WGMMA_FRAGMENT(elements, n, count, a0_, a1_, a2_, a3_, b_, accumulate_, tb_)                                 \
+    if constexpr (N == n) {                                                                                          \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #accumulate_ ", 0;\n"                                      \
+                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." elements " {" WGMMA_NAMES_##count "}, {%" #a0_\
                      ", %" #a1_ ", %" #a2_ ", %" #a3_ "}, %" #b_ ", p, 1, 1, %" #tb_ ";\n}"                          \
-                     : WGMMA_REGISTERS_##count                                                                     \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),                    \
-                       "n"(int(B_TRANSPOSED)));                                                                    \
+                     : WGMMA_REGISTERS_##count                                                                       \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),                     \
+                       "n"(int(B_TRANSPOSED)));                                                                      \
     }
+
+#define WGMMA_SHARED_BF16(...) WGMMA_SHARED("bf16.bf16", __VA_ARGS__)
+#define WGMMA_SHARED_F16(...) WGMMA_SHARED("f16.f16", __VA_ARGS__)
+#define WGMMA_FRAGMENT_BF16(...) WGMMA_FRAGMENT("bf16.bf16", __VA_ARGS__)
+#define WGMMA_FRAGMENT_F16(...) WGMMA_FRAGMENT("f16.f16", __VA_ARGS__)
 
 namespace ptx {
 
@@ -198,19 +203,27 @@ DEVICE void wgmma_fence(float (&d)[C], float (&e)[E])
 }
 
 // d = a b, plus d where `accumulate`, with both operands in shared memory, K-major unless transposed. Collective.
-template <int N, bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
+template <class E, int N, bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 DEVICE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate)
 {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256, "N is a multiple of 8 up to 256");
-    WGMMA_SIZES(WGMMA_SHARED)
+    if constexpr (is_f16<E>) {
+        WGMMA_SIZES(WGMMA_SHARED_F16)
+    } else {
+        WGMMA_SIZES(WGMMA_SHARED_BF16)
+    }
 }
 
 // The same with the fragment of a in registers, which may be touched after the wait. Collective.
-template <int N, bool B_TRANSPOSED = false>
+template <class E, int N, bool B_TRANSPOSED = false>
 DEVICE void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate)
 {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256, "N is a multiple of 8 up to 256");
-    WGMMA_SIZES(WGMMA_FRAGMENT)
+    if constexpr (is_f16<E>) {
+        WGMMA_SIZES(WGMMA_FRAGMENT_F16)
+    } else {
+        WGMMA_SIZES(WGMMA_FRAGMENT_BF16)
+    }
 }
 
 // Before a wait that follows: x, which is not below 0, is computed by then. The compiler, which moves waits ahead of what
@@ -263,6 +276,10 @@ DEVICE void wgmma_wait(float (&d)[C], float (&e)[E], float (&f)[F])
 } // namespace ptx
 
 #undef WGMMA_SHARED
+#undef WGMMA_SHARED_BF16
+#undef WGMMA_SHARED_F16
 #undef WGMMA_FRAGMENT
+#undef WGMMA_FRAGMENT_BF16
+#undef WGMMA_FRAGMENT_F16
 
 #endif

@@ -119,7 +119,7 @@ typedef float Four __attribute__((vector_size(16)));
 typedef double Pairs __attribute__((vector_size(16)));
 
 // p = a b for a of [rows, 16] and b of [16, columns], columns a multiple of 8. The sum over k is in order. The
-// product of two bf16 is exact in f32, so a fused multiplication and addition gives the same bits as two steps.
+// product of two bf16 or f16 is exact in f32, so a fused multiplication and addition gives the same bits as two steps.
 void product_plain(float* p, const float* a, const float* b, int rows, int columns)
 {
     for (int m = 0; m < rows; m++) {
@@ -188,6 +188,41 @@ void product(float* p, const float* a, const float* b, int rows, int columns)
 }
 #endif
 
+namespace {
+
+// The operands of all lanes as f32: a [16 tiles_m, 16], b [16, 8 tiles_n].
+template <class E>
+void gather_operands(float* a, float* b, const MatrixProduct& own, Site site)
+{
+    const Warp& warp = *current->warp;
+    int tiles_m = own.tiles_m, tiles_n = own.tiles_n, columns = 8 * tiles_n;
+    for (int l = 0; l < 32; l++) {
+        const MatrixProduct& lane = *static_cast<const MatrixProduct*>(warp.arguments[l]);
+        if (lane.tiles_m != tiles_m || lane.tiles_n != tiles_n)
+            fail(site, "the lanes of a warp multiply different numbers of tiles");
+        for (int m = 0; m < tiles_m; m++) {
+            for (int i = 0; i < 4; i++) {
+                uint32_t pair = lane.a[4 * m + i];
+                float* at = a + (16 * m + l / 4 + 8 * (i & 1)) * 16 + 2 * (l % 4) + 8 * (i >> 1);
+                at[0] = to_float(E{uint16_t(pair)});
+                at[1] = to_float(E{uint16_t(pair >> 16)});
+            }
+        }
+        // Columns 2 q and 2 q + 1 of all tiles lie side by side: those are what lanes with l % 4 = q hold of d.
+        float* column = b + l / 8 * 2 * tiles_n + l / 4 % 2;
+        for (int n = 0; n < tiles_n; n++) {
+            for (int i = 0; i < 2; i++) {
+                uint32_t pair = lane.b[2 * n + i];
+                float* at = column + (2 * (l % 4) + 8 * i) * columns + 2 * n;
+                at[0] = to_float(E{uint16_t(pair)});
+                at[columns] = to_float(E{uint16_t(pair >> 16)});
+            }
+        }
+    }
+}
+
+} // namespace
+
 void multiply(MatrixProduct own, Site site)
 {
     if (!meet(Collective::mma, &own, site)) return;
@@ -200,29 +235,7 @@ void multiply(MatrixProduct own, Site site)
     float* a = scratch.data();
     float* b = a + rows * 16;
     float* p = b + columns * 16;
-    for (int l = 0; l < 32; l++) {
-        const MatrixProduct& lane = *static_cast<const MatrixProduct*>(warp.arguments[l]);
-        if (lane.tiles_m != tiles_m || lane.tiles_n != tiles_n)
-            fail(site, "the lanes of a warp multiply different numbers of tiles");
-        for (int m = 0; m < tiles_m; m++) {
-            for (int i = 0; i < 4; i++) {
-                uint32_t pair = lane.a[4 * m + i];
-                float* at = a + (16 * m + l / 4 + 8 * (i & 1)) * 16 + 2 * (l % 4) + 8 * (i >> 1);
-                at[0] = low(pair);
-                at[1] = high(pair);
-            }
-        }
-        // Columns 2 q and 2 q + 1 of all tiles lie side by side: those are what lanes with l % 4 = q hold of d.
-        float* column = b + l / 8 * 2 * tiles_n + l / 4 % 2;
-        for (int n = 0; n < tiles_n; n++) {
-            for (int i = 0; i < 2; i++) {
-                uint32_t pair = lane.b[2 * n + i];
-                float* at = column + (2 * (l % 4) + 8 * i) * columns + 2 * n;
-                at[0] = low(pair);
-                at[columns] = high(pair);
-            }
-        }
-    }
+    (own.f16 ? gather_operands<f16> : gather_operands<bf16>)(a, b, own, site);
     product(p, a, b, rows, columns);
     for (int l = 0; l < 32; l++) {
         float* d = static_cast<const MatrixProduct*>(warp.arguments[l])->d;

@@ -270,16 +270,16 @@ inline void wgmma_fence(float (&)[C], float (&)[E], Site site = Site::here())
     emulator::wgmma_fence(site);
 }
 
-template <int N, bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
+template <class E, int N, bool A_TRANSPOSED = false, bool B_TRANSPOSED = false>
 inline void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate, Site site = Site::here())
 {
-    emulator::wgmma_multiply({d, nullptr, a, b, N, A_TRANSPOSED, B_TRANSPOSED, accumulate}, site);
+    emulator::wgmma_multiply({d, nullptr, a, b, N, A_TRANSPOSED, B_TRANSPOSED, accumulate, is_f16<E>}, site);
 }
 
-template <int N, bool B_TRANSPOSED = false>
+template <class E, int N, bool B_TRANSPOSED = false>
 inline void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate, Site site = Site::here())
 {
-    emulator::wgmma_multiply({d, a, 0, b, N, false, B_TRANSPOSED, accumulate}, site);
+    emulator::wgmma_multiply({d, a, 0, b, N, false, B_TRANSPOSED, accumulate, is_f16<E>}, site);
 }
 
 inline void compute_before_wait(float, uint32_t) {}

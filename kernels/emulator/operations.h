@@ -26,6 +26,7 @@ struct MatrixProduct {
     const uint32_t* a; // [tiles_m][4]
     const uint32_t* b; // [tiles_n][2]
     int tiles_m, tiles_n;
+    bool f16; // a and b; else bf16
 };
 
 uint32_t exchange(Collective collective, uint32_t x, uint32_t operand, Site site);
@@ -50,6 +51,7 @@ struct WarpgroupProduct {
     uint32_t n;
     bool a_transposed, b_transposed; // MN-major
     bool accumulate;
+    bool f16; // a and b; else bf16
 };
 
 // An accumulator as a lane names it to a wait.

@@ -112,22 +112,23 @@ inline void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t address, Site site = Si
     emulator::load_matrices(r, address, 2, true, site);
 }
 
+template <class E = bf16>
 inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here())
 {
-    emulator::multiply({d, a, b, 1, 1}, site);
+    emulator::multiply({d, a, b, 1, 1, is_f16<E>}, site);
 }
 
-template <int M, int N>
+template <class E = bf16, int M, int N>
 inline void mma_tiles(float (&d)[M][N][4], const uint32_t (&a)[M][4], const uint32_t (&b)[N][2],
                       Site site = Site::here())
 {
-    emulator::multiply({&d[0][0][0], &a[0][0], &b[0][0], M, N}, site);
+    emulator::multiply({&d[0][0][0], &a[0][0], &b[0][0], M, N, is_f16<E>}, site);
 }
 
-template <int N>
+template <class E = bf16, int N>
 inline void mma_row(float (&d)[N][4], const uint32_t (&a)[4], const uint32_t (&b)[N][2], Site site = Site::here())
 {
-    emulator::multiply({&d[0][0], a, &b[0][0], 1, N}, site);
+    emulator::multiply({&d[0][0], a, &b[0][0], 1, N, is_f16<E>}, site);
 }
 
 inline void cp_async_16(uint32_t destination, const void* source, bool valid, Site site = Site::here())

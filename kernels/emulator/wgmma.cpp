@@ -95,7 +95,8 @@ const Clock& common_clock()
     return common;
 }
 
-// Loads [count, 16] from shared memory as f32, element (r, k) to out[r * by_row + k * by_k].
+// Loads [count, 16] of E from shared memory as f32, element (r, k) to out[r * by_row + k * by_k].
+template <class E>
 void load_operand(float* out, const Descriptor& matrix, bool transposed, uint32_t count, uint32_t by_row,
                   uint32_t by_k, const Clock& clock, WgmmaRead& read, Site site)
 {
@@ -110,10 +111,10 @@ void load_operand(float* out, const Descriptor& matrix, bool transposed, uint32_
             examine_asynchronous_read(block, offset, chunk, clock, false, site);
             begin_reading(block, offset / chunk);
             read.chunks.push_back(uint16_t(offset / chunk));
-            uint16_t elements[8];
+            E elements[8];
             memcpy(elements, block.shared.data() + offset, chunk);
             float* to = out + r * by_row + k * by_k;
-            for (uint32_t i = 0; i < 8; i++) to[i * by_element] = bits_to_float(uint32_t(elements[i]) << 16);
+            for (uint32_t i = 0; i < 8; i++) to[i * by_element] = to_float(elements[i]);
         }
     }
 }
@@ -196,6 +197,26 @@ uint32_t find_accumulator(Warpgroup& group, uint32_t count, Site site)
     return free;
 }
 
+// The operands as f32: a [64, 16], b [16, n].
+template <class E>
+void gather_operands(float* a, float* b, const WarpgroupProduct& own, WgmmaRead& read, Site site)
+{
+    const Clock& clock = common_clock();
+    if (own.a) {
+        for (uint32_t t = 0; t < group_threads; t++) {
+            const uint32_t* fragment = brought<WarpgroupProduct>(t).a;
+            for (uint32_t i = 0; i < 4; i++) {
+                uint32_t row = 16 * (t / 32) + t % 32 / 4 + 8 * (i & 1), k = 2 * (t % 4) + 8 * (i >> 1);
+                a[row * depth + k] = to_float(E{uint16_t(fragment[i])});
+                a[row * depth + k + 1] = to_float(E{uint16_t(fragment[i] >> 16)});
+            }
+        }
+    } else {
+        load_operand<E>(a, Descriptor(own.a_matrix, site), own.a_transposed, rows, depth, 1, clock, read, site);
+    }
+    load_operand<E>(b, Descriptor(own.b_matrix, site), own.b_transposed, own.n, 1, own.n, clock, read, site);
+}
+
 void examine_agreement(const WarpgroupProduct& own, Site site)
 {
     for (uint32_t t = 0; t < group_threads; t++) {
@@ -237,23 +258,10 @@ void wgmma_multiply(WarpgroupProduct own, Site site)
     float* a = launch.scratch.data();
     float* b = a + rows * depth;
     float* p = b + n * depth;
-    const Clock& clock = common_clock();
     group.reads.push_back({group.groups + 1, {}, which, site});
     WgmmaRead& read = group.reads.back();
     read.chunks.reserve((own.a ? 0 : rows * depth / 8) + n * depth / 8);
-    if (own.a) {
-        for (uint32_t t = 0; t < group_threads; t++) {
-            const uint32_t* fragment = brought<WarpgroupProduct>(t).a;
-            for (uint32_t i = 0; i < 4; i++) {
-                uint32_t row = 16 * (t / 32) + t % 32 / 4 + 8 * (i & 1), k = 2 * (t % 4) + 8 * (i >> 1);
-                a[row * depth + k] = low(fragment[i]);
-                a[row * depth + k + 1] = high(fragment[i]);
-            }
-        }
-    } else {
-        load_operand(a, Descriptor(own.a_matrix, site), own.a_transposed, rows, depth, 1, clock, read, site);
-    }
-    load_operand(b, Descriptor(own.b_matrix, site), own.b_transposed, n, 1, n, clock, read, site);
+    (own.f16 ? gather_operands<f16> : gather_operands<bf16>)(a, b, own, read, site);
     product(p, a, b, rows, int(n));
     for (uint32_t t = 0; t < group_threads; t++) {
         float* values = accumulator.values.data() + t * count;

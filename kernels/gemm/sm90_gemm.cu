@@ -281,7 +281,7 @@ struct HopperGemm {
                     UNROLL
                     for (int j = 0; j < BLOCKS; j++) {
                         uint64_t a = ptx::wgmma_advance(A::matrix(address, row + 64 * j), i * A::STEP);
-                        ptx::wgmma<BN, A_ROWS_ARE_K, B_ROWS_ARE_K>(d[j], a, b, true);
+                        ptx::wgmma<bf16, BN, A_ROWS_ARE_K, B_ROWS_ARE_K>(d[j], a, b, true);
                     }
                 }
                 ptx::wgmma_commit();

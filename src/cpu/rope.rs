@@ -1,8 +1,4 @@
-//! Angles of the rotary position embedding.
-//!
-//! Every pair of columns of a head turns by the row or by the column of a patch in its grid. Its angle is the
-//! coordinate of the patch, a quotient of two integers where `offset` is one, times the frequency of the pair:
-//! [`pairs`] and [`coordinate`] tell both, on the CPU and for the kernels.
+//! The table of the rotary position embedding: cos and sin of what [`RopeConfig`] says.
 
 use std::f64::consts::TAU;
 
@@ -11,68 +7,7 @@ use rayon::prelude::*;
 use super::attention::take_front;
 use super::real::Real;
 use crate::data::batch::PREFIX;
-use crate::recipe::{RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder};
-
-/// How a pair of columns turns.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pair {
-    /// 0: with the row of a patch; 1: with its column.
-    pub axis: usize,
-    /// Turns of 2π at coordinate 1.
-    pub turns: f64,
-}
-
-/// The pairs of a head of `head_dim` columns, a multiple of 4, in order. Of fractional coordinates the grid that they run
-/// to is within the turns.
-pub fn pairs(config: &RopeConfig, head_dim: usize) -> Vec<Pair> {
-    let count = head_dim / 4;
-    let reach = match config.coordinate {
-        RopeCoordinate::Fractional => [config.rows, config.columns].map(|n| n as f64),
-        _ => [1.0; 2],
-    };
-    let pair = |axis: usize, i: usize| Pair { axis, turns: turns(config, count, axis, i) * reach[axis] };
-    let both = (0..count).flat_map(|i| [0, 1].map(|axis| pair(axis, i)));
-    let one = |axis: usize| (0..count).map(move |i| pair(axis, i));
-    match config.order {
-        RopeOrder::Rows => one(0).chain(one(1)).collect(),
-        RopeOrder::Columns => one(1).chain(one(0)).collect(),
-        RopeOrder::RowColumn => both.collect(),
-        RopeOrder::ColumnRow => {
-            let mut pairs: Vec<_> = both.collect();
-            pairs.chunks_exact_mut(2).for_each(<[Pair]>::reverse);
-            pairs
-        }
-    }
-}
-
-/// Turns of pair `i` of the `count` pairs of an axis.
-fn turns(config: &RopeConfig, count: usize, axis: usize, i: usize) -> f64 {
-    let power = |i: f64| config.theta.powf(-i / count as f64);
-    // From 0 to 1.
-    let along = i as f64 / (count - 1).max(1) as f64;
-    match config.frequencies {
-        RopeFrequencies::Axial => power(i as f64) / TAU,
-        RopeFrequencies::Alternating => power(i as f64 + 0.5 * axis as f64) / TAU,
-        RopeFrequencies::Turns => power(i as f64),
-        RopeFrequencies::Linear => 0.5 * (1.0 + along * (0.5 * config.max_frequency - 1.0)),
-        RopeFrequencies::Logarithmic => 0.5 * (0.5 * config.max_frequency).powf(along),
-    }
-}
-
-/// Numerator and denominator of the coordinate of index `index` on `axis` of a grid.
-pub fn coordinate(config: &RopeConfig, axis: usize, index: u16, grid: [u16; 2]) -> [f64; 2] {
-    let [index, side] = [index, grid[axis]].map(f64::from);
-    let centred = |side: f64| [2.0 * (index + config.offset) + 1.0 - side, side];
-    match config.coordinate {
-        RopeCoordinate::Absolute => [index + config.offset, 1.0],
-        RopeCoordinate::Fractional => [index + config.offset, side],
-        RopeCoordinate::Centered => centred(side),
-        RopeCoordinate::CenteredLonger => centred(grid[0].max(grid[1]).into()),
-        RopeCoordinate::CenteredShorter => centred(grid[0].min(grid[1]).into()),
-        RopeCoordinate::Ends if side <= 1.0 => [-1.0, 1.0],
-        RopeCoordinate::Ends => [2.0 * index - (side - 1.0), side - 1.0],
-    }
-}
+use crate::ops::{RopeConfig, RopePair};
 
 /// Writes `[T, head_dim / 2, 2]`, cos and sin of the angle of each live token and pair; of prefix tokens 1 and 0.
 /// `positions` and `grids` are those of a [`PackedBatch`](crate::data::batch::PackedBatch), `cu_seqlens` its
@@ -85,7 +20,7 @@ pub fn table<R: Real>(
     cu_seqlens: &[i32],
     grids: &[[u16; 2]],
 ) {
-    let pairs = pairs(config, head_dim);
+    let pairs = config.pairs(head_dim);
     let (mut rest, mut images) = (out, Vec::new());
     for (image, &grid) in cu_seqlens.windows(2).zip(grids) {
         let tokens = image[0] as usize..image[1] as usize;
@@ -99,7 +34,7 @@ pub fn table<R: Real>(
 /// Many tokens share a row or a column, so each index of an axis has its angles made once.
 fn image_table<R: Real>(
     config: &RopeConfig,
-    pairs: &[Pair],
+    pairs: &[RopePair],
     out: &mut [R],
     positions: &[[u16; 2]],
     grid: [u16; 2],
@@ -107,7 +42,7 @@ fn image_table<R: Real>(
     let axes = [0, 1].map(|axis| {
         let of_axis = pairs.iter().filter(|pair| pair.axis == axis);
         let angles = (0..grid[axis]).flat_map(|index| {
-            let [numerator, denominator] = coordinate(config, axis, index, grid);
+            let [numerator, denominator] = config.coordinate_of(axis, index, grid);
             let coordinate = numerator / denominator;
             of_axis.clone().map(move |pair| {
                 let (sin, cos) = (TAU * (coordinate * pair.turns)).sin_cos();

@@ -2,17 +2,15 @@
 //! its Fourier coordinates. Made once a batch on the host.
 //!
 //! Under fractional coordinates a table of L₀ rows is resampled to the image's L rows (NaViT: "via
-//! bilinear interpolation"; timm resizes its tables in the same way), so the filters here are those
-//! of `torch.nn.functional.interpolate` with `align_corners=False`: `linear` without antialiasing,
-//! `bilinear` and `bicubic` with it. Two-dimensional filters are separable.
+//! bilinear interpolation"; timm resizes its tables in the same way), by the
+//! filters of [`ops`](crate::ops).
 
 use std::collections::HashMap;
 
 use super::batch::{PREFIX, PackedBatch};
 use crate::cpu::position::Taps;
-use crate::recipe::{
-    PositionBasis, PositionCombination, PositionConfig, PositionCoordinate, PositionResample,
-};
+use crate::ops::{Filter, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate};
+pub use crate::ops::{FilterBank, MAX_RESAMPLED};
 use crate::{Error, Result};
 
 /// What the live tokens of `batch` read of the position tables: one entry for `flat` (table
@@ -35,8 +33,6 @@ pub fn taps(batch: &PackedBatch, config: &PositionConfig) -> Result<Vec<Taps>> {
     }
 }
 
-/// Longest axis for which resampling filters are kept: there are as many as the square of it.
-pub const MAX_RESAMPLED: usize = 4096;
 /// Patches along an axis, in sides of a square, up to which an image is resampled as it is.
 const SLENDER: usize = 8;
 
@@ -191,69 +187,6 @@ pub fn sinusoidal_table(rows: usize, width: usize) -> Vec<f32> {
     table
 }
 
-/// The resampling filters of one axis for every length up to [`longest`](Self::longest): what a device keeps, so
-/// that it finds the taps of any batch. Index `i` of an axis of `L` patches reads `taps[start[s]..start[s + 1]]`,
-/// `s = L·(L − 1)/2 + i`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FilterBank {
-    /// `[longest·(longest + 1)/2 + 1]`.
-    pub start: Vec<u32>,
-    /// Table rows and weights.
-    pub taps: Vec<(u32, f32)>,
-    /// The longest axis that has a filter.
-    pub longest: usize,
-}
-
-impl FilterBank {
-    /// The filters of the row axis (`axis` 0) or the column axis (`axis` 1) of a table under fractional
-    /// coordinates; none under absolute ones, which read one table row each.
-    pub fn new(config: &PositionConfig, axis: usize, longest: usize) -> Option<Self> {
-        if config.coordinate == PositionCoordinate::Absolute {
-            return None;
-        }
-        let from = if axis == 0 { config.rows } else { config.columns };
-        let mut bank = Self { start: vec![0], taps: Vec::new(), longest };
-        for length in 1..=longest {
-            let filter = Filter::new(from, length, config.resample);
-            let before = bank.taps.len();
-            bank.start.extend(filter.start[1..].iter().map(|&start| (before + start) as u32));
-            bank.taps.extend(filter.taps);
-        }
-        Some(bank)
-    }
-}
-
-/// Table rows and weights for every index of one axis.
-#[derive(Debug, Default)]
-struct Filter {
-    start: Vec<usize>,
-    taps: Vec<(u32, f32)>,
-}
-
-impl Filter {
-    fn of(&self, index: u16) -> &[(u32, f32)] {
-        let index = usize::from(index);
-        &self.taps[self.start[index]..self.start[index + 1]]
-    }
-
-    /// Resamples a table of `from` rows to `to` rows.
-    fn new(from: usize, to: usize, resample: PositionResample) -> Self {
-        let mut filter = Self { start: vec![0], taps: Vec::new() };
-        for index in 0..to {
-            let weights = match resample {
-                _ if from == to => vec![(index, 1.0)],
-                PositionResample::Linear => linear(from, to, index),
-                PositionResample::Bilinear => antialiased(from, to, index, 1.0, |x| 1.0 - x),
-                PositionResample::Bicubic => antialiased(from, to, index, 2.0, cubic),
-            };
-            let weights = weights.into_iter().filter(|&(_, weight)| weight != 0.0);
-            filter.taps.extend(weights.map(|(index, weight)| (index as u32, weight as f32)));
-            filter.start.push(filter.taps.len());
-        }
-        filter
-    }
-}
-
 /// The filters that a batch has needed so far, by length of the resampled axis.
 #[derive(Debug, Default)]
 struct Filters(HashMap<usize, Filter>);
@@ -282,46 +215,6 @@ fn axis_length(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<u
         PositionCoordinate::Fractional => Ok(grid[axis]),
         PositionCoordinate::FractionalAspect => Ok(grid[0].max(grid[1])),
     }
-}
-
-/// Source position and weights of torch's `linear`, `align_corners=False`.
-fn linear(from: usize, to: usize, index: usize) -> Vec<(usize, f64)> {
-    let source = ((index as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
-    let low = (source.floor() as usize).min(from - 1);
-    let high = (low + 1).min(from - 1);
-    let weight = source - low as f64;
-    if high == low { vec![(low, 1.0)] } else { vec![(low, 1.0 - weight), (high, weight)] }
-}
-
-/// Window and normalised weights of torch's antialiased resize, which are Pillow's: `kernel` of
-/// support `radius`, stretched by the factor of a reduction. It is called with |x| < radius.
-fn antialiased(
-    from: usize,
-    to: usize,
-    index: usize,
-    radius: f64,
-    kernel: impl Fn(f64) -> f64,
-) -> Vec<(usize, f64)> {
-    let scale = from as f64 / to as f64;
-    let stretch = scale.max(1.0);
-    let centre = scale * (index as f64 + 0.5);
-    let first = (centre - radius * stretch + 0.5).max(0.0) as usize;
-    let end = ((centre + radius * stretch + 0.5) as usize).min(from);
-    let mut weights: Vec<(usize, f64)> = (first..end)
-        .map(|j| (j, ((j as f64 - centre + 0.5) / stretch).abs()))
-        .map(|(j, x)| (j, if x < radius { kernel(x) } else { 0.0 }))
-        .collect();
-    let sum: f64 = weights.iter().map(|&(_, weight)| weight).sum();
-    for (_, weight) in &mut weights {
-        *weight /= sum;
-    }
-    weights
-}
-
-/// Keys' cubic with a = −0.5, for 0 ≤ x < 2.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    if x < 1.0 { ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0 } else { A * (((x - 5.0) * x + 8.0) * x - 4.0) }
 }
 
 fn live(cu_seqlens: &[i32]) -> usize {

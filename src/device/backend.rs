@@ -27,6 +27,16 @@ pub(super) trait Backend: Send + Sync {
     /// `address` comes from [`alloc`](Self::alloc) and is not used again.
     unsafe fn free(&self, address: u64);
 
+    /// Verifies that memory of somebody else is memory of this device, and takes it for such until it is
+    /// [given back](Self::give_back).
+    ///
+    /// # Safety
+    /// The bytes stay there until then.
+    unsafe fn lend(&self, address: u64, bytes: usize) -> Result<()>;
+
+    /// Ends what [`lend`](Self::lend) began, once for each.
+    fn give_back(&self, _address: u64, _bytes: usize) {}
+
     /// Bytes that could still be allocated, as the driver counts them; none where only the buffers of this device
     /// take memory.
     fn free_bytes(&self) -> Result<Option<usize>> {
@@ -74,6 +84,12 @@ pub(super) trait Backend: Send + Sync {
 
     /// A new stream.
     fn stream(&self) -> Result<Box<dyn Stream>>;
+
+    /// A stream of somebody else, which stays theirs.
+    ///
+    /// # Safety
+    /// It lives as long as what is returned.
+    unsafe fn borrow_stream(&self, raw: RawStream) -> Result<Box<dyn Stream>>;
 }
 
 /// Host memory that the device reaches by itself. Aligned for every element.
@@ -130,6 +146,11 @@ pub(super) trait Loaded: Send + Sync {
         params: *const c_void,
         bytes: usize,
     ) -> Result<()>;
+
+    /// Makes a kernel ready, so that its first launch loads nothing.
+    fn preload(&self, _name: &str) -> Result<()> {
+        Ok(())
+    }
 
     /// The tensor map of boxes that were checked.
     fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap>;

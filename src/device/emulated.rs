@@ -4,8 +4,9 @@
 mod graph;
 mod queues;
 
+use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use super::backend::{self, own};
@@ -35,11 +36,19 @@ pub(super) fn describe(options: &EmulatorOptions) -> DeviceInfo {
 pub(super) struct Host {
     emulator: Arc<Emulator>,
     queues: Arc<Queues>,
+    streams: Arc<Mutex<Streams>>,
 }
+
+/// The streams that live, by their handles.
+type Streams = HashMap<usize, Weak<StreamState>>;
 
 impl Host {
     pub(super) fn new(options: EmulatorOptions) -> Self {
-        Self { emulator: Arc::new(Emulator::new(options)), queues: Arc::default() }
+        Self { emulator: Arc::new(Emulator::new(options)), queues: Arc::default(), streams: Arc::default() }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state of a stream of ours; none for the default stream.
@@ -67,6 +76,17 @@ impl backend::Backend for Host {
     unsafe fn free(&self, address: u64) {
         self.queues.forget(address, self.emulator.bytes_at(address));
         self.emulator.free(address);
+    }
+
+    unsafe fn lend(&self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.emulator.lend(address, bytes) };
+        Ok(())
+    }
+
+    fn give_back(&self, address: u64, bytes: usize) {
+        self.queues.forget(address, bytes);
+        self.emulator.give_back(address, bytes);
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
@@ -120,8 +140,20 @@ impl backend::Backend for Host {
     }
 
     fn stream(&self) -> Result<Box<dyn backend::Stream>> {
-        let state = StreamState { number: self.queues.open(), branch: Mutex::default() };
-        Ok(Box::new(Stream { host: self.clone(), state: Box::new(state) }))
+        let state = Arc::new(StreamState { number: self.queues.open(), branch: Mutex::default() });
+        self.streams().insert(state.handle(), Arc::downgrade(&state));
+        Ok(Box::new(Stream { host: self.clone(), state, lent: false }))
+    }
+
+    unsafe fn borrow_stream(&self, raw: RawStream) -> Result<Box<dyn backend::Stream>> {
+        if raw.0.is_null() {
+            return self.stream();
+        }
+        let state = self.streams().get(&raw.0.addr()).and_then(Weak::upgrade);
+        let state = state.ok_or_else(|| {
+            Error::usage("the stream is none of this emulator; lend one of its own, or the null stream")
+        })?;
+        Ok(Box::new(Stream { host: self.clone(), state, lent: true }))
     }
 }
 
@@ -153,7 +185,9 @@ impl backend::Loaded for Host {
 /// A stream. The address of its state is the raw handle, so that lies on the heap.
 struct Stream {
     host: Host,
-    state: Box<StreamState>,
+    state: Arc<StreamState>,
+    /// Whether another handle ends it.
+    lent: bool,
 }
 
 /// Its number among the queues, and the branch that it is of a capture.
@@ -163,6 +197,10 @@ struct StreamState {
 }
 
 impl StreamState {
+    fn handle(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     fn branch(&self) -> MutexGuard<'_, Option<(Arc<Capture>, usize)>> {
         self.branch.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,7 +238,7 @@ impl Recorded {
 
 impl backend::Stream for Stream {
     fn raw(&self) -> RawStream {
-        RawStream(std::ptr::from_ref::<StreamState>(&self.state).cast_mut().cast())
+        RawStream(Arc::as_ptr(&self.state).cast_mut().cast())
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -276,7 +314,10 @@ impl backend::Stream for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.host.queues.close(self.state.number);
+        if !self.lent {
+            self.host.streams().remove(&self.state.handle());
+            self.host.queues.close(self.state.number);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::handle::RawStream;
 use super::info::DeviceInfo;
 use super::launch::Launch;
 use super::tensor_map::{TensorBoxes, TensorMap};
+use crate::kernels::registry::{self, Source, Tier};
 use crate::{Error, Result};
 
 /// Every kernel of the registry, for one device. Code is loaded when a kernel of its file is first
@@ -27,6 +28,18 @@ impl Kernels {
     /// No current context, or any reason for which [`Device::cuda`](super::Device::cuda) fails.
     pub fn for_current_context() -> Result<Self> {
         cuda::for_current_context()
+    }
+
+    /// Loads the kernels whose names are `wanted`, of those that are made for this device. A kernel is otherwise loaded
+    /// by its first launch, which a capture need not allow: CUDA's default mode forbids it.
+    ///
+    /// # Errors
+    /// Code that is missing or that the driver does not load.
+    pub fn preload(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let sources = registry::sources();
+        let runs = |source: &&Source| source.tier == Tier::Sm80 || self.info.hopper;
+        let names = sources.iter().filter(runs).flat_map(|source| &source.kernels).map(|kernel| &kernel.name);
+        names.filter(|name| wanted(name)).try_for_each(|name| self.loaded.preload(name))
     }
 
     /// Queues a kernel on `stream`. `params` are its constant arguments, the mirror of the C++ struct.

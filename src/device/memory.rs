@@ -28,11 +28,15 @@ struct Memory {
     /// 0 where it has no bytes.
     address: u64,
     bytes: usize,
+    /// Whether somebody else frees it.
+    lent: bool,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.address != 0 {
+        if self.lent {
+            self.device.backend().give_back(self.address, self.bytes);
+        } else if self.address != 0 {
             // SAFETY: the buffers were its owners, and none is left.
             unsafe { self.device.backend().free(self.address) };
             for count in self.device.counts() {
@@ -54,7 +58,7 @@ impl Device {
         for count in self.counts() {
             count.fetch_add(bytes, Ordering::Relaxed);
         }
-        let memory = Arc::new(Memory { device: self.clone(), address, bytes });
+        let memory = Arc::new(Memory { device: self.clone(), address, bytes, lent: false });
         Ok(Buffer { memory, address, len, element: PhantomData })
     }
 
@@ -116,7 +120,46 @@ fn bytes<T>(len: usize) -> Result<usize> {
     })
 }
 
+/// Bytes that kernels read at a time, and that lent memory is aligned to.
+const WIDE: usize = 16;
+
 impl<T: Pod> Buffer<T> {
+    /// `len` elements at `ptr`, in memory that another engine has allocated and keeps: nothing is allocated, copied or
+    /// waited for, and dropping the buffer frees nothing. It is not among the
+    /// [`allocated_bytes`](Device::allocated_bytes). On the emulator `ptr` is an address of the host, which kernels may
+    /// use while the buffer lives. Ranges may be lent that overlap.
+    ///
+    /// # Errors
+    /// Null for more than no elements; an address that is no multiple of 16 bytes, which kernels read at a time; on a
+    /// GPU, as far as the driver tells, plain memory of the host, memory of another context or GPU, and more than was
+    /// allocated there.
+    ///
+    /// # Safety
+    /// The memory is there until the buffer, all [views](Self::view) of it, and every launch and graph that was given
+    /// one are done with it. What others do to it meanwhile, they order by streams and events, as among themselves.
+    pub unsafe fn from_raw(device: &Device, ptr: Ptr<T>, len: usize) -> Result<Self> {
+        let bytes = bytes::<T>(len)?;
+        let (address, device) = (if bytes == 0 { 0 } else { ptr.address() }, device.clone());
+        if bytes > 0 {
+            if address == 0 {
+                return Err(Error::usage(format!(
+                    "the address of {len} elements of {} bytes is null; lend the memory that they lie in",
+                    size_of::<T>()
+                )));
+            }
+            if !address.is_multiple_of(align_of::<T>().max(WIDE) as u64) {
+                return Err(Error::usage(format!(
+                    "the address {ptr:?} is not a multiple of {WIDE} bytes, which kernels read at a time; lend memory that \
+                     begins at one"
+                )));
+            }
+            // SAFETY: the caller promises that it stays until the last buffer in it is dropped.
+            unsafe { device.backend().lend(address, bytes)? };
+        }
+        let memory = Arc::new(Memory { device, address, bytes, lent: bytes > 0 });
+        Ok(Self { memory, address, len, element: PhantomData })
+    }
+
     /// Address of the first element.
     pub fn ptr(&self) -> Ptr<T> {
         Ptr::from_raw(self.address)

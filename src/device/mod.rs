@@ -4,14 +4,16 @@
 //!
 //! A [`Device`] gives [`Buffer`]s, [`Stream`]s and loaded [`Kernels`]. The driver is looked for when a
 //! device is made and never linked, so a program that is built with all this runs where there is none.
-//! Raw launches take a [`RawStream`] and [`Ptr`]s alone: [`Kernels::for_current_context`] serves engines
-//! that have a context, streams and memory of their own.
+//! Engines that have a context, streams and memory of their own keep them: raw launches take a [`RawStream`] and
+//! [`Ptr`]s alone, of [`Kernels::for_current_context`]; checked ones take what is lent to [`Device::current`] with
+//! [`Device::borrow_stream`] and [`Buffer::from_raw`].
 
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod fatbins;
 
 mod backend;
+#[cfg(feature = "train")]
 mod choice;
 mod cuda;
 #[cfg(feature = "emulator")]
@@ -22,8 +24,10 @@ mod info;
 mod kernels;
 mod launch;
 mod memory;
+#[cfg(feature = "train")]
 pub(crate) mod nccl;
 mod planned;
+#[cfg(feature = "train")]
 mod report;
 mod stream;
 mod tensor_map;
@@ -32,6 +36,7 @@ mod words;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+#[cfg(feature = "train")]
 pub use choice::{DeviceChoice, Selected, select, select_for_rank, select_for_ranks};
 pub use fault::Fault;
 pub use handle::{Ptr, RawStream};
@@ -39,6 +44,7 @@ pub use info::{DeviceInfo, Driver};
 pub use kernels::Kernels;
 pub use launch::Launch;
 pub use memory::{Buffer, Pinned};
+#[cfg(feature = "train")]
 pub use report::report;
 pub use stream::{Event, Graph, Stream};
 pub use tensor_map::{TensorBoxes, TensorElement, TensorMap, TensorSwizzle};
@@ -82,6 +88,21 @@ impl Device {
     /// than Ampere, or no kernels for it in this build.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         let (kernels, backend) = cuda::open(ordinal)?;
+        Ok(Self::new(kernels, backend))
+    }
+
+    /// The CUDA context that is current on this thread, which another engine has made and keeps: a device whose launches
+    /// go to that engine's streams ([`borrow_stream`](Self::borrow_stream)) and memory
+    /// ([`Buffer::from_raw`]). The context is neither retained nor changed; a stream, and memory of the pool that the
+    /// driver has for the GPU, are only taken when something is allocated here.
+    ///
+    /// Make it once and keep it: kernels are loaded for each anew. Drop it, and all that was made of it, before
+    /// the context is destroyed. A launch makes the context current on its thread where another or none is.
+    ///
+    /// # Errors
+    /// No current context, or any reason for which [`cuda`](Self::cuda) fails.
+    pub fn current() -> Result<Self> {
+        let (kernels, backend) = cuda::current()?;
         Ok(Self::new(kernels, backend))
     }
 

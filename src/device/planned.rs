@@ -40,6 +40,10 @@ impl backend::Backend for Nothing {
 
     unsafe fn free(&self, _: u64) {}
 
+    unsafe fn lend(&self, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
     unsafe fn zero(&self, _: u64, _: usize) -> Result<()> {
         Ok(())
     }
@@ -72,6 +76,10 @@ impl backend::Backend for Nothing {
 
     fn stream(&self) -> Result<Box<dyn backend::Stream>> {
         Ok(Box::new(Stream { capturing: AtomicBool::new(false) }))
+    }
+
+    unsafe fn borrow_stream(&self, _: RawStream) -> Result<Box<dyn backend::Stream>> {
+        self.stream()
     }
 }
 

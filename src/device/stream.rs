@@ -18,6 +18,20 @@ impl Device {
     pub fn stream(&self) -> Result<Stream> {
         Ok(Stream { inner: self.backend().stream()?, device: self.clone() })
     }
+
+    /// A stream that another engine has made and keeps, also while that engine captures it: launches then become part of
+    /// its graph. Dropping it destroys nothing. The null stream of the emulator, which has none, becomes a stream of its
+    /// own.
+    ///
+    /// # Errors
+    /// A stream of another context or device.
+    ///
+    /// # Safety
+    /// `raw` is a live stream, and stays so until the result is dropped.
+    pub unsafe fn borrow_stream(&self, raw: RawStream) -> Result<Stream> {
+        // SAFETY: as the caller promises.
+        Ok(Stream { inner: unsafe { self.backend().borrow_stream(raw)? }, device: self.clone() })
+    }
 }
 
 impl Stream {

@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod collective;
+mod element;
 pub mod elementwise;
 pub mod gemm;
 pub mod loss;
@@ -15,5 +16,6 @@ pub mod position;
 pub mod registry;
 pub mod residual;
 
+pub use element::Element;
 pub use operand::Rows;
 pub(crate) use operand::check_cu_seqlens;

@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 
 /// Elements to which rows are aligned: 16 bytes of bf16.
 const ALIGNMENT: usize = 8;
+/// Bytes to which rows are aligned.
+const ROW_BYTES: u64 = 16;
 
 /// Rows within a buffer: row `r` begins at element `offset + r·stride`.
 #[derive(Clone, Copy)]
@@ -44,8 +46,14 @@ impl<'a, T: Pod> Rows<'a, T> {
             .checked_mul(stride)
             .and_then(|last| last.checked_add(offset)?.checked_add(width))
             .filter(|&needed| needed <= buffer.len());
+        let first = buffer.ptr().offset(offset);
+        if !first.address().is_multiple_of(ROW_BYTES) {
+            return Err(Error::usage(format!(
+                "{name}: row 0 lies at {first:?}, expected a multiple of {ROW_BYTES} bytes; begin the buffer at one"
+            )));
+        }
         match needed {
-            Some(_) => Ok(buffer.ptr().offset(offset)),
+            Some(_) => Ok(first),
             None => Err(Error::usage(format!(
                 "{name}: {rows} rows of {width} elements at a stride of {stride} from element {offset} do not \
                  fit a buffer of {}; give a larger one",

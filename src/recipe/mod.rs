@@ -1,31 +1,23 @@
 //! A recipe: everything that decides a run, as TOML. Named recipes are embedded in the binary,
 //! extend each other with `extends`, and are overridden on the command line with `--set`.
 //!
-//! The lowest room of the house: every other one reads its settings from here.
+//! Every other room reads its settings from here; what single operations are told stands in [`ops`](crate::ops).
 
 use serde::{Deserialize, Serialize};
-
-macro_rules! choice {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name { $($(#[$doc])* #[serde(rename = $text)] $variant),+ }
-    };
-}
 
 mod data;
 pub mod load;
 mod model;
-mod position;
-mod rope;
 pub mod shapes;
 mod train;
 mod validate;
 
+pub use crate::ops::{
+    GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
+    PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
+};
 pub use data::*;
 pub use model::*;
-pub use position::*;
-pub use rope::*;
 pub use train::*;
 pub use validate::MAX_SIDE;
 

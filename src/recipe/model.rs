@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{PositionConfig, RopeConfig};
+use super::{GeluKind, NormKind, PositionConfig, QkNormKind, RopeConfig};
 use crate::error::{Error, Result};
 
 /// The network. `shape` gives width, depth, mlp and heads; a non-zero value of these overrides it.
@@ -104,40 +104,6 @@ choice! {
         Serial = "serial",
         /// `x + attn(y) + mlp(y)` with one shared `y = norm(x)` (ViT-22B).
         Parallel = "parallel",
-    }
-}
-
-choice! {
-    /// Normalisation of the residual stream.
-    NormKind {
-        /// Centred, divided by the standard deviation.
-        LayerNorm = "layernorm",
-        /// Divided by the root mean square.
-        Rms = "rmsnorm",
-    }
-}
-
-choice! {
-    /// Normalisation of queries and keys over the head dimension.
-    QkNormKind {
-        /// None.
-        None = "none",
-        /// Root mean square, with a gain.
-        Rms = "rms",
-        /// LayerNorm with a gain and no bias.
-        LayerNorm = "layernorm",
-        /// LayerNorm with gain and bias (timm).
-        LayerNormBias = "layernorm-bias",
-    }
-}
-
-choice! {
-    /// GELU variant.
-    GeluKind {
-        /// Exact.
-        Erf = "erf",
-        /// tanh approximation.
-        Tanh = "tanh",
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::LossKind;
+
 choice! {
     /// Shape of the learning rate after warm-up.
     ScheduleKind {
@@ -23,16 +25,6 @@ choice! {
         AdamW = "adamw",
         /// The same step of every parameter that decays, scaled to the parameter's norm.
         Lamb = "lamb",
-    }
-}
-
-choice! {
-    /// Training loss.
-    LossKind {
-        /// Softmax cross-entropy.
-        Softmax = "softmax",
-        /// Sigmoid cross-entropy, summed over classes.
-        Sigmoid = "sigmoid",
     }
 }
 

@@ -256,6 +256,7 @@ fn impossible_gradients_are_refused() {
             lse: &lse,
             dout: row,
             affine: [None; 4],
+            rope: None,
             cu_seqlens: &cu_seqlens,
             schedule: &right,
             dq: row,

@@ -1,12 +1,12 @@
 //! A batch for the attention kernels, and what the CPU device in f64 makes of it.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use trencadis::cpu::attention::forward as oracle;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::device::{Buffer, Device};
-use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Schedule, Statistics};
+use trencadis::kernels::{Element, Rows};
 use trencadis::recipe::{QkNormKind, Rope};
 
 use crate::support::numbers::random;
@@ -16,16 +16,62 @@ pub const FOREIGN: usize = 8;
 /// What stands there.
 const MARK: u16 = 0x4321;
 
+/// What the operands of a case are made of.
+pub trait Operand: Element {
+    /// How much smaller its last place is than that of bf16, and so what is asked of the kernels.
+    const FINER: f64;
+
+    fn of(x: f64) -> Self;
+
+    fn wide(self) -> f64;
+}
+
+impl Operand for bf16 {
+    const FINER: f64 = 1.0;
+
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+impl Operand for f16 {
+    const FINER: f64 = 8.0;
+
+    fn of(x: f64) -> Self {
+        Self::from_f64(x)
+    }
+
+    fn wide(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+/// What stands in columns of others.
+pub fn mark<E: Operand>() -> E {
+    bytemuck::cast(MARK)
+}
+
+/// Whether it still does.
+pub fn is_mark<E: Operand>(x: &E) -> bool {
+    bytemuck::cast::<E, u16>(*x) == MARK
+}
+
 /// Images of `lengths` tokens with a tail of padding full of NaN.
 #[derive(Clone)]
-pub struct Case {
+pub struct Case<E: Operand = bf16> {
     pub config: AttentionConfig,
     pub cu_seqlens: Vec<i32>,
     pub tokens: usize,
     /// `[T][q | k | v | foreign]`.
-    pub qkv: Vec<bf16>,
+    pub qkv: Vec<E>,
     /// γq, βq, γk, βk.
     pub affine: [Option<Vec<f32>>; 4],
+    /// `[T, head_dim/2, 2]`, cosine and sine, where the config has a rotation.
+    pub rope: Option<Vec<f32>>,
 }
 
 /// How a case is run.
@@ -46,8 +92,8 @@ pub struct Run {
 }
 
 #[derive(Clone, PartialEq)]
-pub struct Answer {
-    pub out: Vec<bf16>,
+pub struct Answer<E: Operand = bf16> {
+    pub out: Vec<E>,
     pub lse: Vec<f32>,
     /// Means and deviations of q, of k.
     pub statistics: [Vec<f32>; 4],
@@ -67,42 +113,82 @@ pub fn config(norm: QkNormKind, heads: usize, head_dim: usize) -> AttentionConfi
     AttentionConfig { heads, kv_heads: heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: false, rope }
 }
 
+/// Angles of `used` tokens and NaN for those behind; every fifth has none, like tokens without a place.
+fn table(used: usize, tokens: usize, head_dim: usize) -> Vec<f32> {
+    let angles = random::<f64>(used * head_dim / 2, 8);
+    let angle = |i: usize| if i / (head_dim / 2) % 5 == 0 { 0.0 } else { 4.0 * angles[i] };
+    let pairs = (0..angles.len()).flat_map(|i| [angle(i).cos() as f32, angle(i).sin() as f32]);
+    pairs.chain(std::iter::repeat(f32::NAN)).take(tokens * head_dim).collect()
+}
+
 impl Case {
-    /// All gains and biases are there, as far as the norm has any.
+    /// One of bf16.
     pub fn new(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
+        Self::of(config, lengths, tail)
+    }
+}
+
+impl<E: Operand> Case<E> {
+    /// All gains and biases are there, as far as the norm has any.
+    pub fn of(config: AttentionConfig, lengths: &[usize], tail: usize) -> Self {
         let used: usize = lengths.iter().sum();
         let tokens = used + tail;
-        let width = config.heads * config.head_dim;
-        let mut values = random::<f64>(used * 3 * width, 3).into_iter();
+        let width = config.qkv_width();
+        let mut values = random::<f64>(used * width, 3).into_iter();
         let mut qkv = Vec::new();
         for row in 0..tokens {
             // A mean that LayerNorm must take off, unlike for every row.
             let offset = (row % 5) as f64 * 0.25;
-            qkv.extend(
-                (0..3 * width).map(|_| values.next().map_or(bf16::NAN, |x| bf16::from_f64(x + offset))),
-            );
-            qkv.extend([bf16::NAN; FOREIGN]);
+            qkv.extend((0..width).map(|_| E::of(values.next().map_or(f64::NAN, |x| x + offset))));
+            qkv.extend([E::of(f64::NAN); FOREIGN]);
         }
-        let len = if config.gain_per_head { width } else { config.head_dim };
-        let affine = |seed: u64, one: f32| {
-            let x = random::<f32>(len, seed);
+        let affine = |heads: usize, seed: u64, one: f32| {
+            let heads = if config.gain_per_head { heads } else { 1 };
+            let x = random::<f32>(heads * config.head_dim, seed);
             Some(x.into_iter().map(|x| one + 0.2 * x).collect())
         };
         let biased = config.norm == QkNormKind::LayerNormBias;
         let affine = match config.norm {
             QkNormKind::None => [const { None }; 4],
             _ => [
-                affine(4, 1.0),
-                affine(5, 0.0).filter(|_| biased),
-                affine(6, 1.0),
-                affine(7, 0.0).filter(|_| biased),
+                affine(config.heads, 4, 1.0),
+                affine(config.heads, 5, 0.0).filter(|_| biased),
+                affine(config.kv_heads, 6, 1.0),
+                affine(config.kv_heads, 7, 0.0).filter(|_| biased),
             ],
         };
-        Self { config, cu_seqlens: starts(lengths), tokens, qkv, affine }
+        let rope = (config.rope != Rope::None).then(|| table(used, tokens, config.head_dim));
+        Self { config, cu_seqlens: starts(lengths), tokens, qkv, affine, rope }
     }
 
     pub fn width(&self) -> usize {
         self.config.heads * self.config.head_dim
+    }
+
+    /// Columns of a row of q, k and v, and of others.
+    pub fn stride(&self) -> usize {
+        self.config.qkv_width() + FOREIGN
+    }
+
+    /// First columns of q, k and v.
+    pub fn offsets(&self) -> [usize; 3] {
+        [0, self.width(), self.width() + self.config.kv_width()]
+    }
+
+    /// Used rows of q, k and v, `[q | k | v]`.
+    pub fn used_rows(&self) -> Vec<f64> {
+        let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
+        (self.qkv.chunks(self.stride()).take(used))
+            .flat_map(|row| row[..self.config.qkv_width()].iter().map(|x| x.wide()))
+            .collect()
+    }
+
+    /// Angles of the used rows.
+    pub fn used_rope(&self) -> Option<Vec<f64>> {
+        let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
+        let wide =
+            |table: &Vec<f32>| table[..used * self.config.head_dim].iter().map(|&x| x.into()).collect();
+        self.rope.as_ref().map(wide)
     }
 
     pub fn attention(&self) -> Attention {
@@ -125,42 +211,46 @@ impl Case {
         plan
     }
 
-    pub fn run(&self, device: &Device, run: Run) -> Answer {
+    pub fn run(&self, device: &Device, run: Run) -> Answer<E> {
         let (answer, schedule) = self.launch(device, run, Some(&self.cu_seqlens));
         schedule.check().unwrap();
         answer
     }
 
     /// The same with what is wrong with `cu_seqlens` left to the device.
-    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer {
+    pub fn run_unchecked(&self, device: &Device, run: Run) -> Answer<E> {
         let (answer, schedule) = self.launch(device, run, None);
         schedule.check().unwrap_err();
         answer
     }
 
-    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer, Schedule) {
+    fn launch(&self, device: &Device, run: Run, host: Option<&[i32]>) -> (Answer<E>, Schedule) {
         let plan = self.plan(device, run);
-        let (width, rows) = (self.width(), self.tokens * self.config.heads);
+        let (width, stride) = (self.width(), self.stride());
         let slots = self.cu_seqlens.len() - 1;
         let stream = device.stream().unwrap();
         let qkv = device.upload(&self.qkv).unwrap();
-        let out = device.upload(&vec![bf16::from_bits(MARK); self.tokens * (width + FOREIGN)]).unwrap();
-        let lse = device.alloc::<f32>(rows).unwrap();
-        let statistics = [(); 4].map(|()| device.alloc::<f32>(rows).unwrap());
+        let out = device.upload(&vec![mark::<E>(); self.tokens * (width + FOREIGN)]).unwrap();
+        let of_rows = |heads: usize| device.alloc::<f32>(self.tokens * heads).unwrap();
+        let AttentionConfig { heads, kv_heads, .. } = self.config;
+        let lse = of_rows(heads);
+        let statistics = [heads, heads, kv_heads, kv_heads].map(of_rows);
         let [q_mean, q_rstd, k_mean, k_rstd] = &statistics;
         let affine = self.affine.each_ref().map(|x| x.as_ref().map(|x| device.upload(x).unwrap()));
+        let rope = self.rope.as_ref().map(|x| device.upload(x).unwrap());
         let cu_seqlens = device.upload(&self.cu_seqlens).unwrap();
         let schedule = Schedule::new(device, plan.limits, self.tokens, slots)
             .unwrap()
             .with_longest(run.longest.unwrap_or(self.tokens));
         let bytes = self.attention().forward_workspace_bytes(&plan, schedule.longest());
         let workspace = (bytes > 0).then(|| device.alloc::<u8>(bytes).unwrap());
-        let part = |i: usize| Rows { buffer: &qkv, offset: i * width, stride: 3 * width + FOREIGN };
+        let [q, k, v] = self.offsets().map(|offset| Rows { buffer: &qkv, offset, stride });
         let operands = Forward {
-            q: part(0),
-            k: part(1),
-            v: part(2),
+            q,
+            k,
+            v,
             affine: affine.each_ref().map(Option::as_ref),
+            rope: rope.as_ref(),
             cu_seqlens: &cu_seqlens,
             schedule: &schedule,
             out: Rows { buffer: &out, offset: 0, stride: width + FOREIGN },
@@ -175,7 +265,7 @@ impl Case {
         let mut out = Vec::new();
         for row in all.chunks(width + FOREIGN) {
             out.extend(&row[..width]);
-            assert!(row[width..].iter().all(|x| x.to_bits() == MARK), "columns of others were written");
+            assert!(row[width..].iter().all(is_mark), "columns of others were written");
         }
         let statistics =
             if run.statistics { statistics.each_ref().map(read) } else { [const { Vec::new() }; 4] };
@@ -185,10 +275,7 @@ impl Case {
     /// Result and log-sum-exp of the used rows on the CPU device.
     pub fn expected(&self) -> (Vec<f64>, Vec<f64>) {
         let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
-        let width = self.width();
-        let qkv: Vec<f64> = (self.qkv.chunks(3 * width + FOREIGN).take(used))
-            .flat_map(|row| row[..3 * width].iter().map(|x| x.to_f64()))
-            .collect();
+        let (width, rope) = (self.width(), self.used_rope());
         let affine = self
             .affine
             .each_ref()
@@ -196,19 +283,20 @@ impl Case {
         let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
         let (mut out, mut lse) = (vec![f64::NAN; used * width], vec![f64::NAN; used * self.config.heads]);
         let affine = QkAffine { q_gain, k_gain, q_bias, k_bias };
-        oracle(&self.config, &mut out, &mut lse, &qkv, affine, None, &self.cu_seqlens);
+        let qkv = self.used_rows();
+        oracle(&self.config, &mut out, &mut lse, &qkv, affine, rope.as_deref(), &self.cu_seqlens);
         (out, lse)
     }
 
     /// Means and deviations of q and k of the used rows, in f64.
     pub fn expected_statistics(&self) -> [Vec<f64>; 4] {
-        let used = self.cu_seqlens[self.cu_seqlens.len() - 1] as usize;
         let (width, dim) = (self.width(), self.config.head_dim);
         let mut all = [const { Vec::new() }; 4];
-        for row in self.qkv.chunks(3 * width + FOREIGN).take(used) {
-            for (part, both) in all.chunks_mut(2).enumerate() {
-                for head in row[part * width..][..width].chunks(dim) {
-                    let sum = |f: &dyn Fn(f64) -> f64| head.iter().map(|x| f(x.to_f64())).sum::<f64>();
+        for row in self.used_rows().chunks(self.config.qkv_width()) {
+            let (q, k) = (&row[..width], &row[width..][..self.config.kv_width()]);
+            for (part, both) in [q, k].into_iter().zip(all.chunks_mut(2)) {
+                for head in part.chunks(dim) {
+                    let sum = |f: &dyn Fn(f64) -> f64| head.iter().map(|&x| f(x)).sum::<f64>();
                     let mean =
                         if self.config.norm == QkNormKind::Rms { 0.0 } else { sum(&|x| x) / dim as f64 };
                     let variance = sum(&|x| (x - mean) * (x - mean)) / dim as f64;
@@ -222,14 +310,15 @@ impl Case {
 
     /// Runs, and compares with the CPU device; rows that belong to no image must be zeros.
     #[track_caller]
-    pub fn check(&self, device: &Device, run: Run) -> Answer {
-        let name = format!("{:?} {:?}", self.config, self.cu_seqlens);
+    pub fn check(&self, device: &Device, run: Run) -> Answer<E> {
+        let name = format!("{} {:?} {:?}", E::NAME, self.config, self.cu_seqlens);
         let answer = self.run(device, run);
         let (out, lse) = self.expected();
-        let bits: Vec<f64> = answer.out.iter().map(|x| x.to_f64()).collect();
-        alike(&format!("out of {name}"), &bits, &out, 2e-5, 1e-2);
-        // Without a norm the operands of the scores are exact.
-        let tolerance = if self.config.norm == QkNormKind::None { 2e-5 } else { 2e-2 };
+        let wide: Vec<f64> = answer.out.iter().map(|x| x.wide()).collect();
+        alike(&format!("out of {name}"), &wide, &out, 2e-5 / E::FINER.powi(2), 1e-2 / E::FINER);
+        // Without a norm and a rotation the operands of the scores are exact.
+        let exact = self.config.norm == QkNormKind::None && self.rope.is_none();
+        let tolerance = if exact { 2e-5 } else { 2e-2 / E::FINER };
         near(&format!("lse of {name}"), &answer.lse, &lse, tolerance);
         if run.statistics {
             for (got, want) in answer.statistics.iter().zip(&self.expected_statistics()) {

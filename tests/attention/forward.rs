@@ -298,6 +298,7 @@ fn operands_that_do_not_fit_are_refused() {
             k: rows(128, 392),
             v: rows(256, 392),
             affine: [None; 4],
+            rope: None,
             cu_seqlens: &cu_seqlens,
             schedule: &schedule,
             out: Rows::dense(&out, 128),

@@ -2,19 +2,17 @@
 
 use half::bf16;
 
-use trencadis::cpu::attention::{QkAffine, QkAffineGrad, backward as oracle};
+use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward as oracle};
 use trencadis::device::{Device, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
 use trencadis::recipe::QkNormKind;
 
-use crate::case::{Answer, Case, FOREIGN, Run, alike};
+use crate::case::{Answer, Case, FOREIGN, Operand, Run, alike, is_mark, mark};
 use crate::support::numbers::random;
 
 /// What gradients of gains and biases are added to.
 pub const BEFORE: f32 = 0.75;
-/// What stands in columns of others.
-pub const MARK: u16 = 0x4321;
 
 /// How a case is run.
 #[derive(Clone, Copy, Default)]
@@ -34,20 +32,20 @@ pub const LONG: Way = Way { short: Some(0), blocks: Some(3), accumulate: false, 
 
 /// Gradients: rows of q, k and v, all of them; of γq, βq, γk, βk.
 #[derive(Clone, PartialEq)]
-pub struct Gradients {
-    pub rows: [Vec<bf16>; 3],
+pub struct Gradients<E: Operand = bf16> {
+    pub rows: [Vec<E>; 3],
     pub affine: [Vec<f32>; 4],
 }
 
 /// Gradients of the result, NaN where no image is.
-pub fn dout(case: &Case) -> Vec<bf16> {
+pub fn dout<E: Operand>(case: &Case<E>) -> Vec<E> {
     let used = *case.cu_seqlens.last().unwrap() as usize * case.width();
-    let mut dout: Vec<bf16> = random::<f64>(used, 11).into_iter().map(bf16::from_f64).collect();
-    dout.resize(case.tokens * case.width(), bf16::NAN);
+    let mut dout: Vec<E> = random::<f64>(used, 11).into_iter().map(E::of).collect();
+    dout.resize(case.tokens * case.width(), E::of(f64::NAN));
     dout
 }
 
-pub fn plan(case: &Case, device: &Device, way: Way) -> BackwardPlan {
+pub fn plan<E: Operand>(case: &Case<E>, device: &Device, way: Way) -> BackwardPlan {
     let mut plan = case.attention().backward_plan(device.info()).unwrap();
     if let Some(short) = way.short {
         plan = BackwardPlan::with_short_limit(plan.instance, short, device.info()).unwrap();
@@ -57,48 +55,55 @@ pub fn plan(case: &Case, device: &Device, way: Way) -> BackwardPlan {
 }
 
 /// The result of the forward kernels, NaN where no image is.
-pub fn forward(case: &Case, device: &Device) -> Answer {
+pub fn forward<E: Operand>(case: &Case<E>, device: &Device) -> Answer<E> {
     let mut answer = case.run(device, Run::default());
     let used = *case.cu_seqlens.last().unwrap() as usize;
-    answer.out[used * case.width()..].fill(bf16::NAN);
+    answer.out[used * case.width()..].fill(E::of(f64::NAN));
     answer.lse[used * case.config.heads..].fill(f32::NAN);
     answer
 }
 
-pub fn run(case: &Case, device: &Device, way: Way, answer: &Answer, dout: &[bf16]) -> Gradients {
+pub fn run<E: Operand>(
+    case: &Case<E>,
+    device: &Device,
+    way: Way,
+    answer: &Answer<E>,
+    dout: &[E],
+) -> Gradients<E> {
     let attention = case.attention();
     let plan = plan(case, device, way);
-    let (width, slots) = (case.width(), case.cu_seqlens.len() - 1);
+    let (width, stride, slots) = (case.width(), case.stride(), case.cu_seqlens.len() - 1);
     let stream: Stream = device.stream().unwrap();
     let qkv = device.upload(&case.qkv).unwrap();
-    let mark = vec![bf16::from_bits(MARK); case.tokens * (3 * width + FOREIGN)];
+    let mark = vec![mark::<E>(); case.tokens * stride];
     let dqkv = device.upload(&mark).unwrap();
     let out = device.upload(&answer.out).unwrap();
     let dout = device.upload(dout).unwrap();
     let lse = device.upload(&answer.lse).unwrap();
     let affine = case.affine.each_ref().map(|x| x.as_ref().map(|x| device.upload(x).unwrap()));
-    let heads = if case.config.gain_per_head { case.config.heads } else { 1 };
-    let before = vec![BEFORE; heads * case.config.head_dim];
-    let daffine = [(); 4].map(|()| device.upload(&before).unwrap());
+    let rope = case.rope.as_ref().map(|x| device.upload(x).unwrap());
+    let daffine = affine_lengths(case).map(|len| device.upload(&vec![BEFORE; len]).unwrap());
     let accumulate = device.upload(&[i32::from(way.accumulate)]).unwrap();
     let cu_seqlens = device.upload(&case.cu_seqlens).unwrap();
     let longest = way.longest.unwrap_or(case.tokens);
     let schedule = Schedule::new(device, plan.limits, case.tokens, slots).unwrap().with_longest(longest);
     let workspace = device.alloc::<u8>(attention.backward_workspace_bytes(&plan, longest, true)).unwrap();
-    let part = |buffer, i: usize| Rows { buffer, offset: i * width, stride: 3 * width + FOREIGN };
+    let [q, k, v] = case.offsets().map(|offset| Rows { buffer: &qkv, offset, stride });
+    let [dq, dk, dv] = case.offsets().map(|offset| Rows { buffer: &dqkv, offset, stride });
     let operands = Backward {
-        q: part(&qkv, 0),
-        k: part(&qkv, 1),
-        v: part(&qkv, 2),
+        q,
+        k,
+        v,
         out: Rows::dense(&out, width),
         lse: &lse,
         dout: Rows::dense(&dout, width),
         affine: affine.each_ref().map(Option::as_ref),
+        rope: rope.as_ref(),
         cu_seqlens: &cu_seqlens,
         schedule: &schedule,
-        dq: part(&dqkv, 0),
-        dk: part(&dqkv, 1),
-        dv: part(&dqkv, 2),
+        dq,
+        dk,
+        dv,
         daffine: daffine.each_ref().map(Some),
         accumulate: Some(&accumulate),
         workspace: &workspace,
@@ -107,30 +112,35 @@ pub fn run(case: &Case, device: &Device, way: Way, answer: &Answer, dout: &[bf16
     attention.backward(&stream, &plan, &operands).unwrap();
     schedule.check().unwrap();
     let mut rows = [const { Vec::new() }; 3];
-    for row in dqkv.download().unwrap().chunks(3 * width + FOREIGN) {
-        for (rows, row) in rows.iter_mut().zip(row.chunks(width)) {
-            rows.extend_from_slice(row);
+    let [_, k, v] = case.offsets();
+    for row in dqkv.download().unwrap().chunks(stride) {
+        let (own, others) = row.split_at(stride - FOREIGN);
+        for (rows, part) in rows.iter_mut().zip([&own[..k], &own[k..v], &own[v..]]) {
+            rows.extend_from_slice(part);
         }
-        assert!(row[3 * width..].iter().all(|x| x.to_bits() == MARK), "columns of others were written");
+        assert!(others.iter().all(is_mark), "columns of others were written");
     }
     Gradients { rows, affine: daffine.each_ref().map(|x| x.download().unwrap()) }
 }
 
+/// Elements of γq, βq, γk and βk.
+fn affine_lengths<E: Operand>(case: &Case<E>) -> [usize; 4] {
+    let AttentionConfig { heads, kv_heads, head_dim, gain_per_head, .. } = case.config;
+    [heads, heads, kv_heads, kv_heads].map(|heads| if gain_per_head { heads } else { 1 } * head_dim)
+}
+
 /// Gradients of the used rows, and of gains and biases, on the CPU device.
-pub fn expected(case: &Case, answer: &Answer) -> ([Vec<f64>; 3], [Vec<f64>; 4]) {
+pub fn expected<E: Operand>(case: &Case<E>, answer: &Answer<E>) -> ([Vec<f64>; 3], [Vec<f64>; 4]) {
     let (width, config) = (case.width(), case.config);
     let used = *case.cu_seqlens.last().unwrap() as usize;
-    let wide = |x: &[bf16], len: usize| x[..len].iter().map(|x| x.to_f64()).collect::<Vec<_>>();
-    let qkv: Vec<f64> = (case.qkv.chunks(3 * width + FOREIGN).take(used))
-        .flat_map(|row| row[..3 * width].iter().map(|x| x.to_f64()))
-        .collect();
+    let wide = |x: &[E], len: usize| x[..len].iter().map(|x| x.wide()).collect::<Vec<_>>();
+    let (qkv, rope) = (case.used_rows(), case.used_rope());
     let affine =
         case.affine.each_ref().map(|x| x.as_ref().map(|x| x.iter().map(|&x| x.into()).collect::<Vec<f64>>()));
     let [q_gain, q_bias, k_gain, k_bias] = affine.each_ref().map(Option::as_deref);
-    let heads = if config.gain_per_head { config.heads } else { 1 };
-    let mut daffine = [(); 4].map(|()| vec![0.0; heads * config.head_dim]);
+    let mut daffine = affine_lengths(case).map(|len| vec![0.0; len]);
     let [dq_gain, dq_bias, dk_gain, dk_bias] = daffine.each_mut().map(|x| Some(x.as_mut_slice()));
-    let mut dqkv = vec![f64::NAN; used * 3 * width];
+    let mut dqkv = vec![f64::NAN; used * config.qkv_width()];
     let lse: Vec<f64> = answer.lse[..used * config.heads].iter().map(|&x| x.into()).collect();
     oracle(
         &config,
@@ -141,28 +151,32 @@ pub fn expected(case: &Case, answer: &Answer) -> ([Vec<f64>; 3], [Vec<f64>; 4]) 
         &lse,
         &qkv,
         QkAffine { q_gain, k_gain, q_bias, k_bias },
-        None,
+        rope.as_deref(),
         &case.cu_seqlens,
     );
     let mut rows = [const { Vec::new() }; 3];
-    for row in dqkv.chunks(width).enumerate() {
-        rows[row.0 % 3].extend_from_slice(row.1);
+    let [_, k, v] = case.offsets();
+    for row in dqkv.chunks(config.qkv_width()) {
+        for (rows, part) in rows.iter_mut().zip([&row[..k], &row[k..v], &row[v..]]) {
+            rows.extend_from_slice(part);
+        }
     }
     (rows, daffine)
 }
 
 /// Runs, and compares with the CPU device; rows that belong to no image must be zeros.
 #[track_caller]
-pub fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
+pub fn check<E: Operand>(case: &Case<E>, device: &Device, ways: &[Way]) -> Vec<Gradients<E>> {
     let answer = forward(case, device);
     let (rows, affine) = expected(case, &answer);
+    let (metric, largest) = (|of_bf16: f64| of_bf16 / E::FINER.powi(2), 2e-2 / E::FINER);
     let mut all = Vec::new();
     for &way in ways {
-        let name = format!("{:?} {:?} short {:?}", case.config, case.cu_seqlens, way.short);
+        let name = format!("{} {:?} {:?} short {:?}", E::NAME, case.config, case.cu_seqlens, way.short);
         let got = run(case, device, way, &answer, &dout(case));
         for ((got, want), of) in got.rows.iter().zip(&rows).zip(["dq", "dk", "dv"]) {
-            let got: Vec<f64> = got.iter().map(|x| x.to_f64()).collect();
-            alike(&format!("{of} of {name}"), &got, want, 2e-5, 2e-2);
+            let got: Vec<f64> = got.iter().map(|x| x.wide()).collect();
+            alike(&format!("{of} of {name}"), &got, want, metric(2e-5), largest);
         }
         for (i, of) in ["dq_gain", "dq_bias", "dk_gain", "dk_bias"].into_iter().enumerate() {
             if case.config.norm == QkNormKind::None {
@@ -177,7 +191,7 @@ pub fn check(case: &Case, device: &Device, ways: &[Way]) -> Vec<Gradients> {
                 let worst = sums.iter().fold(0f64, |max, x| max.max(x.abs())) / scale;
                 assert!(worst < 0.1, "{of} of {name}: {worst}");
             } else {
-                alike(&format!("{of} of {name}"), &sums, &affine[i], 5e-5, 2e-2);
+                alike(&format!("{of} of {name}"), &sums, &affine[i], metric(5e-5), largest);
             }
         }
         all.push(got);

@@ -3,6 +3,7 @@
 mod backward;
 mod case;
 mod cpu;
+mod f16;
 mod forward;
 mod gradients;
 mod schedule;

@@ -116,7 +116,7 @@ fn the_attention_for_hopper_keeps_its_roles() {
         report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_attention_forward").expect("it was built");
     let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
     for instance in HOPPER_INSTANCES {
-        let place = (instance.forward(Schedule::Short), "sm_90a".to_owned());
+        let place = (instance.forward(Schedule::Short, "bf16"), "sm_90a".to_owned());
         let (code, uses) = (dump.instructions[&place], dump.resources[&place]);
         let warpgroups = instance.hopper.unwrap() as u32;
         let [copies, multiplies] = code.roles;

@@ -1,6 +1,6 @@
 //! Instructions against what the PTX manual says of them.
 
-use half::bf16;
+use half::{bf16, f16};
 use trencadis::device::emulator::EmulatorOptions;
 
 use crate::{Case, ramp};
@@ -42,6 +42,38 @@ fn the_three_forms_of_mma_agree() {
     let result = Case::new("planted_mma_forms", 32, 3 * 16 * 8).a(&a).b(&b).answer::<f32>();
     for form in result.chunks(16 * 8) {
         assert_eq!(form, expected);
+    }
+    let of_f16 = |x: &[bf16]| x.iter().map(|x| f16::from_f32(x.to_f32())).collect::<Vec<_>>();
+    let (a, b) = (of_f16(&a), of_f16(&b));
+    let result = Case::new("planted_mma_forms_f16", 32, 3 * 16 * 8).a(&a).b(&b).answer::<f32>();
+    for form in result.chunks(16 * 8) {
+        assert_eq!(form, expected);
+    }
+}
+
+/// Every f16, what lies halfway to the next one, and beside both; what is too small, too large or no number.
+#[test]
+fn conversions_of_f16_round_to_nearest_even() {
+    let mut a =
+        vec![0.0, f32::MIN_POSITIVE, 1e-40, 2f32.powi(-25), 65519.996, 65520.0, f32::MAX, f32::INFINITY];
+    a.extend([f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001)]);
+    for bits in 0..f16::INFINITY.to_bits() {
+        let (x, next) = (f16::from_bits(bits).to_f32(), f16::from_bits(bits + 1).to_f32());
+        let middle = if next.is_finite() { (x + next) / 2.0 } else { 65520.0 };
+        a.extend([x.next_up(), middle.next_down(), middle, middle.next_up(), x]);
+    }
+    let case = Case::new("planted_conversions_f16", 64, 2 * a.len()).a(&a).n(a.len() as i32);
+    let result = case.run::<u32>(EmulatorOptions::default()).unwrap_or_else(|fault| panic!("{fault}"));
+    for (&x, result) in a.iter().zip(result.chunks(2)) {
+        let (lower, upper) = (f16::from_bits(result[0] as u16), f16::from_bits((result[0] >> 16) as u16));
+        if x.is_nan() {
+            // As the hardware has it.
+            assert_eq!((result[0], f32::from_bits(result[1]).is_nan()), (0x7fff_7fff, true));
+            continue;
+        }
+        assert_eq!(lower.to_bits(), f16::from_f32(x).to_bits(), "{x:e}");
+        assert_eq!(upper.to_bits(), f16::from_f32(-x).to_bits(), "-{x:e}");
+        assert_eq!(result[1], lower.to_f32().to_bits(), "{x:e} and back");
     }
 }
 

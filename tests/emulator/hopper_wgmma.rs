@@ -1,7 +1,7 @@
 //! Matrix instructions of a warpgroup against a plain product, and what goes wrong with them.
 
 use bytemuck::{Pod, Zeroable};
-use half::bf16;
+use half::{bf16, f16};
 use trencadis::device::{Launch, TensorMap, TensorSwizzle};
 
 use crate::hopper::{Machine, Tensor, answer, fault, integers, line_of, run};
@@ -23,6 +23,8 @@ struct Params {
 const A_TRANSPOSED: i32 = 1;
 const B_TRANSPOSED: i32 = 2;
 const FRAGMENTS: i32 = 4;
+/// Operands of f16, for the kernel that takes them.
+const F16: i32 = 8;
 
 fn launch(n: usize) -> Launch {
     Launch::new([1; 3], 128, 1024 + 8192 * (1 + n.div_ceil(64) as u32))
@@ -60,6 +62,8 @@ fn prepare_boxes(
         } else {
             (x.to_vec(), [depth as u32, rows as u32])
         };
+        let f16 = |x: &bf16| bf16::from_bits(f16::from_f32(x.to_f32()).to_bits());
+        let values = if variant & F16 != 0 { values.iter().map(f16).collect() } else { values };
         machine.tensor(&Tensor::bf16(&values, &sizes, &[width, 64], swizzle))
     };
     Params {
@@ -93,6 +97,15 @@ fn every_n_in_both_majors_and_from_registers() {
                     .unwrap_or_else(|fault| panic!("{fault}"));
             assert!(result == expected, "N {n}, variant {variant}");
         }
+    }
+}
+
+#[test]
+fn operands_of_f16() {
+    for variant in [0, A_TRANSPOSED | B_TRANSPOSED, FRAGMENTS] {
+        let result: Vec<f32> =
+            answer("hopper_wgmma_f16", launch(64), |machine| prepare(machine, 64, 128, variant | F16));
+        assert!(result == reference(64, 128), "variant {variant}");
     }
 }
 

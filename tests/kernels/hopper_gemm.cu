@@ -73,7 +73,7 @@ DEVICE void multiply(const Params& p, const Layout& shared, uint32_t group)
         ptx::wgmma_fence(d);
         UNROLL
         for (int step = 0; step < 4; step++) {
-            ptx::wgmma<128>(d, ptx::wgmma_advance(a, 32 * step), ptx::wgmma_advance(b, 32 * step), i + step > 0);
+            ptx::wgmma<bf16, 128>(d, ptx::wgmma_advance(a, 32 * step), ptx::wgmma_advance(b, 32 * step), i + step > 0);
         }
         ptx::wgmma_commit();
         if (BUG == Bug::early_release) {

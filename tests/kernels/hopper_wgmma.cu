@@ -43,20 +43,20 @@ DEVICE void write(float* c, const float (&d)[N / 2])
 }
 
 // 64 of k: four steps of 16.
-template <int N, bool A_TRANSPOSED, bool B_TRANSPOSED>
+template <class E, int N, bool A_TRANSPOSED, bool B_TRANSPOSED>
 DEVICE void multiply_64(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate)
 {
     UNROLL
     for (int k = 0; k < 4; k++) {
-        ptx::wgmma<N, A_TRANSPOSED, B_TRANSPOSED>(d, ptx::wgmma_advance(a, k * (A_TRANSPOSED ? 2048 : 32)),
-                                                  ptx::wgmma_advance(b, k * (B_TRANSPOSED ? 2048 : 32)),
-                                                  accumulate || k > 0);
+        ptx::wgmma<E, N, A_TRANSPOSED, B_TRANSPOSED>(d, ptx::wgmma_advance(a, k * (A_TRANSPOSED ? 2048 : 32)),
+                                                     ptx::wgmma_advance(b, k * (B_TRANSPOSED ? 2048 : 32)),
+                                                     accumulate || k > 0);
     }
 }
 
 // c = a bᵀ for a warpgroup: a [64, depth] and b [N, depth], or their transposes where MN-major, in panels of 64 x 64
 // that are copied by the tensor memory accelerator.
-template <int N, Bug BUG = Bug::none>
+template <int N, Bug BUG = Bug::none, class E = bf16>
 DEVICE void product(const Params& p)
 {
     constexpr int panels = (N + 63) / 64;
@@ -97,21 +97,21 @@ DEVICE void product(const Params& p)
                 ptx::ldmatrix_x4(fragment, tile_a + row * 128 + ((chunk ^ row % 8) << 4));
                 ptx::wgmma_fence(d);
                 if (b_transposed) {
-                    ptx::wgmma<N, true>(d, fragment, ptx::wgmma_advance(b, step * 2048), k + step > 0);
+                    ptx::wgmma<E, N, true>(d, fragment, ptx::wgmma_advance(b, step * 2048), k + step > 0);
                 } else {
-                    ptx::wgmma<N>(d, fragment, ptx::wgmma_advance(b, step * 32), k + step > 0);
+                    ptx::wgmma<E, N>(d, fragment, ptx::wgmma_advance(b, step * 32), k + step > 0);
                 }
                 ptx::wgmma_commit();
                 ptx::wgmma_wait<0>(d);
             }
         } else if (a_transposed && b_transposed) {
-            multiply_64<N, true, true>(d, a, b, k > 0);
+            multiply_64<E, N, true, true>(d, a, b, k > 0);
         } else if (a_transposed) {
-            multiply_64<N, true, false>(d, a, b, k > 0);
+            multiply_64<E, N, true, false>(d, a, b, k > 0);
         } else if (b_transposed) {
-            multiply_64<N, false, true>(d, a, b, k > 0);
+            multiply_64<E, N, false, true>(d, a, b, k > 0);
         } else {
-            multiply_64<N, false, false>(d, a, b, k > 0);
+            multiply_64<E, N, false, false>(d, a, b, k > 0);
         }
         ptx::wgmma_commit();
         if (BUG == Bug::read_before_wait) write<N>(p.c, d);
@@ -119,7 +119,7 @@ DEVICE void product(const Params& p)
         if (BUG == Bug::overwritten_operand && thread == 5) Shared<float>(tile_a).store(0, 0.0f);
         if constexpr (BUG == Bug::other_shape) {
             float(&half)[N / 4] = reinterpret_cast<float(&)[N / 4]>(d);
-            ptx::wgmma<N / 2>(half, a, b, true);
+            ptx::wgmma<E, N / 2>(half, a, b, true);
         }
         if (BUG == Bug::no_wait) return;
         if (BUG == Bug::unnamed) {
@@ -162,8 +162,8 @@ DEVICE void patterns(const Params& p)
     UNROLL
     for (uint32_t k = 0; k < 64; k += 16) {
         uint32_t at = TRANSPOSED ? k * width : k / elements * box + k % elements * 2;
-        ptx::wgmma<64, TRANSPOSED, TRANSPOSED>(d, ptx::wgmma_matrix(tile_a + at, leading, stride, PATTERN),
-                                               ptx::wgmma_matrix(tile_b + at, leading, stride, PATTERN), k > 0);
+        ptx::wgmma<bf16, 64, TRANSPOSED, TRANSPOSED>(d, ptx::wgmma_matrix(tile_a + at, leading, stride, PATTERN),
+                                                     ptx::wgmma_matrix(tile_b + at, leading, stride, PATTERN), k > 0);
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(d);

@@ -74,10 +74,11 @@ DEVICE void matmul(const Params& p)
     }
 }
 
-// c[variant] of the three forms of mma with the same operands: a [16, 16], b [8, 16] of bf16, c [3, 16, 8].
+// c[variant] of the three forms of mma with the same operands: a [16, 16], b [8, 16] of E, c [3, 16, 8].
+template <class E>
 DEVICE void mma_forms(const Params& p)
 {
-    Global<const bf16> a(static_cast<const bf16*>(p.a)), b(static_cast<const bf16*>(p.b));
+    Global<const E> a(static_cast<const E*>(p.a)), b(static_cast<const E*>(p.b));
     uint32_t lane = ptx::lane_id();
     uint32_t fragment_a[1][4], fragment_b[1][2];
     for (int i = 0; i < 4; i++) {
@@ -86,9 +87,9 @@ DEVICE void mma_forms(const Params& p)
     for (int i = 0; i < 2; i++) fragment_b[0][i] = b.load_pair(lane / 4 * 16 + 2 * (lane % 4) + 8 * i);
     for (int form = 0; form < 3; form++) {
         float d[1][1][4] = {{{1.0f, 1.0f, 1.0f, 1.0f}}};
-        if (form == 0) ptx::mma(d[0][0], fragment_a[0], fragment_b[0]);
-        if (form == 1) ptx::mma_row(d[0], fragment_a[0], fragment_b);
-        if (form == 2) ptx::mma_tiles(d, fragment_a, fragment_b);
+        if (form == 0) ptx::mma<E>(d[0][0], fragment_a[0], fragment_b[0]);
+        if (form == 1) ptx::mma_row<E>(d[0], fragment_a[0], fragment_b);
+        if (form == 2) ptx::mma_tiles<E>(d, fragment_a, fragment_b);
         for (int i = 0; i < 4; i++) {
             int row = lane / 4 + 8 * (i >> 1), column = 2 * (lane % 4) + (i & 1);
             floats(p.c).store((form * 16 + row) * 8 + column, d[0][0][i]);
@@ -205,6 +206,17 @@ DEVICE void wait_for_next(const Params& p)
     }
     ptx::barrier();
     if (threadIdx.x == 0) flags.store(blockIdx.x, 1);
+}
+
+// c[i, 0] = a[i] and -a[i] as f16, c[i, 1] the former in f32 again.
+DEVICE void conversions_f16(const Params& p)
+{
+    for (int i = threadIdx.x; i < p.n; i += blockDim.x) {
+        float x = floats(p.a).load(i);
+        uint32_t pair = pack_f16(x, -x);
+        words(p.c).store(2 * i, pair);
+        floats(p.c).store(2 * i + 1, to_float(f16{uint16_t(pair)}));
+    }
 }
 
 // c[i] of the functions at a[i].

@@ -3,9 +3,10 @@
 pub mod operands;
 pub mod tune;
 
-use half::bf16;
+use half::{bf16, f16};
 use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::Stream;
+use trencadis::kernels::Element;
 use trencadis::kernels::attention::{Attention, Backward, Forward, Schedule};
 use trencadis::recipe::{QkNormKind, Rope};
 use trencadis::{Error, Result};
@@ -41,6 +42,11 @@ pub fn cases(gpu: &Gpu, sink: &mut Sink<'_>) -> Result<()> {
             shape_cases(gpu, heads, head_dim, &Images::mix(64.0, high, TOKENS), sink)?;
         }
     }
+    // Kernels of f16 differ in nothing but the instructions for it.
+    for (heads, head_dim) in [(12, 64), (16, 72)] {
+        let images = Images::same(TOKENS / 256, 256);
+        norm_cases(gpu, heads, head_dim, &images, QkNormKind::Rms, f16::from_f32, sink)?;
+    }
     Ok(())
 }
 
@@ -56,7 +62,7 @@ pub fn shape_cases(
     sink: &mut Sink<'_>,
 ) -> Result<()> {
     for norm in [QkNormKind::Rms, QkNormKind::None] {
-        norm_cases(gpu, heads, head_dim, images, norm, sink)?;
+        norm_cases(gpu, heads, head_dim, images, norm, bf16::from_f32, sink)?;
     }
     schedule_case(gpu, heads, head_dim, images, sink)
 }
@@ -95,12 +101,14 @@ fn schedule_case(
     })
 }
 
-fn norm_cases(
+/// Of operands that `of` makes.
+fn norm_cases<E: Element>(
     gpu: &Gpu,
     heads: usize,
     head_dim: usize,
     images: &Images,
     norm: QkNormKind,
+    of: fn(f32) -> E,
     sink: &mut Sink<'_>,
 ) -> Result<()> {
     let (width, tokens, slots) = (heads * head_dim, images.tokens(), images.lengths.len());
@@ -120,9 +128,10 @@ fn norm_cases(
     let (plan, backward_plan) =
         (attention.plan(gpu.device.info())?, attention.backward_plan(gpu.device.info())?);
     let sets = gpu.sets(2 * 8 * tokens * width);
-    let (qkv, dout) = (gpu.random(sets, 3 * tokens * width)?, gpu.random(sets, tokens * width)?);
-    let out = gpu.room::<bf16>(sets, tokens * width)?;
-    let dqkv = gpu.room::<bf16>(sets, 3 * tokens * width)?;
+    let (qkv, dout) =
+        (gpu.random_of(sets, 3 * tokens * width, of)?, gpu.random_of(sets, tokens * width, of)?);
+    let out = gpu.room::<E>(sets, tokens * width)?;
+    let dqkv = gpu.room::<E>(sets, 3 * tokens * width)?;
     let gain = gpu.device.upload(&vec![1.0f32; width])?;
     let (dq_gain, dk_gain) = (gpu.device.zeros::<f32>(width)?, gpu.device.zeros::<f32>(width)?);
     let lse = (0..sets).map(|_| gpu.device.zeros::<f32>(tokens * heads)).collect::<Result<Vec<_>>>()?;
@@ -151,6 +160,7 @@ fn norm_cases(
             k: rows(k(set)),
             v: rows(v(set)),
             affine,
+            rope: None,
             cu_seqlens: &cu_seqlens,
             schedule: &schedule,
             out: out.rows(set, 0, width),
@@ -169,6 +179,7 @@ fn norm_cases(
             lse: &lse[set],
             dout: dout.rows(set, 0, width),
             affine,
+            rope: None,
             cu_seqlens: &cu_seqlens,
             schedule: &backward_schedule,
             dq: grads(q(set)),
@@ -181,10 +192,11 @@ fn norm_cases(
         attention.backward(stream, &backward_plan, &operands)
     };
     let suffix = if norm == QkNormKind::None { "plain" } else { "rms" };
+    let element = if E::NAME == bf16::NAME { String::new() } else { format!("_{}", E::NAME) };
     let products = images.squares() * width as f64;
     let mut put = |pass: &str, operations: f64, launch: &Queue<'_>| {
         sink(&Case {
-            kernel: format!("attention_{pass}_{suffix}"),
+            kernel: format!("attention_{pass}{element}_{suffix}"),
             shape: format!("{heads}x{head_dim}_{}", images.name),
             operations,
             bytes: 0.0,

@@ -191,20 +191,28 @@ impl Gpu {
     /// # Errors
     /// The device has no room.
     pub fn random(&self, sets: usize, len: usize) -> Result<Rotated<bf16>> {
+        self.random_of(sets, len, bf16::from_f32)
+    }
+
+    /// The same of elements of 16 bits that `of` makes.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn random_of<T: Pod>(&self, sets: usize, len: usize, of: fn(f32) -> T) -> Result<Rotated<T>> {
         use rand_distr::{Distribution, StandardNormal};
         let pitch = len.next_multiple_of(128);
         let mut rng = rand_philox::Philox::from_u64_seed(len as u64);
         let total = sets * pitch;
         let distinct = total.min((1 << 20) - 8 * 3);
-        let values: Vec<bf16> =
-            (0..distinct).map(|_| bf16::from_f32(StandardNormal.sample(&mut rng))).collect();
-        let buffer: Buffer<bf16> = self.device.alloc(total)?;
+        let values: Vec<T> = (0..distinct).map(|_| of(StandardNormal.sample(&mut rng))).collect();
+        let buffer: Buffer<T> = self.device.alloc(total)?;
         buffer.view(0..2 * distinct)?.write(&self.stream, &values)?;
         // The rest is copied on the device: gigabytes would take seconds from the host.
         let mut there = distinct;
         while there < total {
             let size = there.min(total - there);
-            let copy = CopyParams { out: buffer.ptr().offset(there), x: buffer.ptr(), size: size as i64 };
+            let (out, x) = (buffer.ptr().offset(there).cast(), buffer.ptr().cast());
+            let copy = CopyParams { out, x, size: size as i64 };
             // SAFETY: both parts lie in the buffer, one behind the other, and are multiples of 8 long.
             unsafe { launch_copy(self.device.kernels(), self.stream.raw(), &copy)? };
             there += size;

@@ -19,7 +19,8 @@ use rayon::prelude::*;
 use super::real::Real;
 use super::scratch::with_scratch;
 use super::simd::add_assign;
-use crate::recipe::{QkNormKind, Rope};
+pub use crate::ops::AttentionConfig;
+use crate::ops::Rope;
 use head::{HeadGrad, Heads, Results, RowGrad};
 use qk_norm::AffinePartial;
 use rope::Rotation;
@@ -29,44 +30,6 @@ const TASK_ROWS: usize = 512;
 /// Most tasks that one head of an image becomes in the backward pass, where each holds its own
 /// part of dk and dv.
 const MAX_PARTS: usize = 4;
-
-/// Constants of an attention op.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionConfig {
-    /// Number of query heads.
-    pub heads: usize,
-    /// Number of key and value heads, a divisor of `heads`: query head h uses kv head h / (heads / kv_heads).
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Factor on the scores.
-    pub scale: f64,
-    /// Normalisation of q and k over the head dimension.
-    pub norm: QkNormKind,
-    /// Epsilon of that normalisation.
-    pub eps: f64,
-    /// Whether gains are `[heads, head_dim]` (of k: `[kv_heads, head_dim]`) or one `[head_dim]` for all heads.
-    pub gain_per_head: bool,
-    /// Which columns of q and k are turned together, after the norm; `head_dim` is even where any are.
-    pub rope: Rope,
-}
-
-impl AttentionConfig {
-    /// Query heads that share a kv head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// Columns of a row `[q | k | v]`.
-    pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
-    }
-
-    /// Columns of k, and of v.
-    pub fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-}
 
 /// Gains and biases of QK-norm, `[heads, head_dim]` (of k: `[kv_heads, head_dim]`) or `[head_dim]`; absent gain is
 /// 1, absent bias 0.

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::cpu::real::Real;
 use crate::cpu::simd::vectorised;
-use crate::recipe::Rope;
+use crate::ops::Rope;
 
 /// How the rows of q and k are turned.
 #[derive(Clone, Copy, Debug)]

@@ -87,6 +87,16 @@ impl Context {
         Ok((Self::new(raw, None), device))
     }
 
+    /// Whether somebody else owns it.
+    pub(super) fn is_lent(&self) -> bool {
+        self.retained.is_none()
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is(&self, raw: CUcontext) -> bool {
+        self.raw == raw
+    }
+
     /// Makes the context current on this thread, where it is not. It stays so.
     pub(super) fn bind(&self) -> Result<()> {
         if matches!(result::ctx::get_current(), Ok(Some(current)) if current == self.raw) {

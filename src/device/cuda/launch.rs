@@ -32,16 +32,8 @@ impl Loaded for Modules {
         let function = self.function(name)?;
         check(name, function, launch, bytes)?;
         self.context.bind()?;
-        if launch.shared_bytes > WITHOUT_ASKING && !function.opted_in.load(Ordering::Acquire) {
-            let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            unsafe {
-                result::function::set_function_attribute(function.raw, which, function.shared_limit as i32)
-            }
-            .map_err(failed(format_args!(
-                "the kernel {name} cannot have more than 48 KiB of shared memory"
-            )))?;
-            function.opted_in.store(true, Ordering::Release);
+        if launch.shared_bytes > WITHOUT_ASKING {
+            opt_in(name, function)?;
         }
 
         let wanted = [
@@ -77,10 +69,29 @@ impl Loaded for Modules {
         .map_err(failed(format_args!("the kernel {name} cannot be launched ({launch:?})")))
     }
 
+    fn preload(&self, name: &str) -> Result<()> {
+        let function = self.function(name)?;
+        self.context.bind()?;
+        opt_in(name, function)
+    }
+
     fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap> {
         self.context.bind()?;
         tensor_map::encode(boxes)
     }
+}
+
+/// Tells the driver, once, that the kernel takes more shared memory than every kernel may.
+fn opt_in(name: &str, function: &Function) -> Result<()> {
+    if function.opted_in.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: the function is loaded.
+    unsafe { result::function::set_function_attribute(function.raw, which, function.shared_limit as i32) }
+        .map_err(failed(format_args!("the kernel {name} cannot have more than 48 KiB of shared memory")))?;
+    function.opted_in.store(true, Ordering::Release);
+    Ok(())
 }
 
 /// What the driver would refuse without saying why, or not refuse at all.

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{CUdevice, CUdevice_attribute, CUmemPool_attribute, CUmemoryPool, CUstream};
 
 use super::context::Context;
 use super::driver::{self, attribute, failed};
+use super::foreign;
 use super::stream::Stream;
 use crate::device::{RawStream, backend};
 use crate::{Error, Result};
@@ -20,10 +21,17 @@ use crate::{Error, Result};
 pub(super) struct Memory {
     context: Arc<Context>,
     device: CUdevice,
+    /// In a context that somebody else owns it is made when it is first needed.
+    source: OnceLock<Source>,
+    allocations: Mutex<Allocations>,
+}
+
+/// Where memory comes from.
+#[derive(Clone, Copy)]
+struct Source {
     stream: CUstream,
     /// Where the driver keeps freed memory for the next allocation; none where it does not.
     pool: Option<CUmemoryPool>,
-    allocations: Mutex<Allocations>,
 }
 
 /// Addresses, each with when it was made, as [`Graphs::now`](super::context::Graphs::now) tells it.
@@ -34,18 +42,22 @@ struct Allocations {
     later: Vec<(u64, u64)>,
 }
 
-// SAFETY: a stream of the driver may be used from any thread.
-unsafe impl Send for Memory {}
+// SAFETY: streams and pools of the driver may be used from any thread.
+unsafe impl Send for Source {}
 // SAFETY: as above.
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Source {}
 
-impl Memory {
-    pub(super) fn new(context: Arc<Context>, device: CUdevice) -> Result<Self> {
+impl Source {
+    fn new(context: &Context, device: CUdevice) -> Result<Self> {
         context.bind()?;
         let pooled = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? != 0;
         // SAFETY: the default pool lives as long as the device, and this attribute is a u64.
         let keep = || unsafe {
             let (pool, mut keep) = (result::device::get_default_mem_pool(device)?, u64::MAX);
+            // How much the pool keeps is for the owner to say.
+            if context.is_lent() {
+                return Ok(pool);
+            }
             let which = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             result::mem_pool::set_attribute(pool, which, (&raw mut keep).cast::<c_void>())?;
             Ok(pool)
@@ -54,7 +66,29 @@ impl Memory {
         let pool = pool.map_err(failed("the memory pool of the GPU cannot be set up"))?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { context, device, stream, pool, allocations: Mutex::default() })
+        Ok(Self { stream, pool })
+    }
+}
+
+impl Memory {
+    pub(super) fn new(context: Arc<Context>, device: CUdevice) -> Result<Self> {
+        let source = OnceLock::from(Source::new(&context, device)?);
+        Ok(Self { context, device, source, allocations: Mutex::default() })
+    }
+
+    /// Of a context that somebody else owns.
+    pub(super) fn lent(context: Arc<Context>, device: CUdevice) -> Self {
+        Self { context, device, source: OnceLock::new(), allocations: Mutex::default() }
+    }
+
+    fn source(&self) -> Result<Source> {
+        // One thread makes it.
+        let _alone = self.allocations();
+        if let Some(source) = self.source.get() {
+            return Ok(*source);
+        }
+        let source = Source::new(&self.context, self.device)?;
+        Ok(*self.source.get_or_init(|| source))
     }
 
     fn allocations(&self) -> MutexGuard<'_, Allocations> {
@@ -65,6 +99,7 @@ impl Memory {
         if self.context.captures.load(Ordering::SeqCst) > 0 {
             return;
         }
+        let Some(&Source { stream, pool }) = self.source.get() else { return };
         let later = &mut self.allocations().later;
         let graphs = self.context.graphs();
         if !later.iter().any(|&(_, birth)| graphs.spare(birth)) {
@@ -79,8 +114,8 @@ impl Memory {
             for (address, _) in later.extract_if(.., |&mut (_, birth)| graphs.spare(birth)) {
                 // SAFETY: `free` was promised that it is memory of this allocator which nobody uses.
                 let _ = unsafe {
-                    if self.pool.is_some() {
-                        result::free_async(address, self.stream)
+                    if pool.is_some() {
+                        result::free_async(address, stream)
                     } else {
                         result::free_sync(address)
                     }
@@ -90,11 +125,11 @@ impl Memory {
     }
 
     /// Bytes that the driver keeps in the pool for the next allocations.
-    fn kept(&self) -> std::result::Result<usize, DriverError> {
+    fn kept(pool: Option<CUmemoryPool>) -> std::result::Result<usize, DriverError> {
         use CUmemPool_attribute::{
             CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
         };
-        let Some(pool) = self.pool else { return Ok(0) };
+        let Some(pool) = pool else { return Ok(0) };
         let count = |which| {
             let mut bytes = 0u64;
             // SAFETY: the pool lives as long as the device, and both attributes are a u64.
@@ -104,9 +139,9 @@ impl Memory {
         Ok(count(RESERVED)?.saturating_sub(count(USED)?) as usize)
     }
 
-    fn settle(&self) -> Result<()> {
+    fn settle(stream: CUstream) -> Result<()> {
         // SAFETY: the stream is alive.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("the GPU has failed"))
+        unsafe { result::stream::synchronize(stream) }.map_err(failed("the GPU has failed"))
     }
 }
 
@@ -121,13 +156,14 @@ impl backend::Backend for Memory {
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
         self.context.bind()?;
+        let Source { stream, pool } = self.source()?;
         self.free_later();
         let what = || format!("{:.1} MiB of GPU memory cannot be had", bytes as f64 / f64::from(1 << 20));
         // SAFETY: `bytes` is not 0; the stream is alive.
         let address = unsafe {
-            if self.pool.is_some() {
-                let address = result::malloc_async(self.stream, bytes).map_err(failed(what()))?;
-                self.settle()?;
+            if pool.is_some() {
+                let address = result::malloc_async(stream, bytes).map_err(failed(what()))?;
+                Self::settle(stream)?;
                 address
             } else {
                 result::malloc_sync(bytes).map_err(failed(what()))?
@@ -147,26 +183,34 @@ impl backend::Backend for Memory {
         self.free_later();
     }
 
+    unsafe fn lend(&self, address: u64, bytes: usize) -> Result<()> {
+        self.context.bind()?;
+        foreign::check(&self.context, self.device, address, bytes)
+    }
+
     fn free_bytes(&self) -> Result<Option<usize>> {
         self.context.bind()?;
+        let Source { stream, pool } = self.source()?;
         self.free_later();
-        self.settle()?;
-        let free = result::mem_get_info().and_then(|(free, _)| Ok(free + self.kept()?));
+        Self::settle(stream)?;
+        let free = result::mem_get_info().and_then(|(free, _)| Ok(free + Self::kept(pool)?));
         free.map(Some).map_err(failed("the free memory of the GPU cannot be read"))
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         self.context.bind()?;
+        let Source { stream, .. } = self.source()?;
         // SAFETY: as the caller promises, here and below.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }
+        unsafe { result::memset_d8_async(address, 0, bytes, stream) }
             .map_err(failed("GPU memory cannot be cleared"))?;
-        self.settle()
+        Self::settle(stream)
     }
 
     unsafe fn upload(&self, address: u64, host: &[u8]) -> Result<()> {
+        let Source { stream, .. } = self.source()?;
         // SAFETY: as the caller promises, and `host` lives until `settle` returns.
-        unsafe { self.copy_in(RawStream(self.stream.cast()), address, host)? };
-        self.settle()
+        unsafe { self.copy_in(RawStream(stream.cast()), address, host)? };
+        Self::settle(stream)
     }
 
     unsafe fn download(&self, host: &mut [u8], address: u64) -> Result<()> {
@@ -177,9 +221,10 @@ impl backend::Backend for Memory {
             ));
         }
         result::ctx::synchronize().map_err(failed("the GPU has failed"))?;
+        let Source { stream, .. } = self.source()?;
         // SAFETY: as the caller promises, and `host` lives until `settle` returns.
-        unsafe { self.copy_out(RawStream(self.stream.cast()), host, address)? };
-        self.settle()
+        unsafe { self.copy_out(RawStream(stream.cast()), host, address)? };
+        Self::settle(stream)
     }
 
     unsafe fn copy_in(&self, stream: RawStream, address: u64, host: &[u8]) -> Result<()> {
@@ -219,14 +264,20 @@ impl backend::Backend for Memory {
     fn stream(&self) -> Result<Box<dyn backend::Stream>> {
         Ok(Box::new(Stream::new(&self.context)?))
     }
+
+    unsafe fn borrow_stream(&self, raw: RawStream) -> Result<Box<dyn backend::Stream>> {
+        // SAFETY: as the caller promises.
+        Ok(Box::new(unsafe { Stream::borrow(&self.context, raw.0.cast())? }))
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         self.free_later();
+        let Some(source) = self.source.get() else { return };
         self.context.within(|| {
-            // SAFETY: made in `new`, and nobody else has it.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+            // SAFETY: made in `Source::new`, and nobody else has it.
+            let _ = unsafe { result::stream::destroy(source.stream) };
         });
     }
 }

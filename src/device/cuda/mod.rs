@@ -2,6 +2,7 @@
 
 mod context;
 mod driver;
+mod foreign;
 mod launch;
 mod memory;
 mod modules;
@@ -9,6 +10,8 @@ mod stream;
 mod tensor_map;
 
 use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice;
 
 use context::Context;
 use memory::Memory;
@@ -35,6 +38,12 @@ pub(super) fn open(ordinal: usize) -> Result<(Kernels, Box<dyn Backend>)> {
     Ok((Kernels::new(Box::new(modules), info), Box::new(memory)))
 }
 
+/// The context that is current on this thread, with its kernels.
+pub(super) fn current() -> Result<(Kernels, Box<dyn Backend>)> {
+    let (kernels, context, device) = kernels_of_current()?;
+    Ok((kernels, Box::new(Memory::lent(context, device))))
+}
+
 /// What every GPU is that the driver shows, whether or not there are kernels for it.
 pub(super) fn describe_all() -> Result<Vec<DeviceInfo>> {
     let version = driver::start()?;
@@ -49,6 +58,10 @@ pub(super) fn count() -> Result<usize> {
 
 /// Kernels for the context that is current on this thread.
 pub(super) fn for_current_context() -> Result<Kernels> {
+    kernels_of_current().map(|(kernels, ..)| kernels)
+}
+
+fn kernels_of_current() -> Result<(Kernels, Arc<Context>, CUdevice)> {
     let version = driver::start()?;
     let (context, device) = Context::current()?;
     let mut info = driver::describe(device, version)?;
@@ -56,8 +69,9 @@ pub(super) fn for_current_context() -> Result<Kernels> {
     let fatbins = Fatbins::find()?;
     code_for(&info, &fatbins)?;
     info.hopper = has_hopper(&info, &fatbins);
-    let modules = Modules::new(Arc::new(context), fatbins, info.shared_per_block);
-    Ok(Kernels::new(Box::new(modules), info))
+    let context = Arc::new(context);
+    let modules = Modules::new(context.clone(), fatbins, info.shared_per_block);
+    Ok((Kernels::new(Box::new(modules), info), context, device))
 }
 
 /// Variable that keeps to the portable kernels where it is set and not 0: to compare, or where the others fail.

@@ -20,6 +20,8 @@ pub(super) struct Stream {
     /// Whether a capture was begun here. One that was begun elsewhere captures this stream too while it waits
     /// for events of it.
     begun: AtomicBool,
+    /// Whether somebody else destroys it.
+    lent: bool,
     context: Arc<Context>,
 }
 
@@ -53,7 +55,26 @@ impl Stream {
         context.bind()?;
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking);
         let raw = raw.map_err(failed("no stream can be made on the GPU"))?;
-        Ok(Self { raw, begun: AtomicBool::new(false), context: context.clone() })
+        Ok(Self { raw, begun: AtomicBool::new(false), lent: false, context: context.clone() })
+    }
+
+    /// A stream of somebody else, once it is known to be of this context.
+    ///
+    /// # Safety
+    /// It outlives what is returned.
+    pub(super) unsafe fn borrow(context: &Arc<Context>, raw: CUstream) -> Result<Self> {
+        context.bind()?;
+        let mut owner = std::ptr::null_mut();
+        // SAFETY: the caller promises that the stream is alive.
+        let outcome = unsafe { sys::cuStreamGetCtx(raw, &raw mut owner) }.result();
+        outcome.map_err(failed("a stream does not tell its context"))?;
+        if !context.is(owner) {
+            return Err(Error::usage(
+                "the stream belongs to another CUDA context than the device; lend a stream of the context that was \
+                 current when the device was made",
+            ));
+        }
+        Ok(Self { raw, begun: AtomicBool::new(false), lent: true, context: context.clone() })
     }
 
     /// What a capture that was begun here has recorded.
@@ -197,6 +218,9 @@ impl Drop for Stream {
         // Memory is not freed while a capture is under way, so an abandoned one is ended; there is none to end
         // where none was begun.
         drop(backend::Stream::end_capture(self));
+        if self.lent {
+            return;
+        }
         // SAFETY: made in `new`; the driver lets queued work finish.
         self.context.within(|| unsafe {
             let _ = result::stream::destroy(self.raw);

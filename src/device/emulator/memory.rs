@@ -53,18 +53,34 @@ impl Drop for Allocation {
     }
 }
 
-/// The allocations at the start of a launch, in order of address, and those freed not long before.
+/// The memory at the start of a launch, and what was freed not long before.
 #[derive(Clone)]
 pub struct Snapshot {
-    pub live: Arc<[Arc<Allocation>]>,
+    /// First and one past the last address of what may be used: apart, in order.
+    pub live: Arc<[(u64, u64)]>,
     pub freed: Arc<[FreedRange]>,
-    /// Keeps what was freed from being given out again.
+    /// Keeps what is used there, and what was freed from being given out again.
     _kept: Arc<[Arc<Allocation>]>,
+}
+
+/// Ranges in order, those that overlap as one. Neighbours stay two, so that running over the end of one is seen.
+fn apart(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let overlap = next.0 < last.1;
+        if overlap {
+            last.1 = last.1.max(next.1);
+        }
+        overlap
+    });
+    ranges
 }
 
 #[derive(Default)]
 struct Tables {
     live: BTreeMap<u64, Arc<Allocation>>,
+    /// What others own: first and one past the last address, one entry for each time it is lent.
+    lent: Vec<(u64, u64)>,
     freed: VecDeque<Arc<Allocation>>,
     freed_bytes: usize,
     snapshot: Option<Snapshot>,
@@ -87,6 +103,23 @@ impl Memory {
         tables.live.insert(address, allocation);
         tables.snapshot = None;
         address
+    }
+
+    /// Lets launches use memory that somebody else owns.
+    pub fn lend(&self, address: u64, len: usize) {
+        let mut tables = self.tables();
+        tables.lent.push((address, address + len as u64));
+        tables.snapshot = None;
+    }
+
+    /// Undoes one [`lend`](Self::lend) of the same range.
+    pub fn give_back(&self, address: u64, len: usize) {
+        let mut tables = self.tables();
+        let range = (address, address + len as u64);
+        if let Some(at) = tables.lent.iter().position(|&lent| lent == range) {
+            tables.lent.swap_remove(at);
+            tables.snapshot = None;
+        }
     }
 
     /// Bytes of the allocation at `address`; 0 where there is none.
@@ -121,11 +154,40 @@ impl Memory {
             FreedRange { low, high }
         };
         let snapshot = Snapshot {
-            live: tables.live.values().cloned().collect(),
+            live: apart(
+                tables.live.values().map(|own| own.range()).chain(tables.lent.iter().copied()).collect(),
+            )
+            .into(),
             freed: tables.freed.iter().map(freed_range).collect(),
-            _kept: tables.freed.iter().cloned().collect(),
+            _kept: tables.live.values().chain(&tables.freed).cloned().collect(),
         };
         tables.snapshot = Some(snapshot.clone());
         snapshot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_overlaps_is_one_range_and_neighbours_are_two() {
+        assert_eq!(apart(vec![(30, 40), (0, 10), (10, 20), (35, 36)]), [(0, 10), (10, 20), (30, 40)]);
+        assert_eq!(apart(vec![(5, 9), (0, 6), (8, 12), (0, 6)]), [(0, 12)]);
+    }
+
+    #[test]
+    fn what_is_lent_twice_is_given_back_twice() {
+        let memory = Memory::default();
+        let live = || memory.snapshot().live.to_vec();
+        memory.lend(64, 16);
+        memory.lend(64, 16);
+        memory.lend(64, 8);
+        memory.give_back(64, 16);
+        assert_eq!(live(), [(64, 80)]);
+        memory.give_back(64, 16);
+        assert_eq!(live(), [(64, 72)]);
+        memory.give_back(64, 8);
+        assert_eq!(live(), []);
     }
 }

@@ -210,6 +210,20 @@ impl Emulator {
         self.memory.free(address);
     }
 
+    /// Lets launches use `bytes` bytes at `address` that somebody else owns, until they are
+    /// [given back](Self::give_back).
+    ///
+    /// # Safety
+    /// They stay there until then.
+    pub unsafe fn lend(&self, address: u64, bytes: usize) {
+        self.memory.lend(address, bytes);
+    }
+
+    /// Ends what [`lend`](Self::lend) began, once for each.
+    pub fn give_back(&self, address: u64, bytes: usize) {
+        self.memory.give_back(address, bytes);
+    }
+
     /// The tensor map of boxes, which are taken to be such as the hardware copies
     /// ([`Kernels::tensor_map`](super::Kernels::tensor_map) refuses others).
     pub fn tensor_map(&self, boxes: &TensorBoxes) -> TensorMap {
@@ -286,10 +300,7 @@ impl Emulator {
         }
 
         let snapshot = self.memory.snapshot();
-        let range = |allocation: &std::sync::Arc<memory::Allocation>| {
-            let (low, high) = allocation.range();
-            Range { low, high, writers: std::ptr::null_mut() }
-        };
+        let range = |&(low, high): &(u64, u64)| Range { low, high, writers: std::ptr::null_mut() };
         let mut ranges: Vec<Range> = snapshot.live.iter().map(range).collect();
         let mut aligned = vec![Line::zeroed(); params.len().div_ceil(size_of::<Line>()).max(1)];
         bytemuck::cast_slice_mut::<Line, u8>(&mut aligned)[..params.len()].copy_from_slice(params);

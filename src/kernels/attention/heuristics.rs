@@ -88,8 +88,8 @@ impl ForwardPlan {
         longest > self.limits.short && self.limits.long_items(tokens, slots) > 0
     }
 
-    /// Whether the keys of long images are normalised by a launch of their own, into workspace: where there is a norm,
-    /// `normed`, and the kernel is Hopper's.
+    /// Whether the keys of long images are normalised and rotated by a launch of their own, into workspace: where there is
+    /// a norm or a rotation, `normed`, and the kernel is Hopper's.
     pub fn normalises_before(&self, normed: bool, tokens: usize, slots: usize, longest: usize) -> bool {
         self.instance.hopper.is_some() && normed && self.may_be_long(tokens, slots, longest)
     }

@@ -14,11 +14,9 @@ pub const BACKWARD_THREADS: u32 = 256;
 pub const BACKWARD_WARPS: usize = 8;
 /// Blocks of a multiprocessor of the small kernels beside it.
 pub const BACKWARD_SMALL_BLOCKS: u32 = 4;
-/// Name of the kernel that writes rows of no image and prepares long images.
-pub const BACKWARD_PREPARE: &str = "attention_backward_prepare_bf16";
 /// Name of the kernel that sums gradients of gains and biases.
 pub const BACKWARD_SUM: &str = "attention_backward_sum_f32";
-/// Columns of the partial sums that a block of it takes.
+/// Columns of the partial sums that a block of [`BACKWARD_SUM`] takes.
 pub const BACKWARD_SUM_COLUMNS: usize = 8;
 /// Its shared memory: a float a warp and column.
 pub const BACKWARD_SUM_SHARED: u32 = (BACKWARD_WARPS * BACKWARD_SUM_COLUMNS * 4) as u32;
@@ -30,8 +28,6 @@ pub const HOPPER_BACKWARD_SHARED: u32 = 231_424;
 pub const HOPPER_BACKWARD_KEYS: usize = 128;
 /// Rows of a query stage.
 pub const HOPPER_BACKWARD_QUERIES: usize = 64;
-/// Name of the kernel that makes dq of long images of its sums.
-pub const HOPPER_BACKWARD_FINISH: &str = "attention_backward_finish_bf16";
 /// Shared memory of a block of that: column sums of 8 warps, for a gain and a bias.
 pub const HOPPER_BACKWARD_FINISH_SHARED: u32 = 8 * 2 * 128 * 4;
 /// Threads of the one block that makes the work lists.
@@ -40,8 +36,6 @@ pub const SCHEDULE_THREADS: u32 = 256;
 pub const SCHEDULE_SHARED: u32 = 8 * 1024 * 4 + 8 * 4;
 /// Name of the kernel that makes the work lists.
 pub const SCHEDULE: &str = "attention_schedule_i32";
-/// Name of the kernel that prepares long images for Hopper's.
-pub const ATTENTION_PREPARE: &str = "attention_prepare_bf16";
 /// Threads of a block of it.
 pub const PREPARE_THREADS: u32 = 256;
 /// Blocks of a multiprocessor of it.
@@ -50,6 +44,26 @@ pub const PREPARE_BLOCKS: u32 = 2;
 pub const PREPARE_HEADS: usize = 4;
 /// Shared memory of a block of Hopper's forward kernel, `SHARED_BYTES` there: all that there is.
 pub const HOPPER_SHARED_BYTES: u32 = 232_448;
+
+/// Name of the kernel that prepares long images for Hopper's.
+pub fn attention_prepare(element: &str) -> String {
+    format!("attention_prepare_{element}")
+}
+
+/// Name of the kernel that sums dk and dv over the heads of q that share a head of k and v.
+pub fn backward_groups(element: &str) -> String {
+    format!("attention_backward_groups_{element}")
+}
+
+/// Name of the kernel that writes rows of no image and prepares long images.
+pub fn backward_prepare(element: &str) -> String {
+    format!("attention_backward_prepare_{element}")
+}
+
+/// Name of the kernel that makes dq of long images of its sums.
+pub fn hopper_backward_finish(element: &str) -> String {
+    format!("attention_backward_finish_{element}")
+}
 
 /// How an image is worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,17 +185,17 @@ impl BackwardInstance {
         BACKWARD_INSTANCES.into_iter().find(|instance| instance.width == width)
     }
 
-    /// Name of the kernel.
-    pub fn name(&self) -> String {
+    /// Name of the kernel of an element.
+    pub fn name(&self, element: &str) -> String {
         let hopper = if self.hopper { "hopper_" } else { "" };
-        format!("attention_backward_bf16_{hopper}{}", self.width)
+        format!("attention_backward_{element}_{hopper}{}", self.width)
     }
 
-    fn kernel(&self) -> Kernel {
+    fn kernel(&self, element: &str) -> Kernel {
         let Self { width, rows, step, hopper } = self;
         if *hopper {
             return Kernel {
-                name: self.name(),
+                name: self.name(element),
                 body: format!("hopper_backward::gradients<{width}>"),
                 params: "AttentionBackwardHopper",
                 threads: HOPPER_BACKWARD_THREADS,
@@ -190,7 +204,7 @@ impl BackwardInstance {
             };
         }
         let body = format!("gradients<{width}, {}, {}>", rows / 16, step / 16);
-        backward(self.name(), &body, "AttentionBackward", 1)
+        backward(self.name(element), &body, "AttentionBackward", 1)
     }
 }
 
@@ -220,11 +234,11 @@ impl Instance {
         HOPPER_INSTANCES.into_iter().filter(move |instance| Some(instance.width) == width)
     }
 
-    /// Name of the forward kernel; Hopper's has one for both schedules.
-    pub fn forward(&self, schedule: Schedule) -> String {
+    /// Name of the forward kernel of an element; Hopper's has one for both schedules.
+    pub fn forward(&self, schedule: Schedule, element: &str) -> String {
         match self.hopper {
-            None => format!("attention_forward_bf16_{}_{}", schedule.name(), self.width),
-            Some(warpgroups) => format!("attention_forward_bf16_hopper_{}_{warpgroups}wg", self.width),
+            None => format!("attention_forward_{element}_{}_{}", schedule.name(), self.width),
+            Some(warpgroups) => format!("attention_forward_{element}_hopper_{}_{warpgroups}wg", self.width),
         }
     }
 
@@ -238,14 +252,14 @@ impl Instance {
         if self.hopper.is_some() { 1 } else { BLOCKS }
     }
 
-    fn kernel(&self, schedule: Schedule) -> Kernel {
+    fn kernel(&self, schedule: Schedule, element: &str) -> Kernel {
         let Self { width, rows, keys, .. } = self;
         let body = match self.hopper {
             None => format!("{}_images<{width}, {}, {keys}>", schedule.name(), rows / 16),
             Some(warpgroups) => format!("hopper<{width}, {warpgroups}>"),
         };
         Kernel {
-            name: self.forward(schedule),
+            name: self.forward(schedule, element),
             body: format!("attention_forward::{body}"),
             params: "AttentionForward",
             threads: self.threads(),
@@ -264,12 +278,18 @@ impl Schedule {
     }
 }
 
+/// Names of the elements that there are kernels for.
+pub const ELEMENTS: [&str; 2] = ["bf16", "f16"];
+
+/// A file of each of [`ELEMENTS`].
+macro_rules! files {
+    ($stem:literal) => {
+        [concat!("attention/", $stem, ".cu"), concat!("attention/", $stem, "_f16.cu")]
+    };
+}
+
 /// The sources of this family.
 pub fn sources() -> Vec<Source> {
-    let forward = INSTANCES
-        .iter()
-        .flat_map(|instance| [Schedule::Short, Schedule::Long].map(|schedule| instance.kernel(schedule)));
-    let hopper = HOPPER_INSTANCES.iter().map(|instance| instance.kernel(Schedule::Short));
     let schedule = Kernel {
         name: SCHEDULE.into(),
         body: "attention_schedule::run".into(),
@@ -278,13 +298,29 @@ pub fn sources() -> Vec<Source> {
         min_blocks: 1,
         tensor_cores: false,
     };
-    let small = |name: &str, body, params| backward(name.into(), body, params, BACKWARD_SMALL_BLOCKS);
-    let gradients = BACKWARD_INSTANCES.iter().map(BackwardInstance::kernel).chain([
-        small(BACKWARD_PREPARE, "prepare", "AttentionBackward"),
-        small(BACKWARD_SUM, "sum", "AttentionBackwardSum"),
-    ]);
+    let file = "attention/sm80_attention_schedule.cu";
+    let mut sources = vec![Source { file, tier: Tier::Sm80, kernels: vec![schedule] }];
+    sources.extend((0..ELEMENTS.len()).flat_map(of_element));
+    sources
+}
+
+/// The sources of one of [`ELEMENTS`].
+fn of_element(which: usize) -> [Source; 6] {
+    let element = ELEMENTS[which];
+    let forward = INSTANCES.iter().flat_map(|instance| {
+        [Schedule::Short, Schedule::Long].map(|schedule| instance.kernel(schedule, element))
+    });
+    let small = |name, body, params| backward(name, body, params, BACKWARD_SMALL_BLOCKS);
+    let mut gradients: Vec<Kernel> =
+        BACKWARD_INSTANCES.iter().map(|instance| instance.kernel(element)).collect();
+    gradients.push(small(backward_prepare(element), "prepare", "AttentionBackward"));
+    gradients.push(small(backward_groups(element), "sum_groups", "AttentionBackwardGroups"));
+    if which == 0 {
+        // It has no operand of the element.
+        gradients.push(small(BACKWARD_SUM.into(), "sum", "AttentionBackwardSum"));
+    }
     let prepare = Kernel {
-        name: ATTENTION_PREPARE.into(),
+        name: attention_prepare(element),
         body: "attention_prepare::run".into(),
         params: "AttentionPrepare",
         threads: PREPARE_THREADS,
@@ -292,25 +328,22 @@ pub fn sources() -> Vec<Source> {
         tensor_cores: false,
     };
     let finish = Kernel {
-        name: HOPPER_BACKWARD_FINISH.into(),
+        name: hopper_backward_finish(element),
         body: "hopper_backward::finish".into(),
         params: "AttentionBackwardHopper",
         threads: BACKWARD_THREADS,
         min_blocks: 1,
         tensor_cores: false,
     };
-    let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
-    vec![
-        source("attention/sm80_attention_schedule.cu", vec![schedule]),
-        source("attention/sm80_attention_forward.cu", forward.collect()),
-        source("attention/sm80_attention_prepare.cu", vec![prepare]),
-        source("attention/sm80_attention_backward.cu", gradients.collect()),
-        source("attention/sm80_attention_backward_finish.cu", vec![finish]),
-        Source { file: "attention/sm90_attention_forward.cu", tier: Tier::Sm90, kernels: hopper.collect() },
-        Source {
-            file: "attention/sm90_attention_backward.cu",
-            tier: Tier::Sm90,
-            kernels: HOPPER_BACKWARD_INSTANCES.iter().map(BackwardInstance::kernel).collect(),
-        },
+    let hopper = HOPPER_INSTANCES.iter().map(|instance| instance.kernel(Schedule::Short, element));
+    let hopper_gradients = HOPPER_BACKWARD_INSTANCES.iter().map(|instance| instance.kernel(element));
+    let source = |tier, files: [&'static str; 2], kernels| Source { file: files[which], tier, kernels };
+    [
+        source(Tier::Sm80, files!("sm80_attention_forward"), forward.collect()),
+        source(Tier::Sm80, files!("sm80_attention_prepare"), vec![prepare]),
+        source(Tier::Sm80, files!("sm80_attention_backward"), gradients),
+        source(Tier::Sm80, files!("sm80_attention_backward_finish"), vec![finish]),
+        source(Tier::Sm90, files!("sm90_attention_forward"), hopper.collect()),
+        source(Tier::Sm90, files!("sm90_attention_backward"), hopper_gradients.collect()),
     ]
 }

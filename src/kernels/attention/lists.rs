@@ -12,7 +12,7 @@ use crate::kernels::operand::{check_cu_seqlens, check_len};
 /// Work lists in device memory for batches of one size.
 pub struct Schedule {
     words: Buffer<i32>,
-    fault: Arc<Fault>,
+    found: Found,
     /// Address of the cu_seqlens that the lists were made from; 0 before.
     made_from: AtomicU64,
     limits: Limits,
@@ -21,28 +21,67 @@ pub struct Schedule {
     longest: usize,
 }
 
+/// Where the device tells what is wrong with a `cu_seqlens`.
+enum Found {
+    /// Every synchronisation of a stream tells it.
+    Own(Arc<Fault>),
+    /// A word of the caller's.
+    Lent(Buffer<i32>),
+}
+
+fn check_sizes(tokens: usize, slots: usize) -> Result<()> {
+    if tokens > 1 << 30 || slots > 1 << 30 {
+        return Err(Error::usage(format!(
+            "attention over {tokens} token rows in {slots} image slots: neither may be above 2^30; use a \
+             smaller token budget"
+        )));
+    }
+    Ok(())
+}
+
 impl Schedule {
     /// Memory for the lists of batches of `tokens` rows and `slots` images.
     ///
     /// # Errors
     /// More rows or slots than 2^30, or no room on the device.
     pub fn new(device: &Device, limits: Limits, tokens: usize, slots: usize) -> Result<Self> {
-        if tokens > 1 << 30 || slots > 1 << 30 {
+        check_sizes(tokens, slots)?;
+        // Lists that were never made are empty.
+        let words = device.zeros(limits.words(tokens, slots))?;
+        Ok(Self::of(words, Found::Own(device.fault(raw::fault)?), limits, tokens, slots))
+    }
+
+    /// Words of memory that [`in_memory`](Self::in_memory) takes for batches of `tokens` rows and `slots` images.
+    ///
+    /// # Errors
+    /// More rows or slots than 2^30.
+    pub fn words_needed(limits: Limits, tokens: usize, slots: usize) -> Result<usize> {
+        check_sizes(tokens, slots)?;
+        Ok(limits.words(tokens, slots) + 1)
+    }
+
+    /// Lists in memory of the caller, of at least [`words_needed`](Self::words_needed): nothing is allocated. The last
+    /// of these words is where the device tells of a bad `cu_seqlens` ([`raw::fault`] explains it); it must be 0 before
+    /// the lists are first made, the others need not be. Only [`check`](Self::check) reads it.
+    ///
+    /// # Errors
+    /// More rows or slots than 2^30, too little memory.
+    pub fn in_memory(words: Buffer<i32>, limits: Limits, tokens: usize, slots: usize) -> Result<Self> {
+        let needed = Self::words_needed(limits, tokens, slots)?;
+        if words.len() < needed {
             return Err(Error::usage(format!(
-                "attention over {tokens} token rows in {slots} image slots: neither may be above 2^30; use a \
-                 smaller token budget"
+                "the schedule of {tokens} token rows in {slots} image slots needs {needed} words and was given {}; ask \
+                 words_needed before",
+                words.len()
             )));
         }
-        Ok(Self {
-            // Lists that were never made are empty.
-            words: device.zeros(limits.words(tokens, slots))?,
-            fault: device.fault(raw::fault)?,
-            made_from: AtomicU64::new(0),
-            limits,
-            tokens,
-            slots,
-            longest: tokens,
-        })
+        let last = (needed - 1) * size_of::<i32>()..needed * size_of::<i32>();
+        let found = Found::Lent(words.view(last)?);
+        Ok(Self::of(words, found, limits, tokens, slots))
+    }
+
+    fn of(words: Buffer<i32>, found: Found, limits: Limits, tokens: usize, slots: usize) -> Self {
+        Self { words, found, made_from: AtomicU64::new(0), limits, tokens, slots, longest: tokens }
     }
 
     /// The same with a promise that no image has more than `longest` rows: where such an image is short,
@@ -72,7 +111,11 @@ impl Schedule {
                 )));
             }
         }
-        let (words, error) = (self.words.ptr(), self.fault.ptr());
+        let error = match &self.found {
+            Found::Own(fault) => fault.ptr(),
+            Found::Lent(word) => word.ptr(),
+        };
+        let words = self.words.ptr();
         self.made_from.store(address.address(), Ordering::Release);
         let params = self.limits.params(address, words, error, self.slots, self.tokens, self.longest);
         // SAFETY: the lists have the room that the limits ask for, cu_seqlens was checked.
@@ -86,7 +129,10 @@ impl Schedule {
     /// are zeros. It is told from then on, whatever came later.
     /// Whatever else went wrong on the device.
     pub fn check(&self) -> Result<()> {
-        self.fault.check()
+        match &self.found {
+            Found::Own(fault) => fault.check(),
+            Found::Lent(word) => raw::fault(word.download()?.first().copied().unwrap_or(0)),
+        }
     }
 
     /// The address of `cu_seqlens`, once it is known to be what the lists were made from.

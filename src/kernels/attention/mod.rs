@@ -1,4 +1,5 @@
-//! Packed attention with QK-norm: every image attends to itself, rows of one image after those of another.
+//! Packed attention with QK-norm and rotary position embedding: every image attends to itself, rows of one image after
+//! those of another. Neighbouring heads may share keys and values, as in grouped-query attention.
 //!
 //! A [`Schedule`] makes the work lists of a batch on the device, once for all layers; an [`Attention`]
 //! launches the passes over them. [`raw`] and [`backward::raw`] queue without verifying, for engines with
@@ -12,6 +13,7 @@ pub mod raw;
 mod checked;
 mod heuristics;
 mod lists;
+mod windows;
 
 pub use super::registry::attention as instances;
 
@@ -20,3 +22,4 @@ pub use checked::{Attention, Forward, Statistics};
 pub use heuristics::{ForwardPlan, Limits};
 pub use instances::Instance;
 pub use lists::Schedule;
+pub use windows::Windows;

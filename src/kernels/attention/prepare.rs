@@ -2,27 +2,28 @@
 
 use half::bf16;
 
-use super::instances::{ATTENTION_PREPARE, PREPARE_BLOCKS, PREPARE_HEADS, PREPARE_THREADS};
+use super::instances::{PREPARE_BLOCKS, PREPARE_HEADS, PREPARE_THREADS, attention_prepare};
 use super::raw::{QkNorm, QkStatistics};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
+use crate::kernels::Element;
 
 /// Constant arguments of the kernel. What nobody wants, and what it would be made of, is null.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct PrepareParams {
+pub struct PrepareParams<E: Element = bf16> {
     /// Queries, for `q_norm`.
-    pub q: Ptr<bf16>,
+    pub q: Ptr<E>,
     /// Keys, for `k_norm`.
-    pub k: Ptr<bf16>,
+    pub k: Ptr<E>,
     /// Result of the forward pass, for `delta`.
-    pub out: Ptr<bf16>,
+    pub out: Ptr<E>,
     /// Its gradient, for `delta`.
-    pub dout: Ptr<bf16>,
+    pub dout: Ptr<E>,
     /// q̂ of long images, `[tokens, heads·head_dim]`.
-    pub q_norm: Ptr<bf16>,
-    /// k̂ of long images, likewise.
-    pub k_norm: Ptr<bf16>,
+    pub q_norm: Ptr<E>,
+    /// k̂ of long images, `[tokens, kv_heads·head_dim]`.
+    pub k_norm: Ptr<E>,
     /// Σ dout ⊙ out of long images, `[tokens, heads]`.
     pub delta: Ptr<f32>,
     /// Set to 0, `turn_count` of them.
@@ -31,6 +32,8 @@ pub struct PrepareParams {
     pub cu_seqlens: Ptr<i32>,
     /// The work lists made from it.
     pub schedule: Ptr<i32>,
+    /// As [`ForwardParams::rope`](super::raw::ForwardParams::rope).
+    pub rope: Ptr<f32>,
     /// The norm.
     pub norm: QkNorm,
     /// Its statistics, of the rows that are normalised.
@@ -47,10 +50,14 @@ pub struct PrepareParams {
     pub tokens: i32,
     /// Image slots.
     pub slots: i32,
-    /// Heads.
+    /// Heads of q.
     pub heads: i32,
+    /// Heads of k.
+    pub kv_heads: i32,
     /// Columns of a head.
     pub head_dim: i32,
+    /// As [`ForwardParams::rope_kind`](super::raw::ForwardParams::rope_kind).
+    pub rope_kind: i32,
     /// [`tile_rows`](super::Limits::tile_rows) of the schedule's limits.
     pub tile_rows: i32,
     /// Length of `turns`.
@@ -65,10 +72,10 @@ pub struct PrepareParams {
 ///
 /// # Safety
 /// As for [`Kernels::launch`]; the schedule was made from `cu_seqlens` with limits of these tile rows.
-pub unsafe fn prepare(
+pub unsafe fn prepare<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
-    params: &PrepareParams,
+    params: &PrepareParams<E>,
     long_items: usize,
     multiprocessors: u32,
 ) -> Result<()> {
@@ -76,5 +83,5 @@ pub unsafe fn prepare(
     let blocks = items.clamp(1, (PREPARE_BLOCKS * multiprocessors.max(1)) as usize);
     let launch = Launch::new([blocks as u32, 1, 1], PREPARE_THREADS, 0);
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(ATTENTION_PREPARE, launch, stream, params) }
+    unsafe { kernels.launch(&attention_prepare(E::NAME), launch, stream, params) }
 }

@@ -8,6 +8,7 @@ use super::instances::{SCHEDULE, SCHEDULE_SHARED, SCHEDULE_THREADS, Schedule};
 use super::prepare::{PrepareParams, prepare};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::{Error, Result};
+use crate::kernels::Element;
 
 /// Constant arguments of the kernel that makes the work lists. It is launched once for each batch, before
 /// all layers.
@@ -44,7 +45,7 @@ pub struct ScheduleParams {
 pub struct QkNorm {
     /// γq, `[heads, head_dim]` or `[head_dim]`; null is 1.
     pub q_gain: Ptr<f32>,
-    /// γk.
+    /// γk, `[kv_heads, head_dim]` or `[head_dim]`.
     pub k_gain: Ptr<f32>,
     /// βq; null is 0.
     pub q_bias: Ptr<f32>,
@@ -52,7 +53,7 @@ pub struct QkNorm {
     pub k_bias: Ptr<f32>,
     /// 0: none, 1: RMS, 2: LayerNorm.
     pub kind: i32,
-    /// Whether gains and biases are `[heads, head_dim]`.
+    /// Whether gains and biases are `[heads, head_dim]`, those of k `[kv_heads, head_dim]`.
     pub per_head: i32,
     /// Added to the variance.
     pub eps: f32,
@@ -60,7 +61,7 @@ pub struct QkNorm {
     pub unused: i32,
 }
 
-/// Statistics of the rows of q and k for the backward pass, each `[tokens, heads]`; all of them or none.
+/// Statistics of the rows of q, `[tokens, heads]`, and k, `[tokens, kv_heads]`; all of them or none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct QkStatistics {
@@ -75,26 +76,30 @@ pub struct QkStatistics {
 }
 
 /// Constant arguments of the forward kernels. Head h of token t begins at element `t·stride + h·head_dim`;
-/// addresses and strides are multiples of 16 bytes.
+/// addresses and strides are multiples of 16 bytes. Head h of q has head `h·kv_heads/heads` of k and v, rounded down.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct ForwardParams {
+pub struct ForwardParams<E: Element = bf16> {
     /// Queries.
-    pub q: Ptr<bf16>,
+    pub q: Ptr<E>,
     /// Keys.
-    pub k: Ptr<bf16>,
+    pub k: Ptr<E>,
     /// Values.
-    pub v: Ptr<bf16>,
-    /// Room for k̂ of long images, `[tokens, heads·head_dim]`, where [`ForwardPlan::normalises_before`] says so; else null.
-    pub k_norm: Ptr<bf16>,
+    pub v: Ptr<E>,
+    /// Room for k̂ of long images, `[tokens, kv_heads·head_dim]`, where [`ForwardPlan::normalises_before`] says so; else
+    /// null.
+    pub k_norm: Ptr<E>,
     /// Result.
-    pub out: Ptr<bf16>,
+    pub out: Ptr<E>,
     /// `[tokens, heads]`: natural logarithm of the sum of the exponentials of the scaled scores.
     pub lse: Ptr<f32>,
     /// `[slots + 1]`.
     pub cu_seqlens: Ptr<i32>,
     /// What [`schedule`] has made with the plan's limits.
     pub schedule: Ptr<i32>,
+    /// Cosine and sine of the angle of each pair of columns of a token, `[tokens, head_dim/2, 2]`, the same in all heads:
+    /// q and k are rotated by it behind the norm. (1, 0) leaves a pair as it is. Null: no rotation.
+    pub rope: Ptr<f32>,
     /// The norm.
     pub norm: QkNorm,
     /// Its statistics.
@@ -111,10 +116,15 @@ pub struct ForwardParams {
     pub tokens: i32,
     /// Image slots.
     pub slots: i32,
-    /// Heads.
+    /// Heads of q.
     pub heads: i32,
+    /// Heads of k and v, a divisor of `heads`.
+    pub kv_heads: i32,
     /// Columns of a head.
     pub head_dim: i32,
+    /// What is a pair of columns: 0 where `rope` is null, 1 a column and the next, 2 one of the first half of a head and
+    /// one of the second.
+    pub rope_kind: i32,
     /// Factor on the scores, above 0.
     pub scale: f32,
     /// Not 0: [`ForwardPlan::turns`].
@@ -148,18 +158,19 @@ pub unsafe fn schedule(kernels: &Kernels, stream: RawStream, params: &SchedulePa
 ///
 /// # Safety
 /// As for [`Kernels::launch`], and the schedule was made with the plan's limits from the same `cu_seqlens`.
-pub unsafe fn forward(
+pub unsafe fn forward<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &ForwardPlan,
-    params: &ForwardParams,
+    params: &ForwardParams<E>,
     longest: usize,
 ) -> Result<()> {
     let (tokens, slots) = (params.tokens as usize, params.slots as usize);
     let heads = params.heads as usize;
     let items = plan.limits.long_items(tokens, slots);
     let long = plan.may_be_long(tokens, slots, longest);
-    let prepares = plan.normalises_before(params.norm.kind != 0, tokens, slots, longest);
+    let normed = params.norm.kind != 0 || !params.rope.is_null();
+    let prepares = plan.normalises_before(normed, tokens, slots, longest);
     let pairs = plan.pairs && long;
     let params = ForwardParams { pairs: i32::from(pairs), ..*params };
     let cluster = if pairs { 2 } else { 1 };
@@ -173,7 +184,7 @@ pub unsafe fn forward(
             ..Launch::new([grid, 1, 1], plan.instance.threads(), shared)
         };
         // SAFETY: the caller answers for addresses and stream.
-        unsafe { kernels.launch(&plan.instance.forward(schedule), launch, stream, &params) }
+        unsafe { kernels.launch(&plan.instance.forward(schedule, E::NAME), launch, stream, &params) }
     };
     if plan.instance.hopper.is_some() {
         if prepares {
@@ -190,9 +201,9 @@ pub unsafe fn forward(
     Ok(())
 }
 
-impl ForwardParams {
+impl<E: Element> ForwardParams<E> {
     /// What prepares the long images for Hopper's kernel.
-    fn preparation(&self, plan: &ForwardPlan) -> PrepareParams {
+    fn preparation(&self, plan: &ForwardPlan) -> PrepareParams<E> {
         PrepareParams {
             q: Ptr::null(),
             k: self.k,
@@ -204,6 +215,7 @@ impl ForwardParams {
             turns: Ptr::null(),
             cu_seqlens: self.cu_seqlens,
             schedule: self.schedule,
+            rope: self.rope,
             norm: self.norm,
             statistics: self.statistics,
             q_stride: 0,
@@ -213,7 +225,9 @@ impl ForwardParams {
             tokens: self.tokens,
             slots: self.slots,
             heads: self.heads,
+            kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            rope_kind: self.rope_kind,
             tile_rows: plan.limits.tile_rows as i32,
             turn_count: 0,
         }

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use crate::device::{DeviceInfo, Kernels, Ptr, RawStream, Stream};
-use crate::recipe::GeluKind;
+use crate::ops::GeluKind;
 use crate::{Error, Result};
 
 use super::heuristics::{self, Finish, Plan, Shape};

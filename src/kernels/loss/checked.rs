@@ -7,7 +7,7 @@ use super::raw::{LossParams, Precision, launch};
 use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some};
-use crate::recipe::LossKind;
+use crate::ops::LossKind;
 
 /// Cross-entropy of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use half::bf16;
 use super::instances::{VARIANTS, name};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::{Error, Result};
-use crate::recipe::LossKind;
+use crate::ops::LossKind;
 
 /// 32 shares of each of the three joins, 8 floats together.
 const SHARED_BYTES: u32 = 32 * 8 * 4;

@@ -11,7 +11,7 @@ use crate::device::{Buffer, Device, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
 use crate::kernels::residual::{Branch, BranchGrad, Packed};
-use crate::recipe::NormKind;
+use crate::ops::NormKind;
 
 /// LayerNorm or RMSNorm of the rows of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]

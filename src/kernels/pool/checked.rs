@@ -8,11 +8,10 @@ use super::attention::{
     AttentionBackwardParams, AttentionForwardParams, AttentionQuery, AttentionShape, MAX_HEAD_DIM,
     MAX_QUERIES, launch_attention_backward, launch_attention_forward,
 };
-use crate::cpu::attention::AttentionConfig;
 use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_some, check_workspace};
-use crate::recipe::QkNormKind;
+use crate::ops::{AttentionConfig, QkNormKind};
 
 /// The query of a checked launch.
 #[derive(Clone, Copy)]

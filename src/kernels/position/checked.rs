@@ -8,13 +8,14 @@ use super::raw::{
     BankParams, ForwardParams, FourierGradParams, GradParams, PlacesParams, Tap, fourier_grad_blocks,
     grad_blocks, launch_forward, launch_fourier_grad, launch_grad,
 };
-use crate::data::positions::{FilterBank, MAX_RESAMPLED};
 use crate::device::{Buffer, Device, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{
     Rows, check_cu_seqlens, check_extents, check_len, check_some, check_width, check_workspace,
 };
-use crate::recipe::{PositionBasis, PositionCombination, PositionConfig, PositionCoordinate};
+use crate::ops::{
+    FilterBank, MAX_RESAMPLED, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
+};
 
 /// The resampling filters of both axes on a device; made once, they serve every batch.
 pub struct Banks {
@@ -22,19 +23,22 @@ pub struct Banks {
     longest: usize,
 }
 
+/// The filters of one axis, as [`Banks`] take them: where those of each place begin, and all taps.
+pub type AxisFilters = (Vec<u32>, Vec<Tap>);
+
 impl Banks {
-    /// The filters of `config` for axes of up to `longest` patches; nothing where coordinates are absolute or
-    /// there is no table.
+    /// The filters of rows and columns for axes of up to `longest` patches, for an engine that keeps them in memory of
+    /// its own; nothing where coordinates are absolute or there is no table.
     ///
     /// # Errors
-    /// `longest` 0, or above 4096 where filters are needed; no room on the device.
-    pub fn new(device: &Device, config: &PositionConfig, longest: usize) -> Result<Self> {
+    /// `longest` 0, or above 4096 where filters are needed.
+    pub fn filters(config: &PositionConfig, longest: usize) -> Result<Option<[AxisFilters; 2]>> {
         if longest == 0 || i32::try_from(longest).is_err() {
             return Err(Error::usage(format!("images have at least 1 patch along an axis, not {longest}")));
         }
         let has_table = matches!(config.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
         if !has_table || config.coordinate == PositionCoordinate::Absolute {
-            return Ok(Self { axes: None, longest });
+            return Ok(None);
         }
         if longest > MAX_RESAMPLED {
             return Err(Error::usage(format!(
@@ -42,13 +46,49 @@ impl Banks {
                  {MAX_RESAMPLED}; lower the resolution"
             )));
         }
-        let upload = |bank: FilterBank| -> Result<_> {
-            let taps: Vec<Tap> = bank.taps.iter().map(|&(row, weight)| Tap { row, weight }).collect();
-            Ok((device.upload(&bank.start)?, device.upload(&taps)?))
+        let filters = |bank: FilterBank| {
+            let taps = bank.taps.iter().map(|&(row, weight)| Tap { row, weight }).collect();
+            (bank.start, taps)
         };
-        let axes = match [0, 1].map(|axis| FilterBank::new(config, axis, longest)) {
-            [Some(rows), Some(columns)] => Some([upload(rows)?, upload(columns)?]),
+        Ok(match [0, 1].map(|axis| FilterBank::new(config, axis, longest)) {
+            [Some(rows), Some(columns)] => Some([filters(rows), filters(columns)]),
             _ => None,
+        })
+    }
+
+    /// The same as they lie in memory of the caller, copies of what [`filters`](Self::filters) has made for `config` and
+    /// `longest`.
+    ///
+    /// # Errors
+    /// As for [`filters`](Self::filters); other lengths than those.
+    pub fn in_memory(
+        config: &PositionConfig,
+        longest: usize,
+        axes: Option<[(Buffer<u32>, Buffer<Tap>); 2]>,
+    ) -> Result<Self> {
+        let lengths = |filters: [AxisFilters; 2]| filters.map(|(start, taps)| (start.len(), taps.len()));
+        let expected = Self::filters(config, longest)?.map(lengths);
+        let given = axes.as_ref().map(|axes| axes.each_ref().map(|(start, taps)| (start.len(), taps.len())));
+        if given != expected {
+            return Err(Error::usage(format!(
+                "filters of lengths {given:?} were given, expected {expected:?}; copy those that Banks::filters makes of \
+                 the same recipe"
+            )));
+        }
+        Ok(Self { axes, longest })
+    }
+
+    /// The filters of `config` for axes of up to `longest` patches; nothing where coordinates are absolute or
+    /// there is no table.
+    ///
+    /// # Errors
+    /// `longest` 0, or above 4096 where filters are needed; no room on the device.
+    pub fn new(device: &Device, config: &PositionConfig, longest: usize) -> Result<Self> {
+        let upload =
+            |(start, taps): &AxisFilters| -> Result<_> { Ok((device.upload(start)?, device.upload(taps)?)) };
+        let axes = match &Self::filters(config, longest)? {
+            Some([rows, columns]) => Some([upload(rows)?, upload(columns)?]),
+            None => None,
         };
         Ok(Self { axes, longest })
     }

@@ -28,7 +28,7 @@ pub struct Tap {
 }
 
 /// The filters of one axis, mirror of `PositionBank`: those of
-/// [`FilterBank`](crate::data::positions::FilterBank), or null where coordinates are absolute.
+/// [`FilterBank`](crate::ops::FilterBank), or null where coordinates are absolute.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct BankParams {

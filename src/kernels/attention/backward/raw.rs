@@ -4,8 +4,9 @@
 use half::bf16;
 
 use super::super::instances::{
-    BACKWARD_PREPARE, BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED,
-    BACKWARD_THREADS, HOPPER_BACKWARD_FINISH, HOPPER_BACKWARD_FINISH_SHARED, HOPPER_BACKWARD_THREADS,
+    BACKWARD_SMALL_BLOCKS, BACKWARD_SUM, BACKWARD_SUM_COLUMNS, BACKWARD_SUM_SHARED, BACKWARD_THREADS,
+    HOPPER_BACKWARD_FINISH_SHARED, HOPPER_BACKWARD_THREADS, backward_groups, backward_prepare,
+    hopper_backward_finish,
 };
 use super::super::prepare::{PrepareParams, prepare};
 use super::super::raw::{QkNorm, QkStatistics};
@@ -13,28 +14,29 @@ use super::plan::BackwardPlan;
 use super::workspace::{LongParts, Workspace};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
+use crate::kernels::Element;
 
 /// Constant arguments of the backward kernels. Head h of token t begins at element `t·stride + h·head_dim`;
-/// addresses and strides are multiples of 16 bytes.
+/// addresses and strides are multiples of 16 bytes. Head h of q has head `h·kv_heads/heads` of k and v, rounded down.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct BackwardParams {
+pub struct BackwardParams<E: Element = bf16> {
     /// Queries, as the forward pass took them.
-    pub q: Ptr<bf16>,
+    pub q: Ptr<E>,
     /// Keys.
-    pub k: Ptr<bf16>,
+    pub k: Ptr<E>,
     /// Values.
-    pub v: Ptr<bf16>,
+    pub v: Ptr<E>,
     /// Result of the forward pass.
-    pub out: Ptr<bf16>,
+    pub out: Ptr<E>,
     /// Its gradient.
-    pub dout: Ptr<bf16>,
+    pub dout: Ptr<E>,
     /// Gradient of q, all token rows written.
-    pub dq: Ptr<bf16>,
+    pub dq: Ptr<E>,
     /// Gradient of k, likewise.
-    pub dk: Ptr<bf16>,
+    pub dk: Ptr<E>,
     /// Gradient of v, likewise.
-    pub dv: Ptr<bf16>,
+    pub dv: Ptr<E>,
     /// `[tokens, heads]`, as the forward pass wrote it.
     pub lse: Ptr<f32>,
     /// Workspace, `[tokens, heads]`.
@@ -46,6 +48,8 @@ pub struct BackwardParams {
     pub cu_seqlens: Ptr<i32>,
     /// What [`schedule`](super::super::raw::schedule) has made with the plan's limits.
     pub schedule: Ptr<i32>,
+    /// As [`ForwardParams::rope`](super::super::raw::ForwardParams::rope).
+    pub rope: Ptr<f32>,
     /// The norm.
     pub norm: QkNorm,
     /// Elements between rows of `q`.
@@ -68,21 +72,26 @@ pub struct BackwardParams {
     pub tokens: i32,
     /// Image slots.
     pub slots: i32,
-    /// Heads.
+    /// Heads of q.
     pub heads: i32,
+    /// Heads of k and v, a divisor of `heads`.
+    pub kv_heads: i32,
     /// Columns of a head.
     pub head_dim: i32,
     /// [`BackwardPlan::short_rows`].
     pub short_rows: i32,
     /// [`tile_rows`](super::super::Limits::tile_rows) of the plan's limits.
     pub tile_rows: i32,
+    /// As [`ForwardParams::rope_kind`](super::super::raw::ForwardParams::rope_kind).
+    pub rope_kind: i32,
     /// Fills the struct.
     pub unused: i32,
     /// Factor on the scores, above 0.
     pub scale: f32,
 }
 
-/// Gradients of gains and biases, `[heads, head_dim]` or `[head_dim]` as the norm says; each may be null.
+/// Gradients of gains and biases, `[heads, head_dim]` (those of k `[kv_heads, head_dim]`) or `[head_dim]` as the norm says;
+/// each may be null.
 #[derive(Clone, Copy, Debug)]
 pub struct AffineGrad {
     /// dγq.
@@ -109,16 +118,34 @@ struct SumParams {
     accumulate: Ptr<i32>,
     blocks: i32,
     heads: i32,
+    kv_heads: i32,
     head_dim: i32,
     per_head: i32,
+    unused: i32,
+}
+
+/// Constant arguments of the kernel that sums dk and dv over the heads of q that share them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct GroupsParams<E: Element> {
+    dk_of_heads: Ptr<E>,
+    dv_of_heads: Ptr<E>,
+    dk: Ptr<E>,
+    dv: Ptr<E>,
+    dk_stride: i64,
+    dv_stride: i64,
+    tokens: i32,
+    heads: i32,
+    kv_heads: i32,
+    head_dim: i32,
 }
 
 /// Constant arguments of Hopper's kernel, and of the one that finishes its dq.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-struct HopperParams {
-    all: BackwardParams,
-    long: LongParts,
+struct HopperParams<E: Element> {
+    all: BackwardParams<E>,
+    long: LongParts<E>,
     q_norm_stride: i64,
     k_norm_stride: i64,
     width: i32,
@@ -129,8 +156,8 @@ fn small(blocks: usize, shared: u32) -> Launch {
     Launch::new([blocks as u32, 1, 1], BACKWARD_THREADS, shared)
 }
 
-/// Queues the backward pass: rows of no image and what long images need, the gradients, and where
-/// `params.partial` is not null the sums over blocks. `workspace` is the plan's, `long` its parts.
+/// Queues the backward pass: rows of no image and what long images need, the gradients, their sums over heads that share
+/// keys and values, and where `params.partial` is not null the sums over blocks. `workspace` is the plan's, at `base`.
 ///
 /// # Errors
 /// The device refuses a launch.
@@ -138,26 +165,68 @@ fn small(blocks: usize, shared: u32) -> Launch {
 /// # Safety
 /// As for [`Kernels::launch`]; the schedule was made with the plan's limits from the same `cu_seqlens`, and promised
 /// what the workspace was made for; `lse` and `out` are those of a forward pass with the same operands.
-pub unsafe fn backward(
+pub unsafe fn backward<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &BackwardPlan,
-    params: &BackwardParams,
+    params: &BackwardParams<E>,
     workspace: &Workspace,
-    long: LongParts,
+    base: Ptr<u8>,
+    affine: &AffineGrad,
+) -> Result<()> {
+    let Some([dk_of_heads, dv_of_heads]) = workspace.groups(base) else {
+        // SAFETY: the caller answers for addresses and stream.
+        return unsafe { of_heads(kernels, stream, plan, params, workspace, base, affine) };
+    };
+    let width = i64::from(params.heads * params.head_dim);
+    let of_heads_params =
+        BackwardParams { dk: dk_of_heads, dv: dv_of_heads, dk_stride: width, dv_stride: width, ..*params };
+    let groups = GroupsParams {
+        dk_of_heads,
+        dv_of_heads,
+        dk: params.dk,
+        dv: params.dv,
+        dk_stride: params.dk_stride,
+        dv_stride: params.dv_stride,
+        tokens: params.tokens,
+        heads: params.heads,
+        kv_heads: params.kv_heads,
+        head_dim: params.head_dim,
+    };
+    let chunks = 2 * params.tokens as usize * (params.kv_heads * params.head_dim) as usize / 8;
+    let most = (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize;
+    let launch = small(chunks.div_ceil(BACKWARD_THREADS as usize).clamp(1, most), 0);
+    // SAFETY: the caller answers for addresses and stream.
+    unsafe {
+        of_heads(kernels, stream, plan, &of_heads_params, workspace, base, affine)?;
+        kernels.launch(&backward_groups(E::NAME), launch, stream, &groups)
+    }
+}
+
+/// The pass with dk and dv of every head of q.
+///
+/// # Safety
+/// As for [`backward`].
+unsafe fn of_heads<E: Element>(
+    kernels: &Kernels,
+    stream: RawStream,
+    plan: &BackwardPlan,
+    params: &BackwardParams<E>,
+    workspace: &Workspace,
+    base: Ptr<u8>,
     affine: &AffineGrad,
 ) -> Result<()> {
     let blocks = workspace.blocks as u32;
     let few = (params.tokens as usize).clamp(1, (BACKWARD_SMALL_BLOCKS * plan.blocks.max(1)) as usize);
     if plan.instance.hopper {
         // SAFETY: the caller answers for addresses and stream.
-        unsafe { hopper(kernels, stream, plan, params, workspace, long)? };
+        unsafe { hopper(kernels, stream, plan, params, workspace, workspace.long(base))? };
     } else {
         let main = Launch::new([blocks, 1, 1], BACKWARD_THREADS, plan.shared);
         // SAFETY: the caller answers for addresses and stream.
         unsafe {
-            kernels.launch(BACKWARD_PREPARE, small(few, 0), stream, params)?;
-            kernels.launch(&plan.instance.name(), main, stream, params)?;
+            kernels.launch(&backward_prepare(E::NAME), small(few, 0), stream, params)?;
+            kernels.launch(&plan.instance.name(E::NAME), main, stream, params)?;
         }
     }
     if params.partial.is_null() {
@@ -174,8 +243,10 @@ pub unsafe fn backward(
         accumulate: affine.accumulate,
         blocks: workspace.partial_rows as i32,
         heads: params.heads,
+        kv_heads: params.kv_heads,
         head_dim: params.head_dim,
         per_head: params.norm.per_head,
+        unused: 0,
     };
     // SAFETY: the caller answers for addresses and stream.
     unsafe {
@@ -187,15 +258,15 @@ pub unsafe fn backward(
 ///
 /// # Safety
 /// As for [`backward`].
-unsafe fn hopper(
+unsafe fn hopper<E: Element>(
     kernels: &Kernels,
     stream: RawStream,
     plan: &BackwardPlan,
-    params: &BackwardParams,
+    params: &BackwardParams<E>,
     workspace: &Workspace,
-    long: LongParts,
+    long: LongParts<E>,
 ) -> Result<()> {
-    let width = i64::from(params.heads * params.head_dim);
+    let width = |heads| i64::from(heads * params.head_dim);
     let (is_long, normalised) = (workspace.finish_blocks > 0, !long.q_norm.is_null());
     // Key blocks of a long image wait for their turns.
     let main = Launch {
@@ -205,8 +276,8 @@ unsafe fn hopper(
     let mut all = HopperParams {
         all: *params,
         long,
-        q_norm_stride: width,
-        k_norm_stride: width,
+        q_norm_stride: width(params.heads),
+        k_norm_stride: width(params.kv_heads),
         width: plan.instance.width as i32,
         blocks: workspace.blocks as i32,
     };
@@ -227,6 +298,7 @@ unsafe fn hopper(
             turns: long.turns,
             cu_seqlens: params.cu_seqlens,
             schedule: params.schedule,
+            rope: params.rope,
             norm: params.norm,
             statistics: QkStatistics { q_mean: none, q_rstd: none, k_mean: none, k_rstd: none },
             q_stride: params.q_stride,
@@ -236,7 +308,9 @@ unsafe fn hopper(
             tokens: params.tokens,
             slots: params.slots,
             heads: params.heads,
+            kv_heads: params.kv_heads,
             head_dim: params.head_dim,
+            rope_kind: params.rope_kind,
             tile_rows: params.tile_rows,
             turn_count: workspace.turns as i32,
         };
@@ -245,11 +319,11 @@ unsafe fn hopper(
         unsafe { prepare(kernels, stream, &before, items, plan.blocks)? };
     }
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(&plan.instance.name(), main, stream, &all)? };
+    unsafe { kernels.launch(&plan.instance.name(E::NAME), main, stream, &all)? };
     if !is_long {
         return Ok(());
     }
     let finish = small(workspace.finish_blocks, HOPPER_BACKWARD_FINISH_SHARED);
     // SAFETY: the caller answers for addresses and stream.
-    unsafe { kernels.launch(HOPPER_BACKWARD_FINISH, finish, stream, &all) }
+    unsafe { kernels.launch(&hopper_backward_finish(E::NAME), finish, stream, &all) }
 }

@@ -1,7 +1,5 @@
 //! Position embeddings.
 
-use serde::{Deserialize, Serialize};
-
 choice! {
     /// How a coordinate becomes a vector.
     PositionBasis {
@@ -57,8 +55,12 @@ choice! {
 }
 
 /// Position embedding: basis × coordinate × combination (NaViT Table 3 and the aspect-preserving variant).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "train",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 pub struct PositionConfig {
     /// How a coordinate becomes a vector.
     pub basis: PositionBasis,

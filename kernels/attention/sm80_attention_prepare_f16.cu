@@ -1,0 +1,8 @@
+// sm80_attention_prepare.cu of f16.
+#include "../common/f16.cuh"
+
+namespace f16_kernels {
+#include "sm80_attention_prepare.cu"
+}
+
+using namespace f16_kernels;

@@ -1,0 +1,119 @@
+//! What operations are told: kinds of norm, GELU, loss and position embedding, and what attention is like. Recipes
+//! name them, `cpu` computes them, and the kernels are launched by them.
+//!
+//! The lowest room of the house: it stands on the standard library alone.
+
+/// An enum whose variants a recipe names by these texts.
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "train", derive(serde::Serialize, serde::Deserialize))]
+        pub enum $name {
+            $($(#[$doc])* #[cfg_attr(feature = "train", serde(rename = $text))] $variant),+
+        }
+    };
+}
+
+mod filters;
+mod position;
+mod rope;
+
+pub use filters::{Filter, FilterBank, MAX_RESAMPLED};
+pub use position::*;
+pub use rope::*;
+
+choice! {
+    /// Normalisation of the residual stream.
+    NormKind {
+        /// Centred, divided by the standard deviation.
+        LayerNorm = "layernorm",
+        /// Divided by the root mean square.
+        Rms = "rmsnorm",
+    }
+}
+
+choice! {
+    /// Normalisation of queries and keys over the head dimension.
+    QkNormKind {
+        /// None.
+        None = "none",
+        /// Root mean square, with a gain.
+        Rms = "rms",
+        /// LayerNorm with a gain and no bias.
+        LayerNorm = "layernorm",
+        /// LayerNorm with gain and bias (timm).
+        LayerNormBias = "layernorm-bias",
+    }
+}
+
+choice! {
+    /// Which two columns of a head are turned together by a rotary position embedding. A pair (a, b) with
+    /// the angle φ becomes (a cos φ − b sin φ, b cos φ + a sin φ).
+    Rope {
+        /// No rotation.
+        None = "none",
+        /// Columns (2p, 2p + 1) are pair p.
+        Interleaved = "interleaved",
+        /// Columns (p, p + head_dim / 2) are pair p.
+        Halves = "halves",
+    }
+}
+
+choice! {
+    /// GELU variant.
+    GeluKind {
+        /// Exact.
+        Erf = "erf",
+        /// tanh approximation.
+        Tanh = "tanh",
+    }
+}
+
+choice! {
+    /// Training loss.
+    LossKind {
+        /// Softmax cross-entropy.
+        Softmax = "softmax",
+        /// Sigmoid cross-entropy, summed over classes.
+        Sigmoid = "sigmoid",
+    }
+}
+
+/// Constants of an attention op.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionConfig {
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key and value heads, a divisor of `heads`: query head h uses kv head h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f64,
+    /// Normalisation of q and k over the head dimension.
+    pub norm: QkNormKind,
+    /// Epsilon of that normalisation.
+    pub eps: f64,
+    /// Whether gains are `[heads, head_dim]` (of k: `[kv_heads, head_dim]`) or one `[head_dim]` for all heads.
+    pub gain_per_head: bool,
+    /// Which columns of q and k are turned together, after the norm; `head_dim` is even where any are.
+    pub rope: Rope,
+}
+
+impl AttentionConfig {
+    /// Query heads that share a kv head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Columns of a row `[q | k | v]`.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Columns of k, and of v.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
