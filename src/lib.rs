@@ -60,6 +60,7 @@
 //! | [`parallel`] | several ranks: process groups, meshes, sharded linear layers |
 //! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
 //! | [`ops`] | what single operations are told |
+//! | `capi` | the kernels as functions of C (feature `capi`) |
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
 //! Bad input is [`Error::Usage`], anything else that fails is [`Error::Failure`].
@@ -74,6 +75,8 @@
 
 #[cfg(feature = "train")]
 pub mod autograd;
+#[cfg(feature = "capi")]
+pub mod capi;
 #[cfg(feature = "train")]
 pub mod cli;
 #[cfg(feature = "train")]

@@ -36,6 +36,10 @@ const CASES: &[&str] = &[
     "vit_parallel",
     "vit_parallel_fused",
     "siglip2",
+    "naflex_rope",
+    "naflex_rope_reference",
+    "naflex_rope_grouped",
+    "dinov3",
 ];
 
 fn golden(path: &str) -> PathBuf {
@@ -147,6 +151,13 @@ fn a_wrong_setting_does_not_pass() {
         ("naflex_gap", "filter", |m| m.position.resample = PositionResample::Bilinear),
         ("naflex_gap", "aspect", |m| m.position.coordinate = PositionCoordinate::FractionalAspect),
         ("naflex_parfac", "aspect", |m| m.position.coordinate = PositionCoordinate::Fractional),
+        ("naflex_rope", "base of the angles", |m| m.rope.theta = 60.0),
+        ("naflex_rope", "pairs", |m| m.rope.kind = Rope::Halves),
+        ("naflex_rope_reference", "order", |m| m.rope.order = RopeOrder::Rows),
+        ("naflex_rope_reference", "grid", |m| m.rope.columns = 5),
+        ("naflex_rope_grouped", "coordinate", |m| m.rope.coordinate = RopeCoordinate::CenteredLonger),
+        ("dinov3", "coordinate", |m| m.rope.coordinate = RopeCoordinate::Ends),
+        ("dinov3", "no rotation", |m| m.rope.kind = Rope::None),
         ("naflex_siglip", "filter", |m| m.position.resample = PositionResample::Bicubic),
         ("vit_parallel", "serial blocks' norm", |m| m.norm = NormKind::LayerNorm),
         ("siglip2", "GELU", |m| m.gelu = GeluKind::Erf),

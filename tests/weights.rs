@@ -97,7 +97,8 @@ fn every_damage_is_a_sentence() {
         message(&path)
     };
     assert!(with(b"").contains("0 bytes"));
-    assert!(with(b"PK\x03\x04 a zip archive").contains("does not start with a header"));
+    assert!(with(b"PK\x03\x04 a zip archive").contains("is a zip file, but none of NumPy arrays"));
+    assert!(with(b"no format at all").contains("does not start with the length of a header"));
     assert!(with(&whole[..header - 10]).contains("cut short"));
     assert!(with(&whole[..whole.len() - 1]).contains("describes"));
     assert!(with(&[&whole[..], b"x"].concat()).contains("describes"));

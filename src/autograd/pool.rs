@@ -83,7 +83,8 @@ fn pool_operands<'a>(
         v: kv.from(out.cols),
         affine,
         cu_seqlens: packed.cu_seqlens,
-        cu_seqlens_host: packed.cu_seqlens_host,
+        cu_seqlens_host: Some(packed.cu_seqlens_host),
+        error: None,
         out: &out.buffer,
         lse,
     }

@@ -121,7 +121,7 @@ fn ops() -> Vec<Op> {
         op("gathering of one token an image", &["pool_gather"], rows, "exact".into()),
         op(
             "position embedding",
-            &["position"],
+            &["position", "rope_table"],
             "rows a multiple of 8 wide, of 16 where halves are stacked and for Fourier",
             format!("{}; tables {}; Fourier map {}", to::ROUNDED, to::POSITION_GRAD, to::FOURIER_GRAD),
         ),

@@ -136,7 +136,8 @@ impl Case {
             v: rows(&kv, width),
             affine: self.given(affine.each_ref()),
             cu_seqlens: &cu_seqlens,
-            cu_seqlens_host: &self.cu_seqlens,
+            cu_seqlens_host: Some(&self.cu_seqlens),
+            error: None,
             out: &out,
             lse: &lse,
         };

@@ -21,11 +21,11 @@ PARTS = ("steps", "gemm", "attention")
 
 def dry_run(path):
     library = Library(path)
-    if library.open():
+    try:
+        library.call("close", library.open())
         print("the library sees a CUDA context and opens its kernels")
-        library.dll.trencadis_close(library.kernels)
-    else:
-        print(f"the library loads, its structs agree; no kernels here: {library.error()}")
+    except RuntimeError as reason:
+        print(f"the library loads, its structs agree; no kernels here: {reason}")
     for recipe, sets in (("no-such-recipe", []), ("digits", ["packing.tokens=x"]), ("digits", ["packing.tokens=1024"])):
         try:
             training = Training(library, recipe, sets, 10, 2)
@@ -39,13 +39,16 @@ def dry_run(path):
     print(f"the targets of attention tell {targets.self_check()} made-up rows apart")
 
 
-def text_of(part, torch, library, options, write):
+def text_of(part, torch, library, kernels, options, write):
     """Hands the Markdown of a part to `write` as it grows."""
-    if part != "gemm":
-        {"steps": steps, "attention": attention}[part].compare(torch, library, options, write)
+    if part == "steps":
+        steps.compare(torch, library, options, write)
+        return
+    if part == "attention":
+        attention.compare(torch, library, kernels, options, write)
         return
     done = []
-    for row in gemm.rows(torch, library, options.quick):
+    for row in gemm.rows(torch, library, kernels, options.quick):
         done.append(row)
         print(row, file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
@@ -66,10 +69,12 @@ def main(options):
     torch.cuda.init()
     torch.empty(1, device="cuda")  # Makes the context current that the library joins.
     library = Library(path)
-    if not library.open():
-        sys.exit(library.error())
+    try:
+        kernels = library.open()
+    except RuntimeError as reason:
+        sys.exit(str(reason))
     if options.bits:
-        attention.bits(torch, library)
+        attention.bits(torch, library, kernels)
         return
     properties = torch.cuda.get_device_properties(0)
     head = (
@@ -92,13 +97,13 @@ def main(options):
                 options.write.write_text("\n".join([head, *texts.values()]))
 
         try:
-            text_of(part, torch, library, options, write)
+            text_of(part, torch, library, kernels, options, write)
         except RuntimeError as reason:
             print(f"{part}: {reason}", file=sys.stderr)
             failed = True
         torch.cuda.empty_cache()
     print("\n".join([head, *texts.values()]))
     print(f"{driver_and_clocks()} (at the end)")
-    library.dll.trencadis_close(library.kernels)
+    library.call("close", kernels)
     if failed:
         sys.exit(1)

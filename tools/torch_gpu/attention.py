@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from . import targets
-from .library import AttentionCall, AttentionSizes
 from .measure import check, seconds, sets_for, stream_of
 from .peers import peers_of
 from .targets import ONE_LONG, RATED, TINY, Row
@@ -58,9 +57,10 @@ QUICK = [(16, 64, ["S 196", "S 256", MIXES[0], "S 1024", RATED, ONE_LONG, TINY])
 class Ours:
     """Operands of this crate's passes with RMS norm of q and k, on PyTorch's memory."""
 
-    def __init__(self, torch, library, heads, head_dim, lengths, sets, generator=None):
+    def __init__(self, torch, library, kernels, heads, head_dim, lengths, sets, generator=None):
         tokens, longest, width = sum(lengths), max(lengths), heads * head_dim
-        self.torch, self.library, self.sets, self.scale = torch, library, sets, head_dim**-0.5
+        self.torch, self.library, self.kernels, self.sets = torch, library, kernels, sets
+        self.scale = head_dim**-0.5
         self.starts = [0]
         for length in lengths:
             self.starts.append(self.starts[-1] + length)
@@ -76,57 +76,58 @@ class Ours:
         self.lse = torch.empty(sets, tokens, heads, device="cuda")
         self.dgains = torch.empty(2, width, device="cuda")
         self.cu = torch.tensor(self.starts, device="cuda", dtype=torch.int32)
-        fault = torch.zeros(1, device="cuda", dtype=torch.int32)
-        call = AttentionCall(
-            tokens=tokens, slots=len(lengths), longest=longest, heads=heads, head_dim=head_dim, stride=3 * width,
-            scale=self.scale, eps=1e-6, norm=1, q_gain=self.gains[0].data_ptr(), k_gain=self.gains[1].data_ptr(),
-            cu_seqlens=self.cu.data_ptr(), fault=fault.data_ptr(), dq_gain=self.dgains[0].data_ptr(),
-            dk_gain=self.dgains[1].data_ptr(),
+        call = library.struct(
+            "attention", tokens=tokens, slots=len(lengths), longest=longest, heads=heads, head_dim=head_dim,
+            scale=self.scale, eps=1e-6, norm=library.numbers["TRENCADIS_QK_NORM_RMS"], gain_per_head=1,
+            q_gain=self.gains[0].data_ptr(), k_gain=self.gains[1].data_ptr(), cu_seqlens=self.cu.data_ptr(),
+            dq_gain=self.dgains[0].data_ptr(), dk_gain=self.dgains[1].data_ptr(),
         )
-        sizes = AttentionSizes()
-        library.call("attention_sizes", ctypes.byref(call), ctypes.byref(sizes))
+        for name in ("q", "k", "v", "dq", "dk", "dv"):
+            setattr(call, f"{name}_stride", 3 * width)
+        sizes = library.struct("attention_sizes")
+        library.call("attention_plan", kernels, call, sizes)
         words = [
-            torch.empty(size, device="cuda", dtype=torch.int32)
-            for size in (sizes.forward_schedule, sizes.backward_schedule)
+            torch.zeros(size, device="cuda", dtype=torch.int32)
+            for size in (sizes.forward_schedule_words, sizes.backward_schedule_words)
         ]
-        workspace = torch.empty(max(sizes.workspace_bytes, 16), device="cuda", dtype=torch.uint8)
+        room = max(sizes.forward_workspace_bytes, sizes.backward_workspace_bytes, 16)
+        workspace = torch.empty(room, device="cuda", dtype=torch.uint8)
         call.forward_schedule, call.backward_schedule = (x.data_ptr() for x in words)
-        call.workspace = workspace.data_ptr()
-        self.memory = (words, workspace, fault)
+        call.workspace, call.workspace_bytes = workspace.data_ptr(), room
+        self.memory = (words, workspace)
         self.calls = []
         for i in range(sets):
-            one = AttentionCall.from_buffer_copy(call)
+            one = type(call).from_buffer_copy(call)
             one.q, one.k, one.v = (self.qkv[i, 0, j].data_ptr() for j in range(3))
             one.dq, one.dk, one.dv = (self.dqkv[i, 0, j].data_ptr() for j in range(3))
             one.out, one.dout, one.lse = self.out[i].data_ptr(), self.dout[i].data_ptr(), self.lse[i].data_ptr()
             self.calls.append(one)
-        library.call("attention_schedule", stream_of(torch), ctypes.byref(self.calls[0]))
+        library.call("attention_schedule", kernels, stream_of(torch), self.calls[0])
         for i in range(sets):
             self.forward(i)
             self.backward(i)
         torch.cuda.synchronize()
-        if int(fault):
-            raise RuntimeError(f"cu_seqlens was refused with {int(fault)}")
+        library.call("attention_fault", int(words[0][-1]))
 
     def forward(self, i):
-        self.library.call("attention_forward", stream_of(self.torch), ctypes.byref(self.calls[i]))
+        self.library.call("attention_forward", self.kernels, stream_of(self.torch), self.calls[i])
 
     def backward(self, i):
-        self.library.call("attention_backward", stream_of(self.torch), ctypes.byref(self.calls[i]))
+        self.library.call("attention_backward", self.kernels, stream_of(self.torch), self.calls[i])
 
 
-def rows(torch, library, peers, shapes):
+def rows(torch, library, kernels, peers, shapes):
     """A Row for each pass over each batch."""
     for heads, head_dim, names in shapes:
         for name in names:
-            yield from pair(torch, library, peers, heads, head_dim, name)
+            yield from pair(torch, library, kernels, peers, heads, head_dim, name)
             torch.cuda.empty_cache()
 
 
-def pair(torch, library, peers, heads, head_dim, name):
+def pair(torch, library, kernels, peers, heads, head_dim, name):
     lengths = batch_of(name)
     sets = sets_for(torch, 2 * 8 * sum(lengths) * heads * head_dim)
-    ours = Ours(torch, library, heads, head_dim, lengths, sets)
+    ours = Ours(torch, library, kernels, heads, head_dim, lengths, sets)
     compare_images("attention", reference(torch, ours, ours.gains), ours.out[0], ours.dqkv[0])
     wanted = reference(torch, ours, None)
     forward, backward = (
@@ -223,14 +224,14 @@ def copy_bandwidth(torch):
     return 2 * x[0].numel() * x.element_size() / seconds(torch, lambda i: y[i].copy_(x[i]), 2)
 
 
-def bits(torch, library):
+def bits(torch, library, kernels):
     """Prints for a parent process whether RUNS runs of both passes had the same bits over ragged batches from one
     seed, and their hash."""
     lengths = [1, 64, 196, 17, 577, 257, 5, 1025, 63, 400, 2111, 90]
     generator = torch.Generator().manual_seed(0)
     digest, same = hashlib.sha256(), True
     for heads, head_dim in ((4, 64), (4, 80), (2, 128)):
-        ours = Ours(torch, library, heads, head_dim, lengths, 1, generator)
+        ours = Ours(torch, library, kernels, heads, head_dim, lengths, 1, generator)
         results = (ours.out, ours.lse, ours.dqkv, ours.dgains)
         first = [x.clone() for x in results]
         for _ in range(RUNS - 1):
@@ -262,12 +263,12 @@ def two_processes(library_path):
     return targets.determinism(children)
 
 
-def compare(torch, library, options, write):
+def compare(torch, library, kernels, options, write):
     """Hands the Markdown to `write` after every row."""
     peers, bandwidth = peers_of(torch), copy_bandwidth(torch)
     done, same_bits = [], None
     for shape in QUICK if options.quick else SHAPES:
-        for row in rows(torch, library, peers, [shape]):
+        for row in rows(torch, library, kernels, peers, [shape]):
             done.append(row)
             print(f"{row.name}: {row.tflop / row.ours:.0f} TFLOP/s", file=sys.stderr, flush=True)
             write(targets.page(done, bandwidth, same_bits))

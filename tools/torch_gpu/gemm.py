@@ -2,11 +2,9 @@
 
 import ctypes
 
-from .library import GemmCall
 from .measure import check, seconds, sets_for, stream_of
 
-LAYOUTS = {"nt": 0, "nn": 1, "tn": 2}
-FUSED = {"plain": 0, "gelu": 1, "residual": 2, "gelu_grad": 3, "sum": 4}
+EPILOGUES = {"plain": "STORE", "gelu": "STORE", "residual": "STORE", "gelu_grad": "GELU_GRAD", "sum": "SUM"}
 
 # Width and hidden width of the MLP, tokens.
 WIDTHS = [
@@ -16,7 +14,7 @@ WIDTHS = [
 QUICK_WIDTHS = [(768, 3072, 16384)]
 
 
-def rows(torch, library, quick):
+def rows(torch, library, kernels, quick):
     """(name, TFLOP/s ours, TFLOP/s of cuBLAS for the product alone) of every product of a ViT's layers."""
     for d, hidden, tokens in QUICK_WIDTHS if quick else WIDTHS:
         products = []
@@ -28,10 +26,10 @@ def rows(torch, library, quick):
             products += [("nn", tokens, inner, outer, fused) for fused in ("plain", backward)]
             products.append(("tn", outer, inner, tokens, "sum"))
         for product in dict.fromkeys(products):
-            yield row(torch, library, *product)
+            yield row(torch, library, kernels, *product)
 
 
-def row(torch, library, layout, m, n, k, fused):
+def row(torch, library, kernels, layout, m, n, k, fused):
     wide = torch.float32 if fused == "sum" else torch.bfloat16
     shape_a = (k, m) if layout == "tn" else (m, k)
     shape_b = (n, k) if layout == "nt" else (k, n)
@@ -43,18 +41,28 @@ def row(torch, library, layout, m, n, k, fused):
     bias, bias_grad = torch.randn(n, device="cuda"), torch.empty(n, device="cuda")
     calls = []
     for i in range(sets):
-        call = GemmCall(m=m, n=n, k=k, layout=LAYOUTS[layout], fused=FUSED[fused])
-        call.a, call.b, call.out, call.side = (x[i].data_ptr() for x in (a, b, out, side))
-        call.bias = bias.data_ptr() if fused in ("gelu", "residual") else 0
-        call.bias_grad = bias_grad.data_ptr()
+        call = library.struct(
+            "gemm", m=m, n=n, k=k, layout=library.numbers[f"TRENCADIS_GEMM_LAYOUT_{layout.upper()}"],
+            epilogue=library.numbers[f"TRENCADIS_GEMM_EPILOGUE_{EPILOGUES[fused]}"],
+        )
+        call.a, call.b, call.out = (x[i].data_ptr() for x in (a, b, out))
+        if fused in ("gelu", "residual"):
+            call.bias = bias.data_ptr()
+        if fused in ("gelu", "gelu_grad"):
+            call.pre, call.gelu = side[i].data_ptr(), library.numbers["TRENCADIS_GELU_ERF"]
+        if fused == "residual":
+            call.residual = side[i].data_ptr()
+        if fused == "gelu_grad":
+            call.bias_grad = bias_grad.data_ptr()
         calls.append(call)
-    size = library.call("gemm_workspace", ctypes.byref(calls[0]))
-    workspace = torch.empty(max(size, 16), device="cuda", dtype=torch.uint8)
+    size = ctypes.c_uint64()
+    library.call("gemm_plan", kernels, calls[0], size)
+    workspace = torch.empty(max(size.value, 16), device="cuda", dtype=torch.uint8)
     for call in calls:
         call.workspace, call.workspace_bytes = workspace.data_ptr(), workspace.numel()
 
     def ours(i):
-        library.call("gemm", stream_of(torch), ctypes.byref(calls[i]))
+        library.call("gemm_launch", kernels, stream_of(torch), calls[i])
 
     views = [(x.mT if layout == "tn" else x, y.mT if layout == "nt" else y) for x, y in zip(a, b)]
     products = torch.empty_like(side)

@@ -8,36 +8,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "examples" / "python"))
 
-
-class GemmCall(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("m", "n", "k")]
-    _fields_ += [(name, ctypes.c_int32) for name in ("layout", "fused")]
-    _fields_ += [
-        (name, ctypes.c_uint64)
-        for name in ("a", "b", "out", "bias", "side", "bias_grad", "workspace", "workspace_bytes")
-    ]
-
-
-class AttentionCall(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int64) for name in ("tokens", "slots", "longest", "heads", "head_dim", "stride")
-    ]
-    _fields_ += [(name, ctypes.c_double) for name in ("scale", "eps")]
-    _fields_ += [("norm", ctypes.c_int64)]
-    _fields_ += [
-        (name, ctypes.c_uint64)
-        for name in (
-            "q", "k", "v", "out", "lse", "q_gain", "k_gain", "cu_seqlens", "forward_schedule",
-            "backward_schedule", "fault", "dout", "dq", "dk", "dv", "dq_gain", "dk_gain", "workspace",
-        )
-    ]
-
-
-class AttentionSizes(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_uint64) for name in ("forward_schedule", "backward_schedule", "workspace_bytes")
-    ]
+from trencadis import Library as Functions  # noqa: E402
 
 
 class TrainingRun(ctypes.Structure):
@@ -47,56 +20,35 @@ class TrainingRun(ctypes.Structure):
     ]
 
 
-class Library:
-    """The crate's kernels for the CUDA context that is current."""
+class Library(Functions):
+    """The crate's kernels for the CUDA context that is current, and its training steps."""
 
     def __init__(self, path):
-        self.dll = ctypes.CDLL(str(path))
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        super().__init__(path)
+        pointer, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
         signatures = {
-            "trencadis_open": (pointer, []),
-            "trencadis_close": (None, [pointer]),
-            "trencadis_error": (number, [ctypes.c_char_p, ctypes.c_uint64]),
-            "trencadis_struct_bytes": (number, [ctypes.c_int32]),
-            "trencadis_gemm_workspace": (number, [pointer, ctypes.POINTER(GemmCall)]),
-            "trencadis_gemm": (number, [pointer, pointer, ctypes.POINTER(GemmCall)]),
-            "trencadis_attention_sizes": (
-                number, [pointer, ctypes.POINTER(AttentionCall), ctypes.POINTER(AttentionSizes)],
+            "error": (number, [ctypes.c_char_p, count]),
+            "training_run_bytes": (number, []),
+            "training_open": (pointer, [ctypes.c_char_p, ctypes.c_char_p, count, count]),
+            "training_close": (None, [pointer]),
+            "training_describe": (number, [pointer, ctypes.c_char_p, count]),
+            "training_batch": (
+                number, [pointer, count, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_uint16)],
             ),
+            "training_run": (number, [pointer, count, ctypes.POINTER(TrainingRun)]),
         }
-        count, run = ctypes.c_uint64, ctypes.POINTER(TrainingRun)
-        signatures["trencadis_training_open"] = (pointer, [ctypes.c_char_p, ctypes.c_char_p, count, count])
-        signatures["trencadis_training_close"] = (None, [pointer])
-        signatures["trencadis_training_describe"] = (number, [pointer, ctypes.c_char_p, count])
-        signatures["trencadis_training_batch"] = (
-            number, [pointer, count, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_uint16)],
-        )
-        signatures["trencadis_training_run"] = (number, [pointer, count, run])
-        for name in ("schedule", "forward", "backward"):
-            signatures[f"trencadis_attention_{name}"] = (number, [pointer, pointer, ctypes.POINTER(AttentionCall)])
         for name, (result, arguments) in signatures.items():
-            function = getattr(self.dll, name)
+            function = getattr(self.dll, f"trencadis_{name}")
             function.restype, function.argtypes = result, arguments
-        for which, struct in enumerate((GemmCall, AttentionCall, AttentionSizes, TrainingRun)):
-            theirs = self.dll.trencadis_struct_bytes(which)
-            if theirs != ctypes.sizeof(struct):
-                sys.exit(f"{struct.__name__} has {ctypes.sizeof(struct)} bytes here and {theirs} in {path}")
-        self.kernels = None
+        theirs = self.dll.trencadis_training_run_bytes()
+        if theirs != ctypes.sizeof(TrainingRun):
+            sys.exit(f"TrainingRun has {ctypes.sizeof(TrainingRun)} bytes here and {theirs} in {path}")
 
     def error(self):
+        """Why a function of training failed."""
         text = ctypes.create_string_buffer(1000)
         length = self.dll.trencadis_error(text, len(text))
         return text.raw[:length].decode(errors="replace")
-
-    def open(self):
-        self.kernels = self.dll.trencadis_open()
-        return self.kernels is not None
-
-    def call(self, name, *arguments):
-        result = getattr(self.dll, f"trencadis_{name}")(self.kernels, *arguments)
-        if result < 0:
-            raise RuntimeError(f"{name}: {self.error()}")
-        return result
 
 
 class Training:
@@ -139,6 +91,6 @@ def library_path(given):
     """The library, built unless it is given."""
     if given:
         return given
-    subprocess.run(["cargo", "build", "--release", "--example", "torch_bridge"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--release", "--features", "capi", "--example", "torch_bridge"], cwd=ROOT, check=True)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     return target / "release" / "examples" / "libtorch_bridge.so"

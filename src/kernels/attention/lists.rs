@@ -80,6 +80,15 @@ impl Schedule {
         Ok(Self::of(words, found, limits, tokens, slots))
     }
 
+    /// The same lists, made earlier by another value over the same memory: passes follow them as they are.
+    ///
+    /// # Safety
+    /// They were made with the same limits, sizes and [`longest`](Self::with_longest), from this `cu_seqlens`, with the
+    /// contents that it has.
+    pub unsafe fn already_made(self, cu_seqlens: &Buffer<i32>) -> Self {
+        Self { made_from: AtomicU64::new(cu_seqlens.ptr().address()), ..self }
+    }
+
     fn of(words: Buffer<i32>, found: Found, limits: Limits, tokens: usize, slots: usize) -> Self {
         Self { words, found, made_from: AtomicU64::new(0), limits, tokens, slots, longest: tokens }
     }

@@ -101,6 +101,24 @@ impl Norm {
     /// A width without a kernel, buffers of another size, rows that are not aligned, a `cu_seqlens` that
     /// decreases or overruns, a launch that the device refuses.
     pub fn forward(&self, stream: &Stream, packed: Packed<'_>, args: &NormForward<'_>) -> Result<()> {
+        self.queue_forward(stream, packed.live(self.tokens)?, args)
+    }
+
+    /// The same where only the device knows the rows that hold anything: one number, of which every value is taken; none
+    /// is all rows.
+    ///
+    /// # Errors
+    /// As for [`forward`](Self::forward).
+    pub fn forward_live(
+        &self,
+        stream: &Stream,
+        live: Option<&Buffer<i32>>,
+        args: &NormForward<'_>,
+    ) -> Result<()> {
+        self.queue_forward(stream, check_some("live", live, &[1])?, args)
+    }
+
+    fn queue_forward(&self, stream: &Stream, live: Ptr<i32>, args: &NormForward<'_>) -> Result<()> {
         self.check()?;
         let Self { tokens, width, .. } = *self;
         let mut params = ForwardParams {
@@ -113,7 +131,7 @@ impl Norm {
             keep: Ptr::null(),
             gain: check_some("gain", args.gain, &[width])?,
             bias: check_some("bias", args.bias, &[width])?,
-            live: packed.live(tokens)?,
+            live,
             y_stride: args.y.stride as i64,
             x_out_stride: 0,
             x_stride: args.x.stride as i64,
@@ -142,6 +160,30 @@ impl Norm {
         &self,
         stream: &Stream,
         packed: Packed<'_>,
+        args: &NormBackward<'_>,
+        workspace: &Buffer<u8>,
+    ) -> Result<()> {
+        self.queue_backward(stream, packed.live(self.tokens)?, args, workspace)
+    }
+
+    /// The same where only the device knows the rows that hold anything, as for [`forward_live`](Self::forward_live).
+    ///
+    /// # Errors
+    /// As for [`forward`](Self::forward).
+    pub fn backward_live(
+        &self,
+        stream: &Stream,
+        live: Option<&Buffer<i32>>,
+        args: &NormBackward<'_>,
+        workspace: &Buffer<u8>,
+    ) -> Result<()> {
+        self.queue_backward(stream, check_some("live", live, &[1])?, args, workspace)
+    }
+
+    fn queue_backward(
+        &self,
+        stream: &Stream,
+        live: Ptr<i32>,
         args: &NormBackward<'_>,
         workspace: &Buffer<u8>,
     ) -> Result<()> {
@@ -174,7 +216,7 @@ impl Norm {
             gain: check_some("gain", args.gain, &[width])?,
             scale: Ptr::null(),
             keep: Ptr::null(),
-            live: packed.live(tokens)?,
+            live,
             dx_stride: args.dx.stride as i64,
             dbranch_stride: 0,
             dy_stride: args.dy.stride as i64,

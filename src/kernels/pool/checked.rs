@@ -47,8 +47,10 @@ pub struct AttentionForward<'a> {
     pub affine: [Option<&'a Buffer<f32>>; 4],
     /// `[images + 1]`.
     pub cu_seqlens: &'a Buffer<i32>,
-    /// The host's copy of it.
-    pub cu_seqlens_host: &'a [i32],
+    /// The host's copy of it, where there is one: it is verified before anything is queued.
+    pub cu_seqlens_host: Option<&'a [i32]>,
+    /// One word that the device sets where it refuses `cu_seqlens`, and which is 0 before; see [`fault`](super::fault).
+    pub error: Option<&'a Buffer<i32>>,
     /// `[images, queries, heads·head_dim]`.
     pub out: &'a Buffer<bf16>,
     /// `[images, queries, heads]`.
@@ -141,7 +143,9 @@ impl AttentionPool {
         let PackedSizes { tokens, images, .. } = self.sizes;
         let shape = self.shape()?;
         let width = self.width();
-        check_cu_seqlens(args.cu_seqlens_host, images, tokens)?;
+        if let Some(host) = args.cu_seqlens_host {
+            check_cu_seqlens(host, images, tokens)?;
+        }
         let (q, q_f32) = match args.q {
             Query::Bf16(q) => (check_len("q", q, &[self.queries, width])?, Ptr::null()),
             Query::F32(q) => (Ptr::null(), check_len("q", q, &[self.queries, width])?),
@@ -155,7 +159,7 @@ impl AttentionPool {
             v: args.v.check("v", tokens, width)?,
             query: AttentionQuery { q, q_f32, q_gain, q_bias, k_gain, k_bias },
             cu_seqlens: check_len("cu_seqlens", args.cu_seqlens, &[images + 1])?,
-            error: Ptr::null(),
+            error: check_some("error", args.error, &[1])?,
             k_stride: args.k.stride as i64,
             v_stride: args.v.stride as i64,
             shape,
@@ -215,7 +219,7 @@ impl AttentionPool {
             dk_bias,
             accumulate: check_some("accumulate", args.accumulate, &[1])?,
             cu_seqlens: forward.cu_seqlens,
-            error: Ptr::null(),
+            error: forward.error,
             dk_stride: args.dk.stride as i64,
             dv_stride: args.dv.stride as i64,
             k_stride: forward.k_stride,

@@ -145,13 +145,14 @@ impl Conversion {
         model.width = width;
         model.mlp = mlp;
         model.depth = (0..).take_while(|n| self.exists(&format!("blocks.{n}.norm1.gain"))).count();
-        if qkv != 3 * model.heads * model.head_dim {
+        let kv_heads = if model.kv_heads == 0 { model.heads } else { model.kv_heads };
+        let expected = (model.heads + 2 * kv_heads) * model.head_dim;
+        if qkv != expected {
             return Err(self.error(format_args!(
-                "model.heads = {} heads of {} make {}, but queries, keys and values have {qkv} rows together, \
-                 expected three times as many",
-                model.heads,
-                model.head_dim,
-                model.heads * model.head_dim
+                "model.heads = {} heads of {} and {kv_heads} for keys and values each make {expected} rows, but \
+                 queries, keys and values have {qkv} together; set model.heads and model.kv_heads as the network has \
+                 them",
+                model.heads, model.head_dim
             )));
         }
         if let Ok([pool_mlp, _]) = self.done("pool.mlp.fc1.weight")
