@@ -6,6 +6,7 @@ use trencadis::cpu::rope::table;
 use trencadis::data::batch::PREFIX;
 use trencadis::device::Device;
 use trencadis::kernels::position::{RopeOperands, RopeTable};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::*;
 use trencadis::weights::Weights;
 
@@ -195,7 +196,7 @@ fn on_device(device: &Device, config: &RopeConfig, head_dim: usize, grids: &[[u1
     table(config, head_dim, &mut want, &b.positions, starts, &b.grids);
     want.extend([1.0, 0.0].repeat(DEAD * head_dim / 2));
     let error = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs()).fold(0.0, f64::max);
-    assert!(error <= 1e-6, "{config:?}, head dim {head_dim}: {error:.1e}");
+    assert!(error <= to::ROPE, "{config:?}, head dim {head_dim}: {error:.1e}");
 }
 
 #[test]
