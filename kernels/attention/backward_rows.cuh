@@ -286,8 +286,7 @@ DEVICE void rotate_rows(HeadRows<D> tile, const HeadNorm& norm, const Rope& rope
             // All lanes of the row have read what others rotate.
             ptx::warp_sync();
         }
-        auto at = [&](int column) { return tile.address(row, column / 8) + column % 8 * 2; };
-        rotate_row<LANES>(at, row < valid, j, norm, statistics, rope.from(token + row));
+        rotate_in_tile<LANES>(tile, row, row < valid, j, norm, statistics, rope.from(token + row));
     }
 }
 

@@ -133,8 +133,7 @@ struct OwnRows {
                 // All lanes of the row have read what others rotate.
                 ptx::warp_sync();
             }
-            auto at = [&](int column) { return tile.address(r, column / 8) + column % 8 * 2; };
-            rotate_row<LANES>(at, r < valid, j, norm, statistics[0], rope.from(r));
+            rotate_in_tile<LANES>(tile, r, r < valid, j, norm, statistics[0], rope.from(r));
         }
     }
 

@@ -97,11 +97,12 @@ DEVICE void rotate_chunk(Vec16& x, int column, Read word, const HeadNorm& norm, 
     }
 }
 
-// Normalises and rotates a row in shared memory in place, if it `exists`, with few registers: each of its LANES lanes has
-// words of the first half of the head and those as far in the second, which nobody else reads. at(c) is the address of
-// column c, `rope` that of the row.
-template <int LANES, class Address>
-DEVICE void rotate_row(Address at, bool exists, int j, const HeadNorm& norm, RowStatistics row, const Rope& rope)
+// Normalises and rotates a row, if it `exists`, with few registers: each of its LANES lanes has words of the first half of
+// the head and those as far in the second, which nobody else reads, so that it may be in place. load(c) and store(c, x) are
+// of column c and the next, `rope` is that of the row.
+template <int LANES, class Load, class Store>
+DEVICE void rotate_row(Load load, Store store, bool exists, int j, const HeadNorm& norm, RowStatistics row,
+                       const Rope& rope)
 {
     const int half = rope.head_dim / 2;
     // Lanes stay together.
@@ -109,14 +110,22 @@ DEVICE void rotate_row(Address at, bool exists, int j, const HeadNorm& norm, Row
     for (int first = 0; first < half; first += 2 * LANES) {
         const int column = first + 2 * j;
         if (!exists || column >= half) continue;
-        const Shared<uint32_t> lower(at(column));
-        const Shared<uint32_t> upper(at(column + half));
-        FloatPair x = normal_two(lower.load(0), column, norm, row);
-        FloatPair y = normal_two(upper.load(0), column + half, norm, row);
+        FloatPair x = normal_two(load(column), column, norm, row);
+        FloatPair y = normal_two(load(column + half), column + half, norm, row);
         rotate(x, y, column, rope, false);
-        lower.store(0, pack_pair(x.first, x.second));
-        upper.store(0, pack_pair(y.first, y.second));
+        store(column, pack_pair(x.first, x.second));
+        store(column + half, pack_pair(y.first, y.second));
     }
+}
+
+// The same of row `row` of a tile in shared memory in place.
+template <int LANES, class Tile>
+DEVICE void rotate_in_tile(Tile tile, int row, bool exists, int j, const HeadNorm& norm, RowStatistics statistics,
+                           const Rope& rope)
+{
+    auto at = [&](int column) { return Shared<uint32_t>(tile.address(row, column / 8) + column % 8 * 2); };
+    rotate_row<LANES>([&](int column) { return at(column).load(0); },
+                      [&](int column, uint32_t x) { at(column).store(0, x); }, exists, j, norm, statistics, rope);
 }
 
 // As rows_statistics; without a norm those that leave a row as it is. Collective.
