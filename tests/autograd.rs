@@ -8,6 +8,7 @@ use support::{batch, gradcheck, param, random};
 use trencadis::autograd::attention::{QkParams, attention};
 use trencadis::autograd::graph::{Extent, Graph};
 use trencadis::autograd::residual::{DropPath, residual};
+use trencadis::autograd::rope::rope_table;
 use trencadis::autograd::{
     CpuExecutor, Plan, StepState, elementwise, gemm, loss, norm, patch, pool, position,
 };
@@ -80,7 +81,7 @@ fn sums() {
     });
 }
 
-/// Constants and parameters for every kind of QK-norm.
+/// Constants for every kind of QK-norm.
 fn qk_cases() -> impl Iterator<Item = AttentionConfig> {
     let kinds = [QkNormKind::None, QkNormKind::Rms, QkNormKind::LayerNorm, QkNormKind::LayerNormBias];
     kinds.into_iter().flat_map(|norm| {
@@ -98,14 +99,15 @@ fn qk_cases() -> impl Iterator<Item = AttentionConfig> {
 }
 
 fn qk_params(g: &mut Graph, config: &AttentionConfig) -> QkParams {
-    let len = if config.gain_per_head { config.heads * config.head_dim } else { config.head_dim };
+    let len = |heads| if config.gain_per_head { heads * config.head_dim } else { config.head_dim };
+    let (q_len, k_len) = (len(config.heads), len(config.kv_heads));
     let gain = config.norm != QkNormKind::None;
     let bias = config.norm == QkNormKind::LayerNormBias;
     QkParams {
-        q_gain: gain.then(|| param(g, "q_gain", &[len])),
-        k_gain: gain.then(|| param(g, "k_gain", &[len])),
-        q_bias: bias.then(|| param(g, "q_bias", &[len])),
-        k_bias: bias.then(|| param(g, "k_bias", &[len])),
+        q_gain: gain.then(|| param(g, "q_gain", &[q_len])),
+        k_gain: gain.then(|| param(g, "k_gain", &[k_len])),
+        q_bias: bias.then(|| param(g, "q_bias", &[q_len])),
+        k_bias: bias.then(|| param(g, "k_bias", &[k_len])),
     }
 }
 
@@ -116,8 +118,30 @@ fn attention_rules() {
         gradcheck(&format!("attention {config:?}"), &b, |g| {
             let qkv = param(g, "qkv", &[TOKENS, 30]);
             let params = qk_params(g, &config);
-            attention(g, qkv, params, config)
+            attention(g, qkv, params, None, config)
         });
+    }
+}
+
+/// Query heads that share kv heads, and rotations, with every norm; a prefix token is not turned.
+#[test]
+fn attention_rules_with_groups_and_rotations() {
+    let b = batch(&GRIDS, 1, 3, 2, 0, 0);
+    let tokens = TOKENS + GRIDS.len();
+    for (kind, kv_heads) in [Rope::None, Rope::Interleaved, Rope::Halves]
+        .into_iter()
+        .flat_map(|kind| [1, 2, 4].map(|n| (kind, n)))
+    {
+        let rope = RopeConfig { kind, theta: 3.0, ..RopeConfig::default() };
+        for config in qk_cases() {
+            let config = AttentionConfig { heads: 4, kv_heads, head_dim: 4, rope: kind, ..config };
+            gradcheck(&format!("attention {config:?}"), &b, |g| {
+                let qkv = param(g, "qkv", &[tokens, config.qkv_width()]);
+                let params = qk_params(g, &config);
+                let table = rope_table(g, tokens, config.head_dim, &rope);
+                attention(g, qkv, params, table, config)
+            });
+        }
     }
 }
 
@@ -166,7 +190,13 @@ fn positions() -> Vec<PositionConfig> {
         }
         all.push(PositionConfig { basis: PositionBasis::Fourier, coordinate, ..base.clone() });
     }
-    for resample in [PositionResample::Bicubic, PositionResample::Bilinear] {
+    for resample in [
+        PositionResample::Bicubic,
+        PositionResample::Bilinear,
+        PositionResample::BicubicNoAntialias,
+        PositionResample::BicubicOffset,
+        PositionResample::LinearAlignCorners,
+    ] {
         for coordinate in [Fractional, FractionalAspect] {
             all.push(PositionConfig { resample, ..learned(coordinate, Combine::Joint) });
         }

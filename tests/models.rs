@@ -73,6 +73,30 @@ fn variants() -> Vec<(&'static str, ModelConfig)> {
             }),
         ),
         (
+            "rotary positions and shared keys",
+            with(&|c| {
+                (c.heads, c.kv_heads, c.head_dim) = (4, 2, 8);
+                c.registers = 2;
+                c.position.basis = PositionBasis::None;
+                c.rope = RopeConfig { kind: Rope::Halves, theta: 20.0, ..RopeConfig::default() };
+            }),
+        ),
+        (
+            "rotary positions of centred coordinates",
+            with(&|c| {
+                (c.head_dim, c.class_token) = (8, true);
+                c.qk_norm = QkNormKind::LayerNormBias;
+                c.rope = RopeConfig {
+                    kind: Rope::Interleaved,
+                    frequencies: RopeFrequencies::Turns,
+                    theta: 10.0,
+                    coordinate: RopeCoordinate::CenteredLonger,
+                    order: RopeOrder::ColumnRow,
+                    ..RopeConfig::default()
+                };
+            }),
+        ),
+        (
             "vit-pytorch",
             with(&|c| {
                 c.head_dim = 5;
@@ -138,7 +162,11 @@ fn images_do_see_their_own_patches() {
 fn whole_models_against_finite_differences() {
     for (name, mut config) in variants() {
         (config.width, config.heads, config.mlp, config.depth) = (6, 2, 5, 1);
-        config.head_dim = if config.head_dim > 0 { 2 } else { 0 };
+        config.kv_heads = config.kv_heads.min(1);
+        config.head_dim = match config.rope.kind {
+            Rope::None => config.head_dim.min(2),
+            _ => 4,
+        };
         config.drop_path = 0.2;
         config.checkpoint = config.registers > 0;
         let grids = [[2, 1], [1, 1], [2, 3]];

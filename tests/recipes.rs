@@ -95,6 +95,10 @@ fn shapes_give_dimensions_and_own_values_win() {
     let d = own.dimensions().unwrap();
     assert_eq!((d.width, d.depth, d.heads, d.head_dim), (768, 3, 5, 40));
 
+    assert_eq!(d.kv_heads, 5, "every head has its own keys and values unless told otherwise");
+    let grouped = ModelConfig { shape: "B".into(), kv_heads: 3, ..Default::default() };
+    assert_eq!(grouped.dimensions().unwrap().kv_heads, 3);
+
     // 22B's published count is that of the encoder's matrices.
     let d = load("vit-22b", &[]).unwrap().model.dimensions().unwrap();
     assert_eq!(d.depth * (4 * d.width * d.width + 2 * d.width * d.mlp), 21_743_271_936);
@@ -107,6 +111,10 @@ fn wrong_dimensions_name_what_would_do() {
     says(
         &mistake("navit-ti16", &["model.heads=5"]),
         &["model.heads = 5 does not divide model.width = 192", "4 and 6"],
+    );
+    says(
+        &mistake("navit-s16", &["model.kv_heads=4"]),
+        &["model.kv_heads = 4 does not divide model.heads = 6", "3 and 6", "0 takes as many"],
     );
     says(&mistake("navit-ti16", &["model.shape="]), &["model.width is 0", "model.shape is empty"]);
 }
@@ -294,6 +302,38 @@ fn values_that_do_not_fit_together_are_refused() {
             &["model.position.combination=flat", "model.position.coordinate=fractional"],
             &["model.position.combination = \"flat\""],
         ),
+        ("digits", &["model.rope.kind=half"], &["model.rope.kind", "halves"]),
+        ("digits", &["model.rope.base=10"], &["`model.rope.base`"]),
+        (
+            "digits",
+            &["model.rope.kind=halves", "model.head_dim=6"],
+            &["model.rope turns pairs of columns", "a head dim", "that 4 divides, but it is 6"],
+        ),
+        (
+            "digits",
+            &["model.rope.kind=halves", "model.rope.theta=0.5"],
+            &["model.rope.theta must lie in 1..1e12, but it is 0.5"],
+        ),
+        (
+            "digits",
+            &["model.rope.kind=halves", "model.rope.frequencies=turns"],
+            &["model.rope.frequencies = \"turns\"", "need a model.rope.coordinate from -1 to 1"],
+        ),
+        (
+            "digits",
+            &[
+                "model.rope.kind=halves",
+                "model.rope.frequencies=linear",
+                "model.rope.coordinate=ends",
+                "model.rope.max_frequency=1",
+            ],
+            &["model.rope.max_frequency must lie in 2..10000, but it is 1"],
+        ),
+        (
+            "digits",
+            &["model.rope.kind=halves", "model.rope.coordinate=fractional", "model.rope.rows=0"],
+            &["model.rope.rows must lie in 1..65535"],
+        ),
         (
             "digits",
             &["model.position.basis=sinusoidal", "model.position.combination=stack", "model.width=126"],
@@ -303,4 +343,23 @@ fn values_that_do_not_fit_together_are_refused() {
     for (name, sets, parts) in cases {
         says(&mistake(name, sets), parts);
     }
+}
+
+/// Two descriptions of one network are one, whatever stands in keys that have no effect.
+#[test]
+fn rotary_keys_and_kv_heads_differ_where_they_have_an_effect() {
+    let plain = load("navit-ti16", &[]).unwrap().model;
+    let of = |sets: &[&str]| load("navit-ti16", sets).unwrap().model;
+    let same = |a: &ModelConfig, b: &ModelConfig| assert_eq!(a.differences(b).unwrap(), [] as [String; 0]);
+    same(&plain, &of(&["model.rope.theta=50", "model.kv_heads=3"]));
+    let turned = of(&["model.rope.kind=halves"]);
+    same(&turned, &of(&["model.rope.kind=halves", "model.rope.rows=3", "model.rope.max_frequency=8"]));
+    assert_eq!(
+        plain.differences(&turned).unwrap(),
+        ["model.rope.kind is \"none\" there and \"halves\" here"]
+    );
+    let theta = of(&["model.rope.kind=halves", "model.rope.theta=50"]);
+    assert_eq!(turned.differences(&theta).unwrap(), ["model.rope.theta is 10000.0 there and 50.0 here"]);
+    let shared = of(&["model.kv_heads=1"]);
+    assert_eq!(plain.differences(&shared).unwrap(), ["model.kv_heads is 3 there and 1 here"]);
 }

@@ -68,12 +68,38 @@ struct ColumnSums {
     }
 };
 
+// Rotates 16 M gradient rows from row `row` on, f32 in shared memory, back, those below `length`: each lane columns of the
+// first half of a head and those as far in the second. One warp. Collective.
+template <int D, int M>
+DEVICE void rotate_rows_back(Pair<D> tile, int row, int length, const Rope& rope)
+{
+    constexpr int LANES = HeadRows<D>::LANES;
+    const int lane = ptx::unknown(ptx::lane_id());
+    const int half = rope.head_dim / 2;
+    // Lanes stay together.
+    ROLLED
+    for (int r = row + lane / LANES; r - lane / LANES < row + 16 * M; r += 32 / LANES) {
+        ROLLED
+        for (int first = 0; first < half; first += 2 * LANES) {
+            const int column = first + 2 * (lane % LANES);
+            if (r >= length || column >= half) continue;
+            const Shared<FloatPair> lower(tile.f32_address(r, column / 4) + column % 4 * 4);
+            const Shared<FloatPair> upper(tile.f32_address(r, (column + half) / 4) + column % 4 * 4);
+            FloatPair x = lower.load(0);
+            FloatPair y = upper.load(0);
+            rotate(x, y, column, rope.from(r), true);
+            lower.store(0, x);
+            upper.store(0, y);
+        }
+    }
+    ptx::warp_sync();
+}
+
 // Writes 16 M gradient rows from row `row` on, f32 in shared memory, to `target`, those below `length`: times
-// `factor`, rotated back, and through the norm of the rows `source` if there is one. One warp. Collective.
+// `factor`, and through the norm of the rows `source` if there is one. One warp. Collective.
 template <int D, int M, bool NORM>
 DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int head_dim, Element* target,
-                        int64_t target_stride, Rows source, const HeadNorm& norm, const Rope& rope,
-                        ColumnSums<D, M>& sums)
+                        int64_t target_stride, Rows source, const HeadNorm& norm, ColumnSums<D, M>& sums)
 {
     constexpr int LANES = HeadRows<D>::LANES;
     constexpr int N = HeadRows<D>::LANE_CHUNKS;
@@ -110,20 +136,9 @@ DEVICE void finish_rows(Pair<D> tile, int row, int length, float factor, int hea
             // Read in any case, without a branch.
             const Vec16 four = Shared<float>(tile.f32_address(r, (inside ? 2 * chunk : 0) + i % 2)).load_16(0);
             const float times = inside ? factor : 0.0f;
-            float g[4];
             UNROLL
-            for (int c = 0; c < 4; c++) g[c] = bits_to_float(four.word[c]);
-            if (rope.table && inside) {
-                const int column = 8 * chunk + i % 2 * 4;
-                const int other = rope.partner(column);
-                const Vec16 pairs = Shared<float>(tile.f32_address(r, other / 4)).load_16(0);
-                float partner[4];
-                UNROLL
-                for (int c = 0; c < 4; c++) partner[c] = bits_to_float(pairs.word[c]);
-                Rotation(rope.from(r), column, true).apply(g, partner, other == column);
-            }
-            UNROLL
-            for (int c = 0; c < 4; c++) dy[i / (2 * N)][i / 2 % N][i % 2 * 4 + c] = g[c] * times;
+            for (int c = 0; c < 4; c++)
+                dy[i / (2 * N)][i / 2 % N][i % 2 * 4 + c] = bits_to_float(four.word[c]) * times;
         }
         if (NORM) {
             RowStatistics statistics[R];

@@ -52,11 +52,6 @@ constexpr float LOG2_E = 1.44269504088896f;
 // Rows of a head of the gradients of gains and biases.
 enum Affine : int { Q_GAIN = 0, Q_BIAS = 1, K_GAIN = 2, K_BIAS = 3, AFFINE = 4 };
 
-struct alignas(8) FloatPair {
-    float first;
-    float second;
-};
-
 DEVICE float infinity()
 {
     return bits_to_float(0x7f800000);
@@ -259,34 +254,46 @@ DEVICE void row_deltas(float (&delta)[R], Rows out, Rows dout, int row, int apar
     sums_of_lanes<LANES>(delta);
 }
 
-// Normalises and rotates row `row` in place, if it `exists`, of which this lane has chunks j, j + LANES, ... in `x`. Lanes
-// read what the others of the row have copied, each after its own cp_async_wait. Collective.
+// Chunks j, j + LANES, ... of row `row`, zeros where it does not exist.
 template <int D, int N>
-DEVICE void rotate(HeadRows<D> tile, Vec16 (&x)[N], const HeadNorm& norm, const Rope& rope, int row, bool exists, int j)
+DEVICE void load_row(Vec16 (&x)[N], HeadRows<D> tile, int row, bool exists, int j, int head_dim)
 {
-    constexpr int LANES = HeadRows<D>::LANES;
-    RowStatistics statistics{0.0f, 1.0f};
-    if (norm.kind != NORM_NONE) statistics = row_statistics<LANES>(x, j, rope.head_dim, norm);
-    auto four = [&](int column) { return Shared<Four>(tile.address(row, column / 8) + column % 8 * 2).load(0); };
-    ptx::warp_sync();
     UNROLL
     for (int i = 0; i < N; i++) {
-        const int column = 8 * (i * LANES + j);
-        if (exists && column < rope.head_dim) rotate_chunk(x[i], column, four, norm, statistics, rope.from(row));
-    }
-    // All lanes of the row have read.
-    ptx::warp_sync();
-    UNROLL
-    for (int i = 0; i < N; i++) {
-        const int chunk = i * LANES + j;
-        if (exists && 8 * chunk < rope.head_dim) Shared<Element>(tile.address(row, chunk)).store_16(0, x[i]);
+        const int chunk = i * HeadRows<D>::LANES + j;
+        const bool inside = exists && 8 * chunk < head_dim;
+        x[i] = inside ? Shared<Element>(tile.address(row, chunk)).load_16(0) : Vec16{};
     }
 }
 
-// Normalises rows in place as OwnRows::normalise does, and rotates them as OwnRows::rotate does, bit for bit, with fewer
-// registers: gradients fill them. `rope` is that of the first row. Collective of each warp.
+// Normalises and rotates rows in place as OwnRows::rotate does, bit for bit; `token` is that of the first of them. Lanes of
+// a row take others of its columns than they have copied, after each one's own cp_async_wait. Collective of each warp.
 template <int D>
-DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, const Rope& rope, int valid, int head_dim, Group group)
+DEVICE void rotate_rows(HeadRows<D> tile, const HeadNorm& norm, const Rope& rope, int token, int valid, Group group)
+{
+    constexpr int LANES = HeadRows<D>::LANES;
+    const int ahead = group.warp() * (32 / LANES);
+    ptx::warp_sync();
+    ROLLED
+    for (int first = 0; first + ahead < valid; first += group.warps * (32 / LANES)) {
+        const int row = first + group.thread() / LANES;
+        const int j = group.thread() % LANES;
+        RowStatistics statistics{0.0f, 1.0f};
+        if (norm.kind != NORM_NONE) {
+            Vec16 x[HeadRows<D>::LANE_CHUNKS];
+            load_row(x, tile, row, row < valid, j, rope.head_dim);
+            statistics = row_statistics<LANES>(x, j, rope.head_dim, norm);
+            // All lanes of the row have read what others rotate.
+            ptx::warp_sync();
+        }
+        rotate_in_tile<LANES>(tile, row, row < valid, j, norm, statistics, rope.from(token + row));
+    }
+}
+
+// Normalises rows in place as OwnRows::normalise does, bit for bit, with fewer registers: gradients fill them.
+// Collective of each warp.
+template <int D>
+DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, int valid, int head_dim, Group group)
 {
     constexpr int LANES = HeadRows<D>::LANES;
     constexpr int N = HeadRows<D>::LANE_CHUNKS;
@@ -296,16 +303,7 @@ DEVICE void normalise(HeadRows<D> tile, const HeadNorm& norm, const Rope& rope, 
     for (int first = 0; first + ahead < valid; first += group.warps * (32 / LANES)) {
         const int row = first + group.thread() / LANES;
         Vec16 x[N];
-        UNROLL
-        for (int i = 0; i < N; i++) {
-            const int chunk = i * LANES + j;
-            const bool inside = row < valid && 8 * chunk < head_dim;
-            x[i] = inside ? Shared<Element>(tile.address(row, chunk)).load_16(0) : Vec16{};
-        }
-        if (rope.table) {
-            rotate(tile, x, norm, rope, row, row < valid, j);
-            continue;
-        }
+        load_row(x, tile, row, row < valid, j, head_dim);
         const RowStatistics statistics = row_statistics<LANES>(x, j, head_dim, norm);
         UNROLL
         for (int i = 0; i < N; i++) {

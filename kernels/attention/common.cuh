@@ -17,6 +17,12 @@
 
 enum NormKind : int32_t { NORM_NONE = 0, NORM_RMS = 1, NORM_LAYER = 2 };
 
+// Two neighbouring f32.
+struct alignas(8) FloatPair {
+    float first;
+    float second;
+};
+
 // QK-norm of all heads. Gains and biases are [heads, head_dim], those of k [kv_heads, head_dim], or [head_dim] where
 // `per_head` is 0; null gains are 1, null biases 0. Pointers are 16-byte aligned.
 struct QkNorm {
@@ -52,18 +58,19 @@ DEVICE HeadNorm head_norm(const QkNorm& norm, const float* gain, const float* bi
     return HeadNorm{gain ? gain + first : nullptr, bias ? bias + first : nullptr, norm.kind, norm.eps};
 }
 
-// The head of k and v that head `head` of q has, which it may share with its neighbours.
+// The head of k and v that head `head` of q has, which it may share with its neighbours. What a division needs of the
+// divisor is made where it is needed: kept, it would take registers.
 template <class Params>
 DEVICE int kv_head(const Params& p, int head)
 {
-    return p.kv_heads == p.heads ? head : head * p.kv_heads / p.heads;
+    return p.kv_heads == p.heads ? head : head * p.kv_heads / ptx::unknown(p.heads);
 }
 
 // Whether it is the first of those that share it.
 template <class Params>
 DEVICE bool leads_group(const Params& p, int head)
 {
-    return p.kv_heads == p.heads || head * p.kv_heads % p.heads == 0;
+    return p.kv_heads == p.heads || head * p.kv_heads % ptx::unknown(p.heads) == 0;
 }
 
 struct RowStatistics {

@@ -199,12 +199,12 @@ struct Queries {
             keep(p, head, r, statistics[i]);
             const Element* const source = rows_of(p.q, p.q_stride, p, head, r);
             const Rope rope = rope_of(p).from(head.start + r);
-            auto four = [&](int column) { return load_columns(source + column); };
+            auto word = [&](int column) { return Global<const Element>(source).load_pair(column); };
             UNROLL
             for (int c = 0; c < QUAD_CHUNKS; c++) {
                 const int column = 8 * (4 * c + j);
                 if (r < head.length && column < p.head_dim)
-                    rotate_chunk(raw[i][c], column, four, norm, statistics[i], rope);
+                    rotate_chunk(raw[i][c], column, word, norm, statistics[i], rope);
             }
         }
     }

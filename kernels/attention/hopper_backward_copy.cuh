@@ -365,11 +365,12 @@ struct Copier {
     // Goes on to the next unit, or the next item.
     DEVICE void go_on(bool keys) const
     {
+        // It is known by the time that it is wanted. Nothing else is kept in registers meanwhile, not even gridDim.x.
+        if (uniform(state().load(0).step) == 0 && uniform(now().load(0).kind) != END)
+            look_up(now().load(0).number + hopper.blocks);
         State at = state().load(0);
         const Item item = now().load(0);
         const bool end = uniform(item.kind) == END;
-        // It is known by the time that it is wanted.
-        if (uniform(at.step) == 0 && !end) look_up(item.number + gridDim.x);
         if (keys)
             at.slot.next();
         else

@@ -367,7 +367,10 @@ struct Multiplier {
             release(memory.room_filled(place));
         } else if (w.last) {
             const int first = tile_of(w, step) * QUERIES_OF_STAGE;
-            if (p.rope) rotate_queries(place, w.head, first);
+            if (p.rope) {
+                rotate_queries(place, w.head, first);
+                remember(w, slot);
+            }
             // Read twice, where otherwise all of it would be kept in registers.
             auto four = [&](int c) { return fragment(place).load(FragmentTile<D>::place(c, thread())); };
             finish(four, true, w.head, first, w.head.length - first);

@@ -115,33 +115,25 @@ struct OwnRows {
         }
     }
 
-    // Normalises and rotates the first `valid` rows in place; `rope` is that of the first of them. Lanes read what the
-    // others of their row have copied, each after its own cp_async_wait. Collective.
+    // Normalises and rotates the first `valid` rows in place; `rope` is that of the first of them. Lanes of a row take
+    // others of its columns than they have copied, after each one's own cp_async_wait. Collective; others read the rows
+    // behind a barrier.
     DEVICE void rotate(Tile tile, const HeadNorm& norm, const Rope& rope, int valid, float* mean, float* rstd,
                        int statistics_stride) const
     {
         ptx::warp_sync();
         ROLLED
         for (int r = row; r - row % 8 < valid; r += step) {
-            Vec16 x[1][N];
-            RowStatistics statistics[1];
-            load(x, tile, r, valid);
-            statistics_or_none<LANES>(statistics, x, j, rope.head_dim, norm);
-            auto four = [&](int column) {
-                return Shared<Four>(tile.address(r, column / 8) + column % 8 * 2).load(0);
-            };
-            UNROLL
-            for (int i = 0; i < N; i++) {
-                if (r < valid && 8 * chunk(i) < rope.head_dim)
-                    rotate_chunk(x[0][i], 8 * chunk(i), four, norm, statistics[0], rope.from(r));
+            RowStatistics statistics[1] = {{0.0f, 1.0f}};
+            if (norm.kind != NORM_NONE) {
+                Vec16 x[1][N];
+                load(x, tile, r, valid);
+                rows_statistics<LANES>(statistics, x, j, rope.head_dim, norm);
+                store(statistics[0], r, valid, mean, rstd, statistics_stride);
+                // All lanes of the row have read what others rotate.
+                ptx::warp_sync();
             }
-            // All lanes of the row have read.
-            ptx::warp_sync();
-            UNROLL
-            for (int i = 0; i < N; i++) {
-                if (8 * chunk(i) < rope.head_dim) store(x[0][i], tile, r, i, valid);
-            }
-            store(statistics[0], r, valid, mean, rstd, statistics_stride);
+            rotate_in_tile<LANES>(tile, r, r < valid, j, norm, statistics[0], rope.from(r));
         }
     }
 

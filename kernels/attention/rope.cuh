@@ -3,9 +3,10 @@
 //
 // Two columns are a pair, a neighbour and the next ("interleaved") or one of the first half of a head and one as far
 // in the second ("halves"). Pair (a, b) becomes (a cos - b sin, b cos + a sin) with the angle of its token, the same in all
-// heads. Four aligned columns have their partners among themselves, or in four aligned columns: heads are multiples of 8.
+// heads. Two neighbours, from an even column on, are partners, or have two neighbours as partners: heads are multiples of 8.
+// They are a word, and taken together.
 //
-// Whoever has a row spread over lanes takes partners from where the row came from, not from the other lanes.
+// Whoever has a row in registers, spread over lanes, takes partners from where the row came from, not from the other lanes.
 #pragma once
 
 #include "common.cuh"
@@ -23,13 +24,6 @@ struct Rope {
     {
         return Rope{table ? table + row * head_dim : nullptr, kind, head_dim};
     }
-
-    // First of the four columns that are the partners of those from `column`, a multiple of 4, on.
-    DEVICE int partner(int column) const
-    {
-        if (kind == ROPE_INTERLEAVED) return column;
-        return 2 * column < head_dim ? column + head_dim / 2 : column - head_dim / 2;
-    }
 };
 
 template <class Params>
@@ -45,83 +39,93 @@ DEVICE bool makes_rows(const Params& p)
     return p.norm.kind != NORM_NONE || p.rope;
 }
 
-// Four columns of a row as they lie in memory.
-struct alignas(8) Four {
-    uint32_t word[2];
-};
-
-DEVICE Four load_columns(const Element* columns)
+// Rotates a pair by an angle, cosine and sine; or `back`.
+DEVICE void turn(float& a, float& b, FloatPair angle, bool back)
 {
-    return Global<const Four>(reinterpret_cast<const Four*>(columns)).load(0);
+    const float before = a;
+    const float sine = back ? -angle.second : angle.second;
+    a = ptx::fused_multiply_add(b, -sine, a * angle.first);
+    b = ptx::fused_multiply_add(before, sine, b * angle.first);
 }
 
-// What four columns are multiplied by, and what their partners are.
-struct Rotation {
-    float own[4];
-    float other[4];
-
-    // Of columns `column`.. of the first row of `rope`; `back` undoes it.
-    DEVICE Rotation(const Rope& rope, int column, bool back)
-    {
-        const Global<const float> table(rope.table);
-        const bool interleaved = rope.kind == ROPE_INTERLEAVED;
-        const bool second = !interleaved && 2 * column >= rope.head_dim;
-        const int first = interleaved ? column : 2 * (second ? column - rope.head_dim / 2 : column);
-        const Vec16 two = table.load_16(first);
-        const Vec16 next = interleaved ? two : table.load_16(first + 4);
-        UNROLL
-        for (int c = 0; c < 4; c++) {
-            // Two neighbours have one angle, or each column has its own.
-            const Vec16& angles = c < 2 ? two : next;
-            own[c] = bits_to_float(interleaved ? two.word[c / 2 * 2] : angles.word[c % 2 * 2]);
-            const float sine = bits_to_float(interleaved ? two.word[c / 2 * 2 + 1] : angles.word[c % 2 * 2 + 1]);
-            other[c] = (interleaved ? c % 2 != 0 : second) != back ? sine : -sine;
-        }
-    }
-
-    // Four columns and their partners, rotated.
-    DEVICE void apply(float (&x)[4], const float (&partner)[4], bool interleaved) const
-    {
-        float y[4];
-        UNROLL
-        for (int c = 0; c < 4; c++)
-            y[c] = ptx::fused_multiply_add(interleaved ? x[c ^ 1] : partner[c], other[c], x[c] * own[c]);
-        UNROLL
-        for (int c = 0; c < 4; c++) x[c] = y[c];
-    }
-};
-
-// Normalises columns `column`.. as normalise_four does, but for the rounding.
-DEVICE void normal_four(float (&y)[4], const Four& x, int column, const HeadNorm& norm, RowStatistics row)
+// Rotates columns `column` and the next, in x, and those as far in the second half of the head, in y, by the angles of the
+// first row of `rope`, or `back`.
+DEVICE void rotate(FloatPair& x, FloatPair& y, int column, const Rope& rope, bool back)
 {
-    float gain[4];
-    float bias[4];
-    load_four(gain, norm.gain, column, 1.0f);
-    load_four(bias, norm.bias, column, 0.0f);
-    UNROLL
-    for (int c = 0; c < 4; c++) {
-        const float value = c % 2 ? high(x.word[c / 2]) : low(x.word[c / 2]);
-        y[c] = ptx::fused_multiply_add((value - row.mean) * row.rstd, gain[c], bias[c]);
+    if (rope.kind == ROPE_INTERLEAVED) {
+        const Global<const FloatPair> table(reinterpret_cast<const FloatPair*>(rope.table));
+        turn(x.first, x.second, table.load(column / 2), back);
+        turn(y.first, y.second, table.load(column / 2 + rope.head_dim / 4), back);
+    } else {
+        const Vec16 two = Global<const float>(rope.table).load_16(2 * column);
+        turn(x.first, y.first, FloatPair{bits_to_float(two.word[0]), bits_to_float(two.word[1])}, back);
+        turn(x.second, y.second, FloatPair{bits_to_float(two.word[2]), bits_to_float(two.word[3])}, back);
     }
 }
 
-// Normalises and rotates the chunk that begins with column `column` of the first row of `rope`; four(c) are the columns
-// from c on as they were read.
+// Normalises columns `column` and the next as normalise_four does, but for the rounding.
+DEVICE FloatPair normal_two(uint32_t x, int column, const HeadNorm& norm, RowStatistics row)
+{
+    auto load = [&](const float* from, float otherwise) {
+        if (!from) return FloatPair{otherwise, otherwise};
+        return Global<const FloatPair>(reinterpret_cast<const FloatPair*>(from)).load(column / 2);
+    };
+    const FloatPair gain = load(norm.gain, 1.0f);
+    const FloatPair bias = load(norm.bias, 0.0f);
+    return FloatPair{ptx::fused_multiply_add((low(x) - row.mean) * row.rstd, gain.first, bias.first),
+                     ptx::fused_multiply_add((high(x) - row.mean) * row.rstd, gain.second, bias.second)};
+}
+
+// Normalises and rotates the chunk that begins with column `column` of the first row of `rope`, from word(c), columns c and
+// the next as they were read.
 template <class Read>
-DEVICE void rotate_chunk(Vec16& x, int column, Read four, const HeadNorm& norm, RowStatistics row, const Rope& rope)
+DEVICE void rotate_chunk(Vec16& x, int column, Read word, const HeadNorm& norm, RowStatistics row, const Rope& rope)
 {
+    const int half = rope.head_dim / 2;
     UNROLL
-    for (int w = 0; w < 4; w += 2) {
-        const int first = column + 2 * w;
-        float y[4];
-        float partner[4] = {};
-        normal_four(y, Four{{x.word[w], x.word[w + 1]}}, first, norm, row);
-        const int other = rope.partner(first);
-        if (other != first) normal_four(partner, four(other), other, norm, row);
-        Rotation(rope, first, false).apply(y, partner, other == first);
-        x.word[w] = pack_pair(y[0], y[1]);
-        x.word[w + 1] = pack_pair(y[2], y[3]);
+    for (int w = 0; w < 4; w++) {
+        // Both partners are rotated, and one of them is kept.
+        const int own = column + 2 * w;
+        const bool second = own >= half;
+        const int other = second ? own - half : own + half;
+        const FloatPair a = normal_two(x.word[w], own, norm, row);
+        const FloatPair b = normal_two(word(other), other, norm, row);
+        FloatPair lower = second ? b : a;
+        FloatPair upper = second ? a : b;
+        rotate(lower, upper, second ? other : own, rope, false);
+        x.word[w] = second ? pack_pair(upper.first, upper.second) : pack_pair(lower.first, lower.second);
     }
+}
+
+// Normalises and rotates a row, if it `exists`, with few registers: each of its LANES lanes has words of the first half of
+// the head and those as far in the second, which nobody else reads, so that it may be in place. load(c) and store(c, x) are
+// of column c and the next, `rope` is that of the row.
+template <int LANES, class Load, class Store>
+DEVICE void rotate_row(Load load, Store store, bool exists, int j, const HeadNorm& norm, RowStatistics row,
+                       const Rope& rope)
+{
+    const int half = rope.head_dim / 2;
+    // Lanes stay together.
+    ROLLED
+    for (int first = 0; first < half; first += 2 * LANES) {
+        const int column = first + 2 * j;
+        if (!exists || column >= half) continue;
+        FloatPair x = normal_two(load(column), column, norm, row);
+        FloatPair y = normal_two(load(column + half), column + half, norm, row);
+        rotate(x, y, column, rope, false);
+        store(column, pack_pair(x.first, x.second));
+        store(column + half, pack_pair(y.first, y.second));
+    }
+}
+
+// The same of row `row` of a tile in shared memory in place.
+template <int LANES, class Tile>
+DEVICE void rotate_in_tile(Tile tile, int row, bool exists, int j, const HeadNorm& norm, RowStatistics statistics,
+                           const Rope& rope)
+{
+    auto at = [&](int column) { return Shared<uint32_t>(tile.address(row, column / 8) + column % 8 * 2); };
+    rotate_row<LANES>([&](int column) { return at(column).load(0); },
+                      [&](int column, uint32_t x) { at(column).store(0, x); }, exists, j, norm, statistics, rope);
 }
 
 // As rows_statistics; without a norm those that leave a row as it is. Collective.

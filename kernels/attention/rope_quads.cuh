@@ -16,19 +16,11 @@ struct Constant {
     }
 };
 
-// Of a column of a row of the rotation, cosine and sine; those of no angle where the row does not exist.
+// Cosine and sine of a pair of a row of the rotation; those of no angle where the row does not exist.
 DEVICE FloatPair angle_of(const Rope& rope, int row, int length, int pair)
 {
     if (row >= length) return FloatPair{1.0f, 0.0f};
     return Global<const FloatPair>(reinterpret_cast<const FloatPair*>(rope.from(row).table)).load(pair);
-}
-
-// Pair (x, y), rotated back.
-DEVICE void rotate_back(float& x, float& y, FloatPair angle)
-{
-    const float before = x;
-    x = ptx::fused_multiply_add(y, angle.second, x * angle.first);
-    y = ptx::fused_multiply_add(-before, angle.second, y * angle.first);
 }
 
 // Rotates this warp's 16 rows from `row` on back, those below `length`; get(c) and put(c, four) are what this lane has of
@@ -45,7 +37,7 @@ DEVICE void rotate_quads_back(Get get, Put put, Half half, int row, int length, 
             FragmentFour x = get(c);
             UNROLL
             for (int i = 0; i < 4; i += 2)
-                rotate_back(x.x[i], x.x[i + 1], angle_of(rope, r + 4 * i, length, 4 * c + j));
+                turn(x.x[i], x.x[i + 1], angle_of(rope, r + 4 * i, length, 4 * c + j), true);
             put(c, x);
         }
         return;
@@ -57,7 +49,7 @@ DEVICE void rotate_quads_back(Get get, Put put, Half half, int row, int length, 
             FragmentFour y = get(c + apart);
             UNROLL
             for (int i = 0; i < 4; i++)
-                rotate_back(x.x[i], y.x[i], angle_of(rope, r + i / 2 * 8, length, 8 * c + 2 * j + i % 2));
+                turn(x.x[i], y.x[i], angle_of(rope, r + i / 2 * 8, length, 8 * c + 2 * j + i % 2), true);
             put(c, x);
             put(c + apart, y);
         }
@@ -74,9 +66,9 @@ DEVICE void rotate_quads_back(Get get, Put put, Half half, int row, int length, 
             float x = own.x[i];
             float y = ptx::shuffle_xor(x, 2);
             if (is_first)
-                rotate_back(x, y, angle);
+                turn(x, y, angle, true);
             else
-                rotate_back(y, x, angle);
+                turn(y, x, angle, true);
             result.x[i] = x;
         }
         if (is_right)

@@ -208,9 +208,11 @@ struct Run {
     // Rows of the tile from row `row` on, which are those of the image from row `from` on.
     DEVICE void normalise_rows(bool q, HeadRows<D> tile, int row, int from, int valid) const
     {
-        if (!makes_rows(p)) return;
-        normalise(HeadRows<D>(tile.base + row * ROW_BYTES), norm_of(p, q, head().head),
-                  rope_of(p).from(head().start + from), valid, p.head_dim, group());
+        const HeadRows<D> rows(tile.base + row * ROW_BYTES);
+        if (p.rope)
+            rotate_rows(rows, norm_of(p, q, head().head), rope_of(p), head().start + from, valid, group());
+        else if (p.norm.kind != NORM_NONE)
+            normalise(rows, norm_of(p, q, head().head), valid, p.head_dim, group());
     }
 
     DEVICE void normalise_step(int step) const
@@ -371,16 +373,17 @@ DEVICE void finish(const AttentionBackward& p)
         const Head of = q ? item.head : kv_of(p, item.head);
         const Rows source = rows_of(p, from, q ? p.q_stride : p.k_stride, of, span.first);
         const HeadNorm norm = norm_of(p, q, item.head.head);
-        const Rope rope = rope_of(p).from(item.head.start + span.first);
+        if (p.rope && active)
+            rotate_rows_back<D, M>(tile, row, span.owned, rope_of(p).from(item.head.start + span.first));
         ColumnSums<D, M> sums;
         if (p.norm.kind == NORM_NONE) {
             if (active)
                 finish_rows<D, M, false>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm,
-                                         rope, sums);
+                                         sums);
             continue;
         }
         if (active) {
-            finish_rows<D, M, true>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm, rope,
+            finish_rows<D, M, true>(tile, row, span.owned, p.scale, p.head_dim, target, stride, source, norm,
                                     sums);
             if (p.partial) sums.store(tile, row);
         }

@@ -13,6 +13,7 @@ constexpr int CHUNKS = HeadRows<WIDTH>::LANE_CHUNKS;
 constexpr int HEADS = 32 / LANES; // of a warp
 // Of a warp, on their way from memory at a time: the 16 warps of a multiprocessor ask for 32 KiB or more.
 constexpr int ROWS = 4;
+constexpr int ROTATED_ROWS = 1; // where they are rotated: what registers allow
 
 // Rows of one head, as many as the image has from the first of the tile on, of which this warp has some.
 struct Part {
@@ -22,7 +23,9 @@ struct Part {
     bool exists;
 };
 
-// Normalises and rotates rows of q or k, of which there are `heads` heads. Collective.
+// Normalises rows of q or k, of which there are `heads` heads, R of a warp at a time, and rotates them where ROTATED.
+// Collective.
+template <int R, bool ROTATED>
 DEVICE void normalise(const AttentionPrepare& p, const Part& part, int heads, const Element* from, int64_t stride,
                       Element* to, const float* gains, const float* biases, float* mean, float* rstd)
 {
@@ -31,51 +34,50 @@ DEVICE void normalise(const AttentionPrepare& p, const Part& part, int heads, co
     const Global<const Element> source(from);
     const Global<Element> target(to);
     const int apart = blockDim.x / 32;
-    for (int first = ptx::warp_id(); first < part.rows; first += ROWS * apart) {
-        Vec16 x[ROWS][CHUNKS];
+    for (int first = ptx::warp_id(); first < part.rows; first += R * apart) {
+        Vec16 x[R][CHUNKS];
         UNROLL
-        for (int i = 0; i < ROWS * CHUNKS; i++) {
+        for (int i = 0; i < R * CHUNKS; i++) {
             const int row = first + i / CHUNKS * apart;
             const int column = 8 * (i % CHUNKS * LANES + j);
             const int64_t at = (part.start + row) * stride + part.head * p.head_dim + column;
             const bool inside = part.exists && row < part.rows && column < p.head_dim;
             x[i / CHUNKS][i % CHUNKS] = inside ? source.load_16(at) : Vec16{};
         }
-        RowStatistics statistics[ROWS];
+        RowStatistics statistics[R];
         statistics_or_none<LANES>(statistics, x, j, p.head_dim, norm);
         UNROLL
-        for (int i = 0; i < CHUNKS; i++) {
+        for (int r = 0; r < R && ROTATED; r++) {
+            const int row = first + r * apart;
+            const int64_t at = (part.start + row) * stride + part.head * p.head_dim;
+            Element* const out = to + ((part.start + row) * heads + part.head) * p.head_dim;
+            rotate_row<LANES>([&](int column) { return source.load_pair(at + column); },
+                              [&](int column, uint32_t x) { Global<Element>(out).store_pair(column, x); },
+                              part.exists && row < part.rows, j, norm, statistics[r],
+                              rope_of(p).from(part.start + row));
+        }
+        UNROLL
+        for (int i = 0; i < CHUNKS && !ROTATED; i++) {
             const int chunk = i * LANES + j;
             if (8 * chunk >= p.head_dim) continue;
-            if (p.rope) {
+            UNROLL
+            for (int w = 0; w < 4; w += 2) {
+                float gain[4];
+                float bias[4];
+                load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
+                load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
                 UNROLL
-                for (int r = 0; r < ROWS; r++) {
-                    const int row = first + r * apart;
-                    if (!part.exists || row >= part.rows) continue;
-                    const Element* const columns = from + (part.start + row) * stride + part.head * p.head_dim;
-                    auto four = [&](int column) { return load_columns(columns + column); };
-                    rotate_chunk(x[r][i], 8 * chunk, four, norm, statistics[r], rope_of(p).from(part.start + row));
-                }
-            } else {
-                UNROLL
-                for (int w = 0; w < 4; w += 2) {
-                    float gain[4];
-                    float bias[4];
-                    load_four(gain, norm.gain, 8 * chunk + 2 * w, 1.0f);
-                    load_four(bias, norm.bias, 8 * chunk + 2 * w, 0.0f);
-                    UNROLL
-                    for (int r = 0; r < ROWS; r++) normalise_four(x[r][i], w, gain, bias, statistics[r]);
-                }
+                for (int r = 0; r < R; r++) normalise_four(x[r][i], w, gain, bias, statistics[r]);
             }
             UNROLL
-            for (int r = 0; r < ROWS; r++) {
+            for (int r = 0; r < R; r++) {
                 const int row = first + r * apart;
                 const int64_t at = (part.start + row) * heads + part.head;
                 if (part.exists && row < part.rows) target.store_16(at * p.head_dim + 8 * chunk, x[r][i]);
             }
         }
         UNROLL
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < R; r++) {
             const int row = first + r * apart;
             if (!mean || j != 0 || !part.exists || row >= part.rows) continue;
             const int64_t at = (part.start + row) * heads + part.head;
@@ -83,6 +85,21 @@ DEVICE void normalise(const AttentionPrepare& p, const Part& part, int heads, co
             Global<float>(rstd).store(at, statistics[r].rstd);
         }
     }
+}
+
+// Those of q and k that are wanted. Collective.
+template <int R, bool ROTATED>
+DEVICE void normalise(const AttentionPrepare& p, const Part& part)
+{
+    const QkStatistics& statistics = p.statistics;
+    if (p.q_norm)
+        normalise<R, ROTATED>(p, part, p.heads, p.q, p.q_stride, p.q_norm, p.norm.q_gain, p.norm.q_bias,
+                              statistics.q_mean, statistics.q_rstd);
+    const Part keys{part.start, part.rows, part.head, part.head < p.kv_heads};
+    // A warp may have heads of q that are none of k.
+    if (p.k_norm && ptx::ballot(keys.exists) != 0)
+        normalise<R, ROTATED>(p, keys, p.kv_heads, p.k, p.k_stride, p.k_norm, p.norm.k_gain, p.norm.k_bias,
+                              statistics.k_mean, statistics.k_rstd);
 }
 
 // Collective.
@@ -115,7 +132,6 @@ DEVICE void run(const AttentionPrepare& p)
     const Global<const int32_t> starts(p.cu_seqlens);
     const int tiles = schedule.long_items() / p.heads;
     const int groups = ceil_div(p.heads, HEADS);
-    const QkStatistics& statistics = p.statistics;
     for (int item = blockIdx.x; item < tiles * groups; item += gridDim.x) {
         const LongItem at = schedule.long_item(item / groups * p.heads);
         const int first = at.tile * p.tile_rows;
@@ -123,14 +139,10 @@ DEVICE void run(const AttentionPrepare& p)
         const int left = starts.load(at.image + 1) - start;
         const int head = item % groups * HEADS + int(ptx::lane_id()) / LANES;
         const Part part{start, left < p.tile_rows ? left : p.tile_rows, head, head < p.heads};
-        if (p.q_norm)
-            normalise(p, part, p.heads, p.q, p.q_stride, p.q_norm, p.norm.q_gain, p.norm.q_bias, statistics.q_mean,
-                      statistics.q_rstd);
-        // Groups of heads that are heads of q alone have no keys.
-        const Part keys{part.start, part.rows, head, head < p.kv_heads};
-        if (p.k_norm && item % groups * HEADS < p.kv_heads)
-            normalise(p, keys, p.kv_heads, p.k, p.k_stride, p.k_norm, p.norm.k_gain, p.norm.k_bias,
-                      statistics.k_mean, statistics.k_rstd);
+        if (p.rope)
+            normalise<ROTATED_ROWS, true>(p, part);
+        else
+            normalise<ROWS, false>(p, part);
         if (p.delta) make_delta(p, part);
     }
     // What takes the rows may find its multiprocessors meanwhile; it waits before it reads.

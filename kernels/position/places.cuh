@@ -4,6 +4,7 @@
 // its own number, with weight 1. Resampled to an axis of L patches: it reads the rows of filter (L, coordinate)
 // of the bank, which holds the filters of all lengths, so that nothing of it changes from step to step:
 //   filter (L, i), i < L: taps[start[s]] to taps[start[s + 1]] with s = L (L - 1) / 2 + i
+// A grid that is the table's reads it as it is, whatever the bank holds for its sides.
 #pragma once
 
 #include "../common/packed.cuh"
@@ -92,8 +93,15 @@ DEVICE Spans spans_of(const PositionPlaces& p, int token, int live, int& image)
         return spans;
     }
     int longer = max(grid[0], grid[1]);
-    spans.axis[0] = span_of(p.bank[0], at[0], p.rows, p.aspect ? longer : grid[0], p.longest);
-    spans.axis[1] = span_of(p.bank[1], at[1], p.columns, p.aspect ? longer : grid[1], p.longest);
+    int sides[2] = {p.aspect ? longer : grid[0], p.aspect ? longer : grid[1]};
+    if (sides[0] == p.rows && sides[1] == p.columns) {
+        spans.axis[0].first = min(at[0], p.rows - 1);
+        spans.axis[1].first = min(at[1], p.columns - 1);
+        spans.axis[0].count = 0;
+        return spans;
+    }
+    spans.axis[0] = span_of(p.bank[0], at[0], p.rows, sides[0], p.longest);
+    spans.axis[1] = span_of(p.bank[1], at[1], p.columns, sides[1], p.longest);
     return spans;
 }
 

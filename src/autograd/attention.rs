@@ -1,8 +1,9 @@
-//! Packed block-diagonal attention with QK-norm.
+//! Packed block-diagonal attention with QK-norm, rotary positions and grouped kv heads.
 //!
 //! `P = softmax(scale · q̂ k̂ᵀ)` within each image, `out = P v`. Rule, with `D_i = Σ dout_i ⊙ out_i`:
 //! `dv = Pᵀ dout`, `dS = P ⊙ (dout vᵀ − D) · scale`, `dq̂ = dS k̂`, `dk̂ = dSᵀ q̂`, then through the
-//! norms of q and k. Only the log-sum-exp is kept; P is made again.
+//! turns and the norms of q and k; a kv head takes the sum over its query heads. Only the log-sum-exp is kept; P is made
+//! again.
 
 use super::device::{Element, Launch, Site};
 use super::graph::{Graph, Node, Tensor};
@@ -78,8 +79,15 @@ pub(super) fn affine_accumulators(graph: &mut Graph, operands: &[Option<Tensor>]
     operands.iter().map(|t| t.and_then(|t| graph.gradient_of(t))).collect()
 }
 
-/// `out[T, heads·head_dim]` from `qkv[T, 3·heads·head_dim]`, rows `[q | k | v]`.
-pub fn attention(graph: &mut Graph, qkv: Tensor, params: QkParams, config: AttentionConfig) -> Tensor {
+/// `out[T, heads·head_dim]` from `qkv[T, (heads + 2·kv_heads)·head_dim]`, rows `[q | k | v]`. `rope` is the table of
+/// [`rope_table`](super::rope::rope_table), there just if the config has a rotation.
+pub fn attention(
+    graph: &mut Graph,
+    qkv: Tensor,
+    params: QkParams,
+    rope: Option<Tensor>,
+    config: AttentionConfig,
+) -> Tensor {
     let width = config.heads * config.head_dim;
     let info = graph.info(qkv);
     assert_eq!(info.cols, config.qkv_width(), "attention: columns of a row [q | k | v]");
@@ -88,6 +96,7 @@ pub fn attention(graph: &mut Graph, qkv: Tensor, params: QkParams, config: Atten
     let lse = graph.activation(rows, config.heads, extent);
     let mut inputs = vec![Some(qkv)];
     inputs.extend(params.operands());
+    inputs.push(rope);
     graph.record(Attention(config), inputs, vec![Some(out), Some(lse)]);
     out
 }
@@ -104,7 +113,7 @@ impl Op for Attention {
         on_cpu!(io, |a| {
             let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
             let (out, lse) = (a.output(0), a.output(1));
-            cpu::attention::forward(&self.0, out, lse, a.input(0), affine(&a, 1), None, cu_seqlens);
+            cpu::attention::forward(&self.0, out, lse, a.input(0), affine(&a, 1), a.input_opt(5), cu_seqlens);
         });
     }
 
@@ -115,19 +124,19 @@ impl Op for Attention {
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (qkv, out, lse) = (site.input(0)?, site.output(0)?, site.output_f32(1)?);
-        let (lse, affine) = (site.present(lse)?, device_affine(site, 1)?);
+        let (lse, affine, rope) = (site.present(lse)?, device_affine(site, 1)?, site.input_f32(5)?);
         let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
         let plan = attention.plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
         site.workspace(attention.forward_workspace_bytes(&plan, site.shape().image_rows));
-        let width = self.0.heads * self.0.head_dim;
+        let (width, kv_width) = (self.0.heads * self.0.head_dim, self.0.kv_width());
         Ok(Box::new(move |step| {
             let operands = Forward {
                 q: qkv.from(0),
                 k: qkv.from(width),
-                v: qkv.from(2 * width),
+                v: qkv.from(width + kv_width),
                 affine: borrowed(&affine),
-                rope: None,
+                rope: rope.as_ref(),
                 cu_seqlens: &step.batch.cu_seqlens,
                 schedule: step.schedule(schedule),
                 out: out.all(),
@@ -140,15 +149,17 @@ impl Op for Attention {
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {
-        let Some(dout) = grads[0] else { return vec![None; 5] };
+        let Some(dout) = grads[0] else { return vec![None; node.inputs.len()] };
         let qkv = node.input(0);
         let dqkv = graph.activation_like(qkv);
         let mut inputs = vec![Some(dout), node.outputs[0], node.outputs[1], Some(qkv)];
         inputs.extend(&node.inputs[1..]);
         let mut outputs = vec![Some(dqkv)];
-        outputs.extend(affine_accumulators(graph, &node.inputs[1..]));
+        outputs.extend(affine_accumulators(graph, &node.inputs[1..5]));
         graph.record(AttentionGrad(self.0), inputs, outputs);
-        vec![Some(dqkv), None, None, None, None]
+        let mut answer = vec![None; node.inputs.len()];
+        answer[0] = Some(dqkv);
+        answer
     }
 
     fn flops(&self, _: &Graph, _: &Node, work: &Workload) -> f64 {
@@ -178,7 +189,7 @@ impl Op for AttentionGrad {
                 a.input(2),
                 a.input(3),
                 affine(&a, 4),
-                None,
+                a.input_opt(8),
                 cu_seqlens,
             );
         });
@@ -188,28 +199,28 @@ impl Op for AttentionGrad {
         let (dout, out, qkv, dqkv) = (site.input(0)?, site.input(1)?, site.input(3)?, site.output(0)?);
         let (lse, affine, daffine) =
             (site.input_f32(2)?, device_affine(site, 4)?, device_affine_grad(site, 1)?);
-        let lse = site.present(lse)?;
+        let (lse, rope) = (site.present(lse)?, site.input_f32(8)?);
         let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
         let plan = attention.backward_plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
         let wanted = daffine.iter().any(Option::is_some);
         site.workspace(attention.backward_workspace_bytes(&plan, site.shape().image_rows, wanted));
-        let width = self.0.heads * self.0.head_dim;
+        let (width, kv_width) = (self.0.heads * self.0.head_dim, self.0.kv_width());
         Ok(Box::new(move |step| {
             let operands = Backward {
                 q: qkv.from(0),
                 k: qkv.from(width),
-                v: qkv.from(2 * width),
+                v: qkv.from(width + kv_width),
                 out: out.all(),
                 lse: &lse,
                 dout: dout.all(),
                 affine: borrowed(&affine),
-                rope: None,
+                rope: rope.as_ref(),
                 cu_seqlens: &step.batch.cu_seqlens,
                 schedule: step.schedule(schedule),
                 dq: dqkv.from(0),
                 dk: dqkv.from(width),
-                dv: dqkv.from(2 * width),
+                dv: dqkv.from(width + kv_width),
                 daffine: borrowed(&daffine),
                 accumulate: Some(step.accumulate),
                 workspace: step.workspace,

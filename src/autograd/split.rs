@@ -42,11 +42,33 @@ pub enum Split {
     /// Rows, or elements of a vector, of each of so many segments: queries, keys and values are shared out by
     /// heads each, not as one slab.
     Rows(usize),
+    /// The same of three segments, the first being so many times as long as each of the others: queries whose heads
+    /// share keys and values.
+    Grouped(usize),
     /// Columns.
     Columns,
 }
 
 impl Split {
+    /// Of queries, keys and values in a row, where `group` query heads share keys and values.
+    pub fn queries_keys_values(group: usize) -> Self {
+        if group == 1 { Self::Rows(3) } else { Self::Grouped(group) }
+    }
+
+    /// Lengths of the segments that are each shared out, in units of the smallest.
+    fn segments(self) -> Vec<usize> {
+        match self {
+            Self::Whole | Self::Summed | Self::Columns => vec![1],
+            Self::Rows(segments) => vec![1; segments],
+            Self::Grouped(group) => vec![group, 1, 1],
+        }
+    }
+
+    /// How many of the smallest segment all are.
+    fn unit(self) -> usize {
+        self.segments().iter().sum()
+    }
+
     /// Whether every rank has all of the parameter.
     pub fn is_replicated(self) -> bool {
         matches!(self, Self::Whole | Self::Summed)
@@ -57,15 +79,15 @@ impl Split {
     /// # Panics
     /// If they do not divide: whoever shards a model checks that first.
     pub fn local(self, [rows, cols]: [usize; 2], size: usize) -> [usize; 2] {
-        let part = |n: usize, segments: usize| {
-            assert!(n.is_multiple_of(segments * size), "{n} cannot be shared out to {size} ranks");
+        let part = |n: usize| {
+            assert!(n.is_multiple_of(self.unit() * size), "{n} cannot be shared out to {size} ranks");
             n / size
         };
         match self {
             Self::Whole | Self::Summed => [rows, cols],
-            Self::Rows(segments) if rows == 1 => [1, part(cols, segments)],
-            Self::Rows(segments) => [part(rows, segments), cols],
-            Self::Columns => [rows, part(cols, 1)],
+            Self::Rows(_) | Self::Grouped(_) if rows == 1 => [1, part(cols)],
+            Self::Rows(_) | Self::Grouped(_) => [part(rows), cols],
+            Self::Columns => [rows, part(cols)],
         }
     }
 
@@ -75,7 +97,8 @@ impl Split {
         let cols: usize = shape.iter().skip(1).product();
         let divides = match self {
             Self::Whole | Self::Summed => return Some(rows * cols),
-            Self::Rows(segments) => segments > 0 && size > 0 && rows.is_multiple_of(segments * size),
+            Self::Rows(0) | Self::Grouped(0) => false,
+            Self::Rows(_) | Self::Grouped(_) => size > 0 && rows.is_multiple_of(self.unit() * size),
             Self::Columns => size > 0 && cols.is_multiple_of(size),
         };
         divides.then(|| rows * cols / size)
@@ -88,10 +111,16 @@ impl Split {
         let Shard { rank, size } = shard;
         match self {
             Self::Whole | Self::Summed => std::iter::once(0..rows * cols).collect(),
-            Self::Rows(segments) => {
-                let part = rows / segments / size;
-                let start = |i: usize| (i * (rows / segments) + rank * part) * cols;
-                (0..segments).map(|i| start(i)..start(i) + part * cols).collect()
+            Self::Rows(_) | Self::Grouped(_) => {
+                let unit = rows / self.unit();
+                let mut first = 0;
+                let run = |length: usize| {
+                    let part = length * unit / size;
+                    let start = (first + rank * part) * cols;
+                    first += length * unit;
+                    start..start + part * cols
+                };
+                self.segments().into_iter().map(run).collect()
             }
             Self::Columns => {
                 let part = cols / size;
@@ -138,9 +167,13 @@ mod tests {
         let rows: Vec<usize> = (0..12).collect();
         assert_eq!(part(Split::Rows(3), &rows, &[12], SECOND), [2, 3, 6, 7, 10, 11]);
         assert_eq!(part(Split::Rows(3), &rows, &[6, 2], Shard { rank: 0, size: 2 }), [0, 1, 4, 5, 8, 9]);
+        // Four query heads and two for keys and values, of one row and one column each.
+        let rows_of = |rank| part(Split::Grouped(2), &rows[..8], &[8], Shard { rank, size: 2 });
+        assert_eq!([rows_of(0), rows_of(1)], [[0, 1, 4, 6], [2, 3, 5, 7]]);
         assert_eq!(part(Split::Columns, &rows, &[3, 4], SECOND), [2, 3, 6, 7, 10, 11]);
         for (split, shape) in [
             (Split::Rows(3), &[6, 2][..]),
+            (Split::Grouped(4), &[12, 1]),
             (Split::Rows(1), &[12]),
             (Split::Columns, &[2, 6]),
             (Split::Whole, &[12]),
@@ -157,9 +190,12 @@ mod tests {
     #[test]
     fn a_range_of_a_part_is_that_range_of_its_runs() {
         let rows: Vec<usize> = (0..24).collect();
-        for (split, shape) in
-            [(Split::Rows(3), &[6, 4][..]), (Split::Columns, &[3, 8]), (Split::Whole, &[24])]
-        {
+        for (split, shape) in [
+            (Split::Rows(3), &[6, 4][..]),
+            (Split::Grouped(4), &[12, 2]),
+            (Split::Columns, &[3, 8]),
+            (Split::Whole, &[24]),
+        ] {
             let part = part(split, &rows, shape, SECOND);
             for range in [0..part.len(), 3..9, 5..6, 4..4, 0..1] {
                 let runs = split.runs_of(shape, SECOND, range.clone());
@@ -174,6 +210,7 @@ mod tests {
     fn local_shapes_have_the_length_of_parts() {
         for (split, shape) in [
             (Split::Rows(3), [6, 4]),
+            (Split::Grouped(3), [10, 2]),
             (Split::Rows(2), [1, 8]),
             (Split::Columns, [3, 4]),
             (Split::Summed, [5, 7]),
@@ -182,7 +219,12 @@ mod tests {
             let [rows, cols] = split.local(shape, 2);
             assert_eq!(split.part_len(flat, 2), Some(rows * cols), "{split:?}");
         }
-        for (split, shape) in [(Split::Rows(2), [6, 4]), (Split::Rows(0), [6, 4]), (Split::Columns, [4, 5])] {
+        for (split, shape) in [
+            (Split::Rows(2), [6, 4]),
+            (Split::Rows(0), [6, 4]),
+            (Split::Grouped(2), [6, 4]),
+            (Split::Columns, [4, 5]),
+        ] {
             assert_eq!(split.part_len(&shape, 2), None, "{split:?}");
         }
     }

@@ -8,7 +8,7 @@ use crate::autograd::graph::Graph;
 use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
 use crate::models::vit;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Rope, RopeConfig};
 use crate::train::plan::RunPlan;
 use crate::train::terminal::mib;
 
@@ -87,6 +87,12 @@ fn data(args: Data) -> Result<()> {
     Ok(())
 }
 
+/// As in a recipe, in one line.
+fn keys(rope: &RopeConfig) -> Result<String> {
+    let table = toml::Table::try_from(rope).map_err(Error::failure)?;
+    Ok(table.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", "))
+}
+
 fn model(args: Model) -> Result<()> {
     let (name, recipe) = args.recipe.load()?;
     let classes = match args.classes {
@@ -106,9 +112,19 @@ fn model(args: Model) -> Result<()> {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "model             {name}: width {}, depth {}, mlp {}, {} heads of {}, patch {}",
-        dims.width, dims.depth, dims.mlp, dims.heads, dims.head_dim, recipe.model.patch
+        "model             {name}: width {}, depth {}, mlp {}, {} heads of {}{}, patch {}",
+        dims.width,
+        dims.depth,
+        dims.mlp,
+        dims.heads,
+        dims.head_dim,
+        if dims.kv_heads == dims.heads { String::new() } else { format!(" over {} kv heads", dims.kv_heads) },
+        recipe.model.patch
     );
+    let rope = recipe.model.rope.in_effect();
+    if rope.kind != Rope::None {
+        let _ = writeln!(text, "rotary positions  {}", keys(&rope)?);
+    }
     let _ = writeln!(text, "parameters        {:.3} M, {} classes", plan.parameters as f64 / 1e6, classes);
     let side = if recipe.eval.resolution > 0 { recipe.eval.resolution } else { recipe.resolution.max };
     let n = (side / recipe.model.patch).max(1).pow(2) as f64 + recipe.model.prefix() as f64;

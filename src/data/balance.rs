@@ -10,13 +10,13 @@ use crate::recipe::Recipe;
 
 /// What images cost, in units of 4·A FLOPs in the forward pass of each block, where A = heads · head width.
 ///
-/// A block's matrix products take 2·D·(4·A + 2·M) FLOPs a token (width D, MLP width M) and its attention, Q·Kᵀ and
-/// P·V, 4·A·S² an image of S tokens; backward takes twice as much of both (the count behind model FLOPs utilisation,
-/// Chowdhery et al. 2022, "PaLM", appendix B). So an image costs S² + D·(2 + M/A)·S, which is S² + 6·D·S where A = D and
-/// M = 4·D. What happens before and after the blocks is left out.
+/// A block's matrix products take 2·D·(2·A + 2·K + 2·M) FLOPs a token (width D, MLP width M, K = kv heads · head width,
+/// which is A unless query heads share them) and its attention, Q·Kᵀ and P·V, 4·A·S² an image of S tokens; backward takes
+/// twice as much of both (the count behind model FLOPs utilisation, Chowdhery et al. 2022, "PaLM", appendix B). So an
+/// image costs S² + D·(1 + K/A + M/A)·S, which is S² + 6·D·S where A = K = D and M = 4·D. What happens before and after the blocks is left out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
-    /// D·(2 + M/A).
+    /// D·(1 + K/A + M/A).
     per_token: f64,
 }
 
@@ -28,7 +28,8 @@ impl Cost {
     pub fn of(recipe: &Recipe) -> Result<Self> {
         let d = recipe.model.dimensions()?;
         let attention = (d.heads * d.head_dim).max(1) as f64;
-        Ok(Self { per_token: d.width as f64 * (2.0 + d.mlp as f64 / attention) })
+        let key_values = d.kv_heads as f64 / d.heads as f64;
+        Ok(Self { per_token: d.width as f64 * (1.0 + key_values + d.mlp as f64 / attention) })
     }
 
     /// Of an image of so many tokens.

@@ -2,8 +2,8 @@
 //! its Fourier coordinates. Made once a batch on the host.
 //!
 //! Under fractional coordinates a table of L₀ rows is resampled to the image's L rows (NaViT: "via
-//! bilinear interpolation"; timm resizes its tables in the same way), by the
-//! filters of [`ops`](crate::ops).
+//! bilinear interpolation"), each origin's tables in its own way, by the filters of [`ops`](crate::ops). An image
+//! whose grid is the table's reads it as it is.
 
 use std::collections::HashMap;
 
@@ -72,7 +72,7 @@ pub fn axis_taps(
 ) -> Result<Taps> {
     let mut filters = Filters::default();
     build(positions, cu_seqlens, grids, |taps, grid, tokens| {
-        let filter = filters.get(config, axis, axis_length(config, axis, grid)?);
+        let filter = filters.get(config, axis, resampled_to(config, axis, grid)?);
         for position in tokens {
             for &(index, weight) in filter.of(position[axis]) {
                 taps.push(index, weight);
@@ -131,8 +131,8 @@ pub fn joint_taps(
 ) -> Result<Taps> {
     let (mut row_filters, mut column_filters) = (Filters::default(), Filters::default());
     build(positions, cu_seqlens, grids, |taps, grid, tokens| {
-        let rows = row_filters.get(config, 0, axis_length(config, 0, grid)?);
-        let columns = column_filters.get(config, 1, axis_length(config, 1, grid)?);
+        let rows = row_filters.get(config, 0, resampled_to(config, 0, grid)?);
+        let columns = column_filters.get(config, 1, resampled_to(config, 1, grid)?);
         for &[row, column] in tokens {
             for &(row, row_weight) in rows.of(row) {
                 for &(column, weight) in columns.of(column) {
@@ -187,34 +187,42 @@ pub fn sinusoidal_table(rows: usize, width: usize) -> Vec<f32> {
     table
 }
 
-/// The filters that a batch has needed so far, by length of the resampled axis.
+/// The filters that a batch has needed so far, by length of the resampled axis; none: the table as it is.
 #[derive(Debug, Default)]
-struct Filters(HashMap<usize, Filter>);
+struct Filters(HashMap<Option<usize>, Filter>);
 
 impl Filters {
-    fn get(&mut self, config: &PositionConfig, axis: usize, length: usize) -> &Filter {
+    fn get(&mut self, config: &PositionConfig, axis: usize, length: Option<usize>) -> &Filter {
         self.0.entry(length).or_insert_with(|| {
             let from = if axis == 0 { config.rows } else { config.columns };
-            Filter::new(from, length, config.resample)
+            length.map_or_else(|| Filter::identity(from), |length| Filter::new(from, length, config.resample))
         })
     }
 }
 
-/// The length to which the table of `axis` is resampled for an image: its own for absolute
-/// coordinates.
-fn axis_length(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<usize> {
+/// The length to which the table of `axis` is resampled for an image; none where it is read as it is: under absolute
+/// coordinates, and where the grid is the table's.
+fn resampled_to(config: &PositionConfig, axis: usize, grid: [u16; 2]) -> Result<Option<usize>> {
     let grid = grid.map(usize::from);
-    let (length, key) = if axis == 0 { (config.rows, "rows") } else { (config.columns, "columns") };
-    match config.coordinate {
-        PositionCoordinate::Absolute if grid[axis] > length => Err(Error::usage(format!(
-            "an image of {}×{} patches does not fit the position table of {}×{}: raise model.position.{key} \
-             to at least {}, take fractional coordinates, or lower the resolution",
-            grid[0], grid[1], config.rows, config.columns, grid[axis]
-        ))),
-        PositionCoordinate::Absolute => Ok(length),
-        PositionCoordinate::Fractional => Ok(grid[axis]),
-        PositionCoordinate::FractionalAspect => Ok(grid[0].max(grid[1])),
-    }
+    let table = [config.rows, config.columns];
+    let sides = match config.coordinate {
+        PositionCoordinate::Absolute if grid[axis] > table[axis] => {
+            return Err(Error::usage(format!(
+                "an image of {}×{} patches does not fit the position table of {}×{}: raise model.position.{} \
+                 to at least {}, take fractional coordinates, or lower the resolution",
+                grid[0],
+                grid[1],
+                config.rows,
+                config.columns,
+                ["rows", "columns"][axis],
+                grid[axis]
+            )));
+        }
+        PositionCoordinate::Absolute => table,
+        PositionCoordinate::Fractional => grid,
+        PositionCoordinate::FractionalAspect => [grid[0].max(grid[1]); 2],
+    };
+    Ok((sides != table).then_some(sides[axis]))
 }
 
 fn live(cu_seqlens: &[i32]) -> usize {

@@ -10,7 +10,7 @@ use crate::kernels::attention::Attention;
 use crate::kernels::norm::{MAX_WIDTH, Norm};
 use crate::kernels::pool::{AttentionPool, MAX_HEAD_DIM, PackedSizes};
 use crate::kernels::position::Position;
-use crate::nn::attention::attention_config;
+use crate::nn::attention::{attention_config, pooling_config};
 use crate::recipe::shapes::Dimensions;
 use crate::recipe::{ModelConfig, PoolKind, PositionBasis};
 
@@ -57,17 +57,21 @@ fn position_fits(config: &ModelConfig, width: usize) -> bool {
 
 /// Whether there is attention, and attention pooling where the model pools by it.
 fn attention_fits(config: &ModelConfig, dims: &Dimensions) -> bool {
-    let attention = attention_config(config, dims, config.qk_norm);
+    let attention = attention_config(config, dims);
+    let pooling = pooling_config(config, dims, config.qk_norm);
     let sizes = PackedSizes { tokens: 1, images: 1, skip: 0 };
     Attention { config: attention, tokens: 1, slots: 1 }.plan(&DeviceInfo::h100()).is_ok()
         && (config.pool != PoolKind::Map
-            || AttentionPool { config: attention, sizes, queries: 1 }.shape().is_ok())
+            || AttentionPool { config: pooling, sizes, queries: 1 }.shape().is_ok())
 }
 
 /// Whether there is attention over `heads` heads of `head_dim`, whatever the scale.
 fn heads_fit(config: &ModelConfig, heads: usize, head_dim: usize) -> bool {
     let config = ModelConfig { attention_scale: 1.0, ..config.clone() };
-    attention_fits(&config, &Dimensions { width: 0, depth: 0, mlp: 0, heads, head_dim })
+    // As many as there are heads where the recipe's number does not divide them.
+    let kv_heads =
+        if config.kv_heads > 0 && heads.is_multiple_of(config.kv_heads) { config.kv_heads } else { heads };
+    attention_fits(&config, &Dimensions { width: 0, depth: 0, mlp: 0, heads, kv_heads, head_dim })
 }
 
 fn check_tables(config: &ModelConfig) -> Result<()> {

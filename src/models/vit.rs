@@ -1,6 +1,7 @@
 //! The Vision Transformer of every recipe: plain ViT, NaViT, DeiT III, ViT-22B.
 
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
+use crate::autograd::rope::rope_table;
 use crate::autograd::{elementwise, gemm, patch, sharded};
 use crate::error::Result;
 use crate::nn::{block, norm, patch_embed, pool, position, shard};
@@ -50,6 +51,7 @@ pub fn record(
         });
         x = patch::write_prefix(graph, x, prefix);
     }
+    let rope = rope_table(graph, tokens, dims.head_dim, &config.rope);
     let shared_out = graph.shard().is_part();
     if shared_out {
         x = sharded::own_rows(graph, x);
@@ -58,7 +60,7 @@ pub fn record(
         if training && config.checkpoint {
             graph.begin_segment();
         }
-        x = block::block(graph, index, x, config, &dims, training);
+        x = block::block(graph, index, x, rope, config, &dims, training);
         if training && config.checkpoint {
             graph.end_segment();
         }

@@ -9,8 +9,15 @@ use crate::cpu::attention::AttentionConfig;
 use crate::recipe::shapes::Dimensions;
 use crate::recipe::{ModelConfig, QkNormKind, Rope};
 
-/// Constants of the attention op under `config`; `norm` is the QK-norm to use.
-pub fn attention_config(config: &ModelConfig, dims: &Dimensions, norm: QkNormKind) -> AttentionConfig {
+/// Constants of the attention op of a block.
+pub fn attention_config(config: &ModelConfig, dims: &Dimensions) -> AttentionConfig {
+    let norm = config.qk_norm;
+    AttentionConfig { kv_heads: dims.kv_heads, rope: config.rope.kind, ..pooling_config(config, dims, norm) }
+}
+
+/// Those of attention pooling, which has a kv head for each query head and turns nothing; `norm` is the QK-norm to
+/// use.
+pub fn pooling_config(config: &ModelConfig, dims: &Dimensions, norm: QkNormKind) -> AttentionConfig {
     let scale = match config.attention_scale {
         0.0 => 1.0 / (dims.head_dim as f64).sqrt(),
         scale => scale,
@@ -33,21 +40,23 @@ pub fn qk_params(graph: &mut Graph, name: &str, op: &AttentionConfig) -> QkParam
 }
 
 fn qk_params_split(graph: &mut Graph, name: &str, op: &AttentionConfig, split: Split) -> QkParams {
-    let len = if op.gain_per_head { op.heads * op.head_dim } else { op.head_dim };
+    let len = |heads: usize| if op.gain_per_head { heads * op.head_dim } else { op.head_dim };
+    let (q_len, k_len) = (len(op.heads), len(op.kv_heads));
     let gain = op.norm != QkNormKind::None;
     let bias = op.norm == QkNormKind::LayerNormBias;
-    let mut part = |wanted: bool, part: &str, value| {
+    let mut part = |wanted: bool, part: &str, len, value| {
         wanted.then(|| vector_split(graph, format!("{name}.{part}"), len, value, split))
     };
     QkParams {
-        q_gain: part(gain, "q_norm.gain", 1.0),
-        k_gain: part(gain, "k_norm.gain", 1.0),
-        q_bias: part(bias, "q_norm.bias", 0.0),
-        k_bias: part(bias, "k_norm.bias", 0.0),
+        q_gain: part(gain, "q_norm.gain", q_len, 1.0),
+        k_gain: part(gain, "k_norm.gain", k_len, 1.0),
+        q_bias: part(bias, "q_norm.bias", q_len, 0.0),
+        k_bias: part(bias, "k_norm.bias", k_len, 0.0),
     }
 }
 
-/// `{name}.qkv`, the parameters of QK-norm, and `{name}.proj`, of self attention. The tensor axis shares out heads.
+/// `{name}.qkv`, the parameters of QK-norm, and `{name}.proj`, of self attention. The tensor axis shares out query
+/// heads and kv heads.
 pub fn attention_parameters(
     graph: &mut Graph,
     name: &str,
@@ -55,9 +64,10 @@ pub fn attention_parameters(
     dims: &Dimensions,
 ) -> (Affine, QkParams, Affine) {
     let inner = dims.heads * dims.head_dim;
-    let op = attention_config(config, dims, config.qk_norm);
+    let op = attention_config(config, dims);
+    let by_heads = Split::queries_keys_values(op.group());
     let qkv = format!("{name}.qkv");
-    let qkv = row_parameters(graph, &qkv, [dims.width, 3 * inner], config.qkv_bias, 3);
+    let qkv = row_parameters(graph, &qkv, [dims.width, op.qkv_width()], config.qkv_bias, by_heads);
     let split = match op.gain_per_head {
         true => Split::Rows(1),
         // Heads that share a gain are on all ranks.
@@ -69,28 +79,31 @@ pub fn attention_parameters(
     (qkv, qk, proj)
 }
 
-/// QK-norm and attention within each image, of this rank's heads.
+/// QK-norm, turns by `rope` and attention within each image, of this rank's heads.
 pub fn attend(
     graph: &mut Graph,
     qkv: Tensor,
     params: QkParams,
+    rope: Option<Tensor>,
     config: &ModelConfig,
     dims: &Dimensions,
 ) -> Tensor {
-    let own = Dimensions { heads: dims.heads / graph.shard().size, ..*dims };
-    attention::attention(graph, qkv, params, attention_config(config, &own, config.qk_norm))
+    let size = graph.shard().size;
+    let own = Dimensions { heads: dims.heads / size, kv_heads: dims.kv_heads / size, ..*dims };
+    attention::attention(graph, qkv, params, rope, attention_config(config, &own))
 }
 
-/// `{name}.qkv`, QK-norm, attention within each image, `{name}.proj`.
+/// `{name}.qkv`, QK-norm, turns by `rope`, attention within each image, `{name}.proj`.
 pub fn self_attention(
     graph: &mut Graph,
     name: &str,
     x: Tensor,
+    rope: Option<Tensor>,
     config: &ModelConfig,
     dims: &Dimensions,
 ) -> Tensor {
     let (qkv, params, proj) = attention_parameters(graph, name, config, dims);
     let qkv = rows(graph, x, qkv, None);
-    let out = attend(graph, qkv, params, config, dims);
+    let out = attend(graph, qkv, params, rope, config, dims);
     columns(graph, out, proj)
 }

@@ -30,11 +30,13 @@ pub fn drop_path_rate(config: &ModelConfig, index: usize, depth: usize) -> f64 {
 }
 
 /// Block `index`. Serial: `x += γ1·attn(norm1(x))`, `x += γ2·mlp(norm2(x))`. Parallel (ViT-22B):
-/// `x += γ1·attn(y) + γ2·mlp(y)` with `y = norm1(x)`, both branches kept or dropped together.
+/// `x += γ1·attn(y) + γ2·mlp(y)` with `y = norm1(x)`, both branches kept or dropped together. `rope` is the table of
+/// the rotary position embedding, where the model has one.
 pub fn block(
     graph: &mut Graph,
     index: usize,
     x: Tensor,
+    rope: Option<Tensor>,
     config: &ModelConfig,
     dims: &Dimensions,
     training: bool,
@@ -59,7 +61,7 @@ pub fn block(
         let [fc1, fc2] = mlp_parameters(graph, &format!("{name}.mlp"), config, dims);
         let scale2 = scale(graph, 2);
         let both = row_linear(graph, y, &[(qkv, None), (fc1, Some(config.gelu))]);
-        let attended = attend(graph, both[0], qk, config, dims);
+        let attended = attend(graph, both[0], qk, rope, config, dims);
         let branches = [(attended, proj), (both[1], fc2)];
         if scale1.is_none() {
             let sum = column_linear(graph, &branches);
@@ -70,7 +72,7 @@ pub fn block(
             residual(graph, x, branch, scale, drop_path(0))
         });
     }
-    let attended = self_attention(graph, &format!("{name}.attn"), y, config, dims);
+    let attended = self_attention(graph, &format!("{name}.attn"), y, rope, config, dims);
     let scale1 = scale(graph, 1);
     let x = residual(graph, x, attended, scale1, drop_path(0));
     let (y, branch) = match config.block {

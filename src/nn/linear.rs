@@ -62,15 +62,14 @@ fn parameters(
 }
 
 /// `{name}.weight [out, in]` and, where wanted, `{name}.bias [out]`, of whose rows every rank of the tensor axis
-/// has its part in each of `segments`.
+/// has its part as `split` says.
 pub fn row_parameters(
     graph: &mut Graph,
     name: &str,
     [inner, outer]: [usize; 2],
     bias: bool,
-    segments: usize,
+    split: Split,
 ) -> Affine {
-    let split = Split::Rows(segments);
     let weight = matrix_split(graph, format!("{name}.weight"), [outer, inner], WEIGHT_INIT, split);
     (weight, bias.then(|| vector_split(graph, format!("{name}.bias"), outer, 0.0, split)))
 }

@@ -1,6 +1,7 @@
 //! Two-layer perceptron with GELU.
 
 use super::linear::{column_parameters, columns, linear, linear_gelu, row_parameters, rows};
+use crate::autograd::Split;
 use crate::autograd::graph::{Graph, Tensor};
 use crate::autograd::sharded::Affine;
 use crate::recipe::ModelConfig;
@@ -10,7 +11,7 @@ use crate::recipe::shapes::Dimensions;
 pub fn mlp_parameters(graph: &mut Graph, name: &str, config: &ModelConfig, dims: &Dimensions) -> [Affine; 2] {
     let (width, hidden, bias) = (dims.width, dims.mlp, config.mlp_bias);
     [
-        row_parameters(graph, &format!("{name}.fc1"), [width, hidden], bias, 1),
+        row_parameters(graph, &format!("{name}.fc1"), [width, hidden], bias, Split::Rows(1)),
         column_parameters(graph, &format!("{name}.fc2"), [hidden, width], bias),
     ]
 }

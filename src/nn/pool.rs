@@ -1,6 +1,6 @@
 //! From tokens to one vector per image.
 
-use super::attention::{attention_config, qk_params};
+use super::attention::{pooling_config, qk_params};
 use super::linear::linear;
 use super::mlp::whole_mlp;
 use super::norm;
@@ -46,7 +46,7 @@ fn attention_pool(
     let q = linear(graph, "pool.q", normed, inner, config.qkv_bias);
     let kv = linear(graph, "pool.kv", tokens, 2 * inner, config.qkv_bias);
     let qk_norm = if config.pool_qk_norm { config.qk_norm } else { QkNormKind::None };
-    let op = attention_config(config, dims, qk_norm);
+    let op = pooling_config(config, dims, qk_norm);
     let params = qk_params(graph, "pool", &op);
     let pooled = pool::attention_pool(graph, q, kv, params, op, slots, config.prefix());
     let mut x = linear(graph, "pool.proj", pooled, dims.width, config.proj_bias);

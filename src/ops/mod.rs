@@ -17,9 +17,11 @@ macro_rules! choice {
 
 mod filters;
 mod position;
+mod rope;
 
-pub use filters::{Filter, FilterBank, MAX_RESAMPLED};
+pub use filters::{Filter, FilterBank, MAX_RESAMPLED, resize_matrix};
 pub use position::*;
+pub use rope::*;
 
 choice! {
     /// Normalisation of the residual stream.
@@ -42,19 +44,6 @@ choice! {
         LayerNorm = "layernorm",
         /// LayerNorm with gain and bias (timm).
         LayerNormBias = "layernorm-bias",
-    }
-}
-
-choice! {
-    /// Which two columns of a head are turned together by a rotary position embedding. A pair (a, b) with
-    /// the angle φ becomes (a cos φ − b sin φ, b cos φ + a sin φ).
-    Rope {
-        /// No rotation.
-        None = "none",
-        /// Columns (2p, 2p + 1) are pair p.
-        Interleaved = "interleaved",
-        /// Columns (p, p + head_dim / 2) are pair p.
-        Halves = "halves",
     }
 }
 

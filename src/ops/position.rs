@@ -43,12 +43,22 @@ choice! {
 }
 
 choice! {
-    /// Resampling filter of a learned table under fractional coordinates.
+    /// Resampling filter of a learned table under fractional coordinates. They differ visibly: take the one that the
+    /// weights were trained with.
     PositionResample {
-        /// Linear per axis, no antialiasing (timm's factorised tables).
+        /// Linear per axis without antialiasing: torch's `linear` and `bilinear` (timm's factorised tables, DPT).
         Linear = "linear",
-        /// Antialiased cubic, a = −0.5 (timm's and DeiT's 2-D tables).
+        /// The same with the first and the last row kept in place, `align_corners=True`: `scipy.ndimage.zoom` of order
+        /// 1 (big_vision; C-RADIO, Qwen3-VL).
+        LinearAlignCorners = "linear-align-corners",
+        /// Antialiased cubic, a = −0.5 (timm's 2-D tables; DINOv2 with registers).
         Bicubic = "bicubic",
+        /// Cubic without antialiasing, a = −0.75, torch's `bicubic` (Meta's DeiT; ViT, DeiT, SigLIP and DINOv2 of
+        /// transformers).
+        BicubicNoAntialias = "bicubic-no-antialias",
+        /// The same at the scale (L + 0.1)/L₀ in the place of L/L₀ (the original code of DINO and of DINOv2 without
+        /// registers, `interpolate_offset=0.1`).
+        BicubicOffset = "bicubic-offset",
         /// Antialiased triangle (SigLIP 2).
         Bilinear = "bilinear",
     }

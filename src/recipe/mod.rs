@@ -14,7 +14,7 @@ mod validate;
 
 pub use crate::ops::{
     GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
-    PositionResample, QkNormKind, Rope,
+    PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
 };
 pub use data::*;
 pub use model::*;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GeluKind, NormKind, PositionConfig, QkNormKind};
+use super::{GeluKind, NormKind, PositionConfig, QkNormKind, RopeConfig};
 use crate::error::{Error, Result};
 
 /// The network. `shape` gives width, depth, mlp and heads; a non-zero value of these overrides it.
@@ -19,7 +19,11 @@ pub struct ModelConfig {
     pub mlp: usize,
     /// Attention heads; 0 takes the shape's.
     pub heads: usize,
-    /// Width of one attention head; 0 takes width / heads. Queries, keys and values are heads × head_dim wide.
+    /// Key and value heads, a divisor of `heads`: so many query heads in a row share one (grouped-query attention). 0
+    /// takes as many as there are heads.
+    pub kv_heads: usize,
+    /// Width of one attention head; 0 takes width / heads. Queries are heads × head_dim wide, keys and values
+    /// kv_heads × head_dim each.
     pub head_dim: usize,
     /// Factor on q·k before the softmax; 0 takes 1/√head_dim. vit-pytorch's NaViT uses 1.
     pub attention_scale: f64,
@@ -85,6 +89,8 @@ pub struct ModelConfig {
     pub pool_residual: bool,
     /// Position embedding.
     pub position: PositionConfig,
+    /// Rotary position embedding.
+    pub rope: RopeConfig,
     /// Initial bias of the head (ViT-22B uses −10 with the sigmoid loss).
     pub head_init_bias: f64,
     /// Recompute every block in the backward pass instead of keeping its activations.
@@ -121,6 +127,7 @@ impl Default for ModelConfig {
             depth: 0,
             mlp: 0,
             heads: 0,
+            kv_heads: 0,
             head_dim: 0,
             attention_scale: 0.0,
             patch: 16,
@@ -153,6 +160,7 @@ impl Default for ModelConfig {
             pool_query_norm: false,
             pool_residual: false,
             position: PositionConfig::default(),
+            rope: RopeConfig::default(),
             head_init_bias: 0.0,
             checkpoint: false,
         }
@@ -186,13 +194,14 @@ impl ModelConfig {
             let mut config = config.clone();
             let dims = config.dimensions()?;
             // Widths and depth show in the weights' shapes; the number of heads need not.
-            (config.shape, config.heads) = (String::new(), dims.heads);
+            (config.shape, config.heads, config.kv_heads) = (String::new(), dims.heads, dims.kv_heads);
             (config.width, config.depth, config.mlp, config.head_dim) = (0, 0, 0, 0);
             config.attention_scale = match config.attention_scale {
                 0.0 => 1.0,
                 scale => scale * (dims.head_dim as f64).sqrt(),
             };
             config.position.fourier_std = 0.0;
+            config.rope = config.rope.in_effect();
             toml::Table::try_from(config).map_err(Error::failure)
         };
         let mut found = Vec::new();

@@ -56,7 +56,9 @@ pub struct Dimensions {
     pub mlp: usize,
     /// Attention heads.
     pub heads: usize,
-    /// Width of one head; queries, keys and values are `heads · head_dim` wide.
+    /// Key and value heads, a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of one head; queries are `heads · head_dim` wide, keys and values `kv_heads · head_dim` each.
     pub head_dim: usize,
 }
 
@@ -76,7 +78,8 @@ impl ModelConfig {
     /// the table row that `shape` names.
     ///
     /// # Errors
-    /// An unknown shape, a size that neither gives, or a head count that does not divide the width.
+    /// An unknown shape, a size that neither gives, a head count that does not divide the width, or one of keys and
+    /// values that does not divide it.
     pub fn dimensions(&self) -> Result<Dimensions> {
         let row = match self.shape.as_str() {
             "" => shape("", 0, 0, 0, 0),
@@ -98,7 +101,15 @@ impl ModelConfig {
             0 => width / heads,
             given => given,
         };
-        Ok(Dimensions { width, depth, mlp, heads, head_dim })
+        let kv_heads = if self.kv_heads == 0 { heads } else { self.kv_heads };
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(Error::usage(format!(
+                "model.kv_heads = {kv_heads} does not divide model.heads = {heads}: the nearest that do are {}; 0 takes as \
+                 many as there are heads",
+                nearest_divisors(kv_heads, heads)
+            )));
+        }
+        Ok(Dimensions { width, depth, mlp, heads, kv_heads, head_dim })
     }
 }
 
@@ -109,12 +120,17 @@ fn unknown_shape(name: &str) -> Error {
 }
 
 fn indivisible(width: usize, heads: usize) -> Error {
-    let below = (1..heads.min(width)).rev().find(|h| width.is_multiple_of(*h));
-    let above = (heads + 1..=width).find(|h| width.is_multiple_of(*h));
-    let nearest: Vec<_> = below.into_iter().chain(above).map(|h| h.to_string()).collect();
     Error::usage(format!(
         "model.heads = {heads} does not divide model.width = {width}: the nearest head counts that do are {}; \
          or set model.head_dim",
-        nearest.join(" and ")
+        nearest_divisors(heads, width)
     ))
+}
+
+/// The divisors of `of` next to `value` on either side.
+fn nearest_divisors(value: usize, of: usize) -> String {
+    let below = (1..value.min(of + 1)).rev().find(|n| of.is_multiple_of(*n));
+    let above = (value + 1..=of).find(|n| of.is_multiple_of(*n));
+    let nearest: Vec<_> = below.into_iter().chain(above).map(|n| n.to_string()).collect();
+    nearest.join(" and ")
 }

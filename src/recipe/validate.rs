@@ -2,7 +2,7 @@
 
 use super::{
     DropKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionBasis, PositionCombination,
-    PositionCoordinate, Recipe, ResolutionKind, ScheduleKind,
+    PositionCoordinate, Recipe, ResolutionKind, Rope, RopeCoordinate, RopeFrequencies, ScheduleKind,
 };
 use crate::{Error, Result};
 
@@ -65,6 +65,10 @@ fn moderate(key: &str, value: f64) -> Result<()> {
 const MIN_EPS: f64 = 1e-30;
 /// Largest accepted magnitude of a scale or an initial value.
 const MAX_FACTOR: f64 = 1e6;
+/// Largest accepted base of rotary frequencies.
+const MAX_THETA: f64 = 1e12;
+/// Largest accepted band of rotary frequencies.
+const MAX_BAND: f64 = 1e4;
 /// Largest accepted width, depth or count of the model.
 const MAX_DIMENSION: u64 = 1_000_000;
 /// Largest accepted number of values in a tensor of one batch, or of parameters: in bytes these stay
@@ -117,8 +121,9 @@ impl Recipe {
         let (model, d) = (&self.model, self.model.dimensions()?);
         let [width, depth, mlp] = [d.width, d.depth, d.mlp].map(|n| n as u128);
         let attention = d.heads as u128 * d.head_dim as u128;
+        let key_values = d.kv_heads as u128 * d.head_dim as u128;
         let patch_dim = model.channels as u128 * (model.patch as u128).pow(2);
-        let widest = [width, mlp, 3 * attention, patch_dim].into_iter().max().unwrap_or(0);
+        let widest = [width, mlp, attention + 2 * key_values, patch_dim].into_iter().max().unwrap_or(0);
         let values = self.packing.tokens as u128 * widest;
         require(values <= MAX_VALUES, || {
             format!(
@@ -128,7 +133,7 @@ impl Recipe {
             )
         })?;
         let table = model.position.rows as u128 * model.position.columns as u128 * width;
-        let parameters = depth * width * (4 * attention + 2 * mlp) + patch_dim * width + table;
+        let parameters = depth * width * (2 * (attention + key_values) + 2 * mlp) + patch_dim * width + table;
         require(parameters <= MAX_VALUES, || {
             format!(
                 "the model has about {parameters} parameters, more than 2^44; lower model.width, model.depth, \
@@ -271,13 +276,14 @@ impl ModelConfig {
             ("model.depth", self.depth),
             ("model.mlp", self.mlp),
             ("model.heads", self.heads),
+            ("model.kv_heads", self.kv_heads),
             ("model.head_dim", self.head_dim),
             ("model.registers", self.registers),
         ] {
             within(key, value as u64, 0, MAX_DIMENSION)?;
         }
         within("model.patch", self.patch as u64, 1, MAX_SIDE as u64)?;
-        let width = self.dimensions()?.width;
+        let dims = self.dimensions()?;
         epsilon("model.norm_eps", self.norm_eps)?;
         epsilon("model.qk_norm_eps", self.qk_norm_eps)?;
         at_least("model.attention_scale", self.attention_scale, 0.0)?;
@@ -294,7 +300,51 @@ impl ModelConfig {
         require(self.pool != PoolKind::Cls || self.class_token, || {
             "model.pool = \"cls\" needs model.class_token = true; or pool with \"map\" or \"mean\"".into()
         })?;
-        self.validate_position(width)
+        self.validate_rope(dims.head_dim)?;
+        self.validate_position(dims.width)
+    }
+
+    fn validate_rope(&self, head_dim: usize) -> Result<()> {
+        use RopeCoordinate as C;
+        let r = &self.rope;
+        if r.kind == Rope::None {
+            return Ok(());
+        }
+        require(head_dim.is_multiple_of(4), || {
+            format!(
+                "model.rope turns pairs of columns, half of them by rows and half by columns of patches: it needs a head \
+                 dim (model.head_dim, or model.width / model.heads) that 4 divides, but it is {head_dim}"
+            )
+        })?;
+        moderate("model.rope.offset", r.offset)?;
+        match r.frequencies {
+            RopeFrequencies::Axial | RopeFrequencies::Alternating | RopeFrequencies::Turns => {
+                require((1.0..=MAX_THETA).contains(&r.theta), || {
+                    format!("model.rope.theta must lie in 1..{MAX_THETA:e}, but it is {}", r.theta)
+                })?;
+            }
+            RopeFrequencies::Linear | RopeFrequencies::Logarithmic => {
+                require((2.0..=MAX_BAND).contains(&r.max_frequency), || {
+                    format!(
+                        "model.rope.max_frequency must lie in 2..{MAX_BAND}, but it is {}",
+                        r.max_frequency
+                    )
+                })?;
+            }
+        }
+        let whole = matches!(r.coordinate, C::Absolute | C::Fractional);
+        let language = matches!(r.frequencies, RopeFrequencies::Axial | RopeFrequencies::Alternating);
+        require(language || !whole, || {
+            "model.rope.frequencies = \"turns\", \"linear\" and \"logarithmic\" turn by whole or half turns at a \
+             coordinate of 1: they need a model.rope.coordinate from -1 to 1 (\"centered\", \"centered-longer\", \
+             \"centered-shorter\" or \"ends\")"
+                .into()
+        })?;
+        if r.coordinate == C::Fractional {
+            within("model.rope.rows", r.rows as u64, 1, u64::from(u16::MAX))?;
+            within("model.rope.columns", r.columns as u64, 1, u64::from(u16::MAX))?;
+        }
+        Ok(())
     }
 
     fn validate_position(&self, width: usize) -> Result<()> {

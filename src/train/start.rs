@@ -24,7 +24,7 @@ use crate::hash::fnv1a;
 use crate::nn::shard;
 use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
-use crate::weights::{Policy, assign, foreign};
+use crate::weights::{Policy, assign, foreign, resize};
 
 /// What a new run starts from.
 #[derive(Clone, Debug)]
@@ -345,7 +345,9 @@ fn initial_weights(
             weights.tensors.retain(|name, _| !heads.contains(&name.as_str()));
         }
     }
-    let weights = foreign::detect_and_convert(weights, &mut described)?;
+    let mut weights = foreign::detect_and_convert(weights, &mut described)?;
+    let resized =
+        resize::fit(&mut weights, &mut described, &recipe.model).map_err(|e| Error::file(path, e))?;
     let mut differences = described.differences(&recipe.model)?;
     if !differences.is_empty() {
         let (there, here) = (described.dimensions()?, recipe.model.dimensions()?);
@@ -369,6 +371,7 @@ fn initial_weights(
     let policy = Policy::NewHead { seed: recipe.train.seed };
     let (params, report) = assign(path, weights, step.params(), policy)?;
     notes.push(format!("start             {} tensors from {}", report.taken, path.display()));
+    notes.extend(resized.map(|resized| format!("resized           {resized}")));
     if !report.fresh.is_empty() {
         notes.push(format!("fresh             {}", report.fresh.join(", ")));
     }

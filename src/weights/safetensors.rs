@@ -17,6 +17,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Serialize;
 
+use super::{Tensors, recognise};
 use crate::files::AtomicFile;
 use crate::{Error, Result};
 
@@ -38,7 +39,8 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Reads a file. F32, BF16, F16 and F64 tensors become `f32`.
+    /// Reads a safetensors or npz file, or the set of files that an index names. F32, BF16, F16 and F64 tensors
+    /// become `f32`.
     ///
     /// # Errors
     /// [`Error::Usage`] naming the file and what is wrong: absent, a folder, damaged, cut short,
@@ -52,9 +54,9 @@ impl Weights {
     /// # Errors
     /// As [`Weights::load`].
     pub fn load_where(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self> {
-        let file = TensorFile::open(path)?;
+        let file = Tensors::open(path)?;
         let mut tensors = BTreeMap::new();
-        for name in file.names().filter(|name| wanted(name)) {
+        for name in file.names().into_iter().filter(|name| wanted(name)) {
             let shape = file.shape(&name).unwrap_or_default().to_vec();
             let values = file.read(&name, std::slice::from_ref(&(0..shape.iter().product())))?;
             tensors.insert(name, (shape, values));
@@ -229,11 +231,17 @@ impl TensorFile {
         file.read_exact(&mut length).map_err(fail)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER {
-            return Err(damaged(format_args!("it does not start with a header of that format")));
+            return Err(match recognise::other_format(path) {
+                Some(told) => Error::file(path, told),
+                None => damaged(format_args!(
+                    "it does not start with the length of a header, expected at most {MAX_HEADER} bytes; fetch the \
+                     file again"
+                )),
+            });
         }
         if length > size - 8 {
             return Err(damaged(format_args!(
-                "its header of {length} bytes is cut short after {}",
+                "its header of {length} bytes is cut short after {}; fetch the file again",
                 size - 8
             )));
         }
@@ -241,9 +249,12 @@ impl TensorFile {
         file.read_exact(&mut header).map_err(fail)?;
         let header: Metadata = serde_json::from_slice(&header)
             .map_err(|cause| damaged(format_args!("its header is damaged ({cause})")))?;
-        let expected = 8 + length + header.data_len() as u64;
-        if size != expected {
-            return Err(damaged(format_args!("its header describes {expected} bytes and it holds {size}")));
+        let data = header.data_len() as u64;
+        if size - 8 - length != data {
+            return Err(damaged(format_args!(
+                "its header describes {data} bytes of data and it holds {}; fetch the file again",
+                size - 8 - length
+            )));
         }
         Ok(Self { path: path.into(), file, header, data: 8 + length })
     }

@@ -2,13 +2,14 @@
 
 use half::bf16;
 
+use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::DeviceInfo;
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
-use trencadis::kernels::attention::{Backward, BackwardPlan, Schedule};
-use trencadis::recipe::QkNormKind;
+use trencadis::kernels::attention::{Attention, Backward, BackwardPlan, Schedule};
+use trencadis::recipe::{QkNormKind, Rope};
 
-use crate::case::{Answer, Case, config};
+use crate::case::{Answer, Case, config, rotations};
 use crate::gradients::{LONG, SHORT, Way, check, dout, forward, plan, run};
 use crate::support::devices::devices;
 
@@ -21,6 +22,56 @@ fn every_head_dim() {
         for (i, dim) in INSTANCES.iter().map(|instance| instance.width).chain([8, 40, 120]).enumerate() {
             let case = Case::new(config(KINDS[i % 4], 2, dim), &[16, 0, 65, 7, 1], 3);
             check(&case, &device, &[SHORT, LONG]);
+        }
+    }
+}
+
+/// Gradients of rotated rows, of heads that share keys and values, and of both, by both schedules.
+#[test]
+fn rotations_and_groups() {
+    for device in devices() {
+        for (i, config) in rotations().enumerate() {
+            let case = Case::new(config, &[16, 0, 65, 7, 1], 3);
+            check(&case, &device, &[Way { accumulate: i % 4 == 0, ..SHORT }, LONG]);
+        }
+    }
+}
+
+/// The halves of a narrow head lie in one lane or in two.
+#[test]
+fn halves_of_every_narrow_head() {
+    for device in devices() {
+        for dim in (8..=64).step_by(8) {
+            let config = AttentionConfig { rope: Rope::Halves, ..config(QkNormKind::Rms, 1, dim) };
+            check(&Case::new(config, &[37], 0), &device, &[SHORT]);
+        }
+    }
+}
+
+/// Heads that share keys and values have the gradients of heads that have the same ones each for itself, and dk and dv are
+/// their sums.
+#[test]
+fn groups_are_sums() {
+    let shared = AttentionConfig { kv_heads: 2, rope: Rope::Halves, ..config(QkNormKind::Rms, 6, 72) };
+    let shared = Case::new(shared, &[20, 150, 0, 33], 2);
+    let alone = shared.ungrouped();
+    for device in devices() {
+        let (answer, dout) = (forward(&shared, &device), dout(&shared));
+        for way in [SHORT, LONG] {
+            let together = run(&shared, &device, way, &answer, &dout);
+            let each = run(&alone, &device, way, &answer, &dout);
+            assert!(together.rows[0] == each.rows[0], "dq");
+            for (sums, parts) in together.rows[1..].iter().zip(&each.rows[1..]) {
+                for (sums, parts) in sums.chunks(72).zip(parts.chunks(3 * 72)) {
+                    for (i, sum) in sums.iter().enumerate() {
+                        let parts = [0, 1, 2].map(|head| parts[72 * head + i].to_f32());
+                        assert_eq!(
+                            sum.to_bits(),
+                            bf16::from_f32(parts.into_iter().fold(0.0, |a, b| a + b)).to_bits()
+                        );
+                    }
+                }
+            }
         }
     }
 }
@@ -206,6 +257,8 @@ fn the_same_bits_in_any_order() {
     // Long, with two key blocks in shared memory, and two heads in a block.
     let case = Case::new(config(QkNormKind::Rms, 2, 64), &[20, 300, 150], 1);
     in_any_order(&case, Way { blocks: Some(2), ..SHORT });
+    let turned = AttentionConfig { kv_heads: 1, rope: Rope::Halves, ..config(QkNormKind::Rms, 2, 72) };
+    in_any_order(&Case::new(turned, &[20, 90, 40], 1), Way { short: Some(64), ..SHORT });
 }
 
 #[cfg(feature = "emulator")]
@@ -276,6 +329,12 @@ fn impossible_gradients_are_refused() {
             says(Backward { daffine: [Some(&gain); 4], ..operands })
                 .contains("the gradient of the gain of q")
         );
+        let table = device.zeros::<f32>(4 * 64).unwrap();
+        assert!(says(Backward { rope: Some(&table), ..operands }).contains("its config has no rotation"));
+        let grouped = Attention { config: AttentionConfig { kv_heads: 1, ..attention.config }, ..attention };
+        let refused =
+            grouped.backward(&stream, &plan, &Backward { workspace: &small, ..operands }).unwrap_err();
+        assert!(refused.to_string().contains("the workspace has 8 bytes"), "{refused}");
         let odd = Rows { offset: 4, ..row };
         assert!(says(Backward { dv: odd, ..operands }).contains("dv: offset 4"));
         let hopper = DeviceInfo { hopper: true, shared_per_block: 227 << 10, ..device.info().clone() };

@@ -114,6 +114,19 @@ pub fn config(norm: QkNormKind, heads: usize, head_dim: usize) -> AttentionConfi
     AttentionConfig { heads, kv_heads: heads, head_dim, scale, norm, eps: 1e-6, gain_per_head: false, rope }
 }
 
+/// Every rotation with every norm and with heads of k and v for each head of q, for two of them, and for all: each head dim,
+/// between the widths of the kernels and of them, with both rotations.
+pub fn rotations() -> impl Iterator<Item = AttentionConfig> {
+    let norms = [QkNormKind::None, QkNormKind::Rms, QkNormKind::LayerNormBias];
+    let heads = [(2, 2), (4, 2), (3, 1)];
+    let dims = [40, 64, 72, 80, 128, 8, 88, 120, 56];
+    dims.into_iter().enumerate().flat_map(move |(i, dim)| {
+        let (norm, (heads, kv_heads)) = (norms[i % 3], heads[(i / 3 + i) % 3]);
+        let config = AttentionConfig { kv_heads, gain_per_head: i / 3 != 1, ..config(norm, heads, dim) };
+        [Rope::Interleaved, Rope::Halves].map(|rope| AttentionConfig { rope, ..config })
+    })
+}
+
 /// Angles of `used` tokens and NaN for those behind; every fifth has none, like tokens without a place.
 fn table(used: usize, tokens: usize, head_dim: usize) -> Vec<f32> {
     let angles = random::<f64>(used * head_dim / 2, 8);
@@ -164,6 +177,28 @@ impl<E: Operand> Case<E> {
 
     pub fn width(&self) -> usize {
         self.config.heads * self.config.head_dim
+    }
+
+    /// The same with a head of k and v, and gains, for each head of q.
+    pub fn ungrouped(&self) -> Self {
+        let AttentionConfig { heads, head_dim, gain_per_head, .. } = self.config;
+        let group = self.config.group();
+        let repeated =
+            |part: &[E]| -> Vec<E> { part.chunks(head_dim).flat_map(|head| head.repeat(group)).collect() };
+        let [_, k, v] = self.offsets();
+        let mut qkv = Vec::new();
+        for row in self.qkv.chunks(self.stride()) {
+            let (own, others) = row.split_at(self.config.qkv_width());
+            qkv.extend(
+                [own[..k].to_vec(), repeated(&own[k..v]), repeated(&own[v..]), others.to_vec()].concat(),
+            );
+        }
+        let mut affine = self.affine.clone();
+        for gain in affine[2..].iter_mut().flatten().filter(|_| gain_per_head) {
+            *gain = gain.chunks(head_dim).flat_map(|head| head.repeat(group)).collect();
+        }
+        let config = AttentionConfig { kv_heads: heads, ..self.config };
+        Self { config, qkv, affine, ..self.clone() }
     }
 
     /// Columns of a row of q, k and v, and of others.

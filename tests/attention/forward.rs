@@ -1,12 +1,13 @@
 //! The forward kernels against the CPU device in f64, on inputs rounded to bf16.
 
+use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::Device;
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::instances::INSTANCES;
 use trencadis::kernels::attention::{Attention, Forward, ForwardPlan, Limits, Schedule, Statistics};
-use trencadis::recipe::QkNormKind;
+use trencadis::recipe::{QkNormKind, Rope};
 
-use crate::case::{Case, Run, config};
+use crate::case::{Case, Run, config, rotations};
 use crate::support::devices::devices;
 
 const KINDS: [QkNormKind; 4] =
@@ -36,6 +37,65 @@ fn every_head_dim() {
             if device.info().hopper && !between.contains(&dim) {
                 let pairs = case.run(&device, Run { statistics, ..PAIRS });
                 assert!(pairs == long, "head dim {dim}: pairs differ");
+            }
+        }
+    }
+}
+
+/// Rotated rows, heads that share keys and values, and both; both schedules give the same bits.
+#[test]
+fn rotations_and_groups() {
+    for device in devices() {
+        for config in rotations() {
+            let case = Case::new(config, &[16, 0, 65, 7, 130, 1], 3);
+            let statistics = config.norm != QkNormKind::None;
+            let short = case.check(&device, Run { statistics, ..SHORT });
+            let long = case.check(&device, Run { statistics, ..ALONE });
+            assert!(short == long, "{config:?}: the schedules differ");
+            if device.info().hopper && config.head_dim == 80 {
+                let pairs = case.run(&device, Run { statistics, ..PAIRS });
+                assert!(pairs == long, "{config:?}: pairs differ");
+            }
+        }
+    }
+}
+
+/// Heads that share keys and values have the bits of heads that have the same ones each for itself.
+#[test]
+fn groups_are_repeated_heads() {
+    let config = AttentionConfig { kv_heads: 2, ..config(QkNormKind::LayerNorm, 6, 64) };
+    for config in [config, AttentionConfig { rope: Rope::Halves, gain_per_head: true, ..config }] {
+        // Of the first some share a block.
+        let shared = Case::new(config, &[9, 20, 150, 0, 33], 2);
+        for device in devices() {
+            for run in [SHORT, LONG] {
+                let run = Run { statistics: true, ..run };
+                let (together, each) = (shared.run(&device, run), shared.ungrouped().run(&device, run));
+                assert!(bits(&together.out) == bits(&each.out) && together.lse == each.lse);
+                let [q_mean, q_rstd, k_mean, k_rstd] = &together.statistics;
+                assert!(*q_mean == each.statistics[0] && *q_rstd == each.statistics[1]);
+                for (kept, all) in [k_mean, k_rstd].into_iter().zip(&each.statistics[2..]) {
+                    let firsts: Vec<f32> = all.iter().step_by(3).copied().collect();
+                    assert!(*kept == firsts);
+                }
+            }
+        }
+    }
+}
+
+/// Angles of zero leave the bits as they are without a rotation.
+#[test]
+fn no_angle_is_no_rotation() {
+    for device in devices() {
+        for (norm, dim) in [(QkNormKind::None, 72), (QkNormKind::LayerNormBias, 64)] {
+            let plain = Case::new(config(norm, 2, dim), &[100, 17], 1);
+            for rope in [Rope::Interleaved, Rope::Halves] {
+                let mut case = plain.clone();
+                case.config.rope = rope;
+                case.rope = Some([1.0, 0.0].repeat(case.tokens * dim / 2));
+                for run in [SHORT, LONG] {
+                    assert!(case.run(&device, run) == plain.run(&device, run), "{norm:?} {rope:?}");
+                }
             }
         }
     }
@@ -186,6 +246,8 @@ fn neighbours_do_not_matter() {
 fn the_same_bits_in_any_order() {
     any_order(&Case::new(config(QkNormKind::LayerNormBias, 2, 88), &[100, 20, 7], 1));
     any_order(&Case::new(config(QkNormKind::Rms, 2, 64), &[150, 17], 1));
+    let turned = AttentionConfig { kv_heads: 1, rope: Rope::Halves, ..config(QkNormKind::Rms, 2, 72) };
+    any_order(&Case::new(turned, &[90, 9], 1));
 }
 
 fn any_order(case: &Case) {
@@ -270,6 +332,11 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.eps = -1.0).contains("epsilon of -1"));
         assert!(says(&|case| case.config.eps = 0.0).contains("epsilon of 0"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
+        assert!(says(&|case| case.config.heads = 3).contains("3 heads of queries and 2 of keys and values"));
+        assert!(
+            says(&|case| case.config.kv_heads = 0).contains("2 heads of queries and 0 of keys and values")
+        );
+        assert!(says(&|case| case.config.kv_heads = 4).contains("a number of these that divides the other"));
         assert!(says(&|case| case.tokens = 1 << 40).contains("2^30"));
         assert!(says(&|case| case.tokens = usize::MAX).contains("2^30"));
     }
@@ -318,6 +385,20 @@ fn operands_that_do_not_fit_are_refused() {
         assert!(says(Forward { statistics: Some(statistics), ..good }).contains("only made with a QK-norm"));
         assert!(out.download().unwrap().iter().all(|x| x.to_bits() == 0));
         assert!(says(Forward { cu_seqlens: &device.zeros(3).unwrap(), ..good }).contains("cu_seqlens has 3"));
+        let table = device.zeros::<f32>(4 * 64).unwrap();
+        assert!(says(Forward { rope: Some(&table), ..good }).contains("its config has no rotation"));
+        let rotated =
+            Attention { config: AttentionConfig { rope: Rope::Halves, ..attention.config }, ..attention };
+        let says = |bad: Forward<'_>| rotated.forward(&stream, &plan, &bad).unwrap_err().to_string();
+        assert!(says(good).contains("(Halves) needs their table"));
+        assert!(
+            says(Forward { rope: Some(&lse), ..good })
+                .contains("rotary positions has 8 elements, expected 256")
+        );
+        let grouped = Attention { config: AttentionConfig { kv_heads: 1, ..attention.config }, ..attention };
+        // Rows of one head are half as wide: what was refused fits.
+        grouped.forward(&stream, &plan, &Forward { v: rows(272, 392), ..good }).unwrap();
+        stream.synchronize().unwrap();
         let normed = Attention { config: config(QkNormKind::Rms, 2, 64), ..attention };
         let bad = Forward { affine: [Some(&few), None, None, None], ..good };
         let told = normed.forward(&stream, &plan, &bad).unwrap_err().to_string();

@@ -9,3 +9,4 @@ mod gradients;
 mod schedule;
 #[path = "../support/mod.rs"]
 mod support;
+mod windows;

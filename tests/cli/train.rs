@@ -140,6 +140,12 @@ fn a_new_start_takes_the_weights_and_names_what_is_fresh() {
     let same = place.train("--init runs/digits-1/last.safetensors", &[]).succeeds();
     assert!(!same.err.contains("fresh"), "{}", same.err);
 
+    // Another patch is another patch embedding, made of the former one.
+    let coarse =
+        place.train("--init runs/digits-1/last.safetensors --name coarse", &["model.patch=8"]).succeeds();
+    let resized = coarse.err.lines().find(|line| line.starts_with("resized")).unwrap();
+    assert_eq!(resized, "resized           patch embedding from 4×4 to 8×8 pixels (pseudo-inverse)");
+
     place
         .train("--init runs/digits-1/last.safetensors --name wide", &["model.width=32"])
         .refuses(&["runs/digits-1/last.safetensors", "patch_embed.weight [16, 16] (expected [32, 16])"]);

@@ -24,8 +24,9 @@ const RATE: f64 = 1e-2;
 const STEPS: usize = 3;
 
 /// Blocks of every kind: serial with everything that a block may have, with gains for each head and recomputed
-/// activations, ViT-22B's, and parallel ones with biases and with LayerScale.
-fn models() -> [(&'static str, ModelConfig); 5] {
+/// activations, ViT-22B's, parallel ones with biases and with LayerScale, and serial ones with shared keys and values
+/// and rotary positions.
+fn models() -> [(&'static str, ModelConfig); 6] {
     let serial = ModelConfig {
         shape: String::new(),
         width: 48,
@@ -55,6 +56,13 @@ fn models() -> [(&'static str, ModelConfig); 5] {
         class_token: true,
         ..serial.clone()
     };
+    let grouped = ModelConfig {
+        heads: 48,
+        kv_heads: 24,
+        qk_norm: QkNormKind::LayerNormBias,
+        rope: RopeConfig { kind: Rope::Halves, theta: 20.0, ..RopeConfig::default() },
+        ..per_head.clone()
+    };
     let vit_22b = ModelConfig {
         block: BlockKind::Parallel,
         norm: NormKind::Rms,
@@ -74,6 +82,7 @@ fn models() -> [(&'static str, ModelConfig); 5] {
         ("parallel", vit_22b),
         ("parallel with biases", biases),
         ("parallel with LayerScale", scaled),
+        ("serial with shared keys and rotary positions", grouped),
     ]
 }
 
@@ -298,7 +307,7 @@ fn traffic_is_that_of_the_formulas() {
 /// A block sends what the table of `nn::block` says, and its forward pass twice where it is computed again.
 #[test]
 fn gathers_and_reductions_of_a_block() {
-    for ((name, model), parts) in models().into_iter().zip([10, 14, 5, 5, 10]) {
+    for ((name, model), parts) in models().into_iter().zip([10, 14, 5, 5, 10, 14]) {
         let of = |depth: usize| {
             let model = ModelConfig { depth, ..model.clone() };
             let shard = Shard { rank: 1, size: 4 };
@@ -312,10 +321,11 @@ fn gathers_and_reductions_of_a_block() {
 
 #[test]
 fn what_cannot_be_shared_out_is_refused() {
-    let (_, model) = models().into_iter().next().unwrap();
+    let (_, mut model) = models().into_iter().next().unwrap();
+    let whole = recipe(&model);
     let refused = |tensor: usize| -> Error {
         let shard = Shard { rank: 0, size: tensor };
-        TrainStep::of_shard(&recipe(&model), CLASSES, SLOTS, shard).err().unwrap()
+        TrainStep::of_shard(&whole, CLASSES, SLOTS, shard).err().unwrap()
     };
     assert_eq!(
         refused(5).to_string(),
@@ -323,4 +333,8 @@ fn what_cannot_be_shared_out_is_refused() {
          that divides them"
     );
     assert!(refused(16).to_string().starts_with("model.heads 24 cannot be shared evenly by 16 ranks"));
+    model.kv_heads = 4;
+    let grouped = TrainStep::of_shard(&recipe(&model), CLASSES, SLOTS, Shard { rank: 0, size: 8 });
+    let error = grouped.err().unwrap().to_string();
+    assert!(error.starts_with("model.kv_heads 4 cannot be shared evenly by 8 ranks"), "{error}");
 }

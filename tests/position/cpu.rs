@@ -1,13 +1,18 @@
 //! Position embeddings: taps against hand-computed cases and torch, tables and Fourier maps against
 //! naive sums and finite differences.
 
+use std::path::Path;
+
 use trencadis::cpu::position::{
     Combine, Taps, fourier_backward, fourier_forward, table_backward, table_forward,
 };
 use trencadis::data::batch::PREFIX;
-use trencadis::data::positions::{axis_taps, coordinates, flat_taps, joint_taps, sinusoidal_table};
+use trencadis::data::positions::{
+    FilterBank, axis_taps, coordinates, flat_taps, joint_taps, sinusoidal_table,
+};
 use trencadis::recipe::{PositionConfig, PositionCoordinate, PositionResample};
 use trencadis::rng::{Purpose, Stream};
+use trencadis::weights::Weights;
 
 fn values(seed: u64, n: usize) -> Vec<f64> {
     let mut stream = Stream::new(seed, 0, 0, Purpose::Init);
@@ -185,9 +190,70 @@ fn joint_fractional_taps_are_torchs_resized_table() {
     }
 }
 
+/// Every filter of a recipe.
+const FILTERS: [PositionResample; 6] = [
+    PositionResample::Linear,
+    PositionResample::LinearAlignCorners,
+    PositionResample::Bilinear,
+    PositionResample::Bicubic,
+    PositionResample::BicubicNoAntialias,
+    PositionResample::BicubicOffset,
+];
+
+/// `tools/make_resample_goldens.py`: torch, timm and SciPy, each of them over several grids.
+#[test]
+fn resampled_tables_are_those_of_the_filters_origins() {
+    const SIDE: usize = 7;
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/position/resample.safetensors");
+    let tensors = Weights::load(&file).unwrap().tensors;
+    let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&x| f64::from(x)).collect() };
+    let table = wide(&tensors["table"].1);
+    let mut filters = Vec::new();
+    for (name, (_, want)) in tensors.iter().filter(|(name, _)| *name != "table" && !name.starts_with("patch"))
+    {
+        let (filter, grid) = name.rsplit_once(' ').unwrap();
+        let filter = filter.split(' ').next().unwrap();
+        let resample: PositionResample = serde_json::from_value(filter.into()).unwrap();
+        let (rows, columns) = grid.split_once('x').unwrap();
+        let grid = [rows.parse().unwrap(), columns.parse().unwrap()];
+        let config = config(SIDE, SIDE, PositionCoordinate::Fractional, resample);
+        let (positions, cu_seqlens) = batch(&[grid], 0);
+        let taps = joint_taps(&positions, &cu_seqlens, &[grid], &config).unwrap();
+        let mut out = vec![0.0; want.len()];
+        table_forward(&mut out, &[&table], &[&taps], Combine::Single, 2);
+        assert_close(name, &out, &wide(want), 2e-6);
+        if grid == [7, 7] {
+            assert_eq!(out, table, "{name}");
+        }
+        filters.push(resample);
+    }
+    assert!(FILTERS.iter().all(|filter| filters.contains(filter)));
+}
+
+/// Taps come in the order of the table's rows, each row once, and sum to one: what the kernels count on.
+#[test]
+fn taps_are_ordered_and_sum_to_one() {
+    for resample in FILTERS {
+        for (from, to) in [(1, 1), (1, 6), (2, 9), (7, 1), (9, 2), (9, 8), (16, 5)] {
+            let bank =
+                FilterBank::new(&config(from, 3, PositionCoordinate::Fractional, resample), 0, to).unwrap();
+            for range in bank.start.windows(2) {
+                let taps = &bank.taps[range[0] as usize..range[1] as usize];
+                assert!(
+                    taps.windows(2).all(|pair| pair[0].0 < pair[1].0),
+                    "{resample:?} {from} {to}: {taps:?}"
+                );
+                assert!(taps.iter().all(|tap| (tap.0 as usize) < from), "{resample:?} {from} {to}: {taps:?}");
+                let sum: f64 = taps.iter().map(|tap| f64::from(tap.1)).sum();
+                assert!((sum - 1.0).abs() < 1e-6, "{resample:?} {from} {to}: {taps:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_grid_of_the_tables_size_reads_it_as_it_is() {
-    for resample in [PositionResample::Linear, PositionResample::Bilinear, PositionResample::Bicubic] {
+    for resample in FILTERS {
         let config = config(3, 4, PositionCoordinate::Fractional, resample);
         let (positions, cu_seqlens) = batch(&[[3, 4]], 0);
         let taps = joint_taps(&positions, &cu_seqlens, &[[3, 4]], &config).unwrap();

@@ -208,9 +208,13 @@ fn tables_of_absolute_coordinates() {
 fn tables_resampled_to_every_grid() {
     use PositionCombination::{Joint, Product, Stack, Sum};
     use PositionCoordinate::{Fractional, FractionalAspect};
-    use PositionResample::{Bicubic, Bilinear, Linear};
+    use PositionResample::{
+        Bicubic, BicubicNoAntialias, BicubicOffset, Bilinear, Linear, LinearAlignCorners,
+    };
     for device in devices() {
         for (combination, coordinate, resample) in [
+            (Joint, Fractional, BicubicNoAntialias),
+            (Stack, FractionalAspect, LinearAlignCorners),
             (Joint, Fractional, Bicubic),
             (Joint, FractionalAspect, Bilinear),
             (Sum, Fractional, Linear),
@@ -220,6 +224,16 @@ fn tables_resampled_to_every_grid() {
             (Product, FractionalAspect, Bicubic),
         ] {
             verify(&device, &case(config(combination, coordinate, resample), 144), true);
+        }
+        // One of the images has the table's grid, and others one of its sides.
+        for (combination, coordinate, [rows, columns]) in [
+            (Joint, Fractional, [9, 12]),
+            (Joint, FractionalAspect, [11, 11]),
+            (Sum, Fractional, [5, 9]),
+            (Product, FractionalAspect, [9, 9]),
+        ] {
+            let offset = PositionConfig { rows, columns, ..config(combination, coordinate, BicubicOffset) };
+            verify(&device, &case(offset, 144), false);
         }
     }
 }

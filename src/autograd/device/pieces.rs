@@ -82,7 +82,7 @@ impl PieceLayout {
         let (mut end, mut split) = (0, 0);
         // Parameters that are on all ranks of the tensor axis come last.
         let kind = |p: usize| match graph.split(p) {
-            Split::Rows(_) | Split::Columns => 0,
+            Split::Rows(_) | Split::Grouped(_) | Split::Columns => 0,
             Split::Summed => 1,
             Split::Whole => 2,
         };

@@ -7,6 +7,11 @@ pub const THREADS: u32 = 256;
 /// Threads of a block of the gradients: a warp.
 pub const GRAD_THREADS: u32 = 32;
 
+/// Threads of a block of the rotary table, each for two pairs of a token.
+pub const ROPE_THREADS: u32 = 256;
+/// The kernel of the rotary table.
+pub const ROPE_TABLE: &str = "rope_table_f32";
+
 /// How what a token reads becomes one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -73,9 +78,11 @@ pub fn sources() -> Vec<Source> {
         GRAD_THREADS,
         16,
     );
+    let rope = kernel(ROPE_TABLE.into(), "position::rope_table".into(), "RopeTable", ROPE_THREADS, 6);
     let source = |file, kernels| Source { file, tier: Tier::Sm80, kernels };
     vec![
         source("position/sm80_position.cu", forward.to_vec()),
         source("position/sm80_position_grad.cu", grads.into_iter().chain([fourier]).collect()),
+        source("position/sm80_rope.cu", vec![rope]),
     ]
 }

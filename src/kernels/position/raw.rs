@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
-use super::instances::{GRAD_THREADS, Mode, THREADS, forward_name, grad_name};
+use super::instances::{GRAD_THREADS, Mode, ROPE_TABLE, ROPE_THREADS, THREADS, forward_name, grad_name};
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
 use crate::kernels::gemm::raw::{SumRowsParams, SumSlicesParams, sum_rows, sum_slices};
@@ -135,6 +135,48 @@ pub struct FourierGradParams {
     pub slice: i32,
 }
 
+/// How a pair of columns turns, mirror of `RopePair`.
+#[repr(C, align(16))]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct RopePair {
+    /// Turns of 2π at coordinate 1, rounded.
+    pub turns: f32,
+    /// What rounding took off them.
+    pub rest: f32,
+    /// 0: with rows; 1: with columns.
+    pub axis: i32,
+    /// Fills 16 bytes.
+    pub unused: i32,
+}
+
+/// Arguments of the rotary table, mirror of `RopeTable`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RopeTableParams {
+    /// `[tokens, pairs, 2]`, all rows written: cos and sin.
+    pub out: Ptr<f32>,
+    /// `[tokens, 2]`, 4-byte aligned.
+    pub positions: Ptr<u16>,
+    /// `[images, 2]`, 4-byte aligned.
+    pub grids: Ptr<u16>,
+    /// `[images + 1]`.
+    pub cu_seqlens: Ptr<i32>,
+    /// `[pairs]`.
+    pub pair: Ptr<RopePair>,
+    /// Token rows; times half the pairs below 2^31.
+    pub tokens: i32,
+    /// Image slots, at least 1.
+    pub images: i32,
+    /// Pairs of a head, an even number.
+    pub pairs: i32,
+    /// 0: index; 1: index over the side; 2 to 4: centred, by the own, longer or shorter side; 5: from end to end.
+    pub coordinate: i32,
+    /// Added to indices.
+    pub offset: f32,
+    /// Fills 8 bytes.
+    pub unused: i32,
+}
+
 /// Blocks of one slice of a table's gradient.
 pub fn grad_blocks(table_rows: usize, columns: usize) -> usize {
     table_rows.div_ceil(GRAD_ROWS) * columns.div_ceil(GRAD_COLUMNS)
@@ -229,4 +271,22 @@ pub unsafe fn launch_fourier_grad(
         kernels.launch("position_fourier_grad_f32", Launch::new(blocks, GRAD_THREADS, 0), stream, params)?;
         sum_rows(kernels, stream, &sums)
     }
+}
+
+/// Queues the rotary table.
+///
+/// # Errors
+/// As for [`launch_forward`].
+///
+/// # Safety
+/// As for [`launch_forward`].
+pub unsafe fn launch_rope_table(
+    kernels: &Kernels,
+    stream: RawStream,
+    params: &RopeTableParams,
+) -> Result<()> {
+    let items = params.tokens as usize * params.pairs as usize / 2;
+    let blocks = grid(items.div_ceil(ROPE_THREADS as usize))?;
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch(ROPE_TABLE, Launch::new(blocks, ROPE_THREADS, 0), stream, params) }
 }

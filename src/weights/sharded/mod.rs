@@ -106,19 +106,21 @@ mod words {
         match split {
             Split::Whole | Split::Summed => to.serialize_str("whole"),
             Split::Rows(segments) => to.collect_str(&format_args!("rows:{segments}")),
+            Split::Grouped(group) => to.collect_str(&format_args!("grouped:{group}")),
             Split::Columns => to.serialize_str("columns"),
         }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Split, D::Error> {
         let text = String::deserialize(from)?;
-        let segments = text.strip_prefix("rows:").and_then(|segments| segments.parse().ok());
-        match (text.as_str(), segments) {
-            ("whole", _) => Ok(Split::Whole),
-            ("columns", _) => Ok(Split::Columns),
-            (_, Some(segments)) => Ok(Split::Rows(segments)),
+        let (kind, number) = text.split_once(':').unwrap_or((&text, ""));
+        match (text.as_str(), kind, number.parse()) {
+            ("whole", ..) => Ok(Split::Whole),
+            ("columns", ..) => Ok(Split::Columns),
+            (_, "rows", Ok(segments)) => Ok(Split::Rows(segments)),
+            (_, "grouped", Ok(group)) => Ok(Split::Grouped(group)),
             _ => Err(D::Error::custom(format_args!(
-                "a tensor cannot be split by {text:?}, expected \"whole\", \"columns\" or \"rows:N\""
+                "a tensor cannot be split by {text:?}, expected \"whole\", \"columns\", \"rows:N\" or \"grouped:N\""
             ))),
         }
     }
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn splits_in_words() {
-        for split in [Split::Whole, Split::Rows(3), Split::Columns] {
+        for split in [Split::Whole, Split::Rows(3), Split::Grouped(4), Split::Columns] {
             let slice = StoredSlice { file: "a".into(), split, part: [1, 2], range: [3, 4] };
             let text = serde_json::to_string(&slice).unwrap();
             assert_eq!(serde_json::from_str::<StoredSlice>(&text).unwrap(), slice, "{text}");

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::{INDEX, Index, TensorSet, index_of};
 use crate::Result;
+use crate::weights::npz::NpzFile;
+use crate::weights::recognise;
 use crate::weights::safetensors::TensorFile;
 
 /// Named tensors in one file, or in the files of a set.
@@ -13,18 +15,21 @@ use crate::weights::safetensors::TensorFile;
 pub enum Tensors {
     /// One file.
     File(TensorFile),
+    /// An archive of NumPy arrays.
+    Npz(NpzFile),
     /// A set.
     Set(TensorSet),
 }
 
 impl Tensors {
-    /// Opens a file, an index, or the set whose index stands where there is no file `path`.
+    /// Opens a safetensors or npz file, told apart by their content, an index, or the set whose index stands where there is no file `path`.
     ///
     /// # Errors
     /// [`Error::Usage`](crate::Error::Usage) naming the file and what is wrong.
     pub fn open(path: &Path) -> Result<Self> {
         match index_at(path) {
             Some(index) => TensorSet::open(&index).map(Self::Set),
+            None if recognise::is_npz(path) => NpzFile::open(path).map(Self::Npz),
             None => TensorFile::open(path).map(Self::File),
         }
     }
@@ -36,6 +41,7 @@ impl Tensors {
     pub fn load_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
         match index_at(path) {
             Some(index) => Index::load(&index).map(|index| index.metadata),
+            None if recognise::is_npz(path) => Ok(BTreeMap::new()),
             None => TensorFile::open(path).map(|file| file.metadata()),
         }
     }
@@ -49,6 +55,7 @@ impl Tensors {
     pub fn path(&self) -> &Path {
         match self {
             Self::File(file) => file.path(),
+            Self::Npz(file) => file.path(),
             Self::Set(set) => &set.path,
         }
     }
@@ -57,6 +64,7 @@ impl Tensors {
     pub fn metadata(&self) -> BTreeMap<String, String> {
         match self {
             Self::File(file) => file.metadata(),
+            Self::Npz(_) => BTreeMap::new(),
             Self::Set(set) => set.index.metadata.clone(),
         }
     }
@@ -65,6 +73,7 @@ impl Tensors {
     pub fn names(&self) -> Vec<String> {
         match self {
             Self::File(file) => file.names().collect(),
+            Self::Npz(file) => file.names().map(str::to_owned).collect(),
             Self::Set(set) => set.index.weight_map.keys().cloned().collect(),
         }
     }
@@ -73,6 +82,7 @@ impl Tensors {
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match self {
             Self::File(file) => file.shape(name),
+            Self::Npz(file) => file.shape(name),
             Self::Set(set) => set.index.weight_map.get(name).map(|tensor| tensor.shape.as_slice()),
         }
     }
@@ -84,6 +94,7 @@ impl Tensors {
     pub fn check_type(&self, name: &str) -> Result<()> {
         match self {
             Self::File(file) => file.check_type(name),
+            Self::Npz(file) => file.check_type(name),
             // Looked at when it was opened.
             Self::Set(_) => Ok(()),
         }
@@ -96,6 +107,7 @@ impl Tensors {
     pub fn read(&self, name: &str, runs: &[Range<usize>]) -> Result<Vec<f32>> {
         match self {
             Self::File(file) => file.read(name, runs),
+            Self::Npz(file) => file.read(name, runs),
             Self::Set(set) => set.read(name, runs),
         }
     }
