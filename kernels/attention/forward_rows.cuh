@@ -186,26 +186,40 @@ struct Queries {
         Global<float>(p.statistics.q_rstd).store(at, statistics.rstd);
     }
 
-    // Normalises and rotates; partners come from global memory again.
+    // Normalises and rotates; partners come from global memory again. One word after the other, for want of registers: that
+    // in front, which then goes to the end.
     DEVICE void rotate(const AttentionForward& p, Head head, int row)
     {
+        constexpr int WORDS = 4 * QUAD_CHUNKS;
         const int j = ptx::lane_id() % 4;
         const HeadNorm norm = head_norm(p.norm, p.norm.q_gain, p.norm.q_bias, head.head, p.head_dim);
         RowStatistics statistics[2 * M];
         statistics_or_none<4>(statistics, raw, j, p.head_dim, norm);
-        UNROLL
+        ROLLED
         for (int i = 0; i < 2 * M; i++) {
             const int r = row + 8 * i + ptx::lane_id() / 4;
-            keep(p, head, r, statistics[i]);
-            const Element* const source = rows_of(p.q, p.q_stride, p, head, r);
+            keep(p, head, r, statistics[0]);
+            const Global<const Element> source(rows_of(p.q, p.q_stride, p, head, r));
             const Rope rope = rope_of(p).from(head.start + r);
-            auto word = [&](int column) { return Global<const Element>(source).load_pair(column); };
+            auto word = [&](int column) { return source.load_pair(column); };
+            ROLLED
+            for (int w = 0; w < WORDS; w++) {
+                const int column = 8 * (w / 4 * 4 + j) + 2 * (w % 4);
+                uint32_t x = raw[0][0].word[0];
+                if (r < head.length && column < p.head_dim) x = rotated(x, column, word, norm, statistics[0], rope);
+                UNROLL
+                for (int k = 0; k + 1 < WORDS; k++) raw[0][k / 4].word[k % 4] = raw[0][(k + 1) / 4].word[(k + 1) % 4];
+                raw[0][QUAD_CHUNKS - 1].word[3] = x;
+            }
             UNROLL
             for (int c = 0; c < QUAD_CHUNKS; c++) {
-                const int column = 8 * (4 * c + j);
-                if (r < head.length && column < p.head_dim)
-                    rotate_chunk(raw[i][c], column, word, norm, statistics[i], rope);
+                const Vec16 done = raw[0][c];
+                UNROLL
+                for (int k = 0; k + 1 < 2 * M; k++) raw[k][c] = raw[k + 1][c];
+                raw[2 * M - 1][c] = done;
             }
+            UNROLL
+            for (int k = 0; k + 1 < 2 * M; k++) statistics[k] = statistics[k + 1];
         }
     }
 

@@ -76,25 +76,21 @@ DEVICE FloatPair normal_two(uint32_t x, int column, const HeadNorm& norm, RowSta
                      ptx::fused_multiply_add((high(x) - row.mean) * row.rstd, gain.second, bias.second)};
 }
 
-// Normalises and rotates the chunk that begins with column `column` of the first row of `rope`, from word(c), columns c and
-// the next as they were read.
+// Columns `column` and the next of the first row of `rope`, `x` as they were read, normalised and rotated; word(c) reads
+// columns c and the next.
 template <class Read>
-DEVICE void rotate_chunk(Vec16& x, int column, Read word, const HeadNorm& norm, RowStatistics row, const Rope& rope)
+DEVICE uint32_t rotated(uint32_t x, int column, Read word, const HeadNorm& norm, RowStatistics row, const Rope& rope)
 {
+    // Both partners are rotated, and one of them is kept.
     const int half = rope.head_dim / 2;
-    UNROLL
-    for (int w = 0; w < 4; w++) {
-        // Both partners are rotated, and one of them is kept.
-        const int own = column + 2 * w;
-        const bool second = own >= half;
-        const int other = second ? own - half : own + half;
-        const FloatPair a = normal_two(x.word[w], own, norm, row);
-        const FloatPair b = normal_two(word(other), other, norm, row);
-        FloatPair lower = second ? b : a;
-        FloatPair upper = second ? a : b;
-        rotate(lower, upper, second ? other : own, rope, false);
-        x.word[w] = second ? pack_pair(upper.first, upper.second) : pack_pair(lower.first, lower.second);
-    }
+    const bool second = column >= half;
+    const int other = second ? column - half : column + half;
+    const FloatPair a = normal_two(x, column, norm, row);
+    const FloatPair b = normal_two(word(other), other, norm, row);
+    FloatPair lower = second ? b : a;
+    FloatPair upper = second ? a : b;
+    rotate(lower, upper, second ? other : column, rope, false);
+    return second ? pack_pair(upper.first, upper.second) : pack_pair(lower.first, lower.second);
 }
 
 // Normalises and rotates a row, if it `exists`, with few registers: each of its LANES lanes has words of the first half of

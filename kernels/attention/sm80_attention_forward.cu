@@ -178,7 +178,8 @@ DEVICE void long_images(const AttentionForward& p)
         queries.begin(p, head, row);
         for (int key = 0; key < head.length; key += KEYS) {
             const int keys = head.length - key < KEYS ? head.length - key : KEYS;
-            const bool keep = item.tile == 0 && leads_group(p, head.head);
+            // The first tile keeps them.
+            const bool keep = row < 16 * M * WARPS && leads_group(p, head.head);
             if (p.rope) {
                 const OwnRows<HeadRows<D>> own(ptx::unknown(threadIdx.x), 32 * WARPS);
                 ptx::cp_async_wait<0>();
