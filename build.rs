@@ -14,6 +14,8 @@ mod planted;
 #[allow(dead_code)] // Some of it is for the library alone.
 #[path = "src/kernels/registry.rs"]
 mod registry;
+#[path = "build/reuse.rs"]
+mod reuse;
 #[path = "build/units.rs"]
 mod units;
 

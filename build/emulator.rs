@@ -1,18 +1,18 @@
 //! Compiles the kernels for the host: the same `.cu` files, as C++17 over `kernels/emulator`.
 //!
-//! Objects are kept from build to build and made anew when a file they include changed. With
-//! `TRENCADIS_COVERAGE=1` they count which lines run (gcov).
+//! An object is kept under a hash of the command and of all that goes into it, and another build's is taken where there
+//! is one. With `TRENCADIS_COVERAGE=1` objects count which lines run (gcov).
 
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::time::SystemTime;
 use std::{env, thread};
 
+use crate::hash::fnv1a;
 use crate::registry::Source;
-use crate::{planted, units};
+use crate::{planted, reuse, units};
 
 /// Files of the emulator itself, below `kernels/emulator`.
 const RUNTIME: [&str; 10] = [
@@ -56,22 +56,6 @@ fn tables(sources: &[Source]) -> String {
     text + "    ]\n}\n"
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
-    path.metadata().and_then(|metadata| metadata.modified()).ok()
-}
-
-/// Whether `object` is newer than all that its dependency file names.
-fn is_fresh(object: &Path, dependencies: &Path) -> bool {
-    let (Some(made), Ok(text)) = (modified(object), fs::read_to_string(dependencies)) else {
-        return false;
-    };
-    let files = text.split_once(": ").map_or("", |(_, files)| files);
-    files
-        .split_whitespace()
-        .filter(|&file| file != "\\")
-        .all(|file| modified(Path::new(file)).is_some_and(|changed| changed < made))
-}
-
 /// Writes `text` unless the file says so already, so that its time tells when it changed.
 fn write_if_changed(path: &Path, text: &str) -> Result<(), String> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
@@ -89,22 +73,18 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=TRENCADIS_COVERAGE");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    let folder = out.join("emulator");
+    let (kernels, folder) = (root.join("kernels"), out.join("emulator"));
     fs::create_dir_all(&folder).map_err(|e| format!("cannot make {}: {e}", folder.display()))?;
 
     let mut sources: Vec<Source> = sources.to_vec();
     sources.extend(planted::sources());
     sources.retain(|source| !source.kernels.is_empty());
     write_if_changed(&out.join("emulator.rs"), &tables(&sources))?;
-    let mut units: Vec<(PathBuf, PathBuf)> = RUNTIME
+    let mut texts: Vec<(String, String)> = RUNTIME
         .iter()
-        .map(|name| (root.join("kernels/emulator").join(name), folder.join(name).with_extension("o")))
+        .map(|name| (name.trim_end_matches(".cpp").into(), format!("#include \"emulator/{name}\"\n")))
         .collect();
-    for source in &sources {
-        let unit = folder.join(source.stem()).with_extension("cpp");
-        write_if_changed(&unit, &translation_unit(source))?;
-        units.push((unit.clone(), unit.with_extension("o")));
-    }
+    texts.extend(sources.iter().map(|source| (source.stem().into(), translation_unit(source))));
 
     let coverage = env::var_os("TRENCADIS_COVERAGE").is_some_and(|value| value == "1");
     let mut compiler = cc::Build::new();
@@ -115,7 +95,7 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
         .debug(false)
         .warnings(true)
         .define("TRENCADIS_EMULATOR", None)
-        .include(root.join("kernels"))
+        .include(&kernels)
         // Faults name `kernels/...`, wherever the checkout stands.
         .flag(format!("-fmacro-prefix-map={}/=", root.display()))
         .flag("-fno-exceptions")
@@ -127,17 +107,26 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
     }
     let no_compiler = |e| format!("the emulator needs a C++17 compiler (CXX names it): {e}");
     let tool = compiler.try_get_compiler().map_err(no_compiler)?;
-    let signature = format!("{:?}", tool.to_command());
-    let stamp = folder.join("command");
-    let same_command = fs::read_to_string(&stamp).is_ok_and(|old| old == signature);
-    let stale: Vec<_> = units
-        .iter()
-        .filter(|(_, object)| !same_command || !is_fresh(object, &object.with_extension("d")))
-        .collect();
-    if !same_command {
-        // Written again when all objects are of this command.
-        let _ = fs::remove_file(&stamp);
+    // Objects are the same wherever the checkout stands.
+    let command = format!("{:?}", tool.to_command()).replace(&root.display().to_string(), "");
+    let mut units = Vec::new();
+    for (stem, text) in texts {
+        let unit = folder.join(&stem).with_extension("cpp");
+        write_if_changed(&unit, &text)?;
+        let all = units::emulated_contents(&text, &kernels)
+            .map_err(|e| format!("what {stem} is made from cannot be read: {e}"))?;
+        let key = fnv1a(format!("{command}\n{all}").as_bytes());
+        units.push((unit, folder.join(format!("{stem}-{key:016x}.o"))));
     }
+    clean(&folder, &units);
+    let borrowed = |object: &Path| {
+        // Counters name the folder that they were compiled in.
+        let name = object.strip_prefix(&out).unwrap_or(object);
+        let part = object.with_extension("part");
+        let take = |path: PathBuf| fs::copy(path, &part).and_then(|_| fs::rename(&part, object)).is_ok();
+        !coverage && reuse::elsewhere(&out, name).into_iter().any(take)
+    };
+    let stale: Vec<_> = units.iter().filter(|(_, object)| !object.is_file() && !borrowed(object)).collect();
 
     let queue = Mutex::new(stale);
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
@@ -152,7 +141,6 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
         let died = |_| Err("a thread of the emulator build died".to_owned());
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(died))
     })?;
-    write_if_changed(&stamp, &signature)?;
 
     let mut archive = cc::Build::new();
     archive.cpp(true);
@@ -167,9 +155,21 @@ pub fn build(sources: &[Source]) -> Result<(), String> {
     Ok(())
 }
 
+/// Deletes objects that no source makes any more.
+fn clean(folder: &Path, units: &[(PathBuf, PathBuf)]) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_object = path.extension().is_some_and(|extension| extension == "o");
+        if is_object && !units.iter().any(|(_, object)| *object == path) {
+            // What cannot be deleted only takes room.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 fn compile(mut command: Command, source: &Path, object: &Path) -> Result<(), String> {
-    let dependencies = object.with_extension("d");
-    command.arg("-MMD").arg("-MF").arg(dependencies).arg("-c").arg(source).arg("-o").arg(object);
+    let part = object.with_extension("part");
+    command.arg("-c").arg(source).arg("-o").arg(&part);
     let program = command.get_program().to_owned();
     let output = command.output().map_err(|e| {
         format!("the emulator needs a C++17 compiler, but {} cannot be run: {e}", program.display())
@@ -181,5 +181,6 @@ fn compile(mut command: Command, source: &Path, object: &Path) -> Result<(), Str
     for line in text.lines() {
         println!("cargo::warning={line}");
     }
-    Ok(())
+    // Under its own name once it is whole.
+    fs::rename(&part, object).map_err(|e| format!("{} cannot be kept: {e}", object.display()))
 }

@@ -61,14 +61,22 @@ pub fn hash_of(sources: &[Source], kernels: &Path) -> io::Result<String> {
     Ok(format!("{:016x}", fnv1a(all.as_bytes())))
 }
 
-/// A unit with the contents of all that it includes.
+/// A unit with the contents of all that it includes, as nvcc sees it.
 pub fn contents(unit: &str, kernels: &Path) -> io::Result<String> {
-    let mut all = unit.to_string();
     let emulator = fs::canonicalize(kernels)?.join("emulator");
-    for path in headers(unit, kernels)? {
-        if !path.starts_with(&emulator) {
-            all += &fs::read_to_string(path)?;
-        }
+    joined(unit, headers(unit, kernels)?.into_iter().filter(|path| !path.starts_with(&emulator)))
+}
+
+/// The same as the emulator sees it.
+#[allow(dead_code)] // For builds with the emulator alone.
+pub fn emulated_contents(unit: &str, kernels: &Path) -> io::Result<String> {
+    joined(unit, headers(unit, kernels)?.into_iter())
+}
+
+fn joined(unit: &str, files: impl Iterator<Item = PathBuf>) -> io::Result<String> {
+    let mut all = unit.to_string();
+    for path in files {
+        all += &fs::read_to_string(path)?;
     }
     Ok(all)
 }

@@ -33,7 +33,7 @@ unsafe fn add(kernels: &Kernels, stream: RawStream, [out, a, b]: [u64; 3]) -> tr
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let a: Vec<bf16> = (0..ROWS * WIDTH).map(|i| bf16::from_f32(i as f32)).collect();
     let b = vec![bf16::from_f32(0.5); ROWS * WIDTH];
-    let sum = match Device::cuda_count() {
+    let sum = match Device::cuda(0) {
         Ok(_) => on_cudarc(&a, &b)?,
         Err(reason) => match without_gpu(&a, &b)? {
             Some(sum) => sum,

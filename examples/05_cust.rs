@@ -15,7 +15,7 @@ const ROWS: usize = 4;
 const WIDTH: usize = 8;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    if let Err(reason) = Device::cuda_count() {
+    if let Err(reason) = Device::cuda(0) {
         return Ok(println!("nothing was run: {reason}"));
     }
     cust::init(cust::CudaFlags::empty())?;

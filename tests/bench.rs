@@ -87,6 +87,7 @@ fn every_family_gives_lines_of_the_table() {
         common::patch::normalise_cases(&gpu, 14, &images, &mut sink).unwrap();
         common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
         common::position::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::position::rope_case(&gpu, 64, &images, &mut sink).unwrap();
         common::elementwise::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
         common::collective::shape_cases(&gpu, 2, 39, &mut sink).unwrap();
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
@@ -167,6 +168,7 @@ fn every_family_gives_lines_of_the_table() {
             "position_joint_fractional_backward",
             "position_fourier_forward",
             "position_fourier_backward",
+            "position_rope_table",
             "elementwise_add",
             "elementwise_add_row",
             "elementwise_accumulate",

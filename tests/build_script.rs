@@ -8,6 +8,8 @@ mod hash;
 mod nvcc;
 #[path = "../src/kernels/registry.rs"]
 mod registry;
+#[path = "../build/reuse.rs"]
+mod reuse;
 #[path = "../build/units.rs"]
 mod units;
 

@@ -81,7 +81,7 @@ fn on_cust() {
 #[test]
 fn the_example_runs() {
     let fake = fake();
-    let mut command = fake.command(places_of_example());
+    let mut command = fake.command(example());
     command.env("FAKE_CUDA_PARAMETERS", fake.path().join("parameters"));
     let (done, log) = fake.output(command);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -90,8 +90,8 @@ fn the_example_runs() {
     assert!(log.iter().any(|line| line.starts_with("launch elementwise_add_bf16")), "{log:#?}");
 }
 
-/// Built by `cargo test --features cust --test cust --example 05_cust`.
-fn places_of_example() -> std::path::PathBuf {
+/// Built before by `cargo build --example 05_cust` with the same features.
+fn example() -> std::path::PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().with_file_name("examples").join("05_cust")
 }

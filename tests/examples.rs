@@ -33,7 +33,13 @@ fn a_raw_launch() {
 
 #[test]
 fn attention_on_memory_of_another_engine() {
-    says("02_attention", "");
+    let expected = "out  0.91 at most\ndq   0.29 at most\ndk   0.49 at most\ndv   1.11 at most\n";
+    says("02_attention", expected);
+}
+
+#[test]
+fn windows_shared_heads_and_rotary_positions() {
+    says("04_windows", "windows begin and end at [0, 16, 24]\nout is 0.71 at most\n");
 }
 
 #[test]

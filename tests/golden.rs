@@ -40,6 +40,27 @@ const CASES: &[&str] = &[
     "naflex_rope_reference",
     "naflex_rope_grouped",
     "dinov3",
+    "vit_map",
+    "vit_cls_reg_qk",
+    "vit_cls_gap",
+    "vit_headless",
+    "naflex_none",
+    "naflex_avg_norm",
+    "dinov2",
+    "hf_vit",
+    "hf_vit_model",
+    "hf_dinov2",
+    "hf_dinov2_registers",
+    "hf_siglip",
+    "hf_siglip_classifier",
+    "vit_pytorch_cls",
+    "vit_pytorch_mean",
+    "vit_pytorch_simple",
+    "big_vision_tok",
+    "big_vision_map",
+    "big_vision_sincos",
+    "big_vision_naflex",
+    "vit_jax",
 ];
 
 fn golden(path: &str) -> PathBuf {
@@ -161,6 +182,29 @@ fn a_wrong_setting_does_not_pass() {
         ("naflex_siglip", "filter", |m| m.position.resample = PositionResample::Bicubic),
         ("vit_parallel", "serial blocks' norm", |m| m.norm = NormKind::LayerNorm),
         ("siglip2", "GELU", |m| m.gelu = GeluKind::Erf),
+        ("vit_map", "GELU", |m| m.gelu = GeluKind::Erf),
+        ("vit_cls_reg_qk", "QK-norm epsilon", |m| m.qk_norm_eps = 1e-3),
+        ("vit_cls_gap", "pool", |m| m.pool = PoolKind::Cls),
+        ("naflex_none", "pool", |m| m.pool = PoolKind::Cls),
+        ("naflex_avg_norm", "aspect", |m| m.position.coordinate = PositionCoordinate::FractionalAspect),
+        ("dinov2", "filter", |m| m.position.resample = PositionResample::BicubicNoAntialias),
+        ("hf_vit", "filter", |m| m.position.resample = PositionResample::Bicubic),
+        ("hf_vit", "GELU", |m| m.gelu = GeluKind::Tanh),
+        ("hf_vit_model", "norm epsilon", |m| m.norm_eps = 1e-4),
+        ("hf_dinov2", "filter", |m| m.position.resample = PositionResample::BicubicOffset),
+        ("hf_dinov2_registers", "filter", |m| m.position.resample = PositionResample::BicubicNoAntialias),
+        ("hf_siglip", "filter", |m| m.position.resample = PositionResample::Bilinear),
+        ("hf_siglip_classifier", "GELU", |m| m.gelu = GeluKind::Erf),
+        ("vit_pytorch_cls", "order of positions", |m| {
+            m.position.combination = PositionCombination::Joint;
+        }),
+        ("vit_pytorch_mean", "norm epsilon", |m| m.norm_eps = 1e-6),
+        ("vit_pytorch_simple", "coordinate", |m| m.position.coordinate = PositionCoordinate::Fractional),
+        ("big_vision_tok", "filter", |m| m.position.resample = PositionResample::Linear),
+        ("big_vision_map", "GELU", |m| m.gelu = GeluKind::Erf),
+        ("big_vision_sincos", "coordinate", |m| m.position.coordinate = PositionCoordinate::Fractional),
+        ("big_vision_naflex", "filter", |m| m.position.resample = PositionResample::LinearAlignCorners),
+        ("vit_jax", "filter", |m| m.position.resample = PositionResample::Bilinear),
     ];
     let images = images();
     for (case, what, change) in mutations {
@@ -228,19 +272,19 @@ fn weights_that_are_not_understood_are_refused_by_name() {
             mistake("na_vit", &|w, _| {
                 w.tensors.remove("attn_pool.to_kv.weight");
             }),
-            "attn_pool.to_kv.weight is missing",
+            "weights of vit-pytorch's NaViT: missing: attn_pool.to_kv.weight",
         ),
         (
             mistake("na_vit_nested", &|w, _| {
                 w.tensors.insert("pos_embed_frame".into(), scalar());
             }),
-            "pos_embed_frame belongs to a variant",
+            "pos_embed_frame: video, a third position table, belongs to a variant",
         ),
         (
             mistake("naflex_gap", &|w, _| {
                 w.tensors.insert("rope.freqs".into(), scalar());
             }),
-            "weights of timm's NaFlexVit: rope.freqs belongs to a variant",
+            "weights of timm's NaFlexVit: rope.freqs: learned frequencies of rotary positions belong to a variant",
         ),
         (mistake("naflex_gap", &|_, m| m.heads = 5), "set model.heads to a divisor of 32"),
         (
@@ -255,7 +299,7 @@ fn weights_that_are_not_understood_are_refused_by_name() {
                 *shape = vec![2, 16];
                 w.tensors.remove("blocks.0.attn.qkv.weight");
             }),
-            "blocks.0.attn.qkv.weight is missing",
+            "of another shape: blocks.1.gamma_1 [2, 16] (expected [32]); missing: blocks.0.attn.qkv.weight",
         ),
         (
             mistake("siglip2", &|w, _| {

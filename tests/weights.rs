@@ -187,9 +187,32 @@ fn exact_names_what_differs() {
 
     let error = fit(Weights::default(), &params, Policy::Exact).unwrap_err();
     assert!(
-        error.contains("missing: position.row, position.column, blocks.0.mlp.weight, head.weight and 1 more"),
+        error
+            .contains("missing: position.row, position.column, blocks.0.mlp.weight, head.weight, head.bias)"),
         "{error}"
     );
+    // A list is bounded; what is left out is counted.
+    let many: Vec<_> = (0..11).map(|n| spec(&format!("blocks.{n}.gain"), &[2], false)).collect();
+    let error = fit(Weights::default(), &many, Policy::Exact).unwrap_err();
+    assert!(error.contains("blocks.0.gain, ") && error.contains("blocks.7.gain and 3 more"), "{error}");
+    assert!(!error.contains("blocks.8.gain"), "{error}");
+}
+
+#[test]
+fn a_name_of_no_use_is_told_with_the_nearest_one() {
+    let params = model(10);
+    let mut weights = weights_of(&params);
+    let tensor = weights.tensors.remove("blocks.0.mlp.weight").unwrap();
+    weights.tensors.insert("blocks.0.mlp.wieght".into(), tensor);
+    weights.tensors.insert("position.row".into(), (vec![9, 2], vec![0.0; 18]));
+    let error = fit(weights, &params, Policy::Exact).unwrap_err();
+    for part in [
+        "missing: blocks.0.mlp.weight (nearest in the file: blocks.0.mlp.wieght)",
+        "unexpected: blocks.0.mlp.wieght (nearest known: blocks.0.mlp.weight)",
+        "set model.position.rows = 9",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

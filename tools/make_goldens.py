@@ -2,7 +2,9 @@
 """Writes tests/golden: small networks of other implementations with their results.
 
     pip install torch==2.15.0 vit-pytorch==1.26.11 timm==1.0.31 transformers==5.23.0 safetensors numpy
-    python tools/make_goldens.py
+    python tools/make_goldens.py [families]
+
+`families` writes the cases of `golden_families.py` alone.
 
 Every case is a folder with `weights.safetensors` (the implementation's own names), `config.toml` (what a
 recipe must say beyond the shapes) and `expected.safetensors` (`logits` and, where the implementation
@@ -15,6 +17,7 @@ tests measure this crate's rounding alone. One image is nearly constant, which s
 
 import math
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -186,6 +189,48 @@ def fuse_qkv(weights, parts, to):
     weights[f"{to}.bias"] = torch.cat([weights.pop(f"{part}.bias", x) for part, x in zip(parts, zeros)])
 
 
+# What this crate's own names do not tell.
+GROUPED = """
+kv_heads = 2
+shape = ""
+depth = 2
+mlp = 64
+patch = 4
+norm_bias = true
+qk_norm = "layernorm-bias"
+qk_norm_per_head = false
+qkv_bias = true
+proj_bias = true
+registers = 1
+pool = "map"
+pool_mlp = true
+pool_qk_norm = false
+position = { coordinate = "fractional", combination = "sum", rows = 5, columns = 6 }
+[resolution]
+min = 16
+max = 32"""
+
+
+def grouped_in_own_names(weights):
+    """Names of this crate for a NaFlexVit with shared keys and values, which the tables of names do not know."""
+    own = {}
+    for key, value in weights.items():
+        if key == "embeds.proj.weight":
+            value = value.unflatten(1, (PATCH, PATCH, 3)).permute(0, 3, 1, 2).flatten(1)
+        elif key.startswith(("embeds.pos_embed", "embeds.reg_token", "attn_pool.latent")):
+            value = value[0]
+        for old, new in (
+            ("embeds.proj", "patch_embed"), ("embeds.reg_token", "prefix"), ("embeds.pos_embed_y", "position.row"),
+            ("embeds.pos_embed_x", "position.column"), ("attn_pool.latent", "pool.query"),
+            ("attn_pool.norm", "pool.norm_mlp"), ("attn_pool", "pool"),
+        ):
+            key = key.replace(old, new)
+        if "norm" in key:
+            key = key.replace(".weight", ".gain")
+        own[key] = value
+    return own
+
+
 def naflex_rope_cases(images):
     from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
@@ -204,8 +249,7 @@ def naflex_rope_cases(images):
         "naflex_rope_grouped": (
             dict(rope_type="dinov3", rope_temperature=100.0, rope_rotate_half=True, num_heads=4, num_kv_heads=2,
                  qkv_fused=False, qk_norm=True, pos_embed="factorized", reg_tokens=1, global_pool="map"),
-            'kv_heads = 2\n'
-            'rope = { kind = "halves", frequencies = "turns", theta = 100.0, coordinate = "centered" }',
+            'rope = { kind = "halves", frequencies = "turns", theta = 100.0, coordinate = "centered" }' + GROUPED,
         ),
     }
     for seed, (case, (options, rope)) in enumerate(cases.items(), 60):
@@ -216,6 +260,8 @@ def naflex_rope_cases(images):
         weights = model.state_dict()
         for n in range(DEPTH if not cfg.qkv_fused else 0):
             fuse_qkv(weights, [f"blocks.{n}.attn.{x}_proj" for x in "qkv"], f"blocks.{n}.attn.qkv")
+        if cfg.num_kv_heads:
+            weights = grouped_in_own_names(weights)
         config = f'description = "timm NaFlexVit: {case}"\n[model]\nheads = {cfg.num_heads}\nwidth = {DIM}\n{rope}'
         write_weights(case, weights, config, logits, features)
 
@@ -517,6 +563,11 @@ def train_step_cases(images):
 
 def main():
     torch.manual_seed(0)
+    if sys.argv[1:] == ["families"]:
+        from golden_families import families
+
+        with torch.no_grad():
+            return families([x.double() for x in make_images()])
     if ROOT.exists():
         shutil.rmtree(ROOT)
     ROOT.mkdir(parents=True)
@@ -531,6 +582,9 @@ def main():
         naflex_rope_cases(images)
         dinov3_case(images)
         rope_cases()
+        from golden_families import families
+
+        families(images)
     train_step_cases(images)
     total = sum(f.stat().st_size for f in ROOT.rglob("*") if f.is_file())
     print(f"{total / 1e6:.2f} MB")

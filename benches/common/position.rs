@@ -4,9 +4,10 @@
 use half::bf16;
 use trencadis::Result;
 use trencadis::device::Stream;
-use trencadis::kernels::position::{Backward, Banks, Forward, Places, Position};
+use trencadis::kernels::position::{Backward, Banks, Forward, Places, Position, RopeOperands, RopeTable};
 use trencadis::recipe::{
-    PositionBasis, PositionCombination, PositionConfig, PositionCoordinate, PositionResample,
+    PositionBasis, PositionCombination, PositionConfig, PositionCoordinate, PositionResample, Rope,
+    RopeConfig, RopeCoordinate, RopeFrequencies,
 };
 
 use super::gpu::{Case, Gpu, Queue, Sink};
@@ -32,10 +33,60 @@ fn configs() -> Vec<(&'static str, PositionConfig)> {
 /// # Errors
 /// Shapes that cannot be read, a device that fails.
 pub fn cases(gpu: &Gpu, sink: &mut Sink<'_>) -> Result<()> {
-    for (width, images) in super::patch::shapes()? {
+    for (i, (width, images)) in super::patch::shapes()?.into_iter().enumerate() {
         shape_cases(gpu, width, &images, sink)?;
+        if i == 0 {
+            rope_case(gpu, 64, &images, sink)?;
+        }
     }
     Ok(())
+}
+
+/// Places of all patches and the grids of all images, flat.
+fn places_of(images: &Images) -> (Vec<u16>, Vec<u16>) {
+    let grids: Vec<[u16; 2]> = images.lengths.iter().map(|&length| grid_of(length)).collect();
+    let places = (images.lengths.iter().zip(&grids))
+        .flat_map(|(&length, grid)| (0..length as u16).flat_map(|i| [i / grid[1].max(1), i % grid[1].max(1)]))
+        .collect();
+    (places, grids.concat())
+}
+
+/// The table of rotary positions for heads of `head_dim` columns, with coordinates that need the images' grids.
+///
+/// # Errors
+/// A head dim that the kernel does not take, a device that fails.
+pub fn rope_case(gpu: &Gpu, head_dim: usize, images: &Images, sink: &mut Sink<'_>) -> Result<()> {
+    let config = RopeConfig {
+        kind: Rope::Halves,
+        frequencies: RopeFrequencies::Turns,
+        coordinate: RopeCoordinate::Centered,
+        ..RopeConfig::default()
+    };
+    let (tokens, host) = (images.tokens(), images.cu_seqlens());
+    let table = RopeTable::new(&config, tokens, images.lengths.len(), head_dim)?;
+    let (places, grids) = places_of(images);
+    let (positions, grids) = (gpu.device.upload(&places)?, gpu.device.upload(&grids)?);
+    let (cu_seqlens, pairs) = (gpu.device.upload(&host)?, gpu.device.upload(&table.pairs())?);
+    let out = gpu.device.zeros::<f32>(tokens * head_dim)?;
+    let launch = |stream: &Stream, _: usize| {
+        let operands = RopeOperands {
+            positions: &positions,
+            grids: &grids,
+            cu_seqlens: &cu_seqlens,
+            cu_seqlens_host: &host,
+            pairs: &pairs,
+            out: &out,
+        };
+        table.launch(stream, &operands)
+    };
+    sink(&Case {
+        kernel: "position_rope_table".into(),
+        shape: format!("{head_dim}_{}", images.name),
+        operations: 0.0,
+        bytes: (4 * tokens * head_dim) as f64,
+        sets: 1,
+        launch: &launch,
+    })
 }
 
 /// The grid with so many patches that is nearest to a square.
@@ -52,13 +103,9 @@ fn grid_of(patches: usize) -> [u16; 2] {
 /// A width that the kernels do not take, a device that fails.
 pub fn shape_cases(gpu: &Gpu, width: usize, images: &Images, sink: &mut Sink<'_>) -> Result<()> {
     let (tokens, slots) = (images.tokens(), images.lengths.len());
-    let grids: Vec<[u16; 2]> = images.lengths.iter().map(|&length| grid_of(length)).collect();
-    let places: Vec<u16> = (images.lengths.iter().zip(&grids))
-        .flat_map(|(&length, grid)| (0..length as u16).flat_map(|i| [i / grid[1].max(1), i % grid[1].max(1)]))
-        .collect();
-    let longest = grids.iter().flatten().copied().max().unwrap_or(1).max(1);
+    let (places, grids) = places_of(images);
+    let longest = grids.iter().copied().max().unwrap_or(1).max(1);
     let positions = gpu.device.upload(&places)?;
-    let grids: Vec<u16> = grids.into_iter().flatten().collect();
     let grids = gpu.device.upload(&grids)?;
     let host = images.cu_seqlens();
     let cu_seqlens = gpu.device.upload(&host)?;

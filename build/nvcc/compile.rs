@@ -10,7 +10,7 @@ use super::architectures::Target;
 use super::find::Nvcc;
 use crate::hash::fnv1a;
 use crate::registry::Source;
-use crate::units;
+use crate::{reuse, units};
 
 /// A source to compile.
 struct Job {
@@ -98,24 +98,14 @@ fn clean(folder: &Path, jobs: &[Job]) {
     }
 }
 
-/// Takes the fatbin from the build of another profile or other features, which differ in nothing here.
-/// Cargo gives each of them a folder of its own: `target/<profile>/build/<package>-<hash>/out`.
+/// Takes the fatbin from another build.
 fn borrow(job: &Job, out: &Path) -> bool {
     let name = job.fatbin.strip_prefix(out).unwrap_or(&job.fatbin);
-    let folders =
-        |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let Some(target) = out.ancestors().nth(4) else { return false };
-    let package = concat!(env!("CARGO_PKG_NAME"), "-");
-    folders(target.into())
-        .flat_map(|profile| folders(profile.join("build")))
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(package)))
-        .map(|path| path.join("out").join(name))
-        .filter(|path| path.is_file())
-        .any(|path| {
-            fs::copy(seconds(&path), seconds(&job.fatbin)).is_ok()
-                && fs::copy(path, temporary(job)).is_ok()
-                && finish(job).is_ok()
-        })
+    reuse::elsewhere(out, name).into_iter().any(|path| {
+        fs::copy(seconds(&path), seconds(&job.fatbin)).is_ok()
+            && fs::copy(path, temporary(job)).is_ok()
+            && finish(job).is_ok()
+    })
 }
 
 /// `program`, whose seconds of the processor go to the file `times` where there is a POSIX shell: those of the clock

@@ -22,7 +22,7 @@ enum Place {
 
 /// An engine, and the kernels as a device of it. None where there is nothing to run them on: then what is missing was said.
 pub fn open() -> Outcome<Option<(Engine, Device)>> {
-    match Device::cuda_count() {
+    match Device::cuda(0) {
         Ok(_) => {
             let context = CudaContext::new(0)?;
             // SAFETY: one stream uses all memory.

@@ -2,7 +2,8 @@
 //!
 //! `P = softmax(scale · q̂ k̂ᵀ)` within each image, `out = P v`. Rule, with `D_i = Σ dout_i ⊙ out_i`:
 //! `dv = Pᵀ dout`, `dS = P ⊙ (dout vᵀ − D) · scale`, `dq̂ = dS k̂`, `dk̂ = dSᵀ q̂`, then through the
-//! turns and the norms of q and k; a kv head takes the sum over its query heads. Only the log-sum-exp is kept; P is made again.
+//! turns and the norms of q and k; a kv head takes the sum over its query heads. Only the log-sum-exp is kept; P is made
+//! again.
 
 use super::device::{Element, Launch, Site};
 use super::graph::{Graph, Node, Tensor};
@@ -123,7 +124,7 @@ impl Op for Attention {
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (qkv, out, lse) = (site.input(0)?, site.output(0)?, site.output_f32(1)?);
-        let (lse, affine) = (site.present(lse)?, device_affine(site, 1)?);
+        let (lse, affine, rope) = (site.present(lse)?, device_affine(site, 1)?, site.input_f32(5)?);
         let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
         let plan = attention.plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
@@ -135,7 +136,7 @@ impl Op for Attention {
                 k: qkv.from(width),
                 v: qkv.from(width + kv_width),
                 affine: borrowed(&affine),
-                rope: None,
+                rope: rope.as_ref(),
                 cu_seqlens: &step.batch.cu_seqlens,
                 schedule: step.schedule(schedule),
                 out: out.all(),
@@ -198,7 +199,7 @@ impl Op for AttentionGrad {
         let (dout, out, qkv, dqkv) = (site.input(0)?, site.input(1)?, site.input(3)?, site.output(0)?);
         let (lse, affine, daffine) =
             (site.input_f32(2)?, device_affine(site, 4)?, device_affine_grad(site, 1)?);
-        let lse = site.present(lse)?;
+        let (lse, rope) = (site.present(lse)?, site.input_f32(8)?);
         let attention = AttentionKernel { config: self.0, tokens: qkv.rows, slots: site.shape().slots };
         let plan = attention.backward_plan(site.device().info())?;
         let schedule = site.schedule(plan.limits);
@@ -214,7 +215,7 @@ impl Op for AttentionGrad {
                 lse: &lse,
                 dout: dout.all(),
                 affine: borrowed(&affine),
-                rope: None,
+                rope: rope.as_ref(),
                 cu_seqlens: &step.batch.cu_seqlens,
                 schedule: step.schedule(schedule),
                 dq: dqkv.from(0),

@@ -8,7 +8,7 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 
 use bytemuck::Zeroable;
 
-use super::status::{Refusal, Result, Status, guard};
+use super::status::{Refusal, Result, Status, cut, guard};
 use super::structs::{give, sized, write};
 #[cfg(feature = "emulator")]
 use crate::device::emulator::EmulatorOptions;
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn trencadis_device(kernels: *const Handle, info: *mut Dev
             emulated: is_emulated(&device).into(),
             ..DeviceInfo::zeroed()
         };
-        let cut = found.name.floor_char_boundary(told.name.len() - 1);
+        let cut = cut(&found.name, told.name.len() - 1);
         for (to, from) in told.name.iter_mut().zip(found.name.bytes().take(cut)) {
             *to = from.cast_signed();
         }

@@ -84,6 +84,11 @@ fn text(payload: &(dyn Any + Send)) -> &str {
     payload.downcast_ref::<&str>().copied().or_else(owned).unwrap_or("no message")
 }
 
+/// Bytes of the longest beginning of `text` that is whole characters and at most `most` bytes.
+pub(super) fn cut(text: &str, most: usize) -> usize {
+    (0..=most.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
+
 /// Copies why the last function on this thread failed that did, as UTF-8, and returns its length in bytes without the
 /// 0 behind it. `text` has room for `capacity` bytes; what does not fit with a 0 behind it is left out. Null asks for
 /// the length alone.
@@ -97,7 +102,7 @@ pub unsafe extern "C" fn trencadis_last_error(text: *mut c_char, capacity: usize
         let message = MESSAGE.try_with(|last| last.borrow().clone()).unwrap_or_default();
         length = message.len();
         if !text.is_null() && capacity > 0 {
-            let cut = message.floor_char_boundary(capacity - 1);
+            let cut = cut(&message, capacity - 1);
             // SAFETY: `cut` is less than the capacity that the caller promises.
             unsafe {
                 text.cast::<u8>().copy_from_nonoverlapping(message.as_ptr(), cut);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::{print, use_data};
+use super::{ModelArgs, print, use_data};
 use crate::data::source;
 use crate::device::{self, DeviceChoice};
 use crate::error::Result;
@@ -15,7 +15,7 @@ const HARDEST: usize = 5;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Run folder or checkpoint.
+    /// Run folder, checkpoint, or weights of another program.
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Other data with the same classes; the data it was trained on where it is not given.
@@ -27,6 +27,8 @@ pub(super) struct Args {
     /// Print one JSON object a resolution.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    told: ModelArgs,
     /// Device to run on.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceChoice,
@@ -35,7 +37,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<()> {
     let device = device::select(args.device)?.device;
     let highest = args.resolution.iter().copied().max().unwrap_or(0);
-    let mut trained = Trained::load(&args.model, device.as_ref(), highest)?;
+    let mut trained = Trained::load(&args.model, &args.told.told(None)?, device.as_ref(), highest)?;
     let mut recipe = trained.recipe.clone();
     let dataset = match &args.data {
         Some(path) => {

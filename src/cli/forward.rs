@@ -2,21 +2,24 @@
 
 use std::path::PathBuf;
 
+use super::ModelArgs;
 use crate::device::{self, DeviceChoice};
 use crate::error::Result;
 use crate::eval::forward;
-use crate::recipe::Recipe;
-use crate::train::checkpoint;
+use crate::eval::open::open;
 use crate::weights::Weights;
+use crate::weights::foreign::fold_prefix;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Weights: a trencadis checkpoint, or a file of timm, vit-pytorch, DeiT or SigLIP 2.
+    /// Weights: a trencadis checkpoint, or a file of timm, transformers, vit-pytorch or another known program.
     #[arg(long, value_name = "W.safetensors")]
     weights: PathBuf,
-    /// Recipe that describes the model.
+    /// Recipe that describes the model, where neither the weights nor --arch do.
     #[arg(long, value_name = "C.toml")]
-    config: String,
+    config: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Images `image.0`, `image.1`, ...: f32, [channels, height, width], used as they are.
     #[arg(long, value_name = "IN.safetensors")]
     input: PathBuf,
@@ -30,8 +33,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     let device = device::select(args.device)?.device;
-    let recipe = Recipe::load(&args.config, &[])?;
-    let (_, weights) = checkpoint::load_model(&args.weights)?;
+    let opened = open(&args.weights, &args.model.told(args.config.as_deref())?)?;
+    let (recipe, mut weights) = (opened.recipe, opened.weights);
+    fold_prefix(&mut weights)?;
     let images = forward::images_of(&Weights::load(&args.input)?.tensors)?;
     let output = forward::run(weights, &recipe, &images, device.as_ref())?;
     let n = images.len();

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, each thin.
 
+mod convert;
 mod eval;
 mod forward;
 mod inspect;
@@ -12,6 +13,7 @@ mod train;
 
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -19,6 +21,7 @@ use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as HelpInst
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Result};
+use crate::eval::open::Told;
 use crate::recipe::{Recipe, SourceKind};
 
 /// Trains Vision Transformers on images of any shape.
@@ -51,6 +54,8 @@ enum Command {
     Kernels(kernels::Args),
     /// Run raw images through a model and write logits, features and tokens.
     Forward(forward::Args),
+    /// Convert weights of other programs (timm, transformers, vit-pytorch, big_vision), or ours to timm.
+    Convert(convert::Args),
 }
 
 /// Options that choose and change a recipe.
@@ -65,6 +70,32 @@ struct RecipeArgs {
     /// Override a key, such as `train.steps=1000`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+}
+
+/// What a file of another program's weights does not tell.
+#[derive(Debug, clap::Args)]
+struct ModelArgs {
+    /// Published architecture of weights of another program, such as `vit_base_patch16_224` (`trencadis convert --list`).
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+    /// Override a key of the model's recipe, such as `model.heads=12`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Names of the classes, one a line, for weights that hold none.
+    #[arg(long, value_name = "FILE")]
+    classes: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// With a recipe, where there is one.
+    fn told<'a>(&'a self, config: Option<&'a str>) -> Result<Told<'a>> {
+        let classes = self.classes.as_ref().map(|path| {
+            let text = std::fs::read_to_string(path)
+                .map_err(|cause| Error::file(path, format_args!("cannot be read: {cause}")))?;
+            Ok(text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect())
+        });
+        Ok(Told { arch: self.arch.as_deref(), config, sets: &self.sets, classes: classes.transpose()? })
+    }
 }
 
 impl RecipeArgs {
@@ -185,6 +216,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Recipes(args) => recipes::run(args),
         Command::Kernels(args) => kernels::run(args),
         Command::Forward(args) => forward::run(args),
+        Command::Convert(args) => convert::run(args),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use super::print;
+use super::{ModelArgs, print};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::eval::predict::predict;
@@ -11,7 +11,7 @@ use crate::eval::trained::Trained;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Run folder or checkpoint.
+    /// Run folder, checkpoint, or weights of another program.
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Image files.
@@ -26,6 +26,8 @@ pub(super) struct Args {
     /// Print one JSON object an image.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    told: ModelArgs,
     /// Device to run on.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceChoice,
@@ -36,7 +38,7 @@ pub(super) fn run(args: Args) -> Result<()> {
     if args.top == 0 {
         return Err(Error::usage("--top must be at least 1"));
     }
-    let mut trained = Trained::load(&args.model, device.as_ref(), args.resolution)?;
+    let mut trained = Trained::load(&args.model, &args.told.told(None)?, device.as_ref(), args.resolution)?;
     let predictions = predict(&mut trained, args.images, args.top as usize, args.resolution)?;
     let mut text = String::new();
     for prediction in &predictions {

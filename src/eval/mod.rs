@@ -4,6 +4,7 @@ pub mod device;
 pub mod forward;
 pub mod metrics;
 pub mod model;
+pub mod open;
 pub mod predict;
 pub mod run;
 pub mod trained;

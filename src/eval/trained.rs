@@ -1,15 +1,17 @@
-//! A trained model as it stands in a checkpoint: weights, recipe and class names in one file.
+//! A trained model that is ready to run: weights, recipe and class names.
 
 use std::path::{Path, PathBuf};
 
 use super::device::DeviceModel;
 use super::model::{Forward, Model, WithParams};
+use super::open::{Opened, Told, open};
 use crate::autograd::device::BatchShape;
 use crate::data::packing;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::recipe::Recipe;
-use crate::train::{checkpoint, run_dir};
+use crate::train::run_dir;
+use crate::weights::foreign::fold_prefix;
 use crate::weights::{Policy, assign};
 
 /// A checkpoint that is ready to run.
@@ -25,23 +27,16 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Reads `path`: a checkpoint, or a run folder, whose best model (else the last) is taken. It runs on `device`,
-    /// where there is one, at up to `resolution` pixels (0: the recipe's).
+    /// Reads `path`: a checkpoint, a run folder, whose best model (else the last) is taken, or weights of another program
+    /// with what is `told` about them. It runs on `device`, where there is one, at up to `resolution` pixels (0: the
+    /// recipe's).
     ///
     /// # Errors
-    /// If there is no checkpoint, or the file is one of another program; a model that does not run on the device.
-    pub fn load(path: &Path, device: Option<&Device>, resolution: usize) -> Result<Self> {
+    /// Those of [`open`]; a model that does not run on the device.
+    pub fn load(path: &Path, told: &Told<'_>, device: Option<&Device>, resolution: usize) -> Result<Self> {
         let file = run_dir::model_file(path)?;
-        let (header, weights) = checkpoint::load_model(&file)?;
-        let Some(header) = header else {
-            return Err(Error::file(
-                &file,
-                "holds no recipe and class names, so it is no trencadis checkpoint; weights of other programs go \
-                 through `trencadis train RECIPE --init` or `trencadis forward`",
-            ));
-        };
-        let recipe = Recipe::from_toml(&header.recipe, &file)?;
-        let classes = header.classes;
+        let Opened { recipe, classes, mut weights, .. } = open(&file, told)?;
+        fold_prefix(&mut weights)?;
         let slots = packing::slots(&recipe);
         let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;

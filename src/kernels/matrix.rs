@@ -43,7 +43,7 @@ fn ops() -> Vec<Op> {
     vec![
         op("attention, work lists", &["attention_schedule"], "up to 2^30 rows and images", "exact".into()),
         op(
-            "attention, forward (QK-norm: none, RMS, LayerNorm)",
+            "attention, forward: QK-norm (none, RMS, LayerNorm), rotary positions, shared kv heads",
             &["attention_forward", "attention_prepare"],
             forward,
             format!("{}; in f16 {}", to::ATTENTION, to::ATTENTION.finer(to::F16_FINER)),
@@ -124,6 +124,12 @@ fn ops() -> Vec<Op> {
             &["position"],
             "rows a multiple of 8 wide, of 16 where halves are stacked and for Fourier",
             format!("{}; tables {}; Fourier map {}", to::ROUNDED, to::POSITION_GRAD, to::FOURIER_GRAD),
+        ),
+        op(
+            "angles of rotary positions",
+            &["rope_table"],
+            "head dim as for attention",
+            format!("{:e} of each element", to::ROPE),
         ),
         op(
             "patches: scaling of pixels",

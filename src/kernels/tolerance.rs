@@ -53,6 +53,8 @@ pub const POSITION_GRAD: Tolerance = tolerance(1e-11, 3e-6);
 /// Gradient of the Fourier map: a phase of some tens of turns is known to 2^-19 of a turn.
 pub const FOURIER_GRAD: Tolerance = tolerance(1e-10, 2e-5);
 
+/// Of each cosine and sine of a rotary position, whatever the number of turns.
+pub const ROPE: f64 = 1e-6;
 /// Of each element of a GEMM in bf16: half a unit in the last place, with a margin for f32.
 pub const GEMM_BF16: f64 = 1.02 / 256.0;
 /// Of each element of a GEMM in f32.

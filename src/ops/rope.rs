@@ -1,4 +1,8 @@
 //! Rotary position embedding (Su et al. 2021), of the rows and columns of an image.
+//!
+//! Every pair of columns of a head turns by the row or by the column of a patch in its grid. Its angle is the
+//! coordinate of the patch, a quotient of two integers where `offset` is one, times the frequency of the pair:
+//! [`RopeConfig::coordinate_of`] and [`RopeConfig::pairs`] tell both.
 
 use std::f64::consts::TAU;
 
@@ -64,6 +68,15 @@ choice! {
     }
 }
 
+/// How a pair of columns turns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopePair {
+    /// 0: with the row of a patch; 1: with its column.
+    pub axis: usize,
+    /// Turns of 2π at coordinate 1.
+    pub turns: f64,
+}
+
 /// Rotary position embedding of queries and keys in every block: kind × frequencies × order × coordinate. Prefix
 /// tokens are not turned.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +107,58 @@ pub struct RopeConfig {
 }
 
 impl RopeConfig {
+    /// The pairs of a head of `head_dim` columns, a multiple of 4, in order. Of fractional coordinates the grid that they
+    /// run to is within the turns.
+    pub fn pairs(&self, head_dim: usize) -> Vec<RopePair> {
+        let count = head_dim / 4;
+        let reach = match self.coordinate {
+            RopeCoordinate::Fractional => [self.rows, self.columns].map(|n| n as f64),
+            _ => [1.0; 2],
+        };
+        let pair = |axis: usize, i: usize| RopePair { axis, turns: self.turns(count, axis, i) * reach[axis] };
+        let both = (0..count).flat_map(|i| [0, 1].map(|axis| pair(axis, i)));
+        let one = |axis: usize| (0..count).map(move |i| pair(axis, i));
+        match self.order {
+            RopeOrder::Rows => one(0).chain(one(1)).collect(),
+            RopeOrder::Columns => one(1).chain(one(0)).collect(),
+            RopeOrder::RowColumn => both.collect(),
+            RopeOrder::ColumnRow => {
+                let mut pairs: Vec<_> = both.collect();
+                pairs.chunks_exact_mut(2).for_each(<[RopePair]>::reverse);
+                pairs
+            }
+        }
+    }
+
+    /// Turns of pair `i` of the `count` pairs of an axis.
+    fn turns(&self, count: usize, axis: usize, i: usize) -> f64 {
+        let power = |i: f64| self.theta.powf(-i / count as f64);
+        // From 0 to 1.
+        let along = i as f64 / (count - 1).max(1) as f64;
+        match self.frequencies {
+            RopeFrequencies::Axial => power(i as f64) / TAU,
+            RopeFrequencies::Alternating => power(i as f64 + 0.5 * axis as f64) / TAU,
+            RopeFrequencies::Turns => power(i as f64),
+            RopeFrequencies::Linear => 0.5 * (1.0 + along * (0.5 * self.max_frequency - 1.0)),
+            RopeFrequencies::Logarithmic => 0.5 * (0.5 * self.max_frequency).powf(along),
+        }
+    }
+
+    /// Numerator and denominator of the coordinate of index `index` on `axis` of a grid.
+    pub fn coordinate_of(&self, axis: usize, index: u16, grid: [u16; 2]) -> [f64; 2] {
+        let [index, side] = [index, grid[axis]].map(f64::from);
+        let centred = |side: f64| [2.0 * (index + self.offset) + 1.0 - side, side];
+        match self.coordinate {
+            RopeCoordinate::Absolute => [index + self.offset, 1.0],
+            RopeCoordinate::Fractional => [index + self.offset, side],
+            RopeCoordinate::Centered => centred(side),
+            RopeCoordinate::CenteredLonger => centred(grid[0].max(grid[1]).into()),
+            RopeCoordinate::CenteredShorter => centred(grid[0].min(grid[1]).into()),
+            RopeCoordinate::Ends if side <= 1.0 => [-1.0, 1.0],
+            RopeCoordinate::Ends => [2.0 * index - (side - 1.0), side - 1.0],
+        }
+    }
+
     /// The same with defaults for what has no effect.
     pub fn in_effect(&self) -> Self {
         use RopeCoordinate as C;
@@ -130,52 +195,5 @@ impl Default for RopeConfig {
             rows: 16,
             columns: 16,
         }
-    }
-}
-
-/// How a pair of columns turns.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopePairing {
-    /// 0: with the row of a patch; 1: with its column.
-    pub axis: usize,
-    /// Turns of 2π at coordinate 1.
-    pub turns: f64,
-}
-
-/// The pairs of a head of `head_dim` columns, a multiple of 4, in order. Of fractional coordinates the grid that they run
-/// to is within the turns.
-pub fn rope_pairs(config: &RopeConfig, head_dim: usize) -> Vec<RopePairing> {
-    let count = head_dim / 4;
-    let reach = match config.coordinate {
-        RopeCoordinate::Fractional => [config.rows, config.columns].map(|n| n as f64),
-        _ => [1.0; 2],
-    };
-    let pair =
-        |axis: usize, i: usize| RopePairing { axis, turns: turns(config, count, axis, i) * reach[axis] };
-    let both = (0..count).flat_map(|i| [0, 1].map(|axis| pair(axis, i)));
-    let one = |axis: usize| (0..count).map(move |i| pair(axis, i));
-    match config.order {
-        RopeOrder::Rows => one(0).chain(one(1)).collect(),
-        RopeOrder::Columns => one(1).chain(one(0)).collect(),
-        RopeOrder::RowColumn => both.collect(),
-        RopeOrder::ColumnRow => {
-            let mut pairs: Vec<_> = both.collect();
-            pairs.chunks_exact_mut(2).for_each(<[RopePairing]>::reverse);
-            pairs
-        }
-    }
-}
-
-/// Turns of pair `i` of the `count` pairs of an axis.
-fn turns(config: &RopeConfig, count: usize, axis: usize, i: usize) -> f64 {
-    let power = |i: f64| config.theta.powf(-i / count as f64);
-    // From 0 to 1.
-    let along = i as f64 / (count - 1).max(1) as f64;
-    match config.frequencies {
-        RopeFrequencies::Axial => power(i as f64) / TAU,
-        RopeFrequencies::Alternating => power(i as f64 + 0.5 * axis as f64) / TAU,
-        RopeFrequencies::Turns => power(i as f64),
-        RopeFrequencies::Linear => 0.5 * (1.0 + along * (0.5 * config.max_frequency - 1.0)),
-        RopeFrequencies::Logarithmic => 0.5 * (0.5 * config.max_frequency).powf(along),
     }
 }

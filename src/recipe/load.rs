@@ -89,6 +89,18 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// This recipe with `sets` (`section.key=value`) laid over it. The result is not validated.
+    ///
+    /// # Errors
+    /// As [`Recipe::load`].
+    pub fn with_sets(&self, sets: &[String]) -> Result<Self> {
+        let mut table = Table::try_from(self).map_err(Error::failure)?;
+        for set in sets {
+            overlay(&mut table, &parse_set(set)?, &format!("--set {set}"), "")?;
+        }
+        table.try_into().map_err(Error::failure)
+    }
+
     /// The recipe with every key, as TOML that [`Recipe::load`] reads back to the same.
     ///
     /// # Errors

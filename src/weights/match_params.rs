@@ -6,6 +6,7 @@ use std::path::Path;
 use super::Weights;
 use crate::autograd::ParamSpec;
 use crate::nn::init::initialise;
+use crate::recipe::shapes::nearest;
 use crate::{Error, Result};
 
 /// What must match.
@@ -32,15 +33,15 @@ pub struct AssignReport {
     pub dropped: Vec<String>,
 }
 
-/// At most this many names stand in an error.
-const NAMES: usize = 4;
+/// At most this many names of a kind stand in an error.
+const NAMES: usize = 8;
 
 /// Values of `params`, in their order, taken out of `weights`. `file` is where the weights came
 /// from, for errors.
 ///
 /// # Errors
-/// [`Error::Usage`] naming the first tensors that are missing, left over or of another shape,
-/// with both shapes; a position table of another length names the recipe key to set.
+/// [`Error::Usage`] naming all tensors (of each kind the first eight) that are missing, left over, with the nearest
+/// known name, or of another shape, with both shapes; a position table of another length names the recipe key to set.
 pub fn assign(
     file: &Path,
     mut weights: Weights,
@@ -96,33 +97,64 @@ pub fn check_fit<'a>(
     found: &BTreeMap<&str, &[usize]>,
     params: impl Iterator<Item = &'a ParamSpec>,
 ) -> Result<()> {
-    let (mut missing, mut shapes, mut surplus) = (Vec::new(), Vec::new(), found.clone());
+    let (mut problems, mut advices, mut surplus) = (Problems::default(), Vec::new(), found.clone());
     for param in params {
         match surplus.remove(param.name.as_str()) {
-            None => missing.push(param.name.clone()),
-            Some(shape) if *shape != param.shape => {
-                if let Some(advice) = position_advice(param, shape) {
-                    return Err(Error::file(file, advice));
+            None => problems.missing.push(param.name.clone()),
+            Some(shape) if *shape != param.shape => match position_advice(param, shape) {
+                Some(advice) => advices.push(advice),
+                None => {
+                    problems.misshapen.push(format!("{} {shape:?} (expected {:?})", param.name, param.shape))
                 }
-                shapes.push(format!("{} {shape:?} (expected {:?})", param.name, param.shape));
-            }
+            },
             Some(_) => {}
         }
+        problems.known.push(param.name.clone());
     }
-    let surplus = surplus.into_keys().map(str::to_owned).collect();
-    let mut problems = Vec::new();
-    for (what, names) in [("of another shape", shapes), ("missing", missing), ("unexpected", surplus)] {
-        if !names.is_empty() {
-            problems.push(format!("{what}: {}", first(&names)));
+    problems.unexpected = surplus.into_keys().map(str::to_owned).collect();
+    let advice = advices.join("; ");
+    match problems.sentence() {
+        None if advices.is_empty() => Ok(()),
+        None => Err(Error::file(file, advice)),
+        Some(sentence) => {
+            let also = if advices.is_empty() { String::new() } else { format!("; {advice}") };
+            let told = "does not fit this model, use the recipe it was trained with";
+            Err(Error::file(file, format_args!("{told} ({sentence}){also}")))
         }
     }
-    if problems.is_empty() {
-        return Ok(());
+}
+
+/// What is wrong with a set of tensors, by their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Problems {
+    /// Names that should be there.
+    pub missing: Vec<String>,
+    /// Names with the shape that they have and should have.
+    pub misshapen: Vec<String>,
+    /// Names that should not be there.
+    pub unexpected: Vec<String>,
+    /// All names that should be there.
+    pub known: Vec<String>,
+}
+
+impl Problems {
+    /// All of them in one sentence, each name of no use with the nearest one of use; none where there are none.
+    pub fn sentence(&self) -> Option<String> {
+        let near = |name: &str, among: &[String], what: &str| {
+            let found = nearest(name, among.iter().map(String::as_str));
+            found.map_or_else(|| name.to_owned(), |found| format!("{name} ({what}: {found})"))
+        };
+        let missing = first(&self.missing, |name| near(name, &self.unexpected, "nearest in the file"));
+        let unexpected = first(&self.unexpected, |name| near(name, &self.known, "nearest known"));
+        let misshapen = first(&self.misshapen, str::to_owned);
+        let told: Vec<String> =
+            [("of another shape", misshapen), ("missing", missing), ("unexpected", unexpected)]
+                .into_iter()
+                .filter(|(_, names)| !names.is_empty())
+                .map(|(what, names)| format!("{what}: {names}"))
+                .collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
-    Err(Error::file(
-        file,
-        format_args!("does not fit this model, use the recipe it was trained with ({})", problems.join("; ")),
-    ))
 }
 
 /// `head` for `head.weight`.
@@ -155,8 +187,9 @@ fn position_advice(param: &ParamSpec, found: &[usize]) -> Option<String> {
     ))
 }
 
-fn first(names: &[String]) -> String {
-    let mut text = names[..names.len().min(NAMES)].join(", ");
+fn first(names: &[String], show: impl Fn(&str) -> String) -> String {
+    let shown: Vec<String> = names.iter().take(NAMES).map(|name| show(name)).collect();
+    let mut text = shown.join(", ");
     if names.len() > NAMES {
         text += &format!(" and {} more", names.len() - NAMES);
     }

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use trencadis::capi::*;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
-use trencadis::recipe::{QkNormKind, Rope as Rotation};
+use trencadis::ops::{QkNormKind, Rope as Rotation};
 
 use crate::memory::{Half, Memory, Open, alike, done, wide};
 use crate::support::numbers::random;
@@ -64,8 +64,8 @@ impl<E: Half> Case<E> {
             [sizes.forward_schedule_words, sizes.backward_schedule_words].map(|n| Memory::zeros(n as usize));
         let bytes = sizes.forward_workspace_bytes.max(sizes.backward_workspace_bytes);
         let (starts, workspace) = (Memory::of(&STARTS), Memory::zeros(bytes as usize));
-        let qkv = Memory::rounded(&random(TOKENS * ROW, 1));
-        let column = |width, seed, mean| {
+        let qkv = Memory::<E>::rounded(&random(TOKENS * ROW, 1));
+        let column = |width: usize, seed: u64, mean: f32| {
             Memory::of(&random::<f32>(width, seed).iter().map(|x| mean + 0.2 * x).collect::<Vec<_>>())
         };
         let affine = [
@@ -80,8 +80,8 @@ impl<E: Half> Case<E> {
         };
         let rope = Memory::of(&random::<f32>(TOKENS * DIM / 2, 7).iter().flat_map(turn).collect::<Vec<_>>());
         let (out, lse) = (Memory::zeros(TOKENS * WIDTH), Memory::zeros(TOKENS * HEADS));
-        let dout = Memory::rounded(&random(TOKENS * WIDTH, 6));
-        let dqkv = Memory::zeros(TOKENS * ROW);
+        let dout = Memory::<E>::rounded(&random(TOKENS * WIDTH, 6));
+        let dqkv = Memory::<E>::zeros(TOKENS * ROW);
         let daffine = [WIDTH, WIDTH, KV_WIDTH, KV_WIDTH].map(Memory::zeros);
         let statistics = [HEADS, HEADS, KV_HEADS, KV_HEADS].map(|heads| Memory::zeros(TOKENS * heads));
         let parts = [0, WIDTH, WIDTH + KV_WIDTH];

@@ -17,7 +17,7 @@ fn sizes() -> AttentionSizes {
 
 /// SAFETY of all calls here: structs and memory of this process; what is wrong is refused before it is followed.
 fn plan(kernels: *const Handle, call: &Attention) -> Status {
-    unsafe { trencadis_attention_plan(kernels, call, &raw mut sizes()) }
+    unsafe { trencadis_attention_plan(kernels, call, &mut sizes()) }
 }
 
 fn forward(kernels: &Open, call: &Attention) -> Status {
@@ -32,9 +32,9 @@ fn backward(kernels: &Open, call: &Attention) -> Status {
 fn handles_that_are_not_open() {
     let kernels = Open::new(90);
     let open = kernels.0;
-    for handle in
-        [null_mut(), without_provenance_mut(open.addr() + 1_000_000), (&raw const kernels).cast_mut().cast()]
-    {
+    let wrong: [*mut Handle; 3] =
+        [null_mut(), without_provenance_mut(open.addr() + 1_000_000), (&raw const kernels).cast_mut().cast()];
+    for handle in wrong {
         refused(plan(handle, &described()), Status::InvalidArgument, "are not open");
         refused(trencadis_close(handle), Status::InvalidArgument, "are not open");
         unsafe {
@@ -85,15 +85,15 @@ fn structs_that_are_none() {
     let kernels = Open::new(90);
     let call = described();
     unsafe {
-        let found = trencadis_attention_plan(kernels.0, null(), &raw mut sizes());
+        let found = trencadis_attention_plan(kernels.0, null(), &mut sizes());
         refused(found, Status::InvalidArgument, "no address of a trencadis_attention");
         let found = trencadis_attention_plan(kernels.0, &raw const call, null_mut());
         refused(found, Status::InvalidArgument, "no address of a trencadis_attention_sizes");
-        let found = trencadis_attention_plan(kernels.0, &raw const call, &raw mut AttentionSizes::zeroed());
+        let found = trencadis_attention_plan(kernels.0, &raw const call, &mut AttentionSizes::zeroed());
         refused(found, Status::InvalidArgument, "sizeof(trencadis_attention_sizes), which is 40");
         for found in [
             trencadis_gemm_launch(kernels.0, null_mut(), null()),
-            trencadis_gemm_plan(kernels.0, null(), &raw mut 0),
+            trencadis_gemm_plan(kernels.0, null(), &mut 0),
             trencadis_norm_backward(kernels.0, null_mut(), null()),
             trencadis_pool_backward(kernels.0, null_mut(), null()),
             trencadis_device(kernels.0, null_mut()),
@@ -116,9 +116,8 @@ fn structs_that_are_none() {
     let mut newer = vec![0u64; size_of::<Attention>() / 8 + 2];
     let longer = Attention { size: newer.len() as u64 * 8, ..call };
     unsafe { newer.as_mut_ptr().cast::<Attention>().write(longer) };
-    let ask = |newer: &[u64]| unsafe {
-        trencadis_attention_plan(kernels.0, newer.as_ptr().cast(), &raw mut sizes())
-    };
+    let ask =
+        |newer: &[u64]| unsafe { trencadis_attention_plan(kernels.0, newer.as_ptr().cast(), &mut sizes()) };
     assert_eq!(ask(&newer), Status::Ok, "{}", message());
     *newer.last_mut().unwrap() = 1;
     refused(ask(&newer), Status::Unsupported, "fields that this library does not know");
@@ -173,7 +172,7 @@ fn numbers_that_no_kernel_takes() {
         (Norm { kind: 2, ..rows }, invalid, "2 is no trencadis_norm_kind"),
         (Norm { dtype: 1, ..rows }, unsupported, "dtype"),
     ] {
-        refused(unsafe { trencadis_norm_plan(kernels.0, &raw const wrong, &raw mut 0) }, status, part);
+        refused(unsafe { trencadis_norm_plan(kernels.0, &raw const wrong, &mut 0) }, status, part);
     }
     let pool = Pool {
         size: size_of::<Pool>() as u64,
@@ -293,10 +292,10 @@ fn many_threads() {
                 let closed = Open::new(80);
                 std::thread::scope(|inner| {
                     inner.spawn(|| {
-                        let status = plan(closed.0, &described());
+                        let status = plan(closed.handle(), &described());
                         assert!(matches!(status, Status::Ok | Status::InvalidArgument));
                     });
-                    assert_eq!(trencadis_close(closed.0), Status::Ok);
+                    assert_eq!(trencadis_close(closed.handle()), Status::Ok);
                 });
                 std::mem::forget(closed);
             }

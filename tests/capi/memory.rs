@@ -24,6 +24,10 @@ impl Open {
         assert!(!kernels.is_null());
         Self(kernels)
     }
+
+    pub fn handle(&self) -> *mut Handle {
+        self.0
+    }
 }
 
 impl Drop for Open {

@@ -7,7 +7,7 @@ use half::bf16;
 use trencadis::capi::*;
 use trencadis::cpu::attention::{AttentionConfig, QkAffine};
 use trencadis::cpu::pool::{attention_backward, attention_forward};
-use trencadis::recipe::{QkNormKind, Rope};
+use trencadis::ops::{QkNormKind, Rope};
 
 use crate::memory::{Memory, Open, alike, done, wide};
 use crate::support::numbers::random;
@@ -54,11 +54,11 @@ fn products_and_what_becomes_of_them() {
     let kernels = Open::new(90);
     let sizes @ [m, n, k] = [40, 16, 24];
     let (x, w) = (random::<f64>(m * k, 1), random::<f64>(n * k, 2));
-    let (a, b) = (Memory::rounded(&x), Memory::rounded(&w));
+    let (a, b) = (Memory::<bf16>::rounded(&x), Memory::<bf16>::rounded(&w));
     let (x, w) = (wide(a.slice()), wide(b.slice()));
     let column = |seed| Memory::of(&random::<f32>(n, seed));
     let (bias, gamma, keep) = (column(3), column(4), Memory::of(&random::<f32>(m, 5)));
-    let residual = Memory::rounded(&random(m * n, 6));
+    let residual = Memory::<bf16>::rounded(&random(m * n, 6));
     let (out, pre) = (Memory::<bf16>::zeros(m * (n + 8)), Memory::<bf16>::zeros(m * n));
     // Rows of an image and a half.
     let (starts, live) = (Memory::of(&[0, 20, 36]), 36);
@@ -127,9 +127,13 @@ pub fn norm(kind: NormKind, tokens: usize, width: usize) -> Norm {
 fn norms_forward_and_backward() {
     let kernels = Open::new(80);
     let (tokens, live, width) = (9, 7, 48);
-    let x = Memory::rounded(&random::<f64>(tokens * width, 1).iter().map(|x| x + 0.5).collect::<Vec<_>>());
-    let (dy, dresidual) =
-        (Memory::rounded(&random(tokens * width, 2)), Memory::rounded(&random(tokens * width, 3)));
+    let x = Memory::<bf16>::rounded(
+        &random::<f64>(tokens * width, 1).iter().map(|x| x + 0.5).collect::<Vec<_>>(),
+    );
+    let (dy, dresidual) = (
+        Memory::<bf16>::rounded(&random(tokens * width, 2)),
+        Memory::<bf16>::rounded(&random(tokens * width, 3)),
+    );
     let (gain, bias) = (Memory::of(&random::<f32>(width, 4)), Memory::of(&random::<f32>(width, 5)));
     let starts = Memory::of(&[0, 3, 7]);
     for kind in [NormKind::LayerNorm, NormKind::Rms] {
@@ -180,11 +184,13 @@ fn norms_forward_and_backward() {
 #[test]
 fn pooling_forward_and_backward() {
     let kernels = Open::new(80);
-    let (starts, tokens, [heads, dim, queries]) = ([0, 5, 5, 17], 20, [2, 32, 2]);
+    let (starts, tokens, [heads, dim, queries]) = ([0, 5, 5, 17], 20, [2, 32, 1]);
     let (width, slots, used) = (heads * dim, 3, 17);
-    let (q, kv) =
-        (Memory::of(&random::<f32>(queries * width, 1)), Memory::rounded(&random(tokens * 2 * width, 2)));
-    let dout = Memory::rounded(&random(slots * queries * width, 3));
+    let (q, kv) = (
+        Memory::of(&random::<f32>(queries * width, 1)),
+        Memory::<bf16>::rounded(&random(tokens * 2 * width, 2)),
+    );
+    let dout = Memory::<bf16>::rounded(&random(slots * queries * width, 3));
     let (out, lse) =
         (Memory::<bf16>::zeros(slots * queries * width), Memory::<f32>::zeros(slots * queries * heads));
     let (dq, dkv) = (Memory::<f32>::zeros(queries * width), Memory::<bf16>::zeros(tokens * 2 * width));

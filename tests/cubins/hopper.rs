@@ -41,7 +41,16 @@ const INSTRUCTIONS: [(&str, &[&str]); 4] = [
             "ELECT",
         ],
     ),
-    ("hopper_wgmma", &["HGMMA.64x8x16.F32.BF16", "HGMMA.64x136x16.F32.BF16", "HGMMA.64x256x16.F32.BF16"]),
+    (
+        "hopper_wgmma",
+        &[
+            "HGMMA.64x8x16.F32.BF16",
+            "HGMMA.64x136x16.F32.BF16",
+            "HGMMA.64x256x16.F32.BF16",
+            // Of f16.
+            "HGMMA.64x64x16.F32 ",
+        ],
+    ),
     ("hopper_gemm", &["UTMALDG.2D.MULTICAST", "HGMMA.64x128x16.F32.BF16", "USETMAXREG", "UTMASTG.2D"]),
 ];
 
@@ -108,15 +117,22 @@ fn wrappers_for_hopper_compile_to_its_instructions() {
     });
 }
 
+/// The code of a source of attention, of bf16 and of f16.
+fn of_elements(report: &Report, cuobjdump: &Path, stem: &str) -> [(&'static str, Dump); 2] {
+    [("bf16", stem.to_owned()), ("f16", format!("{stem}_f16"))].map(|(element, stem)| {
+        let fatbin = report.fatbins.iter().find(|fatbin| fatbin.stem == stem).expect("it was built");
+        (element, Dump::read(cuobjdump, &fatbin.file).unwrap())
+    })
+}
+
 /// Warpgroups share the registers of the launch out by role; what multiplies waits for its own products alone.
 #[test]
 fn the_attention_for_hopper_keeps_its_roles() {
     let Some((report, cuobjdump)) = compiled() else { return };
-    let fatbin =
-        report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_attention_forward").expect("it was built");
-    let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
-    for instance in HOPPER_INSTANCES {
-        let place = (instance.forward(Schedule::Short, "bf16"), "sm_90a".to_owned());
+    let dumps = of_elements(&report, &cuobjdump, "sm90_attention_forward");
+    for (instance, (element, dump)) in HOPPER_INSTANCES.iter().flat_map(|i| dumps.iter().map(move |d| (i, d)))
+    {
+        let place = (instance.forward(Schedule::Short, element), "sm_90a".to_owned());
         let (code, uses) = (dump.instructions[&place], dump.resources[&place]);
         let warpgroups = instance.hopper.unwrap() as u32;
         let [copies, multiplies] = code.roles;
@@ -158,10 +174,10 @@ fn the_gemm_for_hopper_keeps_its_roles() {
 #[test]
 fn attention_backward_for_hopper_keeps_its_roles() {
     let Some((report, cuobjdump)) = compiled() else { return };
-    let fatbin =
-        report.fatbins.iter().find(|fatbin| fatbin.stem == "sm90_attention_backward").expect("it was built");
-    let dump = Dump::read(&cuobjdump, &fatbin.file).unwrap();
-    for ((name, arch), code) in &dump.instructions {
+    let dumps = of_elements(&report, &cuobjdump, "sm90_attention_backward");
+    for (dump, ((name, arch), code)) in
+        dumps.iter().flat_map(|(_, dump)| dump.instructions.iter().map(move |code| (dump, code)))
+    {
         let registers = dump.resources[&(name.clone(), arch.clone())].registers;
         assert_eq!((code.roles, 3 * registers), ([88, 208], 88 + 2 * 208), "{name} {arch}");
         assert_eq!(code.local, 0, "{name} {arch}: spills");
@@ -169,5 +185,5 @@ fn attention_backward_for_hopper_keeps_its_roles() {
         // Whether its turn has come, and again while it has not.
         assert_eq!(code.polls, 2, "{name} {arch}: nobody waits for a turn");
     }
-    assert!(!dump.instructions.is_empty());
+    assert!(dumps.iter().all(|(_, dump)| !dump.instructions.is_empty()));
 }

@@ -47,7 +47,10 @@ fn a_launch_of_c_queues_kernels_alone() {
     let to = log.iter().position(|line| line.starts_with("free")).unwrap();
     let (loads, launches): (Vec<_>, Vec<_>) = log[from..to].iter().partition(|line| line.contains("load "));
     assert!(!loads.is_empty() && launches.len() == 2, "{log:#?}");
-    assert!(launches.iter().all(|line| line.starts_with("launch norm_forward_") && line.contains(" on 2,")), "{log:#?}");
+    assert!(
+        launches.iter().all(|line| line.starts_with("launch norm_forward_") && line.contains(" on 2,")),
+        "{log:#?}"
+    );
 }
 
 #[test]

@@ -212,8 +212,9 @@ mod launches {
         mark("capture");
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
         problem.launch(&borrowed, |operand| address(&memory[operand as usize], &stream));
-        drop(stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap());
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap();
         mark("end");
+        drop(graph);
         // Raw launches need no device at all.
         assert_eq!(Kernels::for_current_context().unwrap().info(), device.info());
     }

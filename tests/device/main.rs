@@ -6,6 +6,8 @@ mod support;
 mod any_device;
 #[cfg(target_os = "linux")]
 mod fake;
+#[cfg(all(target_os = "linux", feature = "capi", feature = "emulator"))]
+mod fake_capi;
 #[cfg(target_os = "linux")]
 mod fake_driver;
 #[cfg(target_os = "linux")]

@@ -73,6 +73,29 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
                 c.position.combination = PositionCombination::Stack;
             }),
         ),
+        (
+            "rotary positions and shared keys",
+            with(&|c| {
+                (c.heads, c.kv_heads, c.registers) = (4, 2, 2);
+                c.position.basis = PositionBasis::None;
+                c.rope = RopeConfig { kind: Rope::Halves, theta: 20.0, ..RopeConfig::default() };
+            }),
+        ),
+        (
+            "rotary positions without a norm",
+            with(&|c| {
+                (c.block, c.qk_norm, c.checkpoint) = (BlockKind::Parallel, QkNormKind::None, true);
+                (c.heads, c.kv_heads) = (4, 1);
+                c.rope = RopeConfig {
+                    kind: Rope::Interleaved,
+                    frequencies: RopeFrequencies::Turns,
+                    theta: 10.0,
+                    coordinate: RopeCoordinate::Centered,
+                    order: RopeOrder::ColumnRow,
+                    ..RopeConfig::default()
+                };
+            }),
+        ),
     ]
 }
 

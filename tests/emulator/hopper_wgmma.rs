@@ -146,11 +146,11 @@ fn caught(bug: &str, expected: &str, line: &str) {
 
 #[test]
 fn what_a_warpgroup_must_not_do() {
-    caught("no_fence", "with no wgmma_fence in between", "ptx::wgmma<N, A_TRANSPOSED, B_TRANSPOSED>");
+    caught("no_fence", "with no wgmma_fence in between", "ptx::wgmma<E, N, A_TRANSPOSED, B_TRANSPOSED>");
     caught(
         "written_before_wait",
         "the accumulator of this wgmma was written before it was waited for",
-        "ptx::wgmma<N",
+        "ptx::wgmma<E, N",
     );
     caught(
         "overwritten_operand",
@@ -158,11 +158,11 @@ fn what_a_warpgroup_must_not_do() {
         "Bug::overwritten_operand",
     );
     caught("unnamed", "without naming its accumulator", "ptx::wgmma_wait<0>();");
-    caught("no_wait", "ends while this wgmma is under way", "ptx::wgmma<N");
-    caught("misaligned", "must begin where the pattern does, a multiple of 1024", "ptx::wgmma<N");
-    caught("past_end", "wgmma reads 16 bytes at byte", "ptx::wgmma<N");
-    caught("generic_operand", "by the asynchronous proxy, which thread 0 wrote", "ptx::wgmma<N");
-    caught("other_shape", "a wgmma of another shape", "ptx::wgmma<N / 2>");
+    caught("no_wait", "ends while this wgmma is under way", "ptx::wgmma<E, N");
+    caught("misaligned", "must begin where the pattern does, a multiple of 1024", "ptx::wgmma<E, N");
+    caught("past_end", "wgmma reads 16 bytes at byte", "ptx::wgmma<E, N");
+    caught("generic_operand", "by the asynchronous proxy, which thread 0 wrote", "ptx::wgmma<E, N");
+    caught("other_shape", "a wgmma of another shape", "ptx::wgmma<E, N / 2>");
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn models() -> [ModelConfig; 2] {
         depth: 3,
         mlp: 48,
         heads: 4,
+        kv_heads: 2,
         patch: 2,
         channels: 1,
         layer_scale: 0.5,
@@ -44,6 +45,7 @@ fn models() -> [ModelConfig; 2] {
         proj_bias: true,
         pool_mlp: true,
         position: PositionConfig { rows: 9, columns: 11, ..PositionConfig::default() },
+        rope: RopeConfig { kind: Rope::Halves, theta: 20.0, ..RopeConfig::default() },
         ..ModelConfig::default()
     };
     let parallel = ModelConfig {
@@ -53,6 +55,8 @@ fn models() -> [ModelConfig; 2] {
         qk_norm: QkNormKind::Rms,
         layer_scale: 0.0,
         checkpoint: true,
+        kv_heads: 0,
+        rope: RopeConfig::default(),
         ..serial.clone()
     };
     [serial, parallel]

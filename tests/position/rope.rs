@@ -2,10 +2,11 @@
 //! implementations.
 
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, forward};
-use trencadis::cpu::rope::{coordinate, pairs, table};
+use trencadis::cpu::rope::table;
 use trencadis::data::batch::PREFIX;
 use trencadis::device::Device;
 use trencadis::kernels::position::{RopeOperands, RopeTable};
+use trencadis::kernels::tolerance as to;
 use trencadis::recipe::*;
 use trencadis::weights::Weights;
 
@@ -106,7 +107,7 @@ fn tables_are_those_of_other_implementations() {
 fn pairs_turn_by_rows_and_columns() {
     let axes = |order| -> Vec<usize> {
         let config = RopeConfig { kind: Rope::Halves, order, ..RopeConfig::default() };
-        pairs(&config, HEAD_DIM).iter().map(|pair| pair.axis).collect()
+        config.pairs(HEAD_DIM).iter().map(|pair| pair.axis).collect()
     };
     assert_eq!(axes(RopeOrder::Rows), [0, 0, 0, 0, 1, 1, 1, 1]);
     assert_eq!(axes(RopeOrder::Columns), [1, 1, 1, 1, 0, 0, 0, 0]);
@@ -133,7 +134,7 @@ fn coordinates_are_as_defined() {
     let of = |coordinate, offset| {
         let config = RopeConfig { coordinate, offset, ..RopeConfig::default() };
         move |axis: usize, index: u16, grid: [u16; 2]| {
-            let [numerator, denominator] = self::coordinate(&config, axis, index, grid);
+            let [numerator, denominator] = config.coordinate_of(axis, index, grid);
             numerator / denominator
         }
     };
@@ -195,7 +196,7 @@ fn on_device(device: &Device, config: &RopeConfig, head_dim: usize, grids: &[[u1
     table(config, head_dim, &mut want, &b.positions, starts, &b.grids);
     want.extend([1.0, 0.0].repeat(DEAD * head_dim / 2));
     let error = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs()).fold(0.0, f64::max);
-    assert!(error <= 1e-6, "{config:?}, head dim {head_dim}: {error:.1e}");
+    assert!(error <= to::ROPE, "{config:?}, head dim {head_dim}: {error:.1e}");
 }
 
 #[test]

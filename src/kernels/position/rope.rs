@@ -4,7 +4,7 @@ use super::raw::{RopePair, RopeTableParams, launch_rope_table};
 use crate::device::{Buffer, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{check_cu_seqlens, check_extents, check_len};
-use crate::ops::{RopeConfig, RopeCoordinate, RopePairing, rope_pairs};
+use crate::ops::{RopeConfig, RopeCoordinate};
 
 /// The table of the rotary position embedding of a recipe for batches of one size.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,12 +49,12 @@ impl RopeTable {
 
     /// The pairs of columns of a head.
     pub fn pairs(&self) -> Vec<RopePair> {
-        let pair = |pair: RopePairing| {
+        let pair = |pair: crate::ops::RopePair| {
             let turns = pair.turns as f32;
             let rest = (pair.turns - f64::from(turns)) as f32;
             RopePair { turns, rest, axis: pair.axis as i32, unused: 0 }
         };
-        rope_pairs(&self.config, self.head_dim).into_iter().map(pair).collect()
+        self.config.pairs(self.head_dim).into_iter().map(pair).collect()
     }
 
     /// Queues the table.

@@ -87,7 +87,11 @@ pub struct Best {
 }
 
 impl Header {
-    fn metadata(&self) -> Result<BTreeMap<String, String>> {
+    /// The metadata of a file that holds such a model.
+    ///
+    /// # Errors
+    /// Never for class names that are text.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
         let json = |value: serde_json::Result<String>| value.map_err(Error::failure);
         Ok(BTreeMap::from([
             // Other programs expect to be told who lays out tensors this way.

@@ -1,55 +1,152 @@
-//! Weights of other implementations: rename tables to this crate's parameter names, and the model
-//! settings that reproduce their networks.
+//! Weights of other implementations: tables of their names, and the model settings that reproduce their networks.
 //!
 //! A file holds names and shapes but not everything that a forward pass needs. What the shapes
 //! determine is derived (width, depth, biases, QK-norm, pooling, tables); what they do not
-//! (the head count without QK-norm, the kind of GELU, the resampling of positions, norm epsilons) is taken
-//! from the configuration.
+//! (the head count without QK-norm, the kind of GELU, the resampling of positions, norm epsilons) is what the
+//! implementation always does, or comes from the configuration or a named architecture ([`arch`]).
+//!
+//! | file | concept |
+//! |---|---|
+//! | `tables/*.txt`, `table` | which tensor is which, one table a family of networks |
+//! | `axes` | shapes in letters, values in another order |
+//! | `reading` | which family a file is of, its sizes, what is wrong with it |
+//! | `convert` | values by a table, forwards and backwards |
+//! | `describe` | the model's settings |
+//! | [`arch`] | architectures by name |
+//! | [`export`] | our weights under timm's names |
 
-mod conversion;
-mod siglip2;
-mod timm;
-mod vit_pytorch;
+pub mod arch;
+mod axes;
+mod convert;
+mod describe;
+pub mod export;
+mod reading;
+mod table;
 
 use super::Weights;
 use crate::recipe::ModelConfig;
 use crate::{Error, Result};
-use conversion::Conversion;
+use reading::Reading;
 
-/// Converts the weights of a known implementation, recognised by its names, and sets in `model` what
-/// they determine. Weights with this crate's names are returned as they are.
-///
-/// Known are vit-pytorch's NaViT (`na_vit`, `na_vit_nested_tensor`), timm's NaFlexVit and
-/// VisionTransformer (also DeiT's own names, LayerScale, and parallel blocks), and transformers'
-/// SigLIP 2 vision tower.
+/// Rows that are to be added to the first prefix tokens: the positions of a cls token, which a file may hold apart.
+pub const PREFIX_POSITIONS: &str = "position.prefix";
+
+/// Weights of a known implementation under our names.
+#[derive(Clone, Debug)]
+pub struct Converted {
+    /// The tensors. Positions of prefix tokens stand by themselves, so that nothing is lost: see [`fold_prefix`].
+    pub weights: Weights,
+    /// Key of the table of names; none for our own.
+    pub origin: Option<&'static str>,
+    /// The implementation, for people; empty for our own.
+    pub name: &'static str,
+}
+
+/// Converts the weights of a known implementation, recognised by its names, and sets in `model` what they determine.
+/// Weights with this crate's names are returned as they are, with positions of prefix tokens added to these.
 ///
 /// # Errors
-/// Names of no known implementation; tensors that are missing, of another shape, or that the
-/// implementation's plain form does not have; a head count that must be set.
+/// Names of no known implementation; every tensor that is missing, unexpected or of another shape; numbers that are
+/// none; a head count that must be set.
 pub fn detect_and_convert(weights: Weights, model: &mut ModelConfig) -> Result<Weights> {
-    let has = |name: &str| weights.tensors.contains_key(name);
-    if has("patch_embed.weight") {
-        return Ok(weights);
+    let mut weights = convert(weights, model)?.weights;
+    fold_prefix(&mut weights)?;
+    Ok(weights)
+}
+
+/// As [`detect_and_convert`], with positions of prefix tokens apart.
+///
+/// # Errors
+/// As there.
+pub fn convert(weights: Weights, model: &mut ModelConfig) -> Result<Converted> {
+    if weights.tensors.contains_key("patch_embed.weight") {
+        check_finite(&weights)?;
+        return Ok(Converted { weights, origin: None, name: "" });
     }
-    if has("transformer.layers.0.0.to_kv.weight") {
-        return vit_pytorch::packed(Conversion::new("vit-pytorch's NaViT", weights), model);
+    let weights = unroll(weights);
+    let reading = Reading::new(&weights)?;
+    let family = reading.family;
+    let (sizes, no_grid) = reading.sizes(&weights, model);
+    reading.check(&weights, &sizes)?;
+    if let Some(reason) = no_grid {
+        return Err(reading::error(family, reason));
     }
-    if has("transformer.layers.0.0.to_queries.weight") {
-        return vit_pytorch::nested(Conversion::new("vit-pytorch's nested-tensor NaViT", weights), model);
+    check_finite(&weights).map_err(|cause| reading::error(family, cause))?;
+    let mut weights = convert::forwards(&reading, weights, &sizes)?;
+    let mut described = model.clone();
+    describe::describe(family, &mut weights, &sizes, reading.depth, &mut described)?;
+    *model = described;
+    Ok(Converted { weights, origin: Some(family.key), name: &family.name })
+}
+
+/// Settings that files of `weights`' implementation usually go with, `key=value`; none for our own names.
+///
+/// # Errors
+/// Names of no known implementation.
+pub fn usual_settings(weights: &Weights) -> Result<&'static [String]> {
+    match weights.tensors.contains_key("patch_embed.weight") {
+        true => Ok(&[]),
+        false => Ok(&Reading::new(weights)?.family.usual),
     }
-    if has("embeds.proj.weight") {
-        return timm::naflex(Conversion::new("timm's NaFlexVit", weights), model);
+}
+
+/// Adds the positions of prefix tokens to these: the model has them as one.
+///
+/// # Errors
+/// Positions without as many tokens.
+pub fn fold_prefix(weights: &mut Weights) -> Result<()> {
+    let Some((shape, positions)) = weights.tensors.remove(PREFIX_POSITIONS) else { return Ok(()) };
+    match weights.tensors.get_mut("prefix") {
+        Some((tokens, values)) if tokens.get(1) == shape.get(1) && values.len() >= positions.len() => {
+            values.iter_mut().zip(positions).for_each(|(token, position)| *token += position);
+            Ok(())
+        }
+        _ => Err(Error::usage(format!(
+            "the weights have {PREFIX_POSITIONS} {shape:?} and no prefix tokens for them"
+        ))),
     }
-    if has("patch_embed.proj.weight") {
-        return timm::plain(Conversion::new("timm's VisionTransformer", weights), model);
+}
+
+/// Blocks that flax has scanned over, `encoderblock/… [depth, …]`, one by one.
+fn unroll(mut weights: Weights) -> Weights {
+    const SCANNED: &str = "encoderblock/";
+    let names: Vec<String> = weights.tensors.keys().filter(|name| name.contains(SCANNED)).cloned().collect();
+    for name in names {
+        let Some((shape, values)) = weights.tensors.get(&name) else { continue };
+        let (&[depth, ..], true) = (shape.as_slice(), !values.is_empty()) else { continue };
+        let (each, rest) = (values.len() / depth, &shape[1..]);
+        let parts: Vec<_> = (0..depth)
+            .map(|n| {
+                let one = name.replace(SCANNED, &format!("encoderblock_{n}/"));
+                (one, (rest.to_vec(), values[n * each..][..each].to_vec()))
+            })
+            .collect();
+        weights.tensors.remove(&name);
+        weights.tensors.extend(parts);
     }
-    if weights.tensors.keys().any(|name| name.ends_with("embeddings.patch_embedding.weight")) {
-        return siglip2::vision(Conversion::new("SigLIP 2's vision tower", weights), model);
+    weights
+}
+
+/// Names every tensor that holds something other than numbers.
+fn check_finite(weights: &Weights) -> Result<()> {
+    const SHOWN: usize = 8;
+    let broken: Vec<String> = weights
+        .tensors
+        .iter()
+        .filter_map(|(name, (_, values))| {
+            let at = values.iter().position(|value| !value.is_finite())?;
+            Some(format!("{name} ({} at element {at})", values[at]))
+        })
+        .collect();
+    if broken.is_empty() {
+        return Ok(());
     }
-    let names: Vec<_> = weights.tensors.keys().take(3).map(String::as_str).collect();
+    let more = match broken.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     Err(Error::usage(format!(
-        "the tensors ({}, ...) have the names of no known implementation; known are vit-pytorch's NaViT, timm's \
-         NaFlexVit and VisionTransformer, DeiT, SigLIP 2's vision tower, and this program's own",
-        names.join(", ")
+        "some weights are no finite numbers: {}{more}; take a checkpoint from before they were lost",
+        broken[..broken.len().min(SHOWN)].join(", ")
     )))
 }

@@ -1,0 +1,372 @@
+//! Weights of other programs: converted and back, described by architectures, refused with every mistake named.
+
+#[path = "support/places.rs"]
+mod places;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use trencadis::eval::forward::{self, RawImage};
+use trencadis::eval::open::{Told, open};
+use trencadis::recipe::{ModelConfig, Recipe};
+use trencadis::train::checkpoint;
+use trencadis::weights::Weights;
+use trencadis::weights::foreign::{self, export};
+
+/// Every golden case whose names are timm's, and those of DeiT, which differ in LayerScale alone.
+const TIMM: &[&str] = &[
+    "naflex_gap",
+    "naflex_gap_qk_norm",
+    "naflex_par_gap",
+    "naflex_factorized",
+    "naflex_parfac",
+    "naflex_map",
+    "naflex_token",
+    "naflex_siglip",
+    "naflex_none",
+    "naflex_avg_norm",
+    "vit_cls",
+    "vit_reg_gap",
+    "vit_map",
+    "vit_cls_reg_qk",
+    "vit_cls_gap",
+    "vit_headless",
+    "vit_parallel",
+    "vit_parallel_fused",
+    "deit3",
+];
+
+fn golden(path: &str) -> PathBuf {
+    places::root().join("tests/golden").join(path)
+}
+
+fn weights(case: &str) -> Weights {
+    Weights::load(&golden(&format!("{case}/weights.safetensors"))).unwrap()
+}
+
+fn model(case: &str) -> ModelConfig {
+    let path = golden(&format!("{case}/config.toml"));
+    Recipe::load(path.to_str().unwrap(), &[]).unwrap().model
+}
+
+fn images() -> Vec<RawImage> {
+    forward::images_of(&Weights::load(&golden("images.safetensors")).unwrap().tensors).unwrap()
+}
+
+/// Bits of all values, so that signs of zeros count.
+fn assert_same(case: &str, got: &Weights, expected: &Weights) {
+    let names = |w: &Weights| w.tensors.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(got), names(expected), "{case}");
+    for (name, (shape, values)) in &expected.tensors {
+        let (got_shape, got) = &got.tensors[name];
+        assert_eq!(got_shape, shape, "{case}: {name}");
+        let same = got.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same && got.len() == values.len(), "{case}: {name}");
+    }
+}
+
+#[test]
+fn to_ours_and_back_to_timm_is_exact() {
+    for case in TIMM {
+        let mut described = model(case);
+        let converted = foreign::convert(weights(case), &mut described).unwrap();
+        let back = export::to_timm(converted.weights.clone(), &described, converted.origin, false).unwrap();
+        let mut expected = weights(case);
+        expected.tensors = expected
+            .tensors
+            .into_iter()
+            .map(|(name, t)| (name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma"), t))
+            .collect();
+        assert_same(case, &back.weights, &expected);
+        let class = if case.starts_with("naflex") { "NaFlexVit(" } else { "VisionTransformer(" };
+        assert!(back.call.contains(class), "{case}: {}", back.call);
+        // And from there to ours once more.
+        let again = foreign::convert(back.weights, &mut described).unwrap();
+        assert_same(case, &again.weights, &converted.weights);
+    }
+}
+
+#[test]
+fn other_networks_become_those_of_timm() {
+    let images = images();
+    // (case, whether timm has the same network; else what it has not)
+    let cases: &[(&str, &[&str])] = &[
+        ("hf_vit", &[]),
+        ("hf_dinov2", &[]),
+        ("hf_dinov2_registers", &[]),
+        ("dinov2", &[]),
+        ("hf_siglip", &[]),
+        ("hf_siglip_classifier", &[]),
+        ("siglip2", &[]),
+        ("big_vision_map", &[]),
+        ("big_vision_tok", &[]),
+        ("vit_jax", &[]),
+        (
+            "na_vit",
+            &[
+                "model.attention_scale = 1.0",
+                "model.pool_residual = true",
+                "model.position.coordinate = absolute",
+            ],
+        ),
+        (
+            "na_vit_nested",
+            &["model.qk_norm = layernorm", "model.pool_query_norm = true", "model.pool_mlp = false"],
+        ),
+        ("vit_pytorch_cls", &["model.position.combination = flat"]),
+        ("vit_pytorch_simple", &["model.position.coordinate = absolute"]),
+    ];
+    for (case, missing) in cases {
+        let mut described = model(case);
+        let converted = foreign::convert(weights(case), &mut described).unwrap();
+        let exported = export::to_timm(converted.weights.clone(), &described, converted.origin, false);
+        if !missing.is_empty() {
+            let message = exported.unwrap_err().to_string();
+            missing.iter().for_each(|part| assert!(message.contains(part), "{case}: {message}"));
+            continue;
+        }
+        // timm's names, read as any other file of timm, give the same logits.
+        let recipe = Recipe { model: described, ..Recipe::default() };
+        let ours = forward::run(weights(case), &recipe, &images, None).unwrap();
+        let timm = forward::run(exported.unwrap().weights, &recipe, &images, None).unwrap();
+        assert_eq!(ours.logits, timm.logits, "{case}");
+    }
+}
+
+#[test]
+fn branches_that_were_trained_apart_have_no_place_in_timm() {
+    let mut described = model("vit_parallel_fused");
+    let mut converted = foreign::convert(weights("vit_parallel_fused"), &mut described).unwrap();
+    converted.weights.tensors.get_mut("blocks.1.scale2").unwrap().1[0] += 0.1;
+    let error = export::to_timm(converted.weights, &described, converted.origin, false).unwrap_err();
+    assert!(error.to_string().contains("blocks.1.scale1 and blocks.1.scale2"), "{error}");
+}
+
+fn trencadis(arguments: &[&str]) -> (bool, String, String) {
+    let output = Command::new(places::program()).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// From a file of timm to one that describes itself, to the same logits without a recipe, and back.
+#[test]
+fn the_command_line_goes_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (ours, back, out) = (at("ours.safetensors"), at("back.safetensors"), at("out.safetensors"));
+    let theirs = golden("vit_cls/weights.safetensors");
+    let (done, text, error) = trencadis(&["convert", path(&theirs), path(&ours), "--set", "model.heads=2"]);
+    assert!(done, "{error}");
+    assert!(
+        text.contains("timm's VisionTransformer") && text.contains("model.heads=2 model.gelu=erf"),
+        "{text}"
+    );
+
+    let input = golden("images.safetensors");
+    let (done, _, error) =
+        trencadis(&["forward", "--weights", path(&ours), "--input", path(&input), "--output", path(&out)]);
+    assert!(done, "{error}");
+    let logits = &Weights::load(&out).unwrap().tensors["logits"].1;
+    let expected = &Weights::load(&golden("vit_cls/expected.safetensors")).unwrap().tensors["logits"].1;
+    assert!(logits.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{logits:?}");
+
+    let (done, text, error) = trencadis(&["convert", path(&ours), path(&back), "--to", "timm"]);
+    assert!(done, "{error}");
+    assert!(text.contains("timm.models.VisionTransformer(patch_size=4"), "{text}");
+    assert_same("vit_cls", &Weights::load(&back).unwrap(), &weights("vit_cls"));
+
+    // It trains, too: the description is that of a recipe, and the positions of the cls token are in it.
+    let header = checkpoint::load_header(&ours).unwrap();
+    assert_eq!(header.classes, ["0", "1", "2", "3", "4", "5"]);
+    let recipe = Recipe::from_toml(&header.recipe, &ours).unwrap();
+    assert_eq!((recipe.model.width, recipe.resolution.max), (32, 20));
+}
+
+#[test]
+fn half_precision_is_read_exactly_and_nothing_partial_is_left() {
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("half.safetensors"), folder.path().join("out.safetensors"));
+    let source = weights("vit_reg_gap");
+    let halves: Vec<_> = source
+        .tensors
+        .iter()
+        .map(|(name, (shape, values))| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+            (name, shape.clone(), bytes)
+        })
+        .collect();
+    let views = halves.iter().map(|(n, s, b)| (*n, TensorView::new(Dtype::BF16, s.clone(), b).unwrap()));
+    std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
+    let sets = ["model.heads=2", "model.position.rows=4", "model.position.columns=6"];
+    let mut arguments = vec!["convert", path(&file), path(&out), "--to", "timm"];
+    sets.iter().for_each(|set| arguments.extend(["--set", set]));
+    let (done, _, error) = trencadis(&arguments);
+    assert!(done, "{error}");
+    let back = Weights::load(&out).unwrap();
+    for (name, (_, values)) in &source.tensors {
+        let expected = values.iter().map(|v| half::bf16::from_f32(*v).to_f32());
+        assert!(back.tensors[name].1.iter().copied().eq(expected), "{name}");
+    }
+
+    let into = folder.path().join("there");
+    std::fs::create_dir(&into).unwrap();
+    let refused: &[&[&str]] =
+        &[&["convert", path(&file), path(&into)], &["convert", path(&file), path(&out), "--arch", "x"]];
+    let before = std::fs::read(&out).unwrap();
+    for arguments in refused {
+        let mut arguments = arguments.to_vec();
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let (done, _, error) = trencadis(&arguments);
+        assert!(!done && error.starts_with("error: "), "{error}");
+    }
+    assert_eq!(std::fs::read(&out).unwrap(), before);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+}
+
+fn told<'a>(arch: Option<&'a str>, sets: &'a [String]) -> Told<'a> {
+    Told { arch, sets, ..Told::default() }
+}
+
+/// Zeros in the shapes of a published network, without its size: two blocks.
+fn published(width: usize, depth: usize, patch: usize, rows: usize) -> Weights {
+    let mut tensors = std::collections::BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        tensors.insert(name, (shape.to_vec(), vec![0.0; shape.iter().product()]));
+    };
+    add("cls_token".into(), &[1, 1, width]);
+    add("pos_embed".into(), &[1, rows, width]);
+    add("patch_embed.proj.weight".into(), &[width, 3, patch, patch]);
+    add("patch_embed.proj.bias".into(), &[width]);
+    for n in 0..depth {
+        for (part, rows, columns) in [
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", 8, width),
+            ("mlp.fc2", width, 8),
+        ] {
+            add(format!("blocks.{n}.{part}.weight"), &[rows, columns]);
+            add(format!("blocks.{n}.{part}.bias"), &[rows]);
+        }
+        for norm in ["norm1", "norm2"] {
+            add(format!("blocks.{n}.{norm}.weight"), &[width]);
+            add(format!("blocks.{n}.{norm}.bias"), &[width]);
+        }
+    }
+    add("norm.weight".into(), &[width]);
+    add("norm.bias".into(), &[width]);
+    add("head.weight".into(), &[3, width]);
+    add("head.bias".into(), &[3]);
+    Weights { tensors, ..Weights::default() }
+}
+
+#[test]
+fn an_architecture_tells_what_the_file_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w.safetensors");
+    published(192, 12, 16, 197).save_atomic(&file).unwrap();
+    let opened = open(&file, &told(Some("vit_tiny_patch16_224.augreg_in21k"), &[])).unwrap();
+    let recipe = &opened.recipe;
+    assert_eq!((recipe.model.heads, recipe.model.head_dim, recipe.model.mlp), (3, 64, 8));
+    assert_eq!((recipe.data.mean.as_slice(), recipe.resolution.max), ([0.5].as_slice(), 224));
+    assert_eq!(opened.origin.as_deref(), Some("timm-vit"));
+
+    let message = |arch, sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        let error = open(&file, &told(arch, &sets)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.starts_with(path(&file)), "{text}");
+        text
+    };
+    let none = message(None, &[]);
+    for part in ["--set model.heads=3", "--arch", "vit_tiny_patch16_224", "divisor of 192"] {
+        assert!(none.contains(part), "{none}");
+    }
+    let other = message(Some("vit_small_patch16_224"), &[]);
+    assert!(other.contains("has width 384, 12 blocks and 6 heads, the file width 192"), "{other}");
+    let near = message(Some("vit_tiny_patch16_242"), &[]);
+    assert!(near.contains("near it are vit_tiny_patch16_224"), "{near}");
+    let names = message(Some("google/vit-base-patch16-224"), &[]);
+    assert!(names.contains("names of timm's VisionTransformer"), "{names}");
+    let wrong = message(Some("vit_tiny_patch16_224"), &["model.width=64"]);
+    assert!(wrong.contains("the file width 64") || wrong.contains("expected"), "{wrong}");
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let told_of = |case: &str, change: &dyn Fn(&mut Weights)| {
+        let mut file = weights(case);
+        change(&mut file);
+        let error = foreign::detect_and_convert(file, &mut model(case)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    };
+    let rename = |w: &mut Weights, from: &str, to: &str| {
+        let tensor = w.tensors.remove(from).unwrap();
+        w.tensors.insert(to.into(), tensor);
+    };
+    let message = told_of("hf_vit", &|w| {
+        rename(w, "vit.layernorm.weight", "vit.layrnorm.weight");
+        w.tensors.remove("vit.encoder.layer.1.attention.attention.key.bias");
+        w.tensors.insert("vit.embeddings.cls_token".into(), (vec![1, 1, 17], vec![0.0; 17]));
+        w.tensors.insert("classifier.scale".into(), (vec![1], vec![0.0]));
+    });
+    for part in [
+        "weights of transformers' ViT: ",
+        "vit.embeddings.cls_token [1, 1, 17] (expected [1, 1, 16])",
+        "missing: encoder.layer.1.attention.attention.key.bias",
+        "layernorm.weight (nearest in the file: vit.layrnorm.weight)",
+        "unexpected: classifier.scale",
+        "vit.layrnorm.weight (nearest known: ",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+
+    // Sizes are those that most tensors have, so that one wrong tensor is one mistake.
+    let message = told_of("vit_cls", &|w| {
+        w.tensors.insert("blocks.0.norm1.weight".into(), (vec![31], vec![0.0; 31]));
+    });
+    let expected = "of another shape: blocks.0.norm1.weight [31] (expected [32])";
+    assert!(message.ends_with(expected), "{message}");
+
+    let message = told_of("naflex_gap", &|w| {
+        w.tensors.get_mut("blocks.1.mlp.fc1.bias").unwrap().1[7] = f32::NAN;
+        w.tensors.get_mut("head.weight").unwrap().1[2] = f32::INFINITY;
+    });
+    for part in ["blocks.1.mlp.fc1.bias (NaN at element 7)", "head.weight (inf at element 2)"] {
+        assert!(message.contains(part), "{message}");
+    }
+
+    let message = told_of("hf_dinov2", &|w| {
+        w.tensors.insert("encoder.layer.0.mlp.weights_in.weight".into(), (vec![1], vec![0.0]));
+    });
+    assert!(message.contains("encoder.layer.0.mlp.weights_in.weight: a gated MLP (SwiGLU"), "{message}");
+    let message = told_of("hf_dinov2", &|w| {
+        w.tensors.insert("classifier.weight".into(), (vec![3, 32], vec![0.0; 96]));
+    });
+    assert!(message.contains("the cls token and the mean of the patches"), "{message}");
+    let message = told_of("vit_cls", &|w| {
+        w.tensors.insert("blocks.0.attns.0.norm.weight".into(), (vec![32], vec![0.0; 32]));
+    });
+    assert!(message.contains("ParallelThingsBlock"), "{message}");
+}
+
+/// Wrappers put words before all names.
+#[test]
+fn wrapped_names_are_the_same() {
+    let images = images();
+    for (case, prefix) in [("vit_cls", "module."), ("hf_vit_model", "vit."), ("siglip2", "_orig_mod.")] {
+        let mut wrapped = weights(case);
+        wrapped.tensors =
+            wrapped.tensors.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+        let recipe = Recipe { model: model(case), ..Recipe::default() };
+        let plain = forward::run(weights(case), &recipe, &images, None).unwrap();
+        assert_eq!(forward::run(wrapped, &recipe, &images, None).unwrap().logits, plain.logits, "{case}");
+    }
+}
