@@ -179,6 +179,19 @@ fn the_command_line_goes_round() {
     assert!(text.contains("timm.models.VisionTransformer(patch_size=4"), "{text}");
     assert_same("vit_cls", &Weights::load(&back).unwrap(), &weights("vit_cls"));
 
+    // A recipe of the network alone, whose batches are not made for it.
+    let recipe = golden("vit_cls/config.toml");
+    let (input, theirs, described) = (path(&input), path(&theirs), path(&recipe));
+    let logits = logits.clone();
+    for arguments in [
+        &["convert", theirs, path(&back), "--config", described][..],
+        &["forward", "--weights", theirs, "--config", described, "--input", input, "--output", path(&out)],
+    ] {
+        let (done, _, error) = trencadis(arguments);
+        assert!(done, "{error}");
+    }
+    assert_eq!(Weights::load(&out).unwrap().tensors["logits"].1, logits);
+
     // It trains, too: the description is that of a recipe, and the positions of the cls token are in it.
     let header = checkpoint::load_header(&ours).unwrap();
     assert_eq!(header.classes, ["0", "1", "2", "3", "4", "5"]);

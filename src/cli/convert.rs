@@ -11,15 +11,17 @@ use crate::train::terminal::mib;
 use crate::weights::Weights;
 use crate::weights::foreign::{arch, export};
 
+const EXAMPLES: &str = "\
+Known are the names of timm (VisionTransformer, NaFlexVit), transformers (ViT, DINOv2, SigLIP, SigLIP 2), vit-pytorch
+(ViT, SimpleViT, both NaViT), and of the repositories of DeiT, DINOv2 and big_vision; see docs/parity.md.
+
+Examples:
+  trencadis convert timm.safetensors model.safetensors --arch vit_base_patch16_224
+  trencadis convert theirs.npz model.safetensors --classes names.txt
+  trencadis convert runs/mine/best.safetensors timm.safetensors --to timm";
+
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Known are the names of timm (VisionTransformer, NaFlexVit), transformers (ViT, DINOv2, SigLIP, \
-SigLIP 2), vit-pytorch (ViT, SimpleViT, both NaViT), and of the repositories of DeiT, DINOv2 and big_vision; see \
-docs/parity.md.\n\n\
-  trencadis convert timm.safetensors model.safetensors --arch vit_base_patch16_224\n  \
-  trencadis convert theirs.safetensors model.safetensors --set model.heads=12\n  \
-  trencadis convert runs/mine/best.safetensors timm.safetensors --to timm"
-)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// Weights of any known program, or a checkpoint.
     #[arg(value_name = "IN", required_unless_present = "list")]

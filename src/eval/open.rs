@@ -114,7 +114,8 @@ fn of_names(path: &Path, weights: Weights, told: &Told<'_>) -> Result<Opened> {
     if let (Some(arch), Some(table)) = (&arch, converted.origin) {
         arch.check(table, converted.name, &recipe.model.dimensions()?)?;
     }
-    if told.config.is_none() {
+    // A recipe that says nothing of batches has none that hold an image of another patch.
+    if told.config.is_none() || recipe.validate().is_err() {
         let side = arch.map_or(recipe.model.position.rows * recipe.model.patch, |arch| arch.resolution);
         suit(&mut recipe, side, told.sets)?;
     }

@@ -65,6 +65,10 @@ impl Arch {
             near.push(found);
             names.retain(|name| *name != found);
         }
+        if near.is_empty() && !plain.is_empty() {
+            // The beginning of a name, perhaps.
+            near.extend(names.iter().filter(|name| name.contains(plain)).take(3));
+        }
         let hint = if near.is_empty() { String::new() } else { format!("; near it are {}", near.join(", ")) };
         Err(Error::usage(format!(
             "--arch {name}: there is no architecture of that name{hint}; `trencadis convert --list` names all"
@@ -164,6 +168,9 @@ mod tests {
         assert_eq!(Arch::named("google/siglip2-so400m-patch16-naflex").unwrap().width, 1152);
         let error = Arch::named("vit_bas_patch16_224").unwrap_err().to_string();
         assert!(error.contains("near it are vit_base_patch16_224"), "{error}");
+        assert!(
+            Arch::named("siglip2-base").unwrap_err().to_string().contains("google/siglip2-base-patch32-256")
+        );
         assert!(!Arch::named("resnet50").unwrap_err().to_string().contains("near it"));
         let deit = Arch::named("deit3_small_patch16_224").unwrap();
         let dims = Dimensions { width: 384, depth: 12, mlp: 1536, heads: 12, kv_heads: 12, head_dim: 32 };

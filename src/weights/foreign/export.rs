@@ -232,10 +232,9 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
         PoolKind::Cls => "token",
     };
     let mut args = format!(
-        "patch_size={}, in_chans={}, embed_dim={}, depth={}, num_heads={}, mlp_ratio={}, qkv_bias={}, class_token={}, \
+        "patch_size={}, embed_dim={}, depth={}, num_heads={}, mlp_ratio={}, qkv_bias={}, class_token={}, \
          reg_tokens={}, global_pool='{pool}'",
         model.patch,
-        model.channels,
         dims.width,
         dims.depth,
         dims.heads,
@@ -266,7 +265,10 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
         arg(true, format!("pos_embed_grid_size=({rows}, {columns})"));
         let bilinear = model.position.resample == PositionResample::Bilinear;
         arg(bilinear, "pos_embed_interp_mode='bilinear'".into());
-        return format!("timm.models.NaFlexVit(timm.models.NaFlexVitCfg({args}), num_classes={classes})");
+        let channels = model.channels;
+        return format!(
+            "timm.models.NaFlexVit(timm.models.NaFlexVitCfg({args}), in_chans={channels}, num_classes={classes})"
+        );
     }
     arg(rms || model.norm_eps != 1e-6, format!("norm_layer=partial({layer}, eps={:e})", model.norm_eps));
     arg(tanh, "act_layer='gelu_tanh'".into());
@@ -279,6 +281,6 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
         "timm-vit-parallel-fused" => arg(true, format!("block_fn=partial({block}, fuse_out_proj=True)")),
         _ => {}
     }
-    arg(true, "dynamic_img_size=True".into());
+    arg(true, format!("in_chans={}, dynamic_img_size=True", model.channels));
     format!("timm.models.VisionTransformer({args}, num_classes={classes})")
 }
