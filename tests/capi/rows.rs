@@ -52,7 +52,7 @@ fn gelu(x: f64) -> f64 {
 #[test]
 fn products_and_what_becomes_of_them() {
     let kernels = Open::new(90);
-    let sizes @ [m, n, k] = [40, 16, 24];
+    let sizes @ [m, n, _] = [40, 16, 24];
     let (x, w) = (random::<f64>(m * k, 1), random::<f64>(n * k, 2));
     let (a, b) = (Memory::<bf16>::rounded(&x), Memory::<bf16>::rounded(&w));
     let (x, w) = (wide(a.slice()), wide(b.slice()));
@@ -101,7 +101,7 @@ fn products_and_what_becomes_of_them() {
     alike("column sums", &wide(column_sums.slice()), &sums, 1e-5, 1e-2);
 
     // dw += a[k, m]^T b[k, n] in f32.
-    let sizes @ [m, n, k] = [24, 16, 24];
+    let sizes @ [m, n, _] = [24, 16, 24];
     let (sum, flag) = (Memory::<f32>::of(&vec![1.0; m * n]), Memory::of(&[1]));
     let mut gemm = product(GemmLayout::Tn, GemmEpilogue::Sum, sizes);
     (gemm.a, gemm.b, gemm.out, gemm.accumulate) = (a.ptr(), b.ptr(), sum.ptr(), flag.ptr());
