@@ -574,6 +574,10 @@ trencadis_status trencadis_open_current(trencadis_kernels **kernels);
 trencadis_status trencadis_open_emulator(uint32_t compute_capability,
                                          trencadis_kernels **kernels);
 
+// Loads the code of every kernel for this device, which the first launch of a kernel otherwise does: not while the
+// stream is being captured, where CUDA's default mode forbids it. It takes time and device memory, and once is enough.
+trencadis_status trencadis_preload(const trencadis_kernels *kernels);
+
 // Closes kernels. What another thread is queuing with them is queued; what is queued runs on. Closing twice, or closing
 // null, is refused and harms nothing.
 trencadis_status trencadis_close(trencadis_kernels *kernels);
@@ -665,6 +669,10 @@ trencadis_status trencadis_open_current(trencadis_kernels **kernels);
 // As for `trencadis_open_current`.
 trencadis_status trencadis_open_emulator(uint32_t compute_capability,
                                          trencadis_kernels **kernels);
+
+// Loads the code of every kernel for this device, which the first launch of a kernel otherwise does: not while the
+// stream is being captured, where CUDA's default mode forbids it. It takes time and device memory, and once is enough.
+trencadis_status trencadis_preload(const trencadis_kernels *kernels);
 
 // Closes kernels. What another thread is queuing with them is queued; what is queued runs on. Closing twice, or closing
 // null, is refused and harms nothing.

@@ -122,6 +122,13 @@ fn emulator(_: u32) -> Result<Device> {
     ))
 }
 
+/// Loads the code of every kernel for this device, which the first launch of a kernel otherwise does: not while the
+/// stream is being captured, where CUDA's default mode forbids it. It takes time and device memory, and once is enough.
+#[unsafe(no_mangle)]
+pub extern "C" fn trencadis_preload(kernels: *const Handle) -> Status {
+    guard(|| Ok(device(kernels)?.kernels().preload(|_| true)?))
+}
+
 /// Closes kernels. What another thread is queuing with them is queued; what is queued runs on. Closing twice, or closing
 /// null, is refused and harms nothing.
 #[unsafe(no_mangle)]

@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use super::operands::count;
 use super::status::{Refusal, Result, Status, guard};
 use super::structs::{read, sized, write};
-use crate::kernels::attention::Windows as Checked;
+use crate::kernels::attention::{WindowSizes, Windows as Checked};
 use crate::ops::Grid;
 
 /// Images cut into windows, each of which is a segment of attention (Qwen2.5-VL): the order in which the token rows of a
@@ -66,10 +66,9 @@ unsafe fn make(windows: *mut Windows) -> Result {
         let sides = unsafe { std::slice::from_raw_parts(given.grids, 2 * count(given.images)) };
         sides.chunks_exact(2).map(|side| Grid { rows: side[0] as usize, cols: side[1] as usize }).collect()
     };
-    let made = Checked::new(&grids, count(given.window), count(given.merge))?;
-    let (rows, segments) = (made.order.len(), made.cu_seqlens.len() - 1);
-    let told =
-        Windows { rows: rows as u64, segments: segments as u64, longest: made.longest() as u64, ..given };
+    let (window, merge) = (count(given.window), count(given.merge));
+    let WindowSizes { rows, segments, longest } = Checked::sizes(&grids, window, merge)?;
+    let told = Windows { rows: rows as u64, segments: segments as u64, longest: longest as u64, ..given };
     unsafe { write(windows, &told)? };
     let small = |at: *mut i32, room: u64, needed: usize| !at.is_null() && count(room) < needed;
     if small(given.order, given.rows, rows)
@@ -81,7 +80,11 @@ unsafe fn make(windows: *mut Windows) -> Result {
             given.rows, given.segments
         )));
     }
-    // Rows are fewer than 2^31, or there were no windows.
+    if given.order.is_null() && given.inverse.is_null() && given.cu_seqlens.is_null() {
+        return Ok(());
+    }
+    let made = Checked::new(&grids, window, merge)?;
+    // Rows are at most 2^30, or there were no windows.
     let fill = |at: *mut i32, from: &[usize]| {
         if !at.is_null() {
             from.iter().enumerate().for_each(|(i, &row)| unsafe { at.add(i).write_unaligned(row as i32) });

@@ -74,7 +74,7 @@ impl backend::Backend for Host {
     }
 
     unsafe fn free(&self, address: u64) {
-        self.queues.forget(address, self.emulator.bytes_at(address));
+        self.queues.forget(&[(address, address + self.emulator.bytes_at(address) as u64)]);
         self.emulator.free(address);
     }
 
@@ -85,8 +85,8 @@ impl backend::Backend for Host {
     }
 
     fn give_back(&self, address: u64, bytes: usize) {
-        self.queues.forget(address, bytes);
-        self.emulator.give_back(address, bytes);
+        let ended = self.emulator.give_back(address, bytes);
+        self.queues.forget(&ended);
     }
 
     unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {

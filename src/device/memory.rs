@@ -130,8 +130,8 @@ impl<T: Pod> Buffer<T> {
     /// use while the buffer lives. Ranges may be lent that overlap.
     ///
     /// # Errors
-    /// Null for more than no elements; an address that is no multiple of 16 bytes, which kernels read at a time; on a
-    /// GPU, as far as the driver tells, plain memory of the host, memory of another context or GPU, and more than was
+    /// Null for more than no elements; an address that is no multiple of 16 bytes, which kernels read at a time; an end
+    /// beyond the last address; on a GPU, as far as the driver tells, plain memory of the host, memory of another context or GPU, and more than was
     /// allocated there.
     ///
     /// # Safety
@@ -151,6 +151,11 @@ impl<T: Pod> Buffer<T> {
                 return Err(Error::usage(format!(
                     "the address {ptr:?} is not a multiple of {WIDE} bytes, which kernels read at a time; lend memory that \
                      begins at one"
+                )));
+            }
+            if address.checked_add(bytes as u64).is_none() {
+                return Err(Error::usage(format!(
+                    "{bytes} bytes at {ptr:?} end beyond the last address there is; lend the memory that they lie in"
                 )));
             }
             // SAFETY: the caller promises that it stays until the last buffer in it is dropped.

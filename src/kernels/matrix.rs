@@ -39,7 +39,7 @@ fn ops() -> Vec<Op> {
     let backward = widths(&mut registry::attention::BACKWARD_INSTANCES.iter().map(|instance| instance.width));
     let norm = registry::norm::FORWARD.iter().map(|kernel| kernel.widest()).max().unwrap_or(0);
     let rows = "rows a multiple of 8 wide";
-    let gemm = |of: &str, unit: f64| format!("{of}: {unit:.1e} of each element + 2e-5");
+    let gemm = |of: &str, unit: f64| format!("{of}: {unit:.1e} of each element + {:e}", to::GEMM_MARGIN);
     vec![
         op("attention, work lists", &["attention_schedule"], "up to 2^30 rows and images", "exact".into()),
         op(
@@ -164,6 +164,10 @@ fn ops() -> Vec<Op> {
 /// Element types that are named in names of kernels.
 const DTYPES: [&str; 4] = ["bf16", "f16", "f32", "u8"];
 
+/// Beginnings of the names of kernels that help others: what they sum or draw in f32 is no type that the operation takes.
+const HELPERS: [&str; 5] =
+    ["attention_backward_sum", "sum_f32", "norm_sums", "drop_path_keep", "pool_attention_finish"];
+
 /// The table, as markdown.
 pub fn markdown() -> String {
     let sources = registry::sources();
@@ -177,7 +181,7 @@ pub fn markdown() -> String {
     text
 }
 
-/// Element types and tiers of the kernels that begin with one of `prefixes`.
+/// Element types and tiers of the kernels that begin with one of `prefixes`, helpers' types apart.
 fn found(sources: &[Source], prefixes: &[&str]) -> (String, &'static str) {
     let mut dtypes: BTreeSet<&str> = BTreeSet::new();
     let mut hopper = false;
@@ -185,7 +189,9 @@ fn found(sources: &[Source], prefixes: &[&str]) -> (String, &'static str) {
         for kernel in
             source.kernels.iter().filter(|kernel| prefixes.iter().any(|p| kernel.name.starts_with(p)))
         {
-            dtypes.extend(kernel.name.split('_').filter(|word| DTYPES.contains(word)));
+            if !HELPERS.iter().any(|helper| kernel.name.starts_with(helper)) {
+                dtypes.extend(kernel.name.split('_').filter(|word| DTYPES.contains(word)));
+            }
             hopper |= source.tier == Tier::Sm90;
         }
     }
@@ -204,6 +210,10 @@ mod tests {
             let rows =
                 ops.iter().filter(|op| op.prefixes.iter().any(|prefix| kernel.name.starts_with(prefix)));
             assert_eq!(rows.count(), 1, "{}", kernel.name);
+        }
+        for helper in HELPERS {
+            let mut kernels = sources.iter().flat_map(|source| &source.kernels);
+            assert!(kernels.any(|kernel| kernel.name.starts_with(helper)), "{helper}");
         }
         for op in &ops {
             let found = sources.iter().flat_map(|source| &source.kernels);

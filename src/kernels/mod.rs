@@ -36,10 +36,10 @@
 //!
 //! | module | kernels |
 //! |---|---|
-//! | [`attention`] | packed attention with QK-norm, forward and backward |
+//! | [`attention`] | packed attention in bf16 and f16 with QK-norm, rotary positions and shared heads, both passes; windows |
 //! | [`gemm`] | products with what comes before and after them |
 //! | [`norm`], [`residual`] | LayerNorm and RMSNorm, residual branches, LayerScale, stochastic depth |
-//! | [`patch`], [`position`], [`pool`] | into and out of the sequence: pixels, positions, pooling |
+//! | [`patch`], [`position`], [`pool`] | into and out of the sequence: pixels, positions and the rotary table, pooling |
 //! | [`loss`], [`optim`] | cross-entropy; AdamW, LAMB |
 //! | [`elementwise`], [`collective`], [`measure`] | sums, sums over ranks, what a device can do at most |
 //!

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 
 /// Elements to which rows are aligned: 16 bytes of bf16.
 const ALIGNMENT: usize = 8;
-/// Bytes to which rows are aligned.
-const ROW_BYTES: u64 = 16;
+/// Bytes that kernels read at a time, to which rows, parameters and workspaces are aligned.
+const WIDE: u64 = 16;
 
 /// Rows within a buffer: row `r` begins at element `offset + r·stride`.
 #[derive(Clone, Copy)]
@@ -47,9 +47,9 @@ impl<'a, T: Pod> Rows<'a, T> {
             .and_then(|last| last.checked_add(offset)?.checked_add(width))
             .filter(|&needed| needed <= buffer.len());
         let first = buffer.ptr().offset(offset);
-        if !first.address().is_multiple_of(ROW_BYTES) {
+        if !first.address().is_multiple_of(WIDE) {
             return Err(Error::usage(format!(
-                "{name}: row 0 lies at {first:?}, expected a multiple of {ROW_BYTES} bytes; begin the buffer at one"
+                "{name}: row 0 lies at {first:?}, expected a multiple of {WIDE} bytes; begin the buffer at one"
             )));
         }
         match needed {
@@ -80,10 +80,34 @@ pub(crate) fn check_some<T: Pod>(name: &str, buffer: Option<&Buffer<T>>, shape: 
     buffer.map_or(Ok(Ptr::null()), |buffer| check_len(name, buffer, shape))
 }
 
-/// The address of a workspace of at least `bytes`.
+/// The address, once it is known to be a multiple of `bytes`: a view begins wherever an element may lie.
+pub(crate) fn check_aligned<T: Pod>(name: &str, at: Ptr<T>, bytes: u64) -> Result<Ptr<T>> {
+    if at.address().is_multiple_of(bytes) {
+        return Ok(at);
+    }
+    Err(Error::usage(format!(
+        "{name} lies at {at:?}, expected a multiple of {bytes} bytes, which kernels read at a time; begin the buffer at one"
+    )))
+}
+
+/// As [`check_len`] for an operand of which kernels read 16 bytes at a time.
+pub(crate) fn check_wide<T: Pod>(name: &str, buffer: &Buffer<T>, shape: &[usize]) -> Result<Ptr<T>> {
+    check_aligned(name, check_len(name, buffer, shape)?, WIDE)
+}
+
+/// As [`check_wide`] for an operand that may be missing: then null.
+pub(crate) fn check_wide_some<T: Pod>(
+    name: &str,
+    buffer: Option<&Buffer<T>>,
+    shape: &[usize],
+) -> Result<Ptr<T>> {
+    buffer.map_or(Ok(Ptr::null()), |buffer| check_wide(name, buffer, shape))
+}
+
+/// The address of a workspace of at least `bytes`, aligned to 16.
 pub(crate) fn check_workspace(buffer: &Buffer<u8>, bytes: usize) -> Result<Ptr<u8>> {
     if buffer.len() >= bytes {
-        return Ok(buffer.ptr());
+        return check_aligned("the workspace", buffer.ptr(), WIDE);
     }
     Err(Error::usage(format!(
         "the workspace has {} bytes, expected at least {bytes}; ask for the size beforehand",

@@ -59,6 +59,8 @@ pub const ROPE: f64 = 1e-6;
 pub const GEMM_BF16: f64 = 1.02 / 256.0;
 /// Of each element of a GEMM in f32.
 pub const GEMM_F32: f64 = 2e-5;
+/// What sums in f32 add beside it, where terms cancel.
+pub const GEMM_MARGIN: f64 = 2e-5;
 /// Of the loss, as a part of the larger of it and 1.
 pub const LOSS: f64 = 2e-6;
 /// Distance of the gradients of the loss, as [`Tolerance::metric`].

@@ -140,7 +140,7 @@ fn check_heads(config: &ModelConfig, dims: &Dimensions) -> Result<()> {
         return Ok(());
     }
     refuse(
-        format_args!("model.heads = {heads} with model.pool = \"map\""),
+        format_args!("model.heads = {heads}"),
         format_args!("model.heads = {}", either(nearest(heads, heads, fits))),
     )
 }

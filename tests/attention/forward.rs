@@ -332,6 +332,8 @@ fn impossible_attention_is_refused() {
         assert!(says(&|case| case.config.eps = -1.0).contains("epsilon of -1"));
         assert!(says(&|case| case.config.eps = 0.0).contains("epsilon of 0"));
         assert!(says(&|case| case.config.heads = 0).contains("there must be a head"));
+        let many = says(&|case| (case.config.heads, case.config.kv_heads) = (4097, 4097));
+        assert!(many.contains("4097 heads, expected 1 to 4096"), "{many}");
         assert!(says(&|case| case.config.heads = 3).contains("3 heads of queries and 2 of keys and values"));
         assert!(
             says(&|case| case.config.kv_heads = 0).contains("2 heads of queries and 0 of keys and values")
@@ -403,6 +405,14 @@ fn operands_that_do_not_fit_are_refused() {
         let bad = Forward { affine: [Some(&few), None, None, None], ..good };
         let told = normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
         assert!(told.contains("the gain of q has 7 elements, expected 64"), "{told}");
+        // Views begin wherever an element may lie, which is not wherever 16 bytes are read.
+        let room = device.zeros::<f32>(4 * 64 + 1).unwrap();
+        let shifted = |len: usize| room.view::<f32>(4..4 + 4 * len).unwrap();
+        let bad = Forward { affine: [None, None, Some(&shifted(64)), None], ..good };
+        let told = normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
+        assert!(told.contains("the gain of k lies at") && told.contains("multiple of 16 bytes"), "{told}");
+        let told = says(Forward { rope: Some(&shifted(4 * 64)), ..good });
+        assert!(told.contains("rotary positions lies at") && told.contains("multiple of 16 bytes"), "{told}");
         let plan = ForwardPlan::with_short_limit(plan.instance, 0, device.info()).unwrap();
         let bytes = normed.forward_workspace_bytes(&plan, 4);
         assert_eq!(bytes, if plan.instance.hopper.is_some() { 4 * 2 * 64 * 2 } else { 0 });
@@ -414,6 +424,8 @@ fn operands_that_do_not_fit_are_refused() {
             let says = |bad| normed.forward(&stream, &plan, &bad).unwrap_err().to_string();
             assert!(says(bad).contains("needs a workspace of 1024 bytes"));
             assert!(says(Forward { workspace: Some(&few), ..bad }).contains("the workspace has 1023 bytes"));
+            let shifted = device.zeros::<u8>(bytes + 4).unwrap().view(4..bytes + 4).unwrap();
+            assert!(says(Forward { workspace: Some(&shifted), ..bad }).contains("the workspace lies at"));
         }
     }
 }

@@ -37,6 +37,7 @@ fn handles_that_are_not_open() {
     for handle in wrong {
         refused(plan(handle, &described()), Status::InvalidArgument, "are not open");
         refused(trencadis_close(handle), Status::InvalidArgument, "are not open");
+        refused(trencadis_preload(handle), Status::InvalidArgument, "are not open");
         unsafe {
             let mut info = DeviceInfo { size: size_of::<DeviceInfo>() as u64, ..DeviceInfo::zeroed() };
             refused(trencadis_device(handle, &raw mut info), Status::InvalidArgument, "are not open");
@@ -61,6 +62,7 @@ fn handles_that_are_not_open() {
         }
     }
     assert_eq!(plan(open, &described()), Status::Ok);
+    assert_eq!(trencadis_preload(open), Status::Ok);
     // Closed twice, and used after it.
     drop(kernels);
     refused(trencadis_close(open), Status::InvalidArgument, "are not open");

@@ -301,10 +301,19 @@ fn windows_of_images() {
     assert_eq!(order[..8], [0, 1, 2, 3, 6, 7, 8, 9]);
     assert_eq!(order[16..20], [4, 5, 10, 11]);
     assert!((0..28).all(|i| inverse[order[i] as usize] == i as i32));
+    // Questions alone: of no row, however long one side is, and of as many rows as there may be.
+    let asked = Windows { images: 1, order: null_mut(), inverse: null_mut(), cu_seqlens: null_mut(), ..call };
+    for (grid, sizes) in [([u32::MAX, 0], (0, 0, 0)), ([1 << 15, 1 << 15], (1 << 30, 1 << 26, 16))] {
+        let mut asked = Windows { grids: grid.as_ptr(), ..asked };
+        done(unsafe { trencadis_windows_make(&raw mut asked) });
+        assert_eq!((asked.rows, asked.segments, asked.longest), sizes);
+    }
+    let large = [46_340u32; 2];
     for (wrong, part) in [
         (Windows { merge: 3, ..call }, "multiple of the merge unit"),
         (Windows { grids: std::ptr::null(), ..call }, "grids lie at 0x0"),
         (Windows { images: u64::MAX, ..call }, "for 18446744073709551615 images"),
+        (Windows { images: 1, grids: large.as_ptr(), ..call }, "ends beyond 2^30 rows"),
     ] {
         let mut wrong = wrong;
         let found = unsafe { trencadis_windows_make(&raw mut wrong) };

@@ -270,6 +270,7 @@ mod on_the_emulator {
             (0, 4, "the address of 4 elements of 4 bytes is null"),
             (at + 4, 4, "is not a multiple of 16 bytes"),
             (at, usize::MAX / 2, "do not fit any memory"),
+            (u64::MAX - 15, 8, "32 bytes at 0xfffffffffffffff0 end beyond the last address"),
         ] {
             // SAFETY: refused.
             let error =
@@ -284,6 +285,33 @@ mod on_the_emulator {
         };
         assert!(empty.is_empty() && empty.ptr().is_null());
         assert!(stream.to_string().contains("none of this emulator"), "{stream}");
+    }
+
+    /// What is queued on memory stays while any lending covers it, and is forgotten with the last one.
+    #[test]
+    fn the_end_of_one_lending_ends_no_other() {
+        let device = Device::emulator(EmulatorOptions::default());
+        let [stream, other] = [0; 2].map(|_| device.stream().unwrap());
+        let mut room = [0u128; 4];
+        let at = room.as_mut_ptr() as u64;
+        // SAFETY: the array lives until the end of the test.
+        let lend = |len| unsafe { Buffer::<i32>::from_raw(&device, Ptr::from_raw(at), len) }.unwrap();
+        let (whole, half, flag) = (lend(16), lend(8), device.zeros::<i32>(1).unwrap());
+        stream.wait_value32(&flag, 0, 1).unwrap();
+        stream.write_value32(&half, 0, 7).unwrap();
+        stream.write_value32(&whole, 12, 9).unwrap();
+        drop(half);
+        other.write_value32(&flag, 0, 1).unwrap();
+        stream.synchronize().unwrap();
+        let found = whole.download().unwrap();
+        assert_eq!((found[0], found[12]), (7, 9));
+
+        stream.wait_value32(&flag, 0, 2).unwrap();
+        stream.write_value32(&whole, 0, 1).unwrap();
+        drop(whole);
+        other.write_value32(&flag, 0, 2).unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(lend(16).download().unwrap()[0], 7, "written after the last lending ended");
     }
 
     #[test]

@@ -167,3 +167,9 @@ pub fn on_device(executor: &mut DeviceExecutor, recorded: &Recorded, batch: &Pac
 pub fn narrow(x: &[f64]) -> Vec<f32> {
     x.iter().map(|&x| x as f32).collect()
 }
+
+/// Whether the gradient of a parameter is rounding alone: without a rotation, which pooling never has, a bias on k cancels
+/// in the softmax.
+pub fn cancels(config: &ModelConfig, name: &str) -> bool {
+    name.ends_with("k_norm.bias") && (config.rope.kind == Rope::None || name.starts_with("pool."))
+}

@@ -162,7 +162,7 @@ pub fn optional<T: bytemuck::Pod>(buffer: &Option<Buffer<T>>) -> Vector<'_, T> {
 /// Values against f64: `unit` of each, and what sums in f32 add.
 #[track_caller]
 pub fn alike(name: &str, got: &[f64], want: &[f64], unit: f64) {
-    alike_beside(name, got, want, unit, 2e-5);
+    alike_beside(name, got, want, unit, to::GEMM_MARGIN);
 }
 
 /// The same with `margin` beside the unit.

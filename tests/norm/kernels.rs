@@ -413,5 +413,22 @@ fn unsupported_shapes_are_told() {
         assert!(says(norm, &[0, 3], 72).contains("beyond the 2 token rows"));
         assert!(says(norm, &[], 72).contains("cu_seqlens"));
         assert!(says(norm, &[0, 2], 56).contains("overlap"));
+
+        // A view that begins where a number may lie, and not where 16 bytes are read.
+        let room = device.zeros::<f32>(65).unwrap();
+        let shifted = room.view::<f32>(4..4 * 65).unwrap();
+        let of = Rows { buffer: &rows, offset: 0, stride: 72 };
+        let good = NormForward { x: of, residual: None, gain: None, bias: None, y: of, stats: &stats };
+        let packed = Packed { cu_seqlens: &cu_seqlens, cu_seqlens_host: &[0, 2] };
+        let says = |bad| norm.forward(&stream, packed, &bad).unwrap_err().to_string();
+        for (bad, name) in [
+            (NormForward { gain: Some(&shifted), ..good }, "gain lies at"),
+            (NormForward { bias: Some(&shifted), ..good }, "bias lies at"),
+        ] {
+            let told = says(bad);
+            assert!(told.contains(name) && told.contains("a multiple of 16 bytes"), "{told}");
+        }
+        let told = says(NormForward { stats: &room.view::<f32>(4..20).unwrap(), ..good });
+        assert!(told.contains("stats lies at") && told.contains("a multiple of 8 bytes"), "{told}");
     }
 }

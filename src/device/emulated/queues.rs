@@ -224,17 +224,22 @@ impl Queues {
         Ok(())
     }
 
-    /// Runs all that can run, of every host thread, and forgets what else uses the `bytes` bytes at `address`, which are
-    /// about to be freed.
-    pub fn forget(&self, address: u64, bytes: usize) {
+    /// Runs all that can run, of every host thread, and forgets what else uses memory that is about to be freed: first and
+    /// one past the last address of each range.
+    pub fn forget(&self, ranges: &[(u64, u64)]) {
+        if ranges.is_empty() {
+            return;
+        }
         let mut table = self.table();
         let streams: Vec<u64> = table.lines.keys().copied().collect();
         while streams.iter().any(|&stream| table.step(stream)) {}
-        let uses = |at: u64| (address..address + bytes as u64).contains(&at);
+        let uses = |at: u64, bytes: usize| {
+            ranges.iter().any(|&(low, high)| at < high && low < at.saturating_add(bytes as u64))
+        };
         for line in table.lines.values_mut() {
             line.waiting.retain(|operation| match *operation {
-                Operation::Copy { to, from, .. } => !uses(to) && !uses(from),
-                Operation::Write { word, .. } | Operation::Wait { word, .. } => !uses(word),
+                Operation::Copy { to, from, bytes } => !uses(to, bytes) && !uses(from, bytes),
+                Operation::Write { word, .. } | Operation::Wait { word, .. } => !uses(word, size_of::<i32>()),
                 Operation::After { .. } => true,
             });
         }

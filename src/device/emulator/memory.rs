@@ -76,6 +76,14 @@ fn apart(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// The parts of `range` that are in none of `others`.
+fn uncovered(range: (u64, u64), others: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    others.fold(vec![range], |left, (low, high)| {
+        let around = left.into_iter().flat_map(|(from, to)| [(from, to.min(low)), (from.max(high), to)]);
+        around.filter(|(from, to)| from < to).collect()
+    })
+}
+
 #[derive(Default)]
 struct Tables {
     live: BTreeMap<u64, Arc<Allocation>>,
@@ -112,14 +120,18 @@ impl Memory {
         tables.snapshot = None;
     }
 
-    /// Undoes one [`lend`](Self::lend) of the same range.
-    pub fn give_back(&self, address: u64, len: usize) {
+    /// Undoes one [`lend`](Self::lend) of the same range. Gives the parts of it that nothing else covers: first and one
+    /// past the last address of each.
+    pub fn give_back(&self, address: u64, len: usize) -> Vec<(u64, u64)> {
         let mut tables = self.tables();
         let range = (address, address + len as u64);
-        if let Some(at) = tables.lent.iter().position(|&lent| lent == range) {
-            tables.lent.swap_remove(at);
-            tables.snapshot = None;
-        }
+        let Some(at) = tables.lent.iter().position(|&lent| lent == range) else {
+            return Vec::new();
+        };
+        tables.lent.swap_remove(at);
+        tables.snapshot = None;
+        let others = tables.live.values().map(|own| own.range()).chain(tables.lent.iter().copied());
+        uncovered(range, others)
     }
 
     /// Bytes of the allocation at `address`; 0 where there is none.
@@ -177,17 +189,27 @@ mod tests {
     }
 
     #[test]
+    fn what_nothing_else_covers() {
+        let left = |others: &[(u64, u64)]| uncovered((10, 20), others.iter().copied());
+        assert_eq!(left(&[]), [(10, 20)]);
+        assert_eq!(left(&[(0, 10), (20, 30)]), [(10, 20)]);
+        assert_eq!(left(&[(12, 14), (18, 25), (13, 15)]), [(10, 12), (15, 18)]);
+        assert_eq!(left(&[(5, 15), (15, 20)]), []);
+    }
+
+    #[test]
     fn what_is_lent_twice_is_given_back_twice() {
         let memory = Memory::default();
         let live = || memory.snapshot().live.to_vec();
         memory.lend(64, 16);
         memory.lend(64, 16);
         memory.lend(64, 8);
-        memory.give_back(64, 16);
+        assert_eq!(memory.give_back(64, 16), []);
         assert_eq!(live(), [(64, 80)]);
-        memory.give_back(64, 16);
+        assert_eq!(memory.give_back(64, 16), [(72, 80)]);
         assert_eq!(live(), [(64, 72)]);
-        memory.give_back(64, 8);
+        assert_eq!(memory.give_back(64, 8), [(64, 72)]);
         assert_eq!(live(), []);
+        assert_eq!(memory.give_back(64, 8), [], "it is not lent any more");
     }
 }

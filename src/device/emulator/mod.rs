@@ -219,9 +219,10 @@ impl Emulator {
         self.memory.lend(address, bytes);
     }
 
-    /// Ends what [`lend`](Self::lend) began, once for each.
-    pub fn give_back(&self, address: u64, bytes: usize) {
-        self.memory.give_back(address, bytes);
+    /// Ends what [`lend`](Self::lend) began, once for each. Gives the parts of the range that nothing else covers: first
+    /// and one past the last address of each.
+    pub fn give_back(&self, address: u64, bytes: usize) -> Vec<(u64, u64)> {
+        self.memory.give_back(address, bytes)
     }
 
     /// The tensor map of boxes, which are taken to be such as the hardware copies

@@ -9,8 +9,11 @@ use super::raw::{self, ForwardParams, QkNorm, QkStatistics};
 use crate::device::{Buffer, DeviceInfo, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::Element;
-use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
+use crate::kernels::operand::{Rows, check_len, check_wide, check_wide_some, check_workspace};
 use crate::ops::{AttentionConfig, QkNormKind, Rope};
+
+/// Most heads: the kernels count with products of heads and of columns in 32 bits.
+const MAX_HEADS: usize = 4096;
 
 /// Attention over batches of one size.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,6 +89,12 @@ impl Attention {
                 "QK-norm has an epsilon of {eps}, expected one above 0, such as 1e-6"
             )));
         }
+        if heads > MAX_HEADS {
+            return Err(Error::usage(format!(
+                "attention has {heads} heads, expected 1 to {MAX_HEADS}, up to which the kernels count pairs of heads and \
+                 columns of a row; use the CPU device for more"
+            )));
+        }
         let (most, items) = (1 << 30, self.tokens.saturating_add(self.slots).max(1).saturating_mul(heads));
         if heads == 0 || self.tokens > most || self.slots > most || items > i32::MAX as usize {
             return Err(Error::usage(format!(
@@ -106,8 +115,9 @@ impl Attention {
     /// Verifies the sizes, and plans for a device.
     ///
     /// # Errors
-    /// A head dim that no kernel serves; no heads; heads of keys that do not divide those of queries; a scale that is not above 0; a norm with an epsilon that is
-    /// not above 0; sizes beyond what the kernels count with; a device whose shared memory is too small.
+    /// A head dim that no kernel serves; no heads, or more than 4096; heads of keys that do not divide those of queries; a
+    /// scale that is not above 0; a norm with an epsilon that is not above 0; sizes beyond what the kernels count with; a
+    /// device whose shared memory is too small.
     pub fn plan(&self, device: &DeviceInfo) -> Result<ForwardPlan> {
         self.check()?;
         let head_dim = self.config.head_dim;
@@ -173,7 +183,7 @@ impl Attention {
                 head_dim / 2
             ))),
             (_, Some(table)) => Ok((
-                check_len("the table of rotary positions", table, &[self.tokens, head_dim / 2, 2])?,
+                check_wide("the table of rotary positions", table, &[self.tokens, head_dim / 2, 2])?,
                 kind,
             )),
         }
@@ -266,10 +276,10 @@ pub(super) fn qk_norm(config: &AttentionConfig, affine: [Option<&Buffer<f32>>; 4
     let [q, k] = &qk_norm_shapes(config);
     let [q_gain, q_bias, k_gain, k_bias] = if kind == 0 { [None; 4] } else { affine };
     Ok(QkNorm {
-        q_gain: check_some("the gain of q", q_gain, q)?,
-        k_gain: check_some("the gain of k", k_gain, k)?,
-        q_bias: check_some("the bias of q", q_bias, q)?,
-        k_bias: check_some("the bias of k", k_bias, k)?,
+        q_gain: check_wide_some("the gain of q", q_gain, q)?,
+        k_gain: check_wide_some("the gain of k", k_gain, k)?,
+        q_bias: check_wide_some("the bias of q", q_bias, q)?,
+        k_bias: check_wide_some("the bias of k", k_bias, k)?,
         kind,
         per_head: i32::from(config.gain_per_head),
         eps: config.eps as f32,

@@ -22,4 +22,4 @@ pub use checked::{Attention, Forward, Statistics};
 pub use heuristics::{ForwardPlan, Limits};
 pub use instances::Instance;
 pub use lists::Schedule;
-pub use windows::Windows;
+pub use windows::{WindowSizes, Windows};

@@ -9,6 +9,20 @@
 use crate::error::{Error, Result};
 use crate::ops::Grid;
 
+/// Most rows of a batch, as attention takes them.
+const MAX_ROWS: usize = 1 << 30;
+
+/// A vector with room for `len` elements.
+fn room<T>(len: usize) -> Result<Vec<T>> {
+    let mut vector = Vec::new();
+    match vector.try_reserve_exact(len) {
+        Ok(()) => Ok(vector),
+        Err(_) => Err(Error::failure(format!(
+            "the host has no room for windows of {len} elements; put fewer images into a batch"
+        ))),
+    }
+}
+
 /// The order of token rows in which windows follow one another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
@@ -20,22 +34,30 @@ pub struct Windows {
     pub cu_seqlens: Vec<i32>,
 }
 
+/// What there is to make room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowSizes {
+    /// Token rows of all images.
+    pub rows: usize,
+    /// Windows, each a segment of `cu_seqlens`.
+    pub segments: usize,
+    /// Most rows of a window.
+    pub longest: usize,
+}
+
 impl Windows {
-    /// The windows of images of `grids` patches: squares of `window` patches a side, made of units of `merge` patches a
-    /// side that are merged later and stay together. Qwen2.5-VL: windows of 112 pixels, 8 patches of 14, and units of 2.
+    /// The sizes of what [`new`](Self::new) makes, which it refuses where this does. Nothing is allocated.
     ///
     /// # Errors
-    /// A side that is 0; a window that is not made of whole units; an image that is not; more rows than `cu_seqlens`
-    /// can count.
-    pub fn new(grids: &[Grid], window: usize, merge: usize) -> Result<Self> {
+    /// As for [`new`](Self::new), but for the room.
+    pub fn sizes(grids: &[Grid], window: usize, merge: usize) -> Result<WindowSizes> {
         if window == 0 || merge == 0 || !window.is_multiple_of(merge) {
             return Err(Error::usage(format!(
                 "windows of {window} patches a side, merged by {merge}: the window must be a multiple of the merge \
                  unit, and neither may be 0"
             )));
         }
-        let (mut order, mut cu_seqlens) = (Vec::new(), vec![0]);
-        let mut first = 0usize;
+        let mut sizes = WindowSizes::default();
         for (image, &Grid { rows, cols: columns }) in grids.iter().enumerate() {
             if !rows.is_multiple_of(merge) || !columns.is_multiple_of(merge) {
                 return Err(Error::usage(format!(
@@ -43,12 +65,34 @@ impl Windows {
                      divide; resize it to a multiple of them"
                 )));
             }
-            let end = rows.checked_mul(columns).and_then(|patches| patches.checked_add(first));
-            let Some(end) = end.filter(|&end| i32::try_from(end).is_ok()) else {
+            let end = rows.checked_mul(columns).and_then(|patches| patches.checked_add(sizes.rows));
+            let Some(end) = end.filter(|&end| end <= MAX_ROWS) else {
                 return Err(Error::usage(format!(
-                    "image {image} of {rows} x {columns} patches ends beyond 2^31 rows; put fewer images into a batch"
+                    "image {image} of {rows} x {columns} patches ends beyond 2^30 rows; put fewer images into a batch"
                 )));
             };
+            sizes.rows = end;
+            // No more than there are rows: none is empty.
+            sizes.segments += rows.div_ceil(window) * columns.div_ceil(window);
+            sizes.longest = sizes.longest.max(rows.min(window) * columns.min(window));
+        }
+        Ok(sizes)
+    }
+
+    /// The windows of images of `grids` patches: squares of `window` patches a side, made of units of `merge` patches a
+    /// side that are merged later and stay together. Qwen2.5-VL: windows of 112 pixels, 8 patches of 14, and units of 2.
+    ///
+    /// # Errors
+    /// A window of 0 or that is not made of whole units; an image that is not; more than 2^30 rows, as many as attention
+    /// takes; no room on the host.
+    pub fn new(grids: &[Grid], window: usize, merge: usize) -> Result<Self> {
+        let sizes = Self::sizes(grids, window, merge)?;
+        let (mut order, mut inverse) = (room(sizes.rows)?, room(sizes.rows)?);
+        let mut cu_seqlens = room(sizes.segments + 1)?;
+        cu_seqlens.push(0);
+        let mut first = 0;
+        // One side may be long where the other is 0.
+        for &Grid { rows, cols: columns } in grids.iter().filter(|grid| grid.rows > 0 && grid.cols > 0) {
             for top in (0..rows).step_by(window) {
                 for left in (0..columns).step_by(window) {
                     let (bottom, right) = (rows.min(top + window), columns.min(left + window));
@@ -66,9 +110,9 @@ impl Windows {
                     cu_seqlens.push(order.len() as i32);
                 }
             }
-            first = end;
+            first += rows * columns;
         }
-        let mut inverse = vec![0; order.len()];
+        inverse.resize(order.len(), 0);
         for (new, &old) in order.iter().enumerate() {
             inverse[old] = new;
         }
@@ -114,9 +158,27 @@ mod tests {
         assert!(says(&[], 0, 1).contains("neither may be 0"));
         assert!(says(&[], 4, 0).contains("neither may be 0"));
         assert!(says(&[(4, 4), (4, 7)], 4, 2).contains("image 1 has 4 x 7 patches"));
-        assert!(says(&[(1 << 20, 1 << 20)], 4, 2).contains("2^31"));
-        assert!(says(&[(usize::MAX - 1, 2)], 4, 2).contains("2^31"));
+        assert!(says(&[(1 << 20, 1 << 20)], 4, 2).contains("2^30"));
+        assert!(
+            says(&[(46_340, 46_340)], 4, 2)
+                .contains("image 0 of 46340 x 46340 patches ends beyond 2^30 rows")
+        );
+        assert!(says(&[(1 << 15, 1 << 15), (2, 2)], 4, 2).contains("image 1 of 2 x 2"));
+        assert!(says(&[(usize::MAX - 1, 2)], 4, 2).contains("2^30"));
         assert_eq!(Windows::new(&grids(&[(0, 8), (4, 0)]), 4, 2).unwrap().cu_seqlens, [0]);
+    }
+
+    #[test]
+    fn the_sizes_of_images_of_any_size_are_told() {
+        let most = Windows::sizes(&grids(&[(1 << 15, 1 << 15)]), 8, 2).unwrap();
+        assert_eq!(most, WindowSizes { rows: 1 << 30, segments: 1 << 24, longest: 64 });
+        // A side without end, of no rows.
+        let none = grids(&[(usize::MAX, 0), (0, usize::MAX)]);
+        assert_eq!(Windows::sizes(&none, 1, 1).unwrap(), WindowSizes::default());
+        assert_eq!(Windows::new(&none, 1, 1).unwrap().cu_seqlens, [0]);
+        // A window without end, of one image.
+        let one = Windows::sizes(&grids(&[(6, 10)]), usize::MAX, 1).unwrap();
+        assert_eq!(one, WindowSizes { rows: 60, segments: 1, longest: 60 });
     }
 
     proptest! {
@@ -130,6 +192,10 @@ mod tests {
                 sides.iter().map(|&(rows, cols)| Grid { rows: rows * merge, cols: cols * merge }).collect();
             let window = units * merge;
             let windows = Windows::new(&grids, window, merge).unwrap();
+            let sizes = Windows::sizes(&grids, window, merge).unwrap();
+            let segments = windows.cu_seqlens.len() - 1;
+            let made = WindowSizes { rows: windows.order.len(), segments, longest: windows.longest() };
+            prop_assert_eq!(sizes, made);
             // Where each old row lies: image, patch row, patch column.
             let mut places = Vec::new();
             for (image, &Grid { rows, cols: columns }) in grids.iter().enumerate() {

@@ -11,7 +11,7 @@ use half::bf16;
 
 use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::operand::{check_extents, check_len, check_some, check_width, grid};
+use crate::kernels::operand::{check_extents, check_some, check_wide, check_width, grid};
 
 pub use super::registry::elementwise as instances;
 use instances::THREADS;
@@ -101,12 +101,12 @@ impl Add {
             None => Ptr::null(),
         };
         let (b, row) = match b {
-            Addend::Rows(b) => (check_len("b", b, &[rows, width])?, Ptr::null()),
-            Addend::Row(row) => (Ptr::null(), check_len("row", row, &[width])?),
+            Addend::Rows(b) => (check_wide("b", b, &[rows, width])?, Ptr::null()),
+            Addend::Row(row) => (Ptr::null(), check_wide("row", row, &[width])?),
         };
         let params = AddParams {
-            out: check_len("out", out.unwrap_or(a), &[rows, width])?,
-            a: check_len("a", a, &[rows, width])?,
+            out: check_wide("out", out.unwrap_or(a), &[rows, width])?,
+            a: check_wide("a", a, &[rows, width])?,
             b,
             row,
             live,
@@ -135,8 +135,8 @@ pub fn accumulate(
         )));
     }
     let params = AccumulateParams {
-        out: check_len("out", out, &[x.len()])?,
-        x: x.ptr(),
+        out: check_wide("out", out, &[x.len()])?,
+        x: check_wide("x", x, &[x.len()])?,
         accumulate: check_some("accumulate", flag, &[1])?,
         size: x.len() as i64,
     };

@@ -9,9 +9,12 @@ use super::raw::{
 };
 use crate::device::{Buffer, Device, Ptr, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::operand::{Rows, check_len, check_some, check_workspace};
+use crate::kernels::operand::{Rows, check_aligned, check_len, check_some, check_wide_some, check_workspace};
 use crate::kernels::residual::{Branch, BranchGrad, Packed};
 use crate::ops::NormKind;
+
+/// Bytes of the statistics of a row, which kernels read at a time.
+const STATS_BYTES: u64 = 8;
 
 /// LayerNorm or RMSNorm of the rows of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -124,13 +127,13 @@ impl Norm {
         let mut params = ForwardParams {
             y: args.y.check("y", tokens, width)?,
             x_out: Ptr::null(),
-            stats: check_len("stats", args.stats, &[tokens, 2])?,
+            stats: check_aligned("stats", check_len("stats", args.stats, &[tokens, 2])?, STATS_BYTES)?,
             x: args.x.check("x", tokens, width)?,
             branch: Ptr::null(),
             scale: Ptr::null(),
             keep: Ptr::null(),
-            gain: check_some("gain", args.gain, &[width])?,
-            bias: check_some("bias", args.bias, &[width])?,
+            gain: check_wide_some("gain", args.gain, &[width])?,
+            bias: check_wide_some("bias", args.bias, &[width])?,
             live,
             y_stride: args.y.stride as i64,
             x_out_stride: 0,
@@ -212,8 +215,8 @@ impl Norm {
             dresidual: args.dresidual.map_or(Ok(Ptr::null()), |x| x.check("dresidual", tokens, width))?,
             x: args.x.check("x", tokens, width)?,
             branch: Ptr::null(),
-            stats: check_len("stats", args.stats, &[tokens, 2])?,
-            gain: check_some("gain", args.gain, &[width])?,
+            stats: check_aligned("stats", check_len("stats", args.stats, &[tokens, 2])?, STATS_BYTES)?,
+            gain: check_wide_some("gain", args.gain, &[width])?,
             scale: Ptr::null(),
             keep: Ptr::null(),
             live,

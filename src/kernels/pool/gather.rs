@@ -6,7 +6,7 @@ use super::instances::THREADS;
 use super::{PackedSizes, grid};
 use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::Result;
-use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_width};
+use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_wide, check_width};
 
 /// Columns of a block of the backward kernel.
 const COLUMNS: usize = 64;
@@ -86,7 +86,7 @@ impl TokenGather {
         cu_seqlens_host: &[i32],
     ) -> Result<()> {
         self.check()?;
-        let out = check_len("out", out, &[self.sizes.images, self.width])?;
+        let out = check_wide("out", out, &[self.sizes.images, self.width])?;
         let rows = x.check("x", self.sizes.tokens, self.width)?;
         let params = self.params(cu_seqlens, cu_seqlens_host, [out, rows], x.stride)?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
@@ -106,7 +106,7 @@ impl TokenGather {
         cu_seqlens_host: &[i32],
     ) -> Result<()> {
         self.check()?;
-        let dout = check_len("dout", dout, &[self.sizes.images, self.width])?;
+        let dout = check_wide("dout", dout, &[self.sizes.images, self.width])?;
         let rows = dx.check("dx", self.sizes.tokens, self.width)?;
         let params = self.params(cu_seqlens, cu_seqlens_host, [rows, dout], dx.stride)?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.

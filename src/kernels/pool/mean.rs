@@ -6,7 +6,7 @@ use super::instances::THREADS;
 use super::{PackedSizes, grid};
 use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_workspace};
+use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_wide, check_workspace};
 
 /// Columns of a block.
 const COLUMNS: usize = 64;
@@ -140,7 +140,7 @@ impl MeanPool {
         check_cu_seqlens(cu_seqlens_host, images, tokens)?;
         let params = MeanBackwardParams {
             dx: dx.check("dx", tokens, self.width)?,
-            dout: check_len("dout", dout, &[images, self.width])?,
+            dout: check_wide("dout", dout, &[images, self.width])?,
             cu_seqlens: check_len("cu_seqlens", cu_seqlens, &[images + 1])?,
             error: Ptr::null(),
             dx_stride: dx.stride as i64,

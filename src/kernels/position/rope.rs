@@ -3,7 +3,7 @@
 use super::raw::{RopePair, RopeTableParams, launch_rope_table};
 use crate::device::{Buffer, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::operand::{check_cu_seqlens, check_extents, check_len};
+use crate::kernels::operand::{check_cu_seqlens, check_extents, check_len, check_wide};
 use crate::ops::{RopeConfig, RopeCoordinate};
 
 /// The table of the rotary position embedding of a recipe for batches of one size.
@@ -65,11 +65,11 @@ impl RopeTable {
         let Self { config, tokens, images, head_dim } = self;
         check_cu_seqlens(operands.cu_seqlens_host, *images, *tokens)?;
         let params = RopeTableParams {
-            out: check_len("the rotary table", operands.out, &[*tokens, *head_dim])?,
+            out: check_wide("the rotary table", operands.out, &[*tokens, *head_dim])?,
             positions: check_len("positions", operands.positions, &[*tokens, 2])?,
             grids: check_len("grids", operands.grids, &[*images, 2])?,
             cu_seqlens: check_len("cu_seqlens", operands.cu_seqlens, &[*images + 1])?,
-            pair: check_len("pairs of the rotary table", operands.pairs, &[head_dim / 2])?,
+            pair: check_wide("pairs of the rotary table", operands.pairs, &[head_dim / 2])?,
             tokens: *tokens as i32,
             images: *images as i32,
             pairs: (head_dim / 2) as i32,

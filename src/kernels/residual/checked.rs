@@ -8,7 +8,9 @@ use super::raw::{
 use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::raw::{SumRowsParams, sum_rows};
-use crate::kernels::operand::{Rows, check_cu_seqlens, check_len, check_some, check_workspace};
+use crate::kernels::operand::{
+    Rows, check_cu_seqlens, check_len, check_some, check_wide_some, check_workspace,
+};
 
 /// Where the images of a batch lie.
 #[derive(Clone, Copy)]
@@ -42,7 +44,7 @@ pub struct Branch<'a> {
 impl Branch<'_> {
     /// Addresses of scale and keep.
     pub(crate) fn factors(&self, tokens: usize, width: usize) -> Result<(Ptr<f32>, Ptr<f32>)> {
-        let scale = check_some("scale", self.scale, &[width])?;
+        let scale = check_wide_some("scale", self.scale, &[width])?;
         let Some((keep, branch)) = self.keep else { return Ok((scale, Ptr::null())) };
         let end = branch.checked_add(1).and_then(|rows| rows.checked_mul(tokens));
         match end.filter(|&end| end <= keep.len()) {

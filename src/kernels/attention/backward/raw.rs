@@ -100,7 +100,8 @@ pub struct AffineGrad {
     pub q_bias: Ptr<f32>,
     /// dγk.
     pub k_gain: Ptr<f32>,
-    /// dβk. A bias on k cancels in the softmax: what comes out is rounding.
+    /// dβk. Without a rotation a bias on k cancels in the softmax, and what comes out is rounding; with one it has a
+    /// gradient.
     pub k_bias: Ptr<f32>,
     /// One flag: where it is not 0 the gradients are added to; null is 0.
     pub accumulate: Ptr<i32>,
