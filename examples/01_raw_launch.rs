@@ -4,7 +4,7 @@
 //!
 //! On GPU 0. Without one the emulator runs it, where the feature `emulator` is on.
 
-use cudarc::driver::{CudaContext, DevicePtr};
+use cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
 use half::bf16;
 use trencadis::device::{Device, Kernels, Ptr, RawStream};
 use trencadis::kernels::elementwise::{AddParams, launch_add};
@@ -50,10 +50,14 @@ fn on_cudarc(a: &[bf16], b: &[bf16]) -> Result<Vec<bf16>, Box<dyn std::error::Er
     // The context that cudarc has made current on this thread. Made once: it holds the loaded kernels.
     let kernels = Kernels::for_current_context()?;
     let [a, b] = [a, b].map(|x| stream.clone_htod(bytemuck::cast_slice::<bf16, u16>(x)));
-    let (a, b, out) = (a?, b?, stream.alloc_zeros::<u16>(ROWS * WIDTH)?);
-    let addresses = [&out, &a, &b].map(|slice| slice.device_ptr(&stream).0);
-    // SAFETY: the slices live until the copy below has waited.
-    unsafe { add(&kernels, RawStream(stream.cu_stream().cast()), addresses)? };
+    let (a, b, mut out) = (a?, b?, stream.alloc_zeros::<u16>(ROWS * WIDTH)?);
+    {
+        // cudarc's guards note where the stream is when they are dropped, for other streams to wait: after the launch.
+        let ((a, _read_a), (b, _read_b)) = (a.device_ptr(&stream), b.device_ptr(&stream));
+        let (out, _written) = out.device_ptr_mut(&stream);
+        // SAFETY: the slices live until the copy below has waited.
+        unsafe { add(&kernels, RawStream(stream.cu_stream().cast()), [out, a, b])? };
+    }
     Ok(bytemuck::cast_vec(stream.clone_dtoh(&out)?))
 }
 

@@ -37,9 +37,9 @@ fn main() -> Outcome {
     let back_lists = Schedule::in_memory(back_lists?, back.limits, TOKENS, 2)?;
     let forward_bytes = attention.forward_workspace_bytes(&plan, TOKENS);
     let bytes = attention.backward_workspace_bytes(&back, TOKENS, false);
-    let workspaces = [forward_bytes, bytes].map(|bytes| engine.lend(&device, &vec![0u8; bytes]));
-    let [forward_workspace, backward_workspace] = workspaces;
-    let (forward_workspace, backward_workspace) = (forward_workspace?, backward_workspace?); // SAFETY: the engine keeps its stream.
+    let [workspace, back_workspace] = [forward_bytes, bytes].map(|n| engine.lend(&device, &vec![0u8; n]));
+    let (workspace, back_workspace) = (workspace?, back_workspace?);
+    // SAFETY: the engine keeps its stream.
     let stream = unsafe { device.borrow_stream(engine.stream())? };
     let part = |at: usize| Rows { buffer: &qkv, offset: at * WIDTH, stride: 3 * WIDTH };
     let (q, k, v) = (part(0), part(1), part(2));
@@ -47,11 +47,11 @@ fn main() -> Outcome {
     let [out, dout, dq, dk, dv] = [&out, &dout, &dq, &dk, &dv].map(|buffer| Rows::dense(buffer, WIDTH));
     let (cu_seqlens, lse) = (&cu_seqlens, &lse);
     lists.launch(&stream, cu_seqlens, Some(&STARTS))?;
-    let (schedule, workspace) = (&lists, Some(&forward_workspace));
+    let (schedule, workspace) = (&lists, Some(&workspace));
     let forward = Forward { q, k, v, affine, rope, cu_seqlens, schedule, out, lse, statistics, workspace };
     attention.forward(&stream, &plan, &forward)?;
     back_lists.launch(&stream, cu_seqlens, Some(&STARTS))?;
-    let (schedule, daffine, accumulate, workspace) = (&back_lists, [None; 4], None, &backward_workspace);
+    let (schedule, daffine, accumulate, workspace) = (&back_lists, [None; 4], None, &back_workspace);
     let backward = Backward {
         q,
         k,

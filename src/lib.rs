@@ -64,7 +64,6 @@
 //! | [`weights`] | safetensors, and the weights of other libraries |
 //!
 //! Bad input is [`Error::Usage`], anything else that fails is [`Error::Failure`].
-
 //!
 //! [`device`], [`kernels`] and [`ops`] are all that other engines need, and all that the feature `kernels` has; the rest is of
 //! the feature `train`. [`kernels`] tells how they are called.

@@ -25,7 +25,7 @@ pub fn open() -> Outcome<Option<(Engine, Device)>> {
     match Device::cuda(0) {
         Ok(_) => {
             let context = CudaContext::new(0)?;
-            // SAFETY: one stream uses all memory.
+            // SAFETY: one stream uses all memory. So the guards that `device_ptr` returns have nothing to do.
             unsafe { context.disable_event_tracking() };
             let place = Place::Gpu { stream: context.new_stream()?, memory: Vec::new() };
             // cudarc has made its context current on this thread.
@@ -68,8 +68,9 @@ impl Engine {
                 Ok(memory[memory.len() - 1].device_ptr(stream).0)
             }
             Place::Host { memory, .. } => {
+                let address = words.as_mut_ptr() as u64; // Kernels write there.
                 memory.push(words);
-                Ok(memory[memory.len() - 1].as_ptr() as u64)
+                Ok(address)
             }
         }
     }

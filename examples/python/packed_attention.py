@@ -11,6 +11,16 @@ class PackedAttention(torch.autograd.Function):
     def forward(ctx, library, kernels, q, k, v, cu, rope):
         q, k, v = (x.contiguous() for x in (q, k, v))
         (tokens, heads, head_dim), kv_heads = q.shape, k.shape[1]
+        # The library sees addresses alone.
+        for name, x, dtype, shape in (
+            ("q", q, torch.bfloat16, q.shape),
+            ("k", k, torch.bfloat16, (tokens, kv_heads, head_dim)),
+            ("v", v, torch.bfloat16, k.shape),
+            ("cu", cu, torch.int32, cu.shape),
+            ("rope", rope, torch.float32, (tokens, head_dim // 2, 2)),
+        ):
+            if x.dtype != dtype or x.shape != shape or x.device != q.device or not x.is_contiguous():
+                raise ValueError(f"{name} must be {dtype} {tuple(shape)}, contiguous, on {q.device}")
         call = library.struct(
             "attention", tokens=tokens, slots=len(cu) - 1, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             rope_kind=library.numbers["TRENCADIS_ROPE_INTERLEAVED"], rope=rope.data_ptr(), cu_seqlens=cu.data_ptr(),

@@ -17,6 +17,10 @@ class Library:
     def __init__(self, path, header=HEADER):
         text = re.sub(r"//[^\n]*", "", Path(header).read_text())
         self.dll = ctypes.CDLL(str(path))
+        abi = int(re.search(r"define TRENCADIS_ABI_VERSION (\d+)", text)[1])
+        self.dll.trencadis_abi_version.restype = ctypes.c_uint32
+        if self.dll.trencadis_abi_version() != abi:  # Before a function is looked for that another one may not have.
+            raise RuntimeError(f"{path} has interface {self.dll.trencadis_abi_version()}, the header {abi}")
         self.numbers = {name: int(number) for name, number in re.findall(r"\b(TRENCADIS_\w+) = (\d+)", text)}
         self.structs = {}
         for body, name in re.findall(r"typedef struct \{(.*?)\} trencadis_(\w+);", text, re.S):
@@ -27,9 +31,6 @@ class Library:
             function.restype = ctypes.c_char_p if "char" in result else NUMBERS[result.strip()]
             given = [] if arguments == "void" else arguments.split(",")
             function.argtypes = [self.field(argument)[1] for argument in given]
-        abi = int(re.search(r"define TRENCADIS_ABI_VERSION (\d+)", text)[1])
-        if self.dll.trencadis_abi_version() != abi:
-            raise RuntimeError(f"{path} has interface {self.dll.trencadis_abi_version()}, the header {abi}")
 
     @staticmethod
     def field(declaration):

@@ -1,6 +1,6 @@
-// Packed attention with QK-norm and rotary position embedding, backward, on Hopper: wgmma fed by copies that run ahead. The
-// maths, heads that share keys and values, the partial sums of
-// gains and biases and the rows that belong to no image are as in sm80_attention_backward.cu.
+// Packed attention with QK-norm and rotary position embedding, backward, on Hopper: wgmma fed by copies that run ahead.
+// The maths, heads that share keys and values, the partial sums of gains and biases and the rows that belong to no
+// image are as in sm80_attention_backward.cu.
 //
 // A block is three warpgroups, stays for many items, and has a multiprocessor for itself. The first warpgroup copies
 // blocks of 128 keys (k^, v) and stages of 64 queries (q^, dout, lse, delta) into two rings. The other two multiply: each
@@ -13,8 +13,8 @@
 // all keys of the block, while the other goes on.
 //
 //   short images  all stages stay in shared memory for one key block after another; dq of a tile is summed in shared
-//                 memory, where each thread finds its own again. The warpgroup that copies normalises and rotates q and k and makes
-//                 delta.
+//                 memory, where each thread finds its own again. The warpgroup that copies normalises and rotates q
+//                 and k and makes delta.
 //   up to 64 rows two heads share a block, one for each warpgroup
 //   long images   an item is a key block of one head. dq is summed in global memory, f32, in the order of Window: the same
 //                 bits in every run, without waiting for others as a rule. q^, k^ and delta come from

@@ -5,6 +5,7 @@
 //! is a status and a sentence here. None unwinds: what panics is a status too.
 
 mod attention;
+mod attention_call;
 mod gemm;
 mod handle;
 mod norm;

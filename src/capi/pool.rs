@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 use half::bf16;
 
 use super::Dtype;
-use super::attention::{norm_of, scale_of};
+use super::attention_call::{norm_of, scale_of};
 use super::handle::{Handle, borrow, device};
 use super::operands::{Memory, count, host_starts};
 use super::status::{Refusal, Result, Status, guard};

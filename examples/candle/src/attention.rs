@@ -1,22 +1,19 @@
-//! Packed attention as an operation of candle: images of any lengths in one sequence, no mask, no padding, forward and
+//! Packed attention on tensors of candle: images of any lengths in one sequence, no mask, no padding, forward and
 //! backward. Kernels run on candle's stream and memory.
 
 use std::sync::{Arc, Mutex};
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp3, DType, Error, Layout, Result, Shape, Tensor};
+use candle_core::{Error, Layout, Result, Shape, Tensor};
 use half::bf16;
 use trencadis::device::{Buffer, Device, Ptr, Stream};
 use trencadis::kernels::Rows;
 use trencadis::kernels::attention::{Attention, Backward, BackwardPlan, Forward, ForwardPlan, Schedule};
-use trencadis::ops::{AttentionConfig, QkNormKind, Rope};
+use trencadis::ops::AttentionConfig;
 
-#[cfg(feature = "cuda")]
-use crate::place::gpu;
-use crate::place::{Extent, extent, host, open};
+use crate::operation::Attend;
+use crate::place::{Extent, open};
 
-fn told(error: impl std::fmt::Display) -> Error {
+pub fn told(error: impl std::fmt::Display) -> Error {
     Error::Msg(error.to_string())
 }
 
@@ -28,7 +25,23 @@ pub struct Packed {
     plans: (ForwardPlan, BackwardPlan),
     cu_seqlens: Buffer<i32>,
     schedules: (Schedule, Schedule),
-    workspace: Buffer<u8>,
+    /// Of one pass after another, as the stream has them: locked while a pass is being queued, so that kernels of two
+    /// passes do not alternate.
+    workspace: Mutex<Buffer<u8>>,
+}
+
+/// A tensor's memory lent to a launch, from its first element on, and the distance of its rows.
+pub struct Lent<'a> {
+    buffer: Buffer<bf16>,
+    stride: usize,
+    /// Dropped after the launch.
+    _extent: Extent<'a>,
+}
+
+impl Lent<'_> {
+    fn rows(&self) -> Rows<'_, bf16> {
+        Rows { buffer: &self.buffer, offset: 0, stride: self.stride }
+    }
 }
 
 impl Packed {
@@ -40,18 +53,14 @@ impl Packed {
         tokens: usize,
         cu_seqlens: &[i32],
     ) -> Result<Arc<Self>> {
+        if cu_seqlens.len() < 2 {
+            candle_core::bail!(
+                "cu_seqlens has {} numbers; give the start of each image and the end of the last one",
+                cu_seqlens.len()
+            );
+        }
         let (device, stream) = open(place)?;
-        let scale = 1.0 / (head_dim as f64).sqrt();
-        let config = AttentionConfig {
-            heads,
-            kv_heads: heads,
-            head_dim,
-            scale,
-            norm: QkNormKind::None,
-            eps: 1e-6,
-            gain_per_head: false,
-            rope: Rope::None,
-        };
+        let config = AttentionConfig::new(heads, head_dim);
         let attention = Attention { config, tokens, slots: cu_seqlens.len() - 1 };
         let info = device.info();
         let plans = (attention.plan(info).map_err(told)?, attention.backward_plan(info).map_err(told)?);
@@ -63,153 +72,87 @@ impl Packed {
         for schedule in [&schedules.0, &schedules.1] {
             schedule.launch(&stream, &starts, Some(cu_seqlens)).map_err(told)?;
         }
-        let workspace = device.alloc(bytes).map_err(told)?;
+        let workspace = Mutex::new(device.alloc(bytes).map_err(told)?);
         Ok(Arc::new(Self { device, stream, attention, plans, cu_seqlens: starts, schedules, workspace }))
     }
 
     /// `softmax(q kᵀ / √head_dim) v` within each image; q, k, v and the result are bf16 `[tokens, heads, head_dim]`, rows may
     /// be those of a wider tensor.
     pub fn attend(self: &Arc<Self>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        q.apply_op3(k, v, Attend { packed: self.clone(), lse: Mutex::new(None) })
+        q.apply_op3(k, v, Attend::new(self.clone()))
     }
 
-    fn shape(&self) -> Shape {
+    pub fn shape(&self) -> Shape {
         let AttentionConfig { heads, head_dim, .. } = self.attention.config;
         (self.attention.tokens, heads, head_dim).into()
     }
 
-    /// Lends a tensor's memory, from its first element on, and tells the distance of its rows.
-    fn lend(&self, (address, len): Extent, layout: &Layout) -> Result<(Buffer<bf16>, usize)> {
+    /// Lends what has this layout.
+    pub fn lend<'a>(&self, extent: Extent<'a>, layout: &Layout) -> Result<Lent<'a>> {
         let &[row, head, 1] = layout.stride() else {
             candle_core::bail!("columns of a head must lie side by side")
         };
         if layout.shape() != &self.shape() || head != self.attention.config.head_dim {
             candle_core::bail!("expected [tokens, heads, head_dim] = {:?}, got {layout:?}", self.shape());
         }
-        let first = Ptr::<bf16>::from_raw(address).offset(layout.start_offset());
-        // SAFETY: candle keeps the tensor until this call is over, and its stream orders what comes after.
-        let buffer = unsafe { Buffer::from_raw(&self.device, first, len - layout.start_offset()) };
-        Ok((buffer.map_err(told)?, row))
+        let first = Ptr::<bf16>::from_raw(extent.address).offset(layout.start_offset());
+        // SAFETY: the extent keeps the memory until the launch is queued, and candle's stream orders what comes after.
+        let buffer = unsafe { Buffer::from_raw(&self.device, first, extent.len - layout.start_offset()) };
+        Ok(Lent { buffer: buffer.map_err(told)?, stride: row, _extent: extent })
     }
 
-    fn lend_tensor(&self, x: &Tensor) -> Result<(Buffer<bf16>, usize)> {
-        let (storage, layout) = x.storage_and_layout();
-        self.lend(extent(&storage)?, layout)
+    /// Lends what is written: rows that follow one another.
+    pub fn lend_dense<'a>(&self, extent: Extent<'a>) -> Result<Lent<'a>> {
+        self.lend(extent, &Layout::contiguous(self.shape()))
     }
 
-    fn forward(&self, [q, k, v, out]: [&(Buffer<bf16>, usize); 4]) -> Result<Buffer<f32>> {
+    /// Writes `out`; what the backward pass needs besides.
+    pub fn forward(&self, [q, k, v]: [&Lent; 3], out: &Lent) -> Result<Buffer<f32>> {
         let lse = self.device.alloc(self.attention.tokens * self.attention.config.heads).map_err(told)?;
+        let workspace = self.workspace.lock().map_err(told)?;
         let operands = Forward {
-            q: rows(q),
-            k: rows(k),
-            v: rows(v),
+            q: q.rows(),
+            k: k.rows(),
+            v: v.rows(),
             affine: [None; 4],
             rope: None,
             cu_seqlens: &self.cu_seqlens,
             schedule: &self.schedules.0,
-            out: rows(out),
+            out: out.rows(),
             lse: &lse,
             statistics: None,
-            workspace: Some(&self.workspace),
+            workspace: Some(&*workspace),
         };
         self.attention.forward(&self.stream, &self.plans.0, &operands).map_err(told)?;
         Ok(lse)
     }
-}
 
-fn rows((buffer, stride): &(Buffer<bf16>, usize)) -> Rows<'_, bf16> {
-    Rows { buffer, offset: 0, stride: *stride }
-}
-
-struct Attend {
-    packed: Arc<Packed>,
-    /// Kept by the forward pass for the backward pass.
-    lse: Mutex<Option<Buffer<f32>>>,
-}
-
-impl Attend {
-    fn run(&self, operands: [(Extent, &Layout); 3], out: Extent) -> Result<()> {
-        let [q, k, v] = operands.map(|(extent, layout)| self.packed.lend(extent, layout));
-        let out = self.packed.lend(out, &Layout::contiguous(self.packed.shape()))?;
-        let lse = self.packed.forward([&q?, &k?, &v?, &out])?;
-        *self.lse.lock().map_err(told)? = Some(lse);
-        Ok(())
-    }
-}
-
-impl CustomOp3 for Attend {
-    fn name(&self) -> &'static str {
-        "trencadis-attention"
-    }
-
-    fn cpu_fwd(
+    /// Writes `dq`, `dk` and `dv`.
+    pub fn backward(
         &self,
-        q: &CpuStorage,
-        lq: &Layout,
-        k: &CpuStorage,
-        lk: &Layout,
-        v: &CpuStorage,
-        lv: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let shape = self.packed.shape();
-        let out = CpuStorage::BF16(vec![bf16::ZERO; shape.elem_count()]);
-        self.run([(host(q)?, lq), (host(k)?, lk), (host(v)?, lv)], host(&out)?)?;
-        Ok((out, shape))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        q: &CudaStorage,
-        lq: &Layout,
-        k: &CudaStorage,
-        lk: &Layout,
-        v: &CudaStorage,
-        lv: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let shape = self.packed.shape();
-        // SAFETY: all of it is written.
-        let out = unsafe { q.device.alloc::<bf16>(shape.elem_count())? };
-        let out = CudaStorage::wrap_cuda_slice(out, q.device.clone());
-        self.run([(gpu(q)?, lq), (gpu(k)?, lk), (gpu(v)?, lv)], gpu(&out)?)?;
-        Ok((out, shape))
-    }
-
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        dout: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let packed = &self.packed;
-        let lse = self.lse.lock().map_err(told)?;
-        let Some(lse) = lse.as_ref() else { candle_core::bail!("the forward pass comes first") };
-        let grads = [q, k, v].map(|x| Tensor::zeros(x.shape(), DType::BF16, x.device()));
-        let [dq, dk, dv] = grads;
-        let (dq, dk, dv, dout) = (dq?, dk?, dv?, dout.contiguous()?);
-        let lent = [q, k, v, out, &dout, &dq, &dk, &dv].map(|x| packed.lend_tensor(x));
-        let [q, k, v, out, dout, to_q, to_k, to_v] = lent;
+        [q, k, v, out, dout]: [&Lent; 5],
+        lse: &Buffer<f32>,
+        [dq, dk, dv]: [&Lent; 3],
+    ) -> Result<()> {
+        let workspace = self.workspace.lock().map_err(told)?;
         let operands = Backward {
-            q: rows(&q?),
-            k: rows(&k?),
-            v: rows(&v?),
-            out: rows(&out?),
+            q: q.rows(),
+            k: k.rows(),
+            v: v.rows(),
+            out: out.rows(),
             lse,
-            dout: rows(&dout?),
+            dout: dout.rows(),
             affine: [None; 4],
             rope: None,
-            cu_seqlens: &packed.cu_seqlens,
-            schedule: &packed.schedules.1,
-            dq: rows(&to_q?),
-            dk: rows(&to_k?),
-            dv: rows(&to_v?),
+            cu_seqlens: &self.cu_seqlens,
+            schedule: &self.schedules.1,
+            dq: dq.rows(),
+            dk: dk.rows(),
+            dv: dv.rows(),
             daffine: [None; 4],
             accumulate: None,
-            workspace: &packed.workspace,
+            workspace: &workspace,
         };
-        packed.attention.backward(&packed.stream, &packed.plans.1, &operands).map_err(told)?;
-        Ok((Some(dq), Some(dk), Some(dv)))
+        self.attention.backward(&self.stream, &self.plans.1, &operands).map_err(told)
     }
 }

@@ -5,6 +5,7 @@
 //!     cargo run --release --features emulator    # anywhere
 
 mod attention;
+mod operation;
 mod place;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
