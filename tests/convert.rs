@@ -8,7 +8,7 @@ use std::process::Command;
 
 use trencadis::eval::forward::{self, RawImage};
 use trencadis::eval::open::{Told, open};
-use trencadis::recipe::{ModelConfig, Recipe};
+use trencadis::recipe::{ModelConfig, PositionResample, Recipe};
 use trencadis::train::checkpoint;
 use trencadis::weights::Weights;
 use trencadis::weights::foreign::{self, export};
@@ -130,6 +130,67 @@ fn other_networks_become_those_of_timm() {
         let ours = forward::run(weights(case), &recipe, &images, None).unwrap();
         let timm = forward::run(exported.unwrap().weights, &recipe, &images, None).unwrap();
         assert_eq!(ours.logits, timm.logits, "{case}");
+    }
+}
+
+/// What timm has no argument for is refused by its key; a filter, which matters on other grids alone, is told.
+#[test]
+fn what_timm_has_not_is_refused_or_told() {
+    let export = |case: &str, naflex: bool, change: &dyn Fn(&mut ModelConfig, &mut Weights)| {
+        let mut described = model(case);
+        let mut converted = foreign::convert(weights(case), &mut described).unwrap();
+        change(&mut described, &mut converted.weights);
+        export::to_timm(converted.weights, &described, converted.origin, naflex)
+    };
+    let call =
+        |case, naflex, resample| export(case, naflex, &|m, _| m.position.resample = resample).unwrap().call;
+    for (case, naflex, resample, part) in [
+        (
+            "vit_cls",
+            false,
+            PositionResample::Bilinear,
+            r#"by the filter "bicubic", not by model.position.resample = "bilinear""#,
+        ),
+        (
+            "naflex_gap",
+            true,
+            PositionResample::BicubicOffset,
+            r#"not by model.position.resample = "bicubic-offset""#,
+        ),
+        ("naflex_gap", true, PositionResample::BicubicNoAntialias, ", pos_embed_antialias=False)"),
+        ("naflex_gap", true, PositionResample::Linear, "'bilinear', pos_embed_antialias=False)"),
+        (
+            "naflex_gap",
+            true,
+            PositionResample::LinearAlignCorners,
+            "_antialias=False, pos_embed_align_corners=True)",
+        ),
+        ("naflex_gap", true, PositionResample::Bilinear, "pos_embed_interp_mode='bilinear')"),
+        ("naflex_factorized", true, PositionResample::Bicubic, r#"by the filter "linear", not by"#),
+    ] {
+        let call = call(case, naflex, resample);
+        assert!(call.contains(part), "{case}: {call}");
+        assert_eq!(call.contains('#'), part.contains("not by"), "{case}: {call}");
+    }
+    for case in ["vit_cls", "naflex_gap", "naflex_factorized"] {
+        assert!(!export(case, false, &|_, _| ()).unwrap().call.contains('#'), "{case}");
+    }
+    type Change = fn(&mut ModelConfig, &mut Weights);
+    let refused: &[(&str, Change, &str)] = &[
+        ("vit_cls_reg_qk", |m, _| m.qk_norm_eps = 1e-3, "model.qk_norm_eps unlike model.norm_eps"),
+        ("vit_cls", |m, _| m.patch_bias = false, "model.patch_bias = false"),
+        ("vit_parallel", |m, _| m.mlp_bias = false, "model.mlp_bias = false"),
+        ("naflex_gap", |m, _| m.patch_norm_in = true, "model.patch_norm_in = true"),
+        (
+            "vit_cls",
+            |_, w| drop(w.tensors.insert("position.prefix".into(), (vec![2, 32], vec![1.0; 64]))),
+            "position.prefix is [2, 32], expected at most the 1 prefix tokens",
+        ),
+        ("vit_parallel", |m, _| m.proj_bias = false, "blocks.0.mlp.fc2.bias, which is not zero"),
+    ];
+    for (case, change, part) in refused {
+        let message = export(case, false, change).unwrap_err().to_string();
+        assert!(message.contains(part), "{case}: {message}");
     }
 }
 

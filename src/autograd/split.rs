@@ -55,18 +55,19 @@ impl Split {
         if group == 1 { Self::Rows(3) } else { Self::Grouped(group) }
     }
 
-    /// Lengths of the segments that are each shared out, in units of the smallest.
-    fn segments(self) -> Vec<usize> {
+    /// How many of the smallest segment all segments are.
+    fn unit(self) -> Option<usize> {
         match self {
-            Self::Whole | Self::Summed | Self::Columns => vec![1],
-            Self::Rows(segments) => vec![1; segments],
-            Self::Grouped(group) => vec![group, 1, 1],
+            Self::Whole | Self::Summed | Self::Columns => Some(1),
+            Self::Rows(segments) => Some(segments),
+            Self::Grouped(group) => group.checked_add(2),
         }
     }
 
-    /// How many of the smallest segment all are.
-    fn unit(self) -> usize {
-        self.segments().iter().sum()
+    /// Whether `n` rows, or columns, can be shared out to `size` ranks.
+    fn divides(self, n: usize, size: usize) -> bool {
+        let parts = self.unit().and_then(|unit| unit.checked_mul(size));
+        parts.is_some_and(|parts| parts > 0 && n.is_multiple_of(parts))
     }
 
     /// Whether every rank has all of the parameter.
@@ -80,7 +81,7 @@ impl Split {
     /// If they do not divide: whoever shards a model checks that first.
     pub fn local(self, [rows, cols]: [usize; 2], size: usize) -> [usize; 2] {
         let part = |n: usize| {
-            assert!(n.is_multiple_of(self.unit() * size), "{n} cannot be shared out to {size} ranks");
+            assert!(self.divides(n, size), "{n} cannot be shared out to {size} ranks");
             n / size
         };
         match self {
@@ -91,63 +92,78 @@ impl Split {
         }
     }
 
-    /// Elements of each rank's part of a parameter of `shape`; none where it cannot be shared out to `size` ranks.
+    /// Elements of each rank's part of a parameter of `shape`; none where it cannot be shared out to `size` ranks, or no
+    /// memory holds so many. Both may come from a file.
     pub fn part_len(self, shape: &[usize], size: usize) -> Option<usize> {
-        let rows = shape.first().copied().unwrap_or(1);
-        let cols: usize = shape.iter().skip(1).product();
+        let [rows, cols] = matrix(shape)?;
+        let len = rows.checked_mul(cols)?;
         let divides = match self {
-            Self::Whole | Self::Summed => return Some(rows * cols),
-            Self::Rows(0) | Self::Grouped(0) => false,
-            Self::Rows(_) | Self::Grouped(_) => size > 0 && rows.is_multiple_of(self.unit() * size),
-            Self::Columns => size > 0 && cols.is_multiple_of(size),
+            Self::Whole | Self::Summed => return Some(len),
+            Self::Grouped(0) => false,
+            Self::Rows(_) | Self::Grouped(_) => self.divides(rows, size),
+            Self::Columns => self.divides(cols, size),
         };
-        divides.then(|| rows * cols / size)
-    }
-
-    /// Where what `shard` holds lies in the whole parameter of `shape`, in its order.
-    fn runs(self, shape: &[usize], shard: Shard) -> Vec<Range<usize>> {
-        let rows = shape.first().copied().unwrap_or(1);
-        let cols: usize = shape.iter().skip(1).product();
-        let Shard { rank, size } = shard;
-        match self {
-            Self::Whole | Self::Summed => std::iter::once(0..rows * cols).collect(),
-            Self::Rows(_) | Self::Grouped(_) => {
-                let unit = rows / self.unit();
-                let mut first = 0;
-                let run = |length: usize| {
-                    let part = length * unit / size;
-                    let start = (first + rank * part) * cols;
-                    first += length * unit;
-                    start..start + part * cols
-                };
-                self.segments().into_iter().map(run).collect()
-            }
-            Self::Columns => {
-                let part = cols / size;
-                (0..rows).map(|row| row * cols + rank * part..row * cols + (rank + 1) * part).collect()
-            }
-        }
+        divides.then(|| len / size)
     }
 
     /// Where elements `range` of what `shard` holds lie in the whole parameter of `shape`, in its order: as few runs as
-    /// there can be.
+    /// there can be, and none for a shape or a split that [`part_len`](Self::part_len) refuses. The work is that of the
+    /// elements in the range, whatever the split says.
     pub fn runs_of(self, shape: &[usize], shard: Shard, range: Range<usize>) -> Vec<Range<usize>> {
-        let mut start = 0;
+        let Shard { rank, size } = shard;
+        let (Some(len), Some([rows, cols])) = (self.part_len(shape, size), matrix(shape)) else {
+            return Vec::new();
+        };
+        let range = range.start..range.end.min(len);
         let mut runs: Vec<Range<usize>> = Vec::new();
-        for run in self.runs(shape, shard) {
-            let end = start + run.len();
-            let (first, last) = (range.start.max(start), range.end.min(end));
+        // A run of the whole, and where it starts in the part.
+        let mut add = |at: usize, run: Range<usize>| {
+            let (first, last) = (range.start.max(at), range.end.min(at + run.len()));
             if first < last {
-                let run = run.start + first - start..run.start + last - start;
+                let run = run.start + first - at..run.start + last - at;
                 match runs.last_mut() {
                     Some(before) if before.end == run.start => before.end = run.end,
                     _ => runs.push(run),
                 }
             }
-            start = end;
+        };
+        // Segments of so many elements, of each of which every rank has the same number.
+        let segment = match self {
+            Self::Whole | Self::Summed => {
+                add(0, 0..len);
+                return runs;
+            }
+            Self::Grouped(group) => {
+                let unit = rows / (group + 2);
+                let (mut at, mut first) = (0, 0);
+                for length in [group * unit, unit, unit] {
+                    let part = length / size;
+                    let start = (first + rank * part) * cols;
+                    add(at, start..start + part * cols);
+                    at += part * cols;
+                    first += length;
+                }
+                return runs;
+            }
+            Self::Rows(segments) => rows / segments * cols,
+            Self::Columns => cols,
+        };
+        let part = segment / size;
+        if part > 0 {
+            for number in range.start / part..range.end.div_ceil(part) {
+                let start = number * segment + rank * part;
+                add(number * part, start..start + part);
+            }
         }
         runs
     }
+}
+
+/// Rows and columns of a shape; none where the columns cannot be counted.
+fn matrix(shape: &[usize]) -> Option<[usize; 2]> {
+    let rows = shape.first().copied().unwrap_or(1);
+    let cols = shape.iter().skip(1).try_fold(1usize, |cols, n| cols.checked_mul(*n))?;
+    Some([rows, cols])
 }
 
 #[cfg(test)]
@@ -226,6 +242,34 @@ mod tests {
             (Split::Columns, [4, 5]),
         ] {
             assert_eq!(split.part_len(&shape, 2), None, "{split:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_file_may_say_is_refused_or_cheap() {
+        const MOST: usize = usize::MAX;
+        for (split, shape, size) in [
+            (Split::Rows(MOST), &[6, 4][..], 2),
+            (Split::Rows(MOST / 2 + 1), &[6, 4], 2),
+            (Split::Grouped(MOST), &[6, 4], 1),
+            (Split::Grouped(MOST - 2), &[6, 4], 3),
+            (Split::Rows(1), &[6, 4], 0),
+            (Split::Rows(1), &[6, 4], MOST),
+            (Split::Columns, &[MOST, 2], 1),
+            (Split::Whole, &[MOST, 2], 1),
+            (Split::Whole, &[0, MOST, 2], 1),
+        ] {
+            assert_eq!(split.part_len(shape, size), None, "{split:?} {shape:?}");
+            assert!(split.runs_of(shape, Shard { rank: 0, size }, 0..4).is_empty(), "{split:?} {shape:?}");
+        }
+        // As many segments as there are rows, of which few are asked for; and of no elements at all.
+        let half = MOST / 2 + 1;
+        assert_eq!(Split::Rows(half).runs_of(&[half], Shard::WHOLE, 5..9), [5..9]);
+        assert_eq!(Split::Columns.runs_of(&[half / 2, 2], SECOND, 1..3), [3..4, 5..6]);
+        for (split, shape) in
+            [(Split::Rows(MOST), [0, 4]), (Split::Columns, [MOST, 0]), (Split::Grouped(MOST - 2), [0, 4])]
+        {
+            assert!(split.runs_of(&shape, Shard::WHOLE, 0..MOST).is_empty(), "{split:?}");
         }
     }
 

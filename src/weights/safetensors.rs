@@ -215,30 +215,32 @@ impl TensorFile {
             io::ErrorKind::NotFound => Error::file(path, "there is no such file"),
             _ => Error::file(path, format_args!("cannot be read: {cause}")),
         };
-        let damaged = |what: std::fmt::Arguments| {
-            Error::file(path, format_args!("is not a readable safetensors file: {what}"))
-        };
         let mut file = File::open(path).map_err(fail)?;
         let meta = file.metadata().map_err(fail)?;
         if meta.is_dir() {
             return Err(Error::file(path, "is a folder, expected a .safetensors file"));
         }
         let size = meta.len();
+        let mut start = [0; 9];
+        file.read_exact(&mut start[..size.min(9) as usize]).map_err(fail)?;
+        let [length @ .., first] = start;
+        let length = u64::from_le_bytes(length);
+        // Starts of other files may read as a length, too; the brace of a header tells them apart.
+        let braced = length <= MAX_HEADER && first == b'{';
+        let damaged = |what: std::fmt::Arguments| match recognise::other_format(path) {
+            Some(told) if !braced => Error::file(path, told),
+            _ => Error::file(path, format_args!("is not a readable safetensors file: {what}")),
+        };
         if size < 8 {
             return Err(damaged(format_args!("it holds {size} bytes, fewer than its header takes")));
         }
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(fail)?;
-        let length = u64::from_le_bytes(length);
         if length > MAX_HEADER {
-            return Err(match recognise::other_format(path) {
-                Some(told) => Error::file(path, told),
-                None => damaged(format_args!(
-                    "it does not start with the length of a header, expected at most {MAX_HEADER} bytes; fetch the \
-                     file again"
-                )),
-            });
+            return Err(damaged(format_args!(
+                "it does not start with the length of a header, expected at most {MAX_HEADER} bytes; fetch the file \
+                 again"
+            )));
         }
+        file.seek(SeekFrom::Start(8)).map_err(fail)?;
         if length > size - 8 {
             return Err(damaged(format_args!(
                 "its header of {length} bytes is cut short after {}; fetch the file again",

@@ -134,6 +134,26 @@ fn npz() {
     weights_run(2, &["numpy.npz", "numpy_compressed.npz"].map(|name| fs::read(fixture(name)).unwrap()));
 }
 
+/// Indexes of ours and of other libraries, beside files that are whole.
+#[test]
+fn indexes() {
+    let dir = tempdir().unwrap();
+    let mut weights = Weights::default();
+    weights.tensors.insert("a".into(), (vec![6, 2], (0..12).map(|i| i as f32).collect()));
+    weights.save_atomic(&dir.path().join("one.safetensors")).unwrap();
+    weights.tensors.insert("b".into(), (vec![3], vec![1.0, 2.0, 3.0]));
+    weights.save_atomic(&dir.path().join("two.safetensors")).unwrap();
+    let ours = r#"{"set": "", "metadata": {"recipe": "a text of some length that means nothing here"}, "weight_map": {
+        "a": {"shape": [12, 2], "slices": [
+            {"file": "one.safetensors", "split": "rows:3", "part": [0, 2], "range": [0, 12]},
+            {"file": "two.safetensors", "split": "rows:3", "part": [1, 2], "range": [0, 12]}]},
+        "b": {"shape": [3], "slices": [{"file": "two.safetensors", "split": "whole", "part": [0, 1], "range": [0, 3]}]}}}"#;
+    let theirs = r#"{"metadata": {"total_size": 60, "note": "a text of some length that means nothing here"},
+        "weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#;
+    let path = dir.path().join("model.safetensors.index.json");
+    run(8, &path, &[ours, theirs].map(|text| text.as_bytes().to_vec()), || read_weights(&path));
+}
+
 /// Opens a data set and reads some of its images.
 fn read_images(path: &Path) -> Result<(), Error> {
     let config = DataConfig { path: path.display().to_string(), ..DataConfig::default() };
@@ -200,7 +220,7 @@ fn idx(magic: u32, sizes: &[u32], data: &[u8]) -> Vec<u8> {
     [words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>().as_slice(), data].concat()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()

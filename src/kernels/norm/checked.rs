@@ -104,6 +104,7 @@ impl Norm {
     /// A width without a kernel, buffers of another size, rows that are not aligned, a `cu_seqlens` that
     /// decreases or overruns, a launch that the device refuses.
     pub fn forward(&self, stream: &Stream, packed: Packed<'_>, args: &NormForward<'_>) -> Result<()> {
+        self.check()?;
         self.queue_forward(stream, packed.live(self.tokens)?, args)
     }
 
@@ -118,11 +119,11 @@ impl Norm {
         live: Option<&Buffer<i32>>,
         args: &NormForward<'_>,
     ) -> Result<()> {
+        self.check()?;
         self.queue_forward(stream, check_some("live", live, &[1])?, args)
     }
 
     fn queue_forward(&self, stream: &Stream, live: Ptr<i32>, args: &NormForward<'_>) -> Result<()> {
-        self.check()?;
         let Self { tokens, width, .. } = *self;
         let mut params = ForwardParams {
             y: args.y.check("y", tokens, width)?,
@@ -166,6 +167,7 @@ impl Norm {
         args: &NormBackward<'_>,
         workspace: &Buffer<u8>,
     ) -> Result<()> {
+        self.check()?;
         self.queue_backward(stream, packed.live(self.tokens)?, args, workspace)
     }
 
@@ -180,6 +182,7 @@ impl Norm {
         args: &NormBackward<'_>,
         workspace: &Buffer<u8>,
     ) -> Result<()> {
+        self.check()?;
         self.queue_backward(stream, check_some("live", live, &[1])?, args, workspace)
     }
 
@@ -190,7 +193,6 @@ impl Norm {
         args: &NormBackward<'_>,
         workspace: &Buffer<u8>,
     ) -> Result<()> {
-        self.check()?;
         let Self { tokens, width, .. } = *self;
         let rows = partial_rows(tokens, width, stream.device().info().multiprocessors);
         let partial: Ptr<f32> =

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub struct Exported {
     /// The tensors; no metadata of ours.
     pub weights: Weights,
-    /// The Python call that makes a network for them.
+    /// The Python call that makes a network for them, and behind `#` what of the model it has no argument for.
     pub call: String,
 }
 
@@ -48,11 +48,15 @@ pub fn to_timm(
     if key == "timm-naflex" {
         fold_prefix(&mut weights)?;
     }
-    let positions = pad_positions(&mut weights, model, dims.width);
+    if key == "timm-vit-parallel" && !model.proj_bias {
+        drop_zeros(&mut weights)?;
+    }
+    let positions = pad_positions(&mut weights, model, dims.width)?;
     let sizes = sizes(model, &dims, positions, classes);
     weights.tensors = backwards(family, &weights, dims.depth, &sizes)?;
     weights.metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let call = call(model, key, &dims, positions, classes);
+    let mut call = call(model, key, &dims, positions, classes);
+    call.extend(lost_filter(model, key));
     Ok(Exported { weights, call })
 }
 
@@ -62,10 +66,13 @@ fn class(model: &ModelConfig, origin: Option<&str>) -> &'static str {
     let by_axes = model.position.combination == PositionCombination::Sum
         || model.position.coordinate == PositionCoordinate::FractionalAspect;
     match origin {
-        _ if parallel && model.mlp_bias && !model.proj_bias => "timm-vit-parallel-fused",
+        Some("timm-vit-parallel") if parallel => "timm-vit-parallel",
+        Some("timm-vit-parallel-fused") if parallel => "timm-vit-parallel-fused",
+        // One projection has one bias for both branches, which is our MLP's.
+        _ if parallel && !model.proj_bias => "timm-vit-parallel-fused",
         _ if parallel => "timm-vit-parallel",
         Some("timm-naflex" | "hf-siglip2-naflex" | "big-vision-naflex") => "timm-naflex",
-        _ if by_axes || model.patch_norm_in || model.patch_norm_out => "timm-naflex",
+        _ if by_axes || model.patch_norm_out => "timm-naflex",
         _ => "timm-vit",
     }
 }
@@ -87,20 +94,20 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
         block,
         norm,
         norm_bias,
-        norm_eps: _,
+        norm_eps,
         patch_norm_in,
         patch_norm_out,
         final_norm,
         head_norm,
         qk_norm,
         qk_norm_per_head,
-        qk_norm_eps: _,
+        qk_norm_eps,
         qkv_bias: _,
         proj_bias,
         mlp_bias,
         // Only the identity of a network without a classifier has none.
         head_bias: _,
-        patch_bias: _,
+        patch_bias,
         gelu: _,
         layer_scale: _,
         drop_path: _,
@@ -112,7 +119,9 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
         pool_qk_norm,
         pool_query_norm,
         pool_residual,
-        position: PositionConfig { basis, coordinate, combination, .. },
+        // The filter matters on other grids than the table's alone: `lost_filter` tells it beside the call.
+        position:
+            PositionConfig { basis, coordinate, combination, rows: _, columns: _, resample: _, fourier_std: _ },
         rope,
         head_init_bias: _,
         checkpoint: _,
@@ -142,7 +151,8 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
     refuse(*kv_heads != 0 && kv_heads != heads, "kv_heads", kv_heads);
     refuse(rope.kind != Rope::None, "rope.kind", &rope.kind);
     refuse((*norm == NormKind::LayerNorm) != *norm_bias, "norm_bias", norm_bias);
-    refuse(*patch_norm_in && !naflex, "patch_norm_in", patch_norm_in);
+    // NaFlexVit's embedding could, but no argument of the network reaches it.
+    refuse(*patch_norm_in, "patch_norm_in", patch_norm_in);
     refuse(*patch_norm_out && !naflex, "patch_norm_out", patch_norm_out);
     let expected = match norm {
         NormKind::LayerNorm => QkNormKind::LayerNormBias,
@@ -151,6 +161,10 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
     let qk = *qk_norm != QkNormKind::None;
     refuse(qk && *qk_norm != expected, "qk_norm", qk_norm);
     refuse(qk && *qk_norm_per_head, "qk_norm_per_head", qk_norm_per_head);
+    refuse(qk && qk_norm_eps != norm_eps, "qk_norm_eps unlike model.norm_eps", qk_norm_eps);
+    // It has none beside a norm after the positions.
+    refuse(!patch_bias, "patch_bias", patch_bias);
+    refuse(parallel && !mlp_bias, "mlp_bias", mlp_bias);
     // One switch for both in timm's serial blocks.
     refuse(!parallel && proj_bias != mlp_bias, "proj_bias unlike model.mlp_bias", proj_bias);
     refuse(map && !pool_mlp, "pool_mlp", pool_mlp);
@@ -177,11 +191,39 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
 }
 
 /// timm gives positions to all prefix tokens or to none: zeros for those that have none. How many there are then.
-fn pad_positions(weights: &mut Weights, model: &ModelConfig, width: usize) -> usize {
-    let Some((shape, positions)) = weights.tensors.get_mut(PREFIX_POSITIONS) else { return 0 };
-    *shape = vec![model.prefix(), width];
-    positions.resize(model.prefix() * width, 0.0);
-    model.prefix()
+///
+/// # Errors
+/// Positions of more tokens than there are, or of another width.
+fn pad_positions(weights: &mut Weights, model: &ModelConfig, width: usize) -> Result<usize> {
+    let Some((shape, positions)) = weights.tensors.get_mut(PREFIX_POSITIONS) else { return Ok(0) };
+    let prefix = model.prefix();
+    if shape.last() != Some(&width) || positions.len() > prefix * width {
+        return Err(Error::usage(format!(
+            "{PREFIX_POSITIONS} is {shape:?}, expected at most the {prefix} prefix tokens (model.class_token, \
+             model.registers) of {width} values"
+        )));
+    }
+    *shape = vec![prefix, width];
+    positions.resize(prefix * width, 0.0);
+    Ok(prefix)
+}
+
+/// Leaves out the zeros that stand for an absent bias of the MLP's output projection: two projections of parallel blocks
+/// have biases both or neither.
+///
+/// # Errors
+/// Biases that have become others since.
+fn drop_zeros(weights: &mut Weights) -> Result<()> {
+    let is_bias = |name: &str| name.ends_with(".mlp.fc2.bias");
+    let trained = weights.tensors.iter().find(|(name, (_, v))| is_bias(name) && v.iter().any(|x| *x != 0.0));
+    if let Some((name, _)) = trained {
+        return Err(Error::usage(format!(
+            "timm's parallel blocks have a bias in both output projections or in none, and model.proj_bias = false beside \
+             {name}, which is not zero"
+        )));
+    }
+    weights.tensors.retain(|name, _| !is_bias(name));
+    Ok(())
 }
 
 /// Leaves out the identity that stands for no classifier. The number of classes, 0 without one.
@@ -221,9 +263,40 @@ fn sizes(model: &ModelConfig, dims: &Dimensions, positions: usize, classes: usiz
     sizes
 }
 
+/// The filter of the positions where the class resamples by another, as a comment behind the call.
+fn lost_filter(model: &ModelConfig, key: &str) -> Option<String> {
+    let PositionConfig { basis, combination, rows, columns, resample, .. } = &model.position;
+    let (has, own) = match (combination, key) {
+        (PositionCombination::Sum, _) => (*resample == PositionResample::Linear, PositionResample::Linear),
+        (_, "timm-naflex") => {
+            (*resample != PositionResample::BicubicOffset, PositionResample::BicubicNoAntialias)
+        }
+        _ => (*resample == PositionResample::Bicubic, PositionResample::Bicubic),
+    };
+    (*basis == PositionBasis::Learned && !has).then(|| {
+        format!(
+            "  # the same on grids of {rows}x{columns}; timm resamples to others by the filter {}, not by \
+             model.position.resample = {}",
+            quoted(own),
+            quoted(*resample)
+        )
+    })
+}
+
+/// As recipes name it.
+fn quoted(resample: PositionResample) -> String {
+    serde_json::to_string(&resample).unwrap_or_default()
+}
+
+/// timm's `mlp_ratio`, of which it takes `int(width * mlp_ratio)`.
+fn mlp_ratio(mlp: usize, width: usize) -> f64 {
+    let exact = mlp as f64 / width as f64;
+    if (exact * width as f64) as usize == mlp { exact } else { (mlp as f64 + 0.5) / width as f64 }
+}
+
 /// The call of the class, as one line of Python.
 fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, classes: usize) -> String {
-    let (naflex, parallel) = (key == "timm-naflex", model.block == BlockKind::Parallel);
+    let naflex = key == "timm-naflex";
     let python = |value: bool| if value { "True" } else { "False" };
     let (rows, columns) = (model.position.rows, model.position.columns);
     let pool = match model.pool {
@@ -238,7 +311,7 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
         dims.width,
         dims.depth,
         dims.heads,
-        dims.mlp as f64 / dims.width as f64,
+        mlp_ratio(dims.mlp, dims.width),
         python(model.qkv_bias),
         python(model.class_token),
         model.registers,
@@ -251,7 +324,7 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
     arg(model.pool == PoolKind::Mean, format!("fc_norm={}", python(model.head_norm)));
     arg(model.layer_scale > 0.0, "init_values=1e-5".into());
     arg(model.qk_norm != QkNormKind::None, "qk_norm=True".into());
-    arg(!model.proj_bias && !parallel, "proj_bias=False".into());
+    arg(!model.proj_bias && key != "timm-vit-parallel-fused", "proj_bias=False".into());
     let rms = model.norm == NormKind::Rms;
     let layer = if rms { "timm.layers.RmsNorm" } else { "timm.layers.LayerNorm" };
     let tanh = model.gelu == GeluKind::Tanh;
@@ -263,8 +336,17 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
         let aspect = model.position.coordinate == PositionCoordinate::FractionalAspect;
         arg(aspect, "pos_embed_ar_preserving=True".into());
         arg(true, format!("pos_embed_grid_size=({rows}, {columns})"));
-        let bilinear = model.position.resample == PositionResample::Bilinear;
-        arg(bilinear, "pos_embed_interp_mode='bilinear'".into());
+        let norm = format!("embed_norm_layer=partial({layer}, eps={:e})", model.norm_eps);
+        arg(model.patch_norm_out, norm);
+        // Tables of one axis have the linear filter and no choice.
+        if model.position.combination == PositionCombination::Joint {
+            use PositionResample::{Bicubic, Bilinear, Linear, LinearAlignCorners};
+            let filter = model.position.resample;
+            let linear = matches!(filter, Bilinear | Linear | LinearAlignCorners);
+            arg(linear, "pos_embed_interp_mode='bilinear'".into());
+            arg(!matches!(filter, Bicubic | Bilinear), "pos_embed_antialias=False".into());
+            arg(filter == LinearAlignCorners, "pos_embed_align_corners=True".into());
+        }
         let channels = model.channels;
         return format!(
             "timm.models.NaFlexVit(timm.models.NaFlexVitCfg({args}), in_chans={channels}, num_classes={classes})"
@@ -283,4 +365,22 @@ fn call(model: &ModelConfig, key: &str, dims: &Dimensions, positions: usize, cla
     }
     arg(true, format!("in_chans={}, dynamic_img_size=True", model.channels));
     format!("timm.models.VisionTransformer({args}, num_classes={classes})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mlp_ratio;
+
+    #[test]
+    fn timm_takes_the_width_of_the_mlp_from_the_ratio() {
+        let mut rounded = 0;
+        for width in 1..200 {
+            for mlp in 1..5 * width {
+                rounded += usize::from((mlp as f64 / width as f64 * width as f64) as usize != mlp);
+                assert_eq!((mlp_ratio(mlp, width) * width as f64) as usize, mlp, "{mlp} / {width}");
+            }
+        }
+        assert!(rounded > 0);
+        assert_eq!(mlp_ratio(4304, 1152), 4304.0 / 1152.0);
+    }
 }

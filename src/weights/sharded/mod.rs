@@ -14,6 +14,12 @@
 //! rows, of each of so many segments (`rows:3`: queries, keys and values), its `columns`, or not at all (`whole`).
 //! Its file has it under the name of the tensor. The slices of a tensor hold each of its elements once.
 //!
+//! An index of other libraries names one file for each tensor, which has all of it:
+//!
+//! ```json
+//! {"metadata": {"total_size": 1}, "weight_map": {"pooler.weight": "model-00001-of-00002.safetensors"}}
+//! ```
+//!
 //! The files of a set name it in their metadata, and no two saves that stand beside each other have one name: the
 //! index, which is renamed into its place last, makes the set whole, and files of another save are found out.
 
@@ -126,19 +132,45 @@ mod words {
     }
 }
 
+/// What other libraries write: the file that has a tensor.
+#[derive(Deserialize)]
+struct Named {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Named {
+    /// The same in our form, but for the shapes, which the files alone tell.
+    fn without_shapes(self) -> Index {
+        let whole = |file| StoredSlice { file, split: Split::Whole, part: [0, 1], range: [0, 0] };
+        let sliced = |file| Sliced { shape: Vec::new(), slices: vec![whole(file)] };
+        let weight_map = self.weight_map.into_iter().map(|(name, file)| (name, sliced(file))).collect();
+        Index { weight_map, ..Index::default() }
+    }
+}
+
 impl Index {
-    /// Reads `path`.
+    /// Reads `path`. Where it is of another library, shapes and ranges stay empty.
     ///
     /// # Errors
     /// [`Error::Usage`] naming it and what is wrong.
     pub fn load(path: &Path) -> Result<Self> {
+        Self::read(path).map(|(index, _)| index)
+    }
+
+    /// Reads `path`; and whether it tells shapes.
+    fn read(path: &Path) -> Result<(Self, bool)> {
         let bytes = fs::read(path).map_err(|cause| match cause.kind() {
             io::ErrorKind::NotFound => Error::file(path, "there is no such file"),
             _ => Error::file(path, format_args!("cannot be read: {cause}")),
         })?;
-        serde_json::from_slice(&bytes).map_err(|cause| {
-            Error::file(path, format_args!("is not a readable index of a sharded checkpoint ({cause})"))
-        })
+        match (serde_json::from_slice(&bytes), serde_json::from_slice::<Named>(&bytes)) {
+            (Ok(index), _) => Ok((index, true)),
+            (_, Ok(named)) => Ok((named.without_shapes(), false)),
+            (Err(cause), _) => Err(Error::file(
+                path,
+                format_args!("is not a readable index of a sharded checkpoint ({cause})"),
+            )),
+        }
     }
 
     /// Writes `path`, whole or not at all.

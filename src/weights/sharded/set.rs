@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::{Index, SET, Sliced};
+use crate::autograd::Split;
 use crate::weights::safetensors::TensorFile;
 use crate::{Error, Result};
 
@@ -23,7 +24,7 @@ impl TensorSet {
     /// [`Error::Usage`] naming the index or file, and what is wrong: absent, damaged, of another save; elements that
     /// are in no file or in two.
     pub fn open(path: &Path) -> Result<Self> {
-        let index = Index::load(path)?;
+        let (mut index, shapes) = Index::read(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut files = BTreeMap::new();
         for name in index.files() {
@@ -57,8 +58,15 @@ impl TensorSet {
             }
             files.insert(name.to_owned(), file);
         }
+        if !shapes {
+            take_shapes(path, &mut index, &files)?;
+        }
         let set = Self { path: path.into(), index, files };
         set.index.weight_map.iter().try_for_each(|(name, tensor)| set.check(name, tensor))?;
+        // Files of other libraries may have tensors that nobody asks for.
+        if shapes {
+            set.index.weight_map.keys().try_for_each(|name| set.check_type(name))?;
+        }
         Ok(set)
     }
 
@@ -66,16 +74,11 @@ impl TensorSet {
     fn check(&self, name: &str, tensor: &Sliced) -> Result<()> {
         let mut runs: Vec<(Range<usize>, &str)> = Vec::new();
         for slice in &tensor.slices {
-            let Some(own) = slice.runs(&tensor.shape) else {
-                return Err(Error::file(
-                    &self.path,
-                    format_args!("says that {} has a slice of {name} that its shape has not", slice.file),
-                ));
-            };
             let file = &self.files[&slice.file];
-            let len = slice.range[1] - slice.range[0];
+            // Before its runs are listed, of which there may be as many as elements.
+            let len = slice.range[1].saturating_sub(slice.range[0]);
             match file.shape(name).map(|shape| shape.iter().product::<usize>()) {
-                Some(found) if found == len => file.check_type(name)?,
+                Some(found) if found == len => {}
                 found => {
                     let found = found.map_or("no".into(), |found| found.to_string());
                     return Err(Error::file(
@@ -87,11 +90,22 @@ impl TensorSet {
                     ));
                 }
             }
+            let Some(own) = slice.runs(&tensor.shape) else {
+                return Err(Error::file(
+                    &self.path,
+                    format_args!("says that {} has a slice of {name} that its shape has not", slice.file),
+                ));
+            };
             runs.extend(own.into_iter().map(|run| (run, slice.file.as_str())));
         }
         runs.sort_by_key(|(run, _)| run.start);
         let (mut at, mut before) = (0, "");
-        let count = tensor.shape.iter().product();
+        let Some(count) = Split::Whole.part_len(&tensor.shape, 1) else {
+            return Err(Error::file(
+                &self.path,
+                format_args!("is damaged: {name} of shape {:?} has more elements than memory", tensor.shape),
+            ));
+        };
         for (run, file) in runs.into_iter().chain([(count..count, "")]) {
             if run.start > at {
                 let (from, to) = (at, run.start);
@@ -115,6 +129,11 @@ impl TensorSet {
         Ok(())
     }
 
+    pub(super) fn check_type(&self, name: &str) -> Result<()> {
+        let slices = self.index.weight_map.get(name).map_or(&[][..], |tensor| &tensor.slices);
+        slices.iter().try_for_each(|slice| self.files[&slice.file].check_type(name))
+    }
+
     pub(super) fn read(&self, name: &str, runs: &[Range<usize>]) -> Result<Vec<f32>> {
         let Some(tensor) = self.index.weight_map.get(name) else {
             return Err(Error::file(&self.path, format_args!("tensor {name}: is missing")));
@@ -136,6 +155,23 @@ impl TensorSet {
         }
         Ok(values)
     }
+}
+
+/// Shapes of tensors that are whole in one file each.
+fn take_shapes(path: &Path, index: &mut Index, files: &BTreeMap<String, TensorFile>) -> Result<()> {
+    for (name, tensor) in &mut index.weight_map {
+        for slice in &mut tensor.slices {
+            let Some(shape) = files[&slice.file].shape(name) else {
+                return Err(Error::file(
+                    path,
+                    format_args!("says that {} has {name}, and it has not; fetch both again", slice.file),
+                ));
+            };
+            tensor.shape = shape.to_vec();
+            slice.range = [0, shape.iter().product()];
+        }
+    }
+    Ok(())
 }
 
 /// What two rising lists of runs have in common, as ranges of the elements of the first and of the second.
@@ -162,6 +198,7 @@ fn common(a: &[Range<usize>], b: &[Range<usize>]) -> (Vec<Range<usize>>, Vec<Ran
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::Weights;
 
     #[test]
     fn runs_in_common() {
@@ -175,5 +212,60 @@ mod tests {
         };
         assert_eq!(elements(&a, in_a), elements(&b, in_b));
         assert_eq!(common(&a, &[]), (vec![], vec![]));
+    }
+    /// A folder with one file of two tensors, and what an index in it is said to be.
+    fn opened(index: &str) -> Result<Vec<f32>> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut weights = Weights::default();
+        weights.tensors.insert("w".into(), (vec![2, 3], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
+        weights.tensors.insert("none".into(), (vec![0], Vec::new()));
+        weights.save_atomic(&dir.path().join("a.safetensors")).unwrap();
+        let path = dir.path().join("model.safetensors.index.json");
+        std::fs::write(&path, index).unwrap();
+        TensorSet::open(&path)?.read("w", &[1..3, 4..6])
+    }
+
+    #[test]
+    fn an_index_of_file_names_is_read() {
+        let index = |name: &str, file: &str| {
+            format!(r#"{{"metadata": {{"total_size": 24}}, "weight_map": {{"{name}": "{file}"}}}}"#)
+        };
+        assert_eq!(opened(&index("w", "a.safetensors")).unwrap(), [1.0, 2.0, 4.0, 5.0]);
+        for (name, file, part) in [
+            ("v", "a.safetensors", "says that a.safetensors has v, and it has not"),
+            ("w", "b.safetensors", "is missing"),
+            ("w", "../a.safetensors", "no name of a file beside it"),
+        ] {
+            let sentence = opened(&index(name, file)).unwrap_err().to_string();
+            assert!(sentence.contains(part), "{sentence}");
+        }
+    }
+
+    /// What an index says of sizes is checked before memory is taken for it.
+    #[test]
+    fn lies_of_an_index_are_a_sentence() {
+        let index = |name: &str, shape: &str, split: &str, part: &str, range: &str| {
+            format!(
+                r#"{{"set": "", "metadata": {{}}, "weight_map": {{"{name}": {{"shape": {shape}, "slices": [{{
+                    "file": "a.safetensors", "split": "{split}", "part": {part}, "range": {range}}}]}}}}}}"#
+            )
+        };
+        assert!(opened(&index("w", "[2, 3]", "rows:2", "[0, 1]", "[0, 6]")).is_ok());
+        let most = usize::MAX;
+        for (name, shape, split, part, range) in [
+            ("w", "[2, 3]", format!("rows:{most}"), "[0, 1]", "[0, 6]"),
+            ("w", "[2, 3]", format!("grouped:{most}"), "[0, 1]", "[0, 6]"),
+            ("w", "[2, 3]", "rows:9223372036854775808".into(), "[0, 2]", "[0, 6]"),
+            ("w", "[2, 3]", "columns".into(), "[0, 0]", "[0, 6]"),
+            ("w", "[2, 3]", "whole".into(), "[0, 1]", "[6, 0]"),
+            ("w", "[4294967296, 4294967296]", "whole".into(), "[0, 1]", "[0, 6]"),
+            ("none", "[1152921504606846976, 1]", "columns".into(), "[0, 1]", "[0, 0]"),
+            ("none", "[1152921504606846976]", "rows:1152921504606846976".into(), "[0, 1]", "[0, 0]"),
+        ] {
+            let error = opened(&index(name, shape, &split, part, range)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{split}: {error}");
+        }
+        let none = r#"{"set": "", "metadata": {}, "weight_map": {"w": {"shape": [4294967296, 4294967296], "slices": []}}}"#;
+        assert!(opened(none).unwrap_err().to_string().contains("more elements than memory"));
     }
 }

@@ -95,8 +95,7 @@ impl Tensors {
         match self {
             Self::File(file) => file.check_type(name),
             Self::Npz(file) => file.check_type(name),
-            // Looked at when it was opened.
-            Self::Set(_) => Ok(()),
+            Self::Set(set) => set.check_type(name),
         }
     }
 
