@@ -10,8 +10,8 @@ use trencadis::eval::forward::{self, RawImage};
 use trencadis::eval::open::{Told, open};
 use trencadis::recipe::{ModelConfig, PositionResample, Recipe};
 use trencadis::train::checkpoint;
-use trencadis::weights::Weights;
 use trencadis::weights::foreign::{self, export};
+use trencadis::weights::{Weights, resize};
 
 /// Every golden case whose names are timm's, and those of DeiT, which differ in LayerScale alone.
 const TIMM: &[&str] = &[
@@ -429,6 +429,152 @@ fn everything_that_is_wrong_is_told_at_once() {
         w.tensors.insert("blocks.0.attns.0.norm.weight".into(), (vec![32], vec![0.0; 32]));
     });
     assert!(message.contains("ParallelThingsBlock"), "{message}");
+}
+
+/// Settings without a counterpart in a file, such as those of a pooling head that is not there, are no difference.
+#[test]
+fn a_recipe_takes_the_weights_of_its_network() {
+    let sets = [
+        "model.shape=\"\"",
+        "model.width=32",
+        "model.depth=2",
+        "model.mlp=64",
+        "model.heads=2",
+        "model.patch=4",
+    ];
+    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let mut target = Recipe::load("vit-s16", &sets).unwrap().model;
+    // As many places as the table has, of another grid.
+    (target.position.rows, target.position.columns) = (1, 25);
+    let (start, described) = foreign::initial(weights("vit_cls"), &target).unwrap();
+    assert_eq!((described.position.rows, described.position.columns), (5, 5));
+    assert_eq!(start.tensors["position.table"].0, [25, 32]);
+    (target.position.rows, target.position.columns) = (5, 5);
+    assert_eq!(described.differences(&target).unwrap(), [] as [String; 0]);
+
+    // What the implementation always has, though no tensor tells.
+    target.norm_eps = 1e-3;
+    let (_, described) = foreign::initial(weights("vit_cls"), &target).unwrap();
+    let differences = described.differences(&target).unwrap();
+    assert!(matches!(&differences[..], [one] if one.starts_with("model.norm_eps is ")), "{differences:?}");
+
+    // The weights replace the first value of LayerScale, but not whether there is one.
+    let scaled = |layer_scale| ModelConfig { layer_scale, ..ModelConfig::default() };
+    assert_eq!(scaled(1e-5).differences(&scaled(1e-4)).unwrap(), [] as [String; 0]);
+    assert_eq!(scaled(1e-5).differences(&scaled(0.0)).unwrap().len(), 1);
+    // The pooling head's settings count where there is one.
+    let normed = |pool_qk_norm| ModelConfig { pool_qk_norm, ..ModelConfig::default() };
+    assert_eq!(normed(true).differences(&normed(false)).unwrap().len(), 1);
+}
+
+#[test]
+fn a_flat_table_of_no_known_grid_is_not_resized() {
+    let mut described = model("vit_pytorch_cls");
+    let converted = foreign::convert(weights("vit_pytorch_cls"), &mut described).unwrap();
+    let mut own = converted.weights;
+    let count = own.tensors["position.table"].0[0];
+    let mut target = described.clone();
+    (described.position.rows, described.position.columns) = (count, 1);
+    (target.position.rows, target.position.columns) = (2, 3);
+    let error = resize::fit(&mut own, &mut described, &target).unwrap_err().to_string();
+    assert!(error.contains("is not known") && error.contains("model.position.rows"), "{error}");
+}
+
+#[test]
+fn integers_that_are_no_weights_are_not_read() {
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w.safetensors");
+    let source = weights("hf_siglip");
+    let bytes: Vec<_> = source
+        .tensors
+        .iter()
+        .map(|(name, (shape, values))| {
+            (name.as_str(), shape.clone(), values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+        })
+        .collect();
+    let indices: Vec<u8> = (0..25i64).flat_map(i64::to_le_bytes).collect();
+    let write = |name: &str| {
+        let views = bytes.iter().map(|(n, s, b)| (*n, TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+        let integers = TensorView::new(Dtype::I64, vec![1, 25], &indices).unwrap();
+        let all = views.chain(std::iter::once((name, integers)));
+        std::fs::write(&file, safetensors::serialize(all, None).unwrap()).unwrap();
+    };
+    let sets = ["model.heads=2".to_owned()];
+    write("vision_model.embeddings.position_ids");
+    let opened = open(&file, &told(None, &sets)).unwrap();
+    let expected = foreign::convert(source.clone(), &mut model("hf_siglip")).unwrap().weights;
+    assert_same("hf_siglip", &opened.weights, &expected);
+    // Of a place in the network, they are no numbers that it could have.
+    write("vision_model.embeddings.something");
+    let error = open(&file, &told(None, &sets)).unwrap_err().to_string();
+    assert!(error.contains("vision_model.embeddings.something") && error.contains("I64"), "{error}");
+}
+
+/// big_vision can keep its blocks in one tensor each, and has a network without a table of positions.
+#[test]
+fn scanned_blocks_are_opened_as_single_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let [single, scanned] =
+        ["single.safetensors", "scanned.safetensors"].map(|name| folder.path().join(name));
+    let mut file = weights("big_vision_sincos");
+    file.save_atomic(&single).unwrap();
+    let first: Vec<String> =
+        file.tensors.keys().filter(|name| name.contains("encoderblock_0/")).cloned().collect();
+    assert!(!first.is_empty());
+    for name in first {
+        let (mut shape, mut values) = file.tensors.remove(&name).unwrap();
+        values.extend(file.tensors.remove(&name.replace("encoderblock_0/", "encoderblock_1/")).unwrap().1);
+        shape.insert(0, 2);
+        file.tensors.insert(name.replace("encoderblock_0/", "encoderblock/"), (shape, values));
+    }
+    file.save_atomic(&scanned).unwrap();
+    let [single, scanned] = [single, scanned].map(|path| open(&path, &told(None, &[])).unwrap());
+    assert_eq!(scanned.recipe, single.recipe);
+    assert_same("big_vision_sincos", &scanned.weights, &single.weights);
+    let model = &scanned.recipe.model;
+    assert_eq!((model.depth, model.gelu), (2, trencadis::recipe::GeluKind::Tanh));
+    // Images of 224 pixels, which nothing in the file tells.
+    assert_eq!((model.position.rows, model.position.columns, scanned.recipe.resolution.max), (56, 56, 224));
+}
+
+#[test]
+fn settings_beyond_all_bounds_are_refused() {
+    for (case, sets) in [
+        ("vit_cls", &["model.heads=2", "model.patch=5000"][..]),
+        ("vit_cls", &["model.heads=2", "model.patch=0"]),
+        ("vit_cls", &["model.heads=2", "model.patch=9000000000000000000"]),
+        ("big_vision_sincos", &["model.position.rows=100000000000"]),
+        ("big_vision_sincos", &["model.position.rows=60000", "model.position.columns=60000"]),
+    ] {
+        let file = golden(&format!("{case}/weights.safetensors"));
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        let error = open(&file, &told(None, &sets)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().starts_with(path(&file)), "{error}");
+    }
+}
+
+#[test]
+fn errors_name_the_file_that_is_wrong_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = folder.path().join("ours.safetensors");
+    let theirs = golden("vit_cls/weights.safetensors");
+    let sets = ["model.heads=2".to_owned()];
+    let opened = open(&theirs, &told(None, &sets)).unwrap();
+    let mut checkpoint = opened.into_checkpoint().unwrap();
+    checkpoint.tensors.get_mut("head.bias").unwrap().1[0] = f32::NAN;
+    checkpoint.save_atomic(&ours).unwrap();
+    let once = |file: &Path, error: trencadis::Error| {
+        let text = error.to_string();
+        assert!(text.starts_with(path(file)) && text.matches(path(file)).count() == 1, "{text}");
+    };
+    once(&ours, open(&ours, &told(None, &[])).unwrap_err());
+    let classes = Some(vec!["one".to_owned()]);
+    once(&theirs, open(&theirs, &Told { sets: &sets, classes, ..Told::default() }).unwrap_err());
+    let absent = folder.path().join("absent.toml");
+    once(&absent, open(&theirs, &Told { config: Some(path(&absent)), ..Told::default() }).unwrap_err());
 }
 
 /// Wrappers put words before all names.

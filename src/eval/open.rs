@@ -57,50 +57,58 @@ pub fn open(path: &Path, told: &Told<'_>) -> Result<Opened> {
         other => other,
     };
     let (header, weights) = checkpoint::load_model(path)?;
+    let sets = if header.is_some() { told.sets } else { &[] };
+    let given = told.config.map(|config| Recipe::load(config, sets)).transpose()?;
     let opened = match header {
-        Some(header) => described(path, header, weights, told)?,
-        None => of_names(path, weights, told).map_err(at)?,
+        Some(header) => described(path, header, weights, told, given)?,
+        None => of_names(weights, told, given).map_err(at)?,
     };
     check(path, &opened)?;
     Ok(opened)
 }
 
 /// A checkpoint.
-fn described(path: &Path, header: Header, weights: Weights, told: &Told<'_>) -> Result<Opened> {
+fn described(
+    path: &Path,
+    header: Header,
+    weights: Weights,
+    told: &Told<'_>,
+    given: Option<Recipe>,
+) -> Result<Opened> {
     if let Some(arch) = told.arch {
         return Err(Error::file(path, format_args!("describes its model itself; leave --arch {arch} out")));
     }
-    let recipe = match told.config {
-        Some(config) => Recipe::load(config, told.sets)?,
+    let recipe = match given {
+        Some(recipe) => recipe,
         None => Recipe::from_toml(&header.recipe, path)?.with_sets(told.sets)?,
     };
     recipe.validate()?;
     let classes = match &told.classes {
         None => header.classes,
         Some(given) if given.len() == header.classes.len() => given.clone(),
-        Some(given) => return Err(too_many(path, given.len(), header.classes.len())),
+        Some(given) => return Err(Error::file(path, too_many(given.len(), header.classes.len()))),
     };
     let origin = weights.metadata.get(ORIGIN).cloned();
     let mut model = recipe.model.clone();
-    let weights = foreign::convert(weights, &mut model)?.weights;
-    Ok(Opened { recipe, classes, weights, origin, implementation: "", foreign: false })
+    let converted = foreign::convert(weights, &mut model).map_err(|cause| Error::file(path, cause))?;
+    Ok(Opened { recipe, classes, weights: converted.weights, origin, implementation: "", foreign: false })
 }
 
 /// Weights alone.
-fn of_names(path: &Path, weights: Weights, told: &Told<'_>) -> Result<Opened> {
+fn of_names(weights: Weights, told: &Told<'_>, given: Option<Recipe>) -> Result<Opened> {
     let arch = told.arch.map(Arch::named).transpose()?;
-    let mut recipe = match told.config {
-        Some(config) => Recipe::load(config, &[])?,
+    let mut recipe = match given {
+        Some(recipe) => recipe,
         None if weights.tensors.contains_key("patch_embed.weight") => {
             return Err(Error::usage(
                 "has the names of this program and no description; give the recipe it was trained with (--config)",
             ));
         }
         None => {
-            let unshaped = Recipe {
-                model: ModelConfig { shape: String::new(), ..ModelConfig::default() },
-                ..Recipe::default()
-            };
+            let mut model = ModelConfig { shape: String::new(), ..ModelConfig::default() };
+            // Told by the file, or as it is usual for its patch.
+            (model.position.rows, model.position.columns) = (0, 0);
+            let unshaped = Recipe { model, ..Recipe::default() };
             unshaped.with_sets(foreign::usual_settings(&weights)?)?
         }
     };
@@ -114,9 +122,11 @@ fn of_names(path: &Path, weights: Weights, told: &Told<'_>) -> Result<Opened> {
     if let (Some(arch), Some(table)) = (&arch, converted.origin) {
         arch.check(table, converted.name, &recipe.model.dimensions()?)?;
     }
+    recipe.model.validate()?;
     // A recipe that says nothing of batches has none that hold an image of another patch.
     if told.config.is_none() || recipe.validate().is_err() {
-        let side = arch.map_or(recipe.model.position.rows * recipe.model.patch, |arch| arch.resolution);
+        let side = arch
+            .map_or(recipe.model.position.rows.saturating_mul(recipe.model.patch), |arch| arch.resolution);
         suit(&mut recipe, side, told.sets)?;
     }
     recipe.validate()?;
@@ -127,7 +137,7 @@ fn of_names(path: &Path, weights: Weights, told: &Told<'_>) -> Result<Opened> {
     let classes = match &told.classes {
         None => (0..count).map(|class| class.to_string()).collect(),
         Some(given) if given.len() == count => given.clone(),
-        Some(given) => return Err(too_many(path, given.len(), count)),
+        Some(given) => return Err(too_many(given.len(), count)),
     };
     Ok(Opened {
         recipe,
@@ -139,21 +149,21 @@ fn of_names(path: &Path, weights: Weights, told: &Told<'_>) -> Result<Opened> {
     })
 }
 
-fn too_many(path: &Path, given: usize, count: usize) -> Error {
-    Error::file(path, format_args!("has {count} classes, and the file of --classes names {given}"))
+fn too_many(given: usize, count: usize) -> Error {
+    Error::usage(format_args!("has {count} classes, and the file of --classes names {given}"))
 }
 
 /// Resolution and batches for a model that comes without a recipe: images of `side` pixels, squares for networks that
 /// have seen nothing else.
 fn suit(recipe: &mut Recipe, side: usize, sets: &[String]) -> Result<()> {
     let model = &recipe.model;
-    let side = side.clamp(model.patch.max(1), 1 << 12);
+    let side = side.min(1 << 12).max(model.patch);
     let native = model.pool == PoolKind::Map || !model.class_token;
     recipe.resolution.kind = ResolutionKind::Fixed;
     (recipe.resolution.min, recipe.resolution.max) = (side, side);
     recipe.resolution.aspect = if native { AspectKind::Native } else { AspectKind::Square };
     recipe.packing.kind = PackingKind::Flat;
-    let image = (side / model.patch.max(1)).pow(2) + model.prefix();
+    let image = (side / model.patch).pow(2) + model.prefix();
     recipe.packing.tokens = (2 * image).max(TOKENS).next_multiple_of(128);
     if model.channels == 1 && recipe.data.mean.len() == 3 {
         (recipe.data.mean, recipe.data.std) = (vec![0.5], vec![0.5]);

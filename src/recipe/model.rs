@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GeluKind, NormKind, PositionConfig, QkNormKind, RopeConfig};
+use super::{GeluKind, NormKind, PositionBasis, PositionConfig, PositionCoordinate, QkNormKind, RopeConfig};
 use crate::error::{Error, Result};
 
 /// The network. `shape` gives width, depth, mlp and heads; a non-zero value of these overrides it.
@@ -184,6 +184,37 @@ const TRAINING_ONLY: &[&str] =
     &["drop_path", "drop_path_linear", "checkpoint", "head_init_bias", "head_bias"];
 
 impl ModelConfig {
+    /// The same with defaults for what has no effect on what the network computes.
+    pub fn in_effect(&self) -> Self {
+        let default = Self::default();
+        let mut own = self.clone();
+        if own.pool != PoolKind::Map {
+            own.pool_mlp = default.pool_mlp;
+            own.pool_qk_norm = default.pool_qk_norm;
+            own.pool_query_norm = default.pool_query_norm;
+            own.pool_residual = default.pool_residual;
+        }
+        if own.qk_norm == QkNormKind::None {
+            own.pool_qk_norm = default.pool_qk_norm;
+            own.qk_norm_per_head = default.qk_norm_per_head;
+            own.qk_norm_eps = default.qk_norm_eps;
+        }
+        let position = &mut own.position;
+        if position.basis == PositionBasis::None {
+            *position = PositionConfig { basis: PositionBasis::None, ..PositionConfig::default() };
+        }
+        if position.basis == PositionBasis::Fourier {
+            // No table; the deviation, which these scale, is that of fresh weights.
+            (position.rows, position.columns) = (default.position.rows, default.position.columns);
+            position.resample = default.position.resample;
+        }
+        if position.coordinate == PositionCoordinate::Absolute {
+            position.resample = default.position.resample;
+        }
+        own.rope = own.rope.in_effect();
+        own
+    }
+
     /// What this description and `other` disagree on: "model.key is A there and B here". Sizes are compared by
     /// the shapes of the weights, and what only matters in training is left out.
     ///
@@ -191,7 +222,7 @@ impl ModelConfig {
     /// If a shape is unknown.
     pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
         let resolved = |config: &Self| -> Result<toml::Table> {
-            let mut config = config.clone();
+            let mut config = config.in_effect();
             let dims = config.dimensions()?;
             // Widths and depth show in the weights' shapes; the number of heads need not.
             (config.shape, config.heads, config.kv_heads) = (String::new(), dims.heads, dims.kv_heads);
@@ -201,7 +232,10 @@ impl ModelConfig {
                 scale => scale * (dims.head_dim as f64).sqrt(),
             };
             config.position.fourier_std = 0.0;
-            config.rope = config.rope.in_effect();
+            // Any value but 0 switches LayerScale on; the weights replace it.
+            if self.layer_scale > 0.0 && other.layer_scale > 0.0 {
+                config.layer_scale = 1.0;
+            }
             toml::Table::try_from(config).map_err(Error::failure)
         };
         let mut found = Vec::new();

@@ -336,16 +336,18 @@ fn initial_weights(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Vec<f32>>> {
     let (header, mut weights) = checkpoint::load_model(path)?;
-    let mut described = recipe.model.clone();
-    if let Some(header) = header {
-        described = Recipe::from_toml(&header.recipe, path)?.model;
+    let converted = if let Some(header) = header {
+        let mut described = Recipe::from_toml(&header.recipe, path)?.model;
         if header.classes != classes {
             // As many classes as before, perhaps, but other ones.
             let heads: Vec<&str> = step.params().iter().filter(|p| p.head).map(|p| p.name.as_str()).collect();
             weights.tensors.retain(|name, _| !heads.contains(&name.as_str()));
         }
-    }
-    let mut weights = foreign::detect_and_convert(weights, &mut described)?;
+        foreign::detect_and_convert(weights, &mut described).map(|weights| (weights, described))
+    } else {
+        foreign::initial(weights, &recipe.model)
+    };
+    let (mut weights, mut described) = converted.map_err(|e| Error::file(path, e))?;
     let resized =
         resize::fit(&mut weights, &mut described, &recipe.model).map_err(|e| Error::file(path, e))?;
     let mut differences = described.differences(&recipe.model)?;

@@ -84,7 +84,7 @@ pub fn resize_patch(
 /// rows stand for places that do not move.
 ///
 /// # Errors
-/// As [`resize_table`] and [`resize_patch`].
+/// As [`resize_table`] and [`resize_patch`]; a flat table of one column, which is of a grid that nobody told.
 pub fn fit(weights: &mut Weights, there: &mut ModelConfig, here: &ModelConfig) -> Result<Option<String>> {
     let mut told = Vec::new();
     let (from, to) = (there.patch, here.patch);
@@ -104,6 +104,13 @@ pub fn fit(weights: &mut Weights, there: &mut ModelConfig, here: &ModelConfig) -
         old.basis == new.basis && old.combination == new.combination && old.coordinate == new.coordinate;
     if from != to && alike && new.basis == PositionBasis::Learned {
         let filter = new.resample;
+        if new.combination == PositionCombination::Flat && from[1] == 1 && from[0] > 1 && to[1] != 1 {
+            return Err(Error::usage(format!(
+                "the grid of its table of {} positions is not known; set model.position.rows and \
+                 model.position.columns in `trencadis convert`, and start from the file that it writes",
+                from[0]
+            )));
+        }
         let axes: &[(&str, [usize; 2], [usize; 2])] = match new.combination {
             PositionCombination::Flat | PositionCombination::Joint => &[("position.table", from, to)],
             _ if new.coordinate == PositionCoordinate::Absolute => &[],

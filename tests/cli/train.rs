@@ -152,6 +152,37 @@ fn a_new_start_takes_the_weights_and_names_what_is_fresh() {
     assert!(!exists(place.path("runs/wide-1")));
 }
 
+/// Weights of timm in a built-in recipe of the same network, for another grid.
+#[test]
+fn a_new_start_takes_weights_of_timm() {
+    let place = Place::new();
+    place.photos("photos", 8);
+    let file = crate::places::root().join("tests/golden/vit_cls/weights.safetensors");
+    place.write("timm.safetensors", fs::read(file).unwrap());
+    let sets = [
+        "model.width=32",
+        "model.depth=2",
+        "model.mlp=64",
+        "model.heads=2",
+        "model.patch=4",
+        "model.position.rows=1",
+        "model.position.columns=25",
+        "resolution.min=20",
+        "resolution.max=20",
+        "packing.images=8",
+        "train.accumulate=1",
+    ];
+    let words = "vit-s16 --data photos --init timm.safetensors --name timm";
+    let done = place.train(words, &sets).succeeds();
+    assert!(done.err.contains("tensors from timm.safetensors"), "{}", done.err);
+    let line = |word: &str| done.err.lines().find(|line| line.starts_with(word)).unwrap();
+    assert_eq!(line("resized"), "resized           positions from 5×5 to 1×25 patches (bicubic)");
+    assert_eq!(line("fresh"), "fresh             head.weight, head.bias");
+    place
+        .train(words, &[&sets[..], &["model.norm_eps=1e-3"]].concat())
+        .refuses(&["timm.safetensors", "model.norm_eps is "]);
+}
+
 /// Peak of the resident set against the plan. The rest is the binary, the threads' stacks, the
 /// input's decoders and the allocator's slack.
 #[cfg(target_os = "linux")]

@@ -1,16 +1,17 @@
 //! How checkpoints are read: as a whole model, or the slices of a rank, tensor by tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{FIRST, Header, SECOND, TRAINING, WEIGHTS, damaged};
 use crate::autograd::ParamSpec;
 use crate::train::engine::{Average, StateKind, StateSource, Wanted};
-use crate::weights::{Tensors, Weights, check_fit};
+use crate::weights::{Tensors, Weights, check_fit, foreign};
 use crate::{Error, Result};
 
 /// Reads the model of a checkpoint or another safetensors file and, where trencadis wrote it, its description.
-/// Training state is skipped.
+/// Training state is skipped, and what is no part of the network in a file of another program ([`foreign::ignored`])
+/// has no values: it may be of any type.
 ///
 /// # Errors
 /// [`Error::Usage`] naming the file, if it is absent or damaged.
@@ -21,9 +22,20 @@ pub fn load_model(path: &Path) -> Result<(Option<Header>, Weights)> {
         true => Some(Header::read(stored.path(), &metadata)?),
         false => None,
     };
+    let names: Vec<String> = stored.names().into_iter().filter(|name| !name.starts_with(TRAINING)).collect();
+    let ignored = match header {
+        Some(_) => BTreeSet::new(),
+        None => {
+            foreign::ignored(names.iter().map(|name| (name.as_str(), stored.shape(name).unwrap_or_default())))
+        }
+    };
     let mut tensors = BTreeMap::new();
-    for name in stored.names().into_iter().filter(|name| !name.starts_with(TRAINING)) {
+    for name in names {
         let shape = stored.shape(&name).unwrap_or_default().to_vec();
+        if ignored.contains(&name) {
+            tensors.insert(name, (shape, Vec::new()));
+            continue;
+        }
         let values = stored.read(&name, std::slice::from_ref(&(0..shape.iter().product())))?;
         tensors.insert(name, (shape, values));
     }

@@ -11,6 +11,11 @@ use crate::recipe::{
 };
 use crate::weights::Weights;
 
+/// Side in pixels of the images of a network whose grid nothing tells.
+const USUAL_SIDE: usize = 224;
+/// Most places of a table of sines and cosines: images of 16,384 pixels a side in patches of 16.
+const MAX_PLACES: usize = 1 << 20;
+
 /// Sets in `model` what tensors and family determine. A network without a classifier gets the identity as one, and
 /// biases that only some modules of a kind have become zeros in the others.
 ///
@@ -42,6 +47,10 @@ pub(super) fn describe(
             ),
         ));
     }
+    if model.position.rows == 0 || model.position.columns == 0 {
+        let side = (USUAL_SIDE / model.patch.max(1)).max(1);
+        (model.position.rows, model.position.columns) = (side, side);
+    }
     let mut tensors = Tensors(weights);
     (model.class_token, model.registers) = (sizes.get('z').unwrap_or(0) > 0, sizes.get('r').unwrap_or(0));
     describe_norms(&mut tensors, model);
@@ -71,6 +80,15 @@ pub(super) fn describe(
             return Err(error(
                 family,
                 format_args!("sines and cosines need a width that 4 divides, not {width}"),
+            ));
+        }
+        if rows.checked_mul(columns).is_none_or(|places| places > MAX_PLACES) {
+            return Err(error(
+                family,
+                format_args!(
+                    "model.position.rows = {rows} times model.position.columns = {columns} must be at most {MAX_PLACES} \
+                     places for a table of sines and cosines; lower them"
+                ),
             ));
         }
         tensors
@@ -159,7 +177,7 @@ fn set_heads(
             family,
             format_args!(
                 "the file does not tell the number of attention heads: set model.heads to a divisor of {inner} (--set \
-                 model.heads={}), or name the architecture (--arch){}",
+                 model.heads={}), or name the architecture (trencadis convert --arch){}",
                 (inner / 64).max(1),
                 hint(family.key, inner, depth)
             ),

@@ -23,8 +23,10 @@ pub mod export;
 mod reading;
 mod table;
 
+use std::collections::BTreeSet;
+
 use super::Weights;
-use crate::recipe::ModelConfig;
+use crate::recipe::{ModelConfig, Recipe};
 use crate::{Error, Result};
 use reading::Reading;
 
@@ -59,6 +61,26 @@ pub fn detect_and_convert(weights: Weights, model: &mut ModelConfig) -> Result<W
 /// # Errors
 /// As there.
 pub fn convert(weights: Weights, model: &mut ModelConfig) -> Result<Converted> {
+    let grid = [model.position.rows, model.position.columns];
+    convert_of_grid(weights, model, Some(grid))
+}
+
+/// As [`detect_and_convert`], for weights that a training of `target` is to start from: gives the model that they are
+/// the weights of. What their names and shapes do not tell is as their implementation usually has it, and only then as
+/// `target` has it. A table of positions is of its own grid, which may be another than that of `target`.
+///
+/// # Errors
+/// As there; a table of positions that is no square.
+pub fn initial(weights: Weights, target: &ModelConfig) -> Result<(Weights, ModelConfig)> {
+    let usual = usual_settings(&weights)?;
+    let mut model = Recipe { model: target.clone(), ..Recipe::default() }.with_sets(usual)?.model;
+    let mut weights = convert_of_grid(weights, &mut model, None)?.weights;
+    fold_prefix(&mut weights)?;
+    Ok((weights, model))
+}
+
+/// Rows and columns of a flat table of positions are those of `grid` if these are as many, else a square.
+fn convert_of_grid(weights: Weights, model: &mut ModelConfig, grid: Option<[usize; 2]>) -> Result<Converted> {
     if weights.tensors.contains_key("patch_embed.weight") {
         check_finite(&weights)?;
         return Ok(Converted { weights, origin: None, name: "" });
@@ -66,10 +88,17 @@ pub fn convert(weights: Weights, model: &mut ModelConfig) -> Result<Converted> {
     let weights = unroll(weights);
     let reading = Reading::new(&weights)?;
     let family = reading.family;
-    let (sizes, no_grid) = reading.sizes(&weights, model);
+    let mut hints = model.clone();
+    [hints.position.rows, hints.position.columns] = grid.unwrap_or_default();
+    let (sizes, no_grid) = reading.sizes(&weights, &hints);
     reading.check(&weights, &sizes)?;
     if let Some(reason) = no_grid {
-        return Err(reading::error(family, reason));
+        let how = if grid.is_none() {
+            " in `trencadis convert`, and start from the file that it writes"
+        } else {
+            ""
+        };
+        return Err(reading::error(family, format_args!("{reason}{how}")));
     }
     check_finite(&weights).map_err(|cause| reading::error(family, cause))?;
     let mut weights = convert::forwards(&reading, weights, &sizes)?;
@@ -86,8 +115,30 @@ pub fn convert(weights: Weights, model: &mut ModelConfig) -> Result<Converted> {
 pub fn usual_settings(weights: &Weights) -> Result<&'static [String]> {
     match weights.tensors.contains_key("patch_embed.weight") {
         true => Ok(&[]),
-        false => Ok(&Reading::new(weights)?.family.usual),
+        false => {
+            let shapes = weights.tensors.iter().map(|(name, (shape, _))| (name.as_str(), shape.as_slice()));
+            Ok(&Reading::new(&outline(shapes))?.family.usual)
+        }
     }
+}
+
+/// Names of what is no part of a network, such as a text tower or indices, by the names and shapes of all tensors in a
+/// file; none where the implementation is not known.
+pub fn ignored<'a>(shapes: impl Iterator<Item = (&'a str, &'a [usize])>) -> BTreeSet<String> {
+    let outline = outline(shapes);
+    if outline.tensors.contains_key("patch_embed.weight") {
+        return BTreeSet::new();
+    }
+    Reading::new(&outline).map(|reading| reading.ignored).unwrap_or_default()
+}
+
+/// Names and shapes without values, and of blocks that flax has scanned over the first: what tells the implementation.
+fn outline<'a>(shapes: impl Iterator<Item = (&'a str, &'a [usize])>) -> Weights {
+    let tensors = shapes.map(|(name, shape)| match (name.contains(SCANNED), shape) {
+        (true, [_, rest @ ..]) => (name.replace(SCANNED, "encoderblock_0/"), (rest.to_vec(), vec![])),
+        _ => (name.to_owned(), (shape.to_vec(), vec![])),
+    });
+    Weights { tensors: tensors.collect(), ..Weights::default() }
 }
 
 /// Adds the positions of prefix tokens to these: the model has them as one.
@@ -107,9 +158,11 @@ pub fn fold_prefix(weights: &mut Weights) -> Result<()> {
     }
 }
 
+/// Part of the names of blocks that flax has scanned over.
+const SCANNED: &str = "encoderblock/";
+
 /// Blocks that flax has scanned over, `encoderblock/… [depth, …]`, one by one.
 fn unroll(mut weights: Weights) -> Weights {
-    const SCANNED: &str = "encoderblock/";
     let names: Vec<String> = weights.tensors.keys().filter(|name| name.contains(SCANNED)).cloned().collect();
     for name in names {
         let Some((shape, values)) = weights.tensors.get(&name) else { continue };

@@ -21,6 +21,8 @@ pub(super) struct Reading {
     groups: BTreeSet<String>,
     /// Names of no rule.
     unexpected: Vec<String>,
+    /// Names in the file of what is no part of the network.
+    pub ignored: BTreeSet<String>,
     /// Number of blocks.
     pub depth: usize,
 }
@@ -85,8 +87,14 @@ impl Reading {
     }
 
     fn of(family: &'static Family, prefix: &str, names: &[&str]) -> Result<Self> {
-        let mut reading =
-            Self { family, names: BTreeMap::new(), groups: BTreeSet::new(), unexpected: vec![], depth: 0 };
+        let mut reading = Self {
+            family,
+            names: BTreeMap::new(),
+            groups: BTreeSet::new(),
+            unexpected: vec![],
+            ignored: BTreeSet::new(),
+            depth: 0,
+        };
         for &name in names {
             let own = name.strip_prefix(prefix).unwrap_or(name);
             match place(family, own) {
@@ -95,7 +103,9 @@ impl Reading {
                     reading.depth = reading.depth.max(layer.map_or(0, |n| n.saturating_add(1)));
                     reading.names.insert(own.into(), name.into());
                 }
-                Some(Place::Ignored) => {}
+                Some(Place::Ignored) => {
+                    reading.ignored.insert(name.into());
+                }
                 Some(Place::Refused(at)) => {
                     return Err(error(family, format_args!("{name}: {}", family.refused[at].1)));
                 }
