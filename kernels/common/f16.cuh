@@ -24,16 +24,9 @@ DEVICE float low(uint32_t pair)
     return to_float(f16{uint16_t(pair)});
 }
 
-// Half of a register as it is: a shift would take another one.
 DEVICE float high(uint32_t pair)
 {
-#ifdef TRENCADIS_EMULATOR
     return to_float(f16{uint16_t(pair >> 16)});
-#else
-    float x;
-    asm("{ .reg .b16 lower, upper; mov.b32 {lower, upper}, %1; cvt.f32.f16 %0, upper; }" : "=f"(x) : "r"(pair));
-    return x;
-#endif
 }
 
 DEVICE uint32_t pack_pair(float lower, float upper)
