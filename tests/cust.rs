@@ -4,6 +4,7 @@
 mod support {
     pub mod places;
 }
+#[allow(dead_code)] // Some of it is for the tests of the device.
 #[path = "device/fake.rs"]
 mod fake;
 #[path = "device/fatbins.rs"]
