@@ -52,7 +52,7 @@ fn gelu(x: f64) -> f64 {
 #[test]
 fn products_and_what_becomes_of_them() {
     let kernels = Open::new(90);
-    let sizes @ [m, n, _] = [40, 16, 24];
+    let sizes @ [m, n, k] = [40, 16, 24];
     let (x, w) = (random::<f64>(m * k, 1), random::<f64>(n * k, 2));
     let (a, b) = (Memory::<bf16>::rounded(&x), Memory::<bf16>::rounded(&w));
     let (x, w) = (wide(a.slice()), wide(b.slice()));
