@@ -117,7 +117,7 @@ fn files_that_are_no_checkpoint() {
         place.run(&format!("predict {file} x.png")).refuses(&[file, part]);
         place.train(&format!("--init {file}"), &[]).refuses(&[file]);
     }
-    place.run("eval foreign.safetensors").refuses(&["foreign.safetensors", "no trencadis checkpoint"]);
+    place.run("eval foreign.safetensors").refuses(&["foreign.safetensors", "no known implementation"]);
     assert_eq!(place.runs(), ["digits-1"], "no failed start left a folder");
 
     place.run("train --resume absent").refuses(&["absent", "no such folder"]);
