@@ -130,7 +130,7 @@ pub fn rotations() -> impl Iterator<Item = AttentionConfig> {
 /// Angles of `used` tokens and NaN for those behind; every fifth has none, like tokens without a place.
 fn table(used: usize, tokens: usize, head_dim: usize) -> Vec<f32> {
     let angles = random::<f64>(used * head_dim / 2, 8);
-    let angle = |i: usize| if i / (head_dim / 2) % 5 == 0 { 0.0 } else { 4.0 * angles[i] };
+    let angle = |i: usize| if (i / (head_dim / 2)).is_multiple_of(5) { 0.0 } else { 4.0 * angles[i] };
     let pairs = (0..angles.len()).flat_map(|i| [angle(i).cos() as f32, angle(i).sin() as f32]);
     pairs.chain(std::iter::repeat(f32::NAN)).take(tokens * head_dim).collect()
 }
