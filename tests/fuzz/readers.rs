@@ -228,7 +228,7 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 fn idx_files() {
-    let pictures = |value: u8| idx(0x803, &[6, 5, 4], &vec![value; 120]);
+    let pictures = |value: u8| idx(0x803, &[6, 5, 4], &[value; 120]);
     let labels = |shift: u8| idx(0x801, &[6], &[0, 1, 2, 0, 1, shift]);
     // Damage to the pictures, packed and not, and to the labels.
     for (seed, file, originals) in [
