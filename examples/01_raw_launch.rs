@@ -34,16 +34,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let a: Vec<bf16> = (0..ROWS * WIDTH).map(|i| bf16::from_f32(i as f32)).collect();
     let b = vec![bf16::from_f32(0.5); ROWS * WIDTH];
     let sum = match Device::cuda(0) {
-        Ok(_) => on_cudarc(&a, &b)?,
-        Err(reason) => match without_gpu(&a, &b)? {
-            Some(sum) => sum,
-            None => {
-                println!("nothing was run: {reason}; or build with --features emulator");
-                return Ok(());
-            }
-        },
+        Ok(_) => Ok(on_cudarc(&a, &b)?),
+        Err(reason) => without_gpu(&a, &b)?.ok_or(reason),
     };
-    println!("a + b = {:?}", sum.iter().map(|x| x.to_f32()).collect::<Vec<_>>());
+    match sum {
+        Ok(sum) => println!("a + b = {:?}", sum.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
+        Err(reason) => println!("nothing was run: {reason}; or build with --features emulator"),
+    }
     Ok(())
 }
 
