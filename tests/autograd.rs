@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use support::{batch, gradcheck, param, random};
 use trencadis::autograd::attention::{QkParams, attention};
 use trencadis::autograd::graph::{Extent, Graph};
+use trencadis::autograd::position::rope::rope_table;
 use trencadis::autograd::residual::{DropPath, residual};
-use trencadis::autograd::rope::rope_table;
 use trencadis::autograd::{
     CpuExecutor, Plan, StepState, elementwise, gemm, loss, norm, patch, pool, position,
 };

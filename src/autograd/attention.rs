@@ -80,7 +80,7 @@ pub(super) fn affine_accumulators(graph: &mut Graph, operands: &[Option<Tensor>]
 }
 
 /// `out[T, heads·head_dim]` from `qkv[T, (heads + 2·kv_heads)·head_dim]`, rows `[q | k | v]`. `rope` is the table of
-/// [`rope_table`](super::rope::rope_table), there just if the config has a rotation.
+/// [`rope_table`](super::position::rope::rope_table), there just if the config has a rotation.
 pub fn attention(
     graph: &mut Graph,
     qkv: Tensor,

@@ -24,7 +24,6 @@ pub mod plan;
 pub mod pool;
 pub mod position;
 pub mod residual;
-pub mod rope;
 pub mod sharded;
 pub mod split;
 

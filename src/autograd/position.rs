@@ -5,6 +5,8 @@
 //! `dtable[i] += Σ_t w_ti · dout[t]`, through the product with the other factor.
 //! Fourier: `out = [sin 2πBp | cos 2πBp]`, `dB += 2π Σ_t (cos ⊙ dout_sin − sin ⊙ dout_cos) pᵀ`.
 
+pub mod rope;
+
 use super::device::{Launch, Matrix, Site, Step};
 use super::exec::Precision;
 use super::graph::{Extent, Graph, Node, Tensor};

@@ -16,7 +16,6 @@ pub mod pool;
 pub mod position;
 pub mod real;
 pub mod residual;
-pub mod rope;
 mod scratch;
 pub mod simd;
 mod softmax;

@@ -1,5 +1,7 @@
 //! Position embeddings: learned or fixed tables read with interpolation weights, and Fourier maps.
 
+pub mod rope;
+
 use rayon::prelude::*;
 
 use super::real::Real;

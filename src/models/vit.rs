@@ -1,7 +1,7 @@
 //! The Vision Transformer of every recipe: plain ViT, NaViT, DeiT III, ViT-22B.
 
 use crate::autograd::graph::{Graph, Init, ParamSpec, Tensor};
-use crate::autograd::rope::rope_table;
+use crate::autograd::position::rope::rope_table;
 use crate::autograd::{elementwise, gemm, patch, sharded};
 use crate::error::Result;
 use crate::nn::{block, norm, patch_embed, pool, position, shard};

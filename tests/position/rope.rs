@@ -2,7 +2,7 @@
 //! implementations.
 
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, forward};
-use trencadis::cpu::rope::table;
+use trencadis::cpu::position::rope::table;
 use trencadis::data::batch::PREFIX;
 use trencadis::device::Device;
 use trencadis::kernels::position::{RopeOperands, RopeTable};

@@ -1,8 +1,8 @@
 //! The table of the rotary position embedding: what turns queries and keys in every block.
 
-use super::device::{Element, Launch, Site};
-use super::graph::{Extent, Graph, Tensor};
-use super::op::{Io, Op, on_cpu};
+use crate::autograd::device::{Element, Launch, Site};
+use crate::autograd::graph::{Extent, Graph, Tensor};
+use crate::autograd::op::{Io, Op, on_cpu};
 use crate::cpu;
 use crate::error::Result;
 use crate::kernels::position::{RopeOperands, RopeTable as RopeKernel};
@@ -32,7 +32,7 @@ impl Op for RopeTable {
             let head_dim = a.output_shape(0).1;
             let (positions, grids) = (&a.batch.positions, &a.batch.grids);
             let cu_seqlens = &a.batch.cu_seqlens[..=a.batch.images];
-            cpu::rope::table(&self.0, head_dim, a.output(0), positions, cu_seqlens, grids);
+            cpu::position::rope::table(&self.0, head_dim, a.output(0), positions, cu_seqlens, grids);
         });
     }
 

@@ -4,8 +4,8 @@ use std::f64::consts::TAU;
 
 use rayon::prelude::*;
 
-use super::attention::take_front;
-use super::real::Real;
+use crate::cpu::attention::take_front;
+use crate::cpu::real::Real;
 use crate::data::batch::PREFIX;
 use crate::ops::{RopeConfig, RopePair};
 
