@@ -55,7 +55,7 @@ typedef enum {
 
 // What becomes of a product.
 typedef enum {
-    // v = a b + bias; pre = v; v = gelu(v); out = residual + keep[row] * gamma[column] * v; steps without an operand are
+    // v = a b + bias; pre = v; v = gelu(v); out = residual + `keep[row]` * `gamma[column]` * v; steps without an operand are
     // left out.
     TRENCADIS_GEMM_EPILOGUE_STORE = 0,
     // out = (a b) * gelu'(pre), and its column sums.
@@ -137,7 +137,7 @@ typedef struct {
     uint32_t dtype;
     // Normalisation of q and k: a trencadis_qk_norm.
     uint32_t norm;
-    // 1: gains and biases are [heads, head_dim], those of k [kv_heads, head_dim]; 0: [head_dim].
+    // 1: gains and biases are [heads, head_dim], those of k [kv_heads, head_dim]; 0: `[head_dim]`.
     uint32_t gain_per_head;
     // How rows are rotated by `rope`: a trencadis_rope.
     uint32_t rope_kind;
@@ -271,7 +271,7 @@ typedef struct {
     void *out;
     // Elements from row to row of out.
     uint64_t out_stride;
-    // STORE: [n], or null.
+    // STORE: `[n]`, or null.
     const float *bias;
     // STORE: result before GELU, [m, n], written; may be null. GELU_GRAD: what GELU was taken of, [m, n], read.
     void *pre;
@@ -281,11 +281,11 @@ typedef struct {
     const void *residual;
     // Elements from row to row of residual.
     uint64_t residual_stride;
-    // STORE: factor of each column before the residual is added (LayerScale), [n], or null.
+    // STORE: factor of each column before the residual is added (LayerScale), `[n]`, or null.
     const float *gamma;
-    // STORE: factor of each row before the residual is added (drop path), [m], or null.
+    // STORE: factor of each row before the residual is added (drop path), `[m]`, or null.
     const float *keep;
-    // GELU_GRAD: column sums of the result, [n], or null.
+    // GELU_GRAD: column sums of the result, `[n]`, or null.
     float *bias_grad;
     // One number: where it is not 0, `bias_grad`, or `out` of a sum, is added to. Null: it is written.
     const int32_t *accumulate;
@@ -335,9 +335,9 @@ typedef struct {
     const void *x;
     // Elements from row to row of x.
     uint64_t x_stride;
-    // [width]; null is 1.
+    // `[width]`; null is 1.
     const float *gain;
-    // [width]; null is 0.
+    // `[width]`; null is 0.
     const float *bias;
     // Starts of packed images and the end of the last one, [slots + 1]: rows from that end on are not read, and zeros are
     // written. Null: all rows are used.
@@ -364,9 +364,9 @@ typedef struct {
     void *dx;
     // Elements from row to row of dx.
     uint64_t dx_stride;
-    // Gradient of `gain`, [width]; null: not wanted.
+    // Gradient of `gain`, `[width]`; null: not wanted.
     float *dgain;
-    // Gradient of `bias`, [width]; null: not wanted.
+    // Gradient of `bias`, `[width]`; null: not wanted.
     float *dbias;
     // One number: where it is not 0, `dgain` and `dbias` are added to. Null: they are written.
     const int32_t *accumulate;
@@ -405,7 +405,7 @@ typedef struct {
     uint32_t query_dtype;
     // Normalisation of queries and keys: a trencadis_qk_norm.
     uint32_t norm;
-    // 1: gains and biases are [heads, head_dim]; 0: [head_dim].
+    // 1: gains and biases are [heads, head_dim]; 0: `[head_dim]`.
     uint32_t gain_per_head;
     // [queries, heads * head_dim].
     const void *q;
@@ -487,10 +487,10 @@ typedef struct {
     uint64_t window;
     // Side of the units that are merged later, and whose patches stay together, in patches; 1: there are none.
     uint64_t merge;
-    // Written, [rows]: row i of the new order is row order[i] of the old one, where patches of an image follow row by row;
+    // Written, `[rows]`: row i of the new order is row `order[i]` of the old one, where patches of an image follow row by row;
     // null asks for the sizes below alone, as it does for the two below.
     int32_t *order;
-    // Written, [rows]: row i of the old order is row inverse[i] of the new one.
+    // Written, `[rows]`: row i of the old order is row `inverse[i]` of the new one.
     int32_t *inverse;
     // Written, [segments + 1]: starts of the windows in the new order, and the end of the last one.
     int32_t *cu_seqlens;

@@ -44,7 +44,7 @@ pub struct Attention {
     pub dtype: u32,
     /// Normalisation of q and k: a trencadis_qk_norm.
     pub norm: u32,
-    /// 1: gains and biases are [heads, head_dim], those of k [kv_heads, head_dim]; 0: [head_dim].
+    /// 1: gains and biases are [heads, head_dim], those of k [kv_heads, head_dim]; 0: `[head_dim]`.
     pub gain_per_head: u32,
     /// How rows are rotated by `rope`: a trencadis_rope.
     pub rope_kind: u32,

@@ -140,19 +140,6 @@ impl Call {
         self.memory().optional("rope", self.given.rope, self.checked.tokens * self.checked.config.head_dim)
     }
 
-    /// γq, βq, γk, βk, or their gradients.
-    fn affine(&self, names: [&str; 4], at: [*const f32; 4]) -> Result<[Option<Buffer<f32>>; 4]> {
-        let AttentionConfig { heads, kv_heads, head_dim, norm, gain_per_head, .. } = self.checked.config;
-        let mut all = [const { None }; 4];
-        if norm != QkNormKind::None {
-            let heads = [heads, heads, kv_heads, kv_heads].map(|heads| if gain_per_head { heads } else { 1 });
-            for (((buffer, name), at), heads) in all.iter_mut().zip(names).zip(at).zip(heads) {
-                *buffer = self.memory().optional(name, at, heads * head_dim)?;
-            }
-        }
-        Ok(all)
-    }
-
     /// What is kept of the norm, where it is wanted.
     fn statistics(&self) -> Result<Option<[Buffer<f32>; 4]>> {
         let Attention { q_mean, q_rstd, k_mean, k_rstd, .. } = self.given;
@@ -208,8 +195,11 @@ impl Call {
         let q = self.rows::<E>("q", a.q, a.q_stride)?;
         let (k, v) = (self.kv_rows("k", a.k, a.k_stride)?, self.kv_rows("v", a.v, a.v_stride)?);
         let (out, lse) = (self.rows("out", a.out, a.out_stride)?, self.of_heads("lse", a.lse)?);
-        let affine =
-            self.affine(["q_gain", "q_bias", "k_gain", "k_bias"], [a.q_gain, a.q_bias, a.k_gain, a.k_bias])?;
+        let affine = self.memory().affine(
+            &self.checked.config,
+            ["q_gain", "q_bias", "k_gain", "k_bias"],
+            [a.q_gain, a.q_bias, a.k_gain, a.k_bias],
+        )?;
         let (rope, statistics, cu_seqlens) = (self.rope()?, self.statistics()?, self.cu_seqlens()?);
         let limits = self.forward.limits;
         let schedule = self.made("forward_schedule", a.forward_schedule, limits, &cu_seqlens)?;
@@ -243,10 +233,17 @@ impl Call {
         let (v, dv) = (self.kv_rows("v", a.v, a.v_stride)?, self.kv_rows("dv", a.dv, a.dv_stride)?);
         let (out, dout) = (self.rows("out", a.out, a.out_stride)?, self.rows("dout", a.dout, a.dout_stride)?);
         let lse = self.of_heads("lse", a.lse)?;
-        let affine =
-            self.affine(["q_gain", "q_bias", "k_gain", "k_bias"], [a.q_gain, a.q_bias, a.k_gain, a.k_bias])?;
+        let affine = self.memory().affine(
+            &self.checked.config,
+            ["q_gain", "q_bias", "k_gain", "k_bias"],
+            [a.q_gain, a.q_bias, a.k_gain, a.k_bias],
+        )?;
         let gradients = [a.dq_gain, a.dq_bias, a.dk_gain, a.dk_bias].map(<*mut f32>::cast_const);
-        let daffine = self.affine(["dq_gain", "dq_bias", "dk_gain", "dk_bias"], gradients)?;
+        let daffine = self.memory().affine(
+            &self.checked.config,
+            ["dq_gain", "dq_bias", "dk_gain", "dk_bias"],
+            gradients,
+        )?;
         let accumulate = self.memory().optional("accumulate", a.accumulate, 1)?;
         let (rope, cu_seqlens) = (self.rope()?, self.cu_seqlens()?);
         let limits = self.backward.limits;

@@ -58,7 +58,7 @@ pub struct Gemm {
     pub out: *mut c_void,
     /// Elements from row to row of out.
     pub out_stride: u64,
-    /// STORE: [n], or null.
+    /// STORE: `[n]`, or null.
     pub bias: *const f32,
     /// STORE: result before GELU, [m, n], written; may be null. GELU_GRAD: what GELU was taken of, [m, n], read.
     pub pre: *mut c_void,
@@ -68,11 +68,11 @@ pub struct Gemm {
     pub residual: *const c_void,
     /// Elements from row to row of residual.
     pub residual_stride: u64,
-    /// STORE: factor of each column before the residual is added (LayerScale), [n], or null.
+    /// STORE: factor of each column before the residual is added (LayerScale), `[n]`, or null.
     pub gamma: *const f32,
-    /// STORE: factor of each row before the residual is added (drop path), [m], or null.
+    /// STORE: factor of each row before the residual is added (drop path), `[m]`, or null.
     pub keep: *const f32,
-    /// GELU_GRAD: column sums of the result, [n], or null.
+    /// GELU_GRAD: column sums of the result, `[n]`, or null.
     pub bias_grad: *mut f32,
     /// One number: where it is not 0, `bias_grad`, or `out` of a sum, is added to. Null: it is written.
     pub accumulate: *const i32,
@@ -99,7 +99,7 @@ pub enum GemmLayout {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GemmEpilogue {
-    /// v = a b + bias; pre = v; v = gelu(v); out = residual + keep[row] * gamma[column] * v; steps without an operand are
+    /// v = a b + bias; pre = v; v = gelu(v); out = residual + `keep[row]` * `gamma[column]` * v; steps without an operand are
     /// left out.
     Store = 0,
     /// out = (a b) * gelu'(pre), and its column sums.

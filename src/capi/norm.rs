@@ -37,9 +37,9 @@ pub struct Norm {
     pub x: *const c_void,
     /// Elements from row to row of x.
     pub x_stride: u64,
-    /// [width]; null is 1.
+    /// `[width]`; null is 1.
     pub gain: *const f32,
-    /// [width]; null is 0.
+    /// `[width]`; null is 0.
     pub bias: *const f32,
     /// Starts of packed images and the end of the last one, [slots + 1]: rows from that end on are not read, and zeros are
     /// written. Null: all rows are used.
@@ -67,9 +67,9 @@ pub struct Norm {
     pub dx: *mut c_void,
     /// Elements from row to row of dx.
     pub dx_stride: u64,
-    /// Gradient of `gain`, [width]; null: not wanted.
+    /// Gradient of `gain`, `[width]`; null: not wanted.
     pub dgain: *mut f32,
-    /// Gradient of `bias`, [width]; null: not wanted.
+    /// Gradient of `bias`, `[width]`; null: not wanted.
     pub dbias: *mut f32,
     /// One number: where it is not 0, `dgain` and `dbias` are added to. Null: they are written.
     pub accumulate: *const i32,

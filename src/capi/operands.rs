@@ -6,6 +6,7 @@ use super::status::{Refusal, Result};
 use crate::device::{Buffer, Device, Ptr};
 use crate::kernels::Rows;
 use crate::kernels::gemm::Matrix;
+use crate::ops::{AttentionConfig, QkNormKind};
 
 /// Memory that a function is given, on one device. Its name comes first in what is refused.
 pub(super) struct Memory<'a> {
@@ -57,6 +58,24 @@ impl Memory<'_> {
     /// The same where it may be null: none.
     pub fn optional<T: Pod, P>(&self, name: &str, at: *const P, len: usize) -> Result<Option<Buffer<T>>> {
         if at.is_null() { Ok(None) } else { self.vector(name, at, len).map(Some) }
+    }
+
+    /// γq, βq, γk, βk of `config`, or their gradients; none where it has no norm.
+    pub fn affine(
+        &self,
+        config: &AttentionConfig,
+        names: [&str; 4],
+        at: [*const f32; 4],
+    ) -> Result<[Option<Buffer<f32>>; 4]> {
+        let mut all = [const { None }; 4];
+        if config.norm != QkNormKind::None {
+            let heads = [config.heads, config.heads, config.kv_heads, config.kv_heads];
+            for (((buffer, name), at), heads) in all.iter_mut().zip(names).zip(at).zip(heads) {
+                let heads = if config.gain_per_head { heads } else { 1 };
+                *buffer = self.optional(name, at, heads * config.head_dim)?;
+            }
+        }
+        Ok(all)
     }
 
     /// The last number of `cu_seqlens[slots + 1]`, the rows that hold anything; none where it is null: all.

@@ -16,7 +16,7 @@ use crate::kernels::pool::{
     AttentionBackward, AttentionForward, AttentionPool, AttentionShape, MAX_HEAD_DIM, MAX_QUERIES,
     PackedSizes, Query, fault,
 };
-use crate::ops::{AttentionConfig, QkNormKind, Rope};
+use crate::ops::{AttentionConfig, Rope};
 
 /// Attention pooling of packed images: the same few queries ask the tokens of each image, so that an image becomes one
 /// vector for each of them. Head h of row t begins at element `t * stride + h * head_dim`. Strides are in elements and
@@ -49,7 +49,7 @@ pub struct Pool {
     pub query_dtype: u32,
     /// Normalisation of queries and keys: a trencadis_qk_norm.
     pub norm: u32,
-    /// 1: gains and biases are [heads, head_dim]; 0: [head_dim].
+    /// 1: gains and biases are [heads, head_dim]; 0: `[head_dim]`.
     pub gain_per_head: u32,
 
     /// [queries, heads * head_dim].
@@ -213,19 +213,6 @@ impl Call {
         self.checked.config.heads * self.checked.config.head_dim
     }
 
-    /// γq, βq, γk, βk, or their gradients.
-    fn affine(&self, names: [&str; 4], at: [*const f32; 4]) -> Result<[Option<Buffer<f32>>; 4]> {
-        let AttentionConfig { heads, head_dim, norm, gain_per_head, .. } = self.checked.config;
-        let len = head_dim * if gain_per_head { heads } else { 1 };
-        let mut all = [const { None }; 4];
-        if norm != QkNormKind::None {
-            for ((buffer, name), at) in all.iter_mut().zip(names).zip(at) {
-                *buffer = self.memory().optional(name, at, len)?;
-            }
-        }
-        Ok(all)
-    }
-
     fn operands(&self) -> Result<Operands<'_>> {
         let (p, memory, width) = (&self.given, self.memory(), self.width());
         let AttentionPool { config, sizes, queries } = self.checked;
@@ -237,8 +224,11 @@ impl Call {
             q_f32: wide_q,
             k: memory.lines("k", p.k, rows, p.k_stride)?,
             v: memory.lines("v", p.v, rows, p.v_stride)?,
-            affine: self
-                .affine(["q_gain", "q_bias", "k_gain", "k_bias"], [p.q_gain, p.q_bias, p.k_gain, p.k_bias])?,
+            affine: memory.affine(
+                &self.checked.config,
+                ["q_gain", "q_bias", "k_gain", "k_bias"],
+                [p.q_gain, p.q_bias, p.k_gain, p.k_bias],
+            )?,
             cu_seqlens: memory.vector("cu_seqlens", p.cu_seqlens, sizes.images + 1)?,
             // SAFETY: as the caller of the function promises.
             cu_seqlens_host: unsafe { host_starts(p.cu_seqlens_host, sizes.images)? },
@@ -265,7 +255,11 @@ impl Call {
         let dq = if self.wide { None } else { memory.optional("dq", p.dq, asked)? };
         let dq_f32 = if self.wide { memory.optional("dq", p.dq, asked)? } else { None };
         let gradients = [p.dq_gain, p.dq_bias, p.dk_gain, p.dk_bias].map(<*mut f32>::cast_const);
-        let daffine = self.affine(["dq_gain", "dq_bias", "dk_gain", "dk_bias"], gradients)?;
+        let daffine = self.memory().affine(
+            &self.checked.config,
+            ["dq_gain", "dq_bias", "dk_gain", "dk_bias"],
+            gradients,
+        )?;
         let accumulate = memory.optional("accumulate", p.accumulate, 1)?;
         let needed = self.shape.backward_workspace_bytes();
         let workspace = memory.workspace(p.workspace, p.workspace_bytes, needed)?;

@@ -80,11 +80,12 @@ pub(super) unsafe fn read<T: Sized64>(from: *const T) -> Result<T> {
 /// # Safety
 /// As for [`size_of_caller`], and it may be written.
 pub(super) unsafe fn write<T: Sized64>(to: *mut T, value: &T) -> Result {
-    // SAFETY: as the caller promises, here and below.
+    // SAFETY: as the caller promises.
     let size = unsafe { size_of_caller(to)? };
     let known = size.min(size_of::<T>());
     let head = size_of::<u64>();
     let from = std::ptr::from_ref(value).cast::<u8>();
+    // SAFETY: the caller's struct has `size` bytes, ours no fewer than `known`, and they are apart.
     unsafe {
         let to = to.cast::<u8>();
         to.add(head).copy_from_nonoverlapping(from.add(head), known - head);

@@ -23,10 +23,10 @@ pub struct Windows {
     pub window: u64,
     /// Side of the units that are merged later, and whose patches stay together, in patches; 1: there are none.
     pub merge: u64,
-    /// Written, [rows]: row i of the new order is row order[i] of the old one, where patches of an image follow row by row;
+    /// Written, `[rows]`: row i of the new order is row `order[i]` of the old one, where patches of an image follow row by row;
     /// null asks for the sizes below alone, as it does for the two below.
     pub order: *mut i32,
-    /// Written, [rows]: row i of the old order is row inverse[i] of the new one.
+    /// Written, `[rows]`: row i of the old order is row `inverse[i]` of the new one.
     pub inverse: *mut i32,
     /// Written, [segments + 1]: starts of the windows in the new order, and the end of the last one.
     pub cu_seqlens: *mut i32,
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn trencadis_windows_make(windows: *mut Windows) -> Status
 /// # Safety
 /// As for [`trencadis_windows_make`].
 unsafe fn make(windows: *mut Windows) -> Result {
-    // SAFETY: as the caller promises, here and below.
+    // SAFETY: as the caller promises.
     let given = unsafe { read(windows)? };
     let grids = if given.images == 0 {
         Vec::new()
@@ -63,12 +63,14 @@ unsafe fn make(windows: *mut Windows) -> Result {
             given.grids, given.images
         )));
     } else {
+        // SAFETY: neither null nor misaligned, and as long as the caller promises.
         let sides = unsafe { std::slice::from_raw_parts(given.grids, 2 * count(given.images)) };
         sides.chunks_exact(2).map(|side| Grid { rows: side[0] as usize, cols: side[1] as usize }).collect()
     };
     let (window, merge) = (count(given.window), count(given.merge));
     let WindowSizes { rows, segments, longest } = Checked::sizes(&grids, window, merge)?;
     let told = Windows { rows: rows as u64, segments: segments as u64, longest: longest as u64, ..given };
+    // SAFETY: as the caller promises.
     unsafe { write(windows, &told)? };
     let small = |at: *mut i32, room: u64, needed: usize| !at.is_null() && count(room) < needed;
     if small(given.order, given.rows, rows)
@@ -87,13 +89,17 @@ unsafe fn make(windows: *mut Windows) -> Result {
     // Rows are at most 2^30, or there were no windows.
     let fill = |at: *mut i32, from: &[usize]| {
         if !at.is_null() {
-            from.iter().enumerate().for_each(|(i, &row)| unsafe { at.add(i).write_unaligned(row as i32) });
+            for (i, &row) in from.iter().enumerate() {
+                // SAFETY: the array has room for all of them, as was looked at above.
+                unsafe { at.add(i).write_unaligned(row as i32) };
+            }
         }
     };
     fill(given.order, &made.order);
     fill(given.inverse, &made.inverse);
     if !given.cu_seqlens.is_null() {
         for (i, &start) in made.cu_seqlens.iter().enumerate() {
+            // SAFETY: as above.
             unsafe { given.cu_seqlens.add(i).write_unaligned(start) };
         }
     }

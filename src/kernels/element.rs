@@ -12,7 +12,7 @@ mod sealed {
     impl Sealed for half::f16 {}
 }
 
-/// Elements that packed attention has kernels for: [`bf16`] and [`f16`].
+/// Elements that packed attention has kernels for: [`bf16`](struct@half::bf16) and [`f16`](struct@half::f16).
 pub trait Element: Pod + Debug + sealed::Sealed {
     /// As the names of the kernels have it.
     const NAME: &'static str;
