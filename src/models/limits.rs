@@ -259,9 +259,9 @@ mod tests {
                 "model.patch = 4 or 8, or model.patch_norm_in = false",
             ),
             (
-                "pooling heads",
+                "heads",
                 with(&|c| (c.heads, c.head_dim) = (5000, 8)),
-                "model.heads = 5000 with model.pool = \"map\"",
+                "model.heads = 5000",
                 "model.heads = 4096",
             ),
             (
