@@ -4,9 +4,10 @@
 #[path = "support/places.rs"]
 mod places;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
+use places::golden;
 use trencadis::autograd::ParamSpec;
 use trencadis::data::batch::{PackedBatch, Patches, Targets};
 use trencadis::eval::forward::{self, ForwardOutput, RawImage};
@@ -62,10 +63,6 @@ const CASES: &[&str] = &[
     "big_vision_naflex",
     "vit_jax",
 ];
-
-fn golden(path: &str) -> PathBuf {
-    places::root().join("tests/golden").join(path)
-}
 
 fn read(path: &str) -> Weights {
     Weights::load(&golden(path)).unwrap()

@@ -2,5 +2,7 @@
 //! and a bounded run of mutated files through each reader.
 
 mod formats;
+#[path = "../support/memory.rs"]
+mod memory;
 mod mutants;
 mod readers;

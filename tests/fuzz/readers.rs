@@ -1,12 +1,11 @@
 //! Mutated files through the readers: they answer with tensors, images or a sentence, in bounded time and memory.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tempfile::{TempDir, tempdir};
@@ -16,6 +15,7 @@ use trencadis::recipe::DataConfig;
 use trencadis::weights::{Tensors, Weights};
 
 use crate::formats::fixture;
+use crate::memory::{Counting, LIVE, PEAK};
 use crate::mutants::Mutant;
 
 /// Damaged files a reader; `TRENCADIS_FUZZ=100000` for a longer search.
@@ -27,27 +27,6 @@ fn files() -> u64 {
 const MOST: usize = 48 << 20;
 /// Longest time a file may take, on a machine that has other things to do.
 const LONGEST: Duration = Duration::from_secs(10);
-
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: the system's allocator does the work.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(live, Ordering::Relaxed);
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -9,6 +9,11 @@ pub fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }
 
+/// A fixture of another implementation, `tests/golden/{path}`.
+pub fn golden(path: &str) -> PathBuf {
+    root().join("tests/golden").join(path)
+}
+
 /// The program `trencadis`.
 pub fn program() -> PathBuf {
     let built = option_env!("CARGO_BIN_EXE_trencadis").map(Into::into);
