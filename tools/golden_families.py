@@ -4,20 +4,18 @@
 """
 
 import math
-import shutil
 
 import torch
 import torch.nn.functional as F
 
-from make_goldens import CLASSES, DEPTH, HEADS, PATCH, ROOT, one_by_one, randomise, write
+from make_goldens import CLASSES, DEPTH, HEADS, PATCH, one_by_one, randomise, write
 
 # Narrower than the networks of make_goldens.py: what these cases are about are names and positions.
 DIM, MLP, GRID = 16, 32, 5
 
 
 def case(name, model, text, logits, features=None, rename=lambda k: k, extra=None):
-    """Writes a case in the place of an older one; `extra` are tensors that only the file has."""
-    shutil.rmtree(ROOT / name, ignore_errors=True)
+    """Writes a case; `extra` are tensors that only the file has."""
     state = model if isinstance(model, dict) else model.state_dict()
     state = {rename(k): v for k, v in state.items()} | (extra or {})
 
