@@ -262,18 +262,21 @@ fn check_gradients(case: &Case<f64>, stride: usize) {
     }
 }
 
+fn check_forward(case: &Case<f64>) {
+    let (want_out, want_lse) = case.naive();
+    let (out, lse) = case.forward();
+    assert_close("out", &out, &want_out, 1e-12);
+    assert_close("lse", &lse, &want_lse, 1e-12);
+    let (out, lse) = case.f32().forward();
+    assert_close("f32 out", &widen(&out), &want_out, 5e-6);
+    assert_close("f32 lse", &widen(&lse), &want_lse, 5e-6);
+}
+
 #[test]
 fn forward_is_softmax_attention_within_each_image() {
     for kind in KINDS {
         for per_head in [false, true] {
-            let case = case(kind, per_head, [true; 4], &SHORT);
-            let (want_out, want_lse) = case.naive();
-            let (out, lse) = case.forward();
-            assert_close("out", &out, &want_out, 1e-12);
-            assert_close("lse", &lse, &want_lse, 1e-12);
-            let (out, lse) = case.f32().forward();
-            assert_close("f32 out", &widen(&out), &want_out, 5e-6);
-            assert_close("f32 lse", &widen(&lse), &want_lse, 5e-6);
+            check_forward(&case(kind, per_head, [true; 4], &SHORT));
         }
     }
 }
@@ -282,14 +285,7 @@ fn forward_is_softmax_attention_within_each_image() {
 fn forward_with_groups_and_rotations() {
     for kind in KINDS {
         for (kv_heads, rope) in [1, 3, 6].into_iter().flat_map(|n| ROPES.map(|rope| (n, rope))) {
-            let case = grouped_case(kind, kv_heads, rope, &SHORT);
-            let (want_out, want_lse) = case.naive();
-            let (out, lse) = case.forward();
-            assert_close("out", &out, &want_out, 1e-12);
-            assert_close("lse", &lse, &want_lse, 1e-12);
-            let (out, lse) = case.f32().forward();
-            assert_close("f32 out", &widen(&out), &want_out, 5e-6);
-            assert_close("f32 lse", &widen(&lse), &want_lse, 5e-6);
+            check_forward(&grouped_case(kind, kv_heads, rope, &SHORT));
         }
     }
 }

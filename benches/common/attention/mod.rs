@@ -8,7 +8,7 @@ use trencadis::cpu::attention::AttentionConfig;
 use trencadis::device::Stream;
 use trencadis::kernels::Element;
 use trencadis::kernels::attention::{Attention, Backward, Forward, Schedule};
-use trencadis::recipe::{QkNormKind, Rope};
+use trencadis::recipe::QkNormKind;
 use trencadis::{Error, Result};
 
 use super::gpu::{Case, Gpu, Queue, Sink};
@@ -76,17 +76,7 @@ fn schedule_case(
     sink: &mut Sink<'_>,
 ) -> Result<()> {
     let (tokens, slots) = (images.tokens(), images.lengths.len());
-    let (scale, norm) = (1.0, QkNormKind::None);
-    let config = AttentionConfig {
-        heads,
-        kv_heads: heads,
-        head_dim,
-        scale,
-        norm,
-        eps: 0.0,
-        gain_per_head: false,
-        rope: Rope::None,
-    };
+    let config = AttentionConfig::new(heads, head_dim);
     let limits = Attention { config, tokens, slots }.plan(gpu.device.info())?.limits;
     let cu_seqlens = gpu.device.upload(&images.cu_seqlens())?;
     let schedule = Schedule::new(&gpu.device, limits, tokens, slots)?;
@@ -112,17 +102,7 @@ fn norm_cases<E: Element>(
     sink: &mut Sink<'_>,
 ) -> Result<()> {
     let (width, tokens, slots) = (heads * head_dim, images.tokens(), images.lengths.len());
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let config = AttentionConfig {
-        heads,
-        kv_heads: heads,
-        head_dim,
-        scale,
-        norm,
-        eps: 1e-6,
-        gain_per_head: true,
-        rope: Rope::None,
-    };
+    let config = AttentionConfig { norm, gain_per_head: true, ..AttentionConfig::new(heads, head_dim) };
     let longest = images.lengths.iter().copied().max().unwrap_or(0);
     let attention = Attention { config, tokens, slots };
     let (plan, backward_plan) =

@@ -6,7 +6,7 @@ use trencadis::device::{Buffer, DeviceInfo, Stream};
 use trencadis::kernels::attention::{
     Attention, Backward, BackwardPlan, Forward, ForwardPlan, Limits, Schedule,
 };
-use trencadis::recipe::{QkNormKind, Rope};
+use trencadis::recipe::QkNormKind;
 use trencadis::{Error, Result};
 
 use crate::common::gpu::{Gpu, Rotated};
@@ -145,17 +145,8 @@ impl Operands {
         sets: usize,
     ) -> Result<Self> {
         let (width, tokens) = (heads * head_dim, images.tokens() + padding);
-        let (scale, norm) = (1.0 / (head_dim as f64).sqrt(), QkNormKind::Rms);
-        let config = AttentionConfig {
-            heads,
-            kv_heads: heads,
-            head_dim,
-            scale,
-            norm,
-            eps: 1e-6,
-            gain_per_head: true,
-            rope: Rope::None,
-        };
+        let norm = QkNormKind::Rms;
+        let config = AttentionConfig { norm, gain_per_head: true, ..AttentionConfig::new(heads, head_dim) };
         let starts = images.cu_seqlens();
         let gain = |i: usize| (0..width).map(|j| 0.75 + ((i + 3 * j) % 5) as f32 / 8.0).collect::<Vec<f32>>();
         let zeros = |len: usize| gpu.device.zeros::<f32>(len);
