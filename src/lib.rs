@@ -56,7 +56,7 @@
 //! | [`models`], [`nn`] | recipes, the Vision Transformer and its layers |
 //! | [`autograd`] | the recorded graph: one file per family of operations, forward beside backward |
 //! | [`cpu`] | every operation in f32 and f64 |
-//! | [`train`], [`eval`] | training loop, checkpoints, metrics |
+//! | [`train`], [`eval`], [`report`] | training loop, checkpoints, metrics, the page that compares runs |
 //! | [`parallel`] | several ranks: process groups, meshes, sharded linear layers |
 //! | [`device`], [`kernels`] | the GPU: memory, streams, graphs, and the compiled kernels |
 //! | [`ops`] | what single operations are told |
@@ -99,6 +99,8 @@ pub mod ops;
 pub mod parallel;
 #[cfg(feature = "train")]
 pub mod recipe;
+#[cfg(feature = "train")]
+pub mod report;
 #[cfg(feature = "train")]
 pub mod rng;
 #[cfg(feature = "train")]

@@ -9,6 +9,7 @@ mod plan;
 mod predict;
 mod ranks;
 mod recipes;
+mod report;
 mod train;
 
 use std::io::Write;
@@ -43,6 +44,8 @@ enum Command {
     Eval(eval::Args),
     /// Classify images.
     Predict(predict::Args),
+    /// Write one page that compares runs.
+    Report(report::Args),
     /// Plan a training on several GPUs: memory, traffic, time, and the mesh to take.
     Plan(plan::Args),
     /// Look at data, at a model, or at the GPU.
@@ -211,6 +214,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Predict(args) => predict::run(args),
+        Command::Report(args) => report::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Inspect(command) => inspect::run(command),
         Command::Recipes(args) => recipes::run(args),
