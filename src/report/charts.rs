@@ -8,12 +8,22 @@ use crate::eval::chart::{Axis, COLOURS, FAINT, Figure, Mark, Panel, Scale};
 /// Points that a line has at most; more are averaged in groups.
 const POINTS: usize = 300;
 
+/// Share of the images below which a bucket of confidence says nothing.
+const FEW: f64 = 0.01;
+
 /// Points (x, y) of a run.
 type Points = Vec<(f64, f64)>;
 
 /// The colour of run `index`.
 pub fn colour(index: usize) -> &'static str {
     COLOURS[index % COLOURS.len()]
+}
+
+/// A unit for the FLOPs of all runs, and how many FLOPs it is.
+pub fn compute_unit(runs: &[RunLog]) -> (&'static str, f64) {
+    let most = runs.iter().filter_map(|run| run.totals().last().map(|total| total.1)).fold(0.0, f64::max);
+    let units = [("ZFLOP", 1e21), ("EFLOP", 1e18), ("PFLOP", 1e15)];
+    units.into_iter().find(|(_, flops)| most >= *flops).unwrap_or(("TFLOP", 1e12))
 }
 
 /// What the runs have logged, step by step.
@@ -24,7 +34,8 @@ pub fn training(runs: &[RunLog]) -> Vec<Figure> {
         };
         runs.iter().map(|run| thinned(points(run))).collect()
     };
-    let accuracy = |x: fn((f64, f64, f64)) -> f64| -> Vec<Points> {
+    let (unit, scale) = compute_unit(runs);
+    let accuracy = |x: &dyn Fn((f64, f64, f64)) -> f64| -> Vec<Points> {
         runs.iter()
             .map(|run| {
                 let totals = run.totals();
@@ -56,20 +67,13 @@ pub fn training(runs: &[RunLog]) -> Vec<Figure> {
             Kind::Percent,
             true,
         ),
-        panel(
-            "Accuracy against compute",
-            "PFLOP",
-            "top-1 (%)",
-            accuracy(|t| t.1 / 1e15),
-            Kind::Percent,
-            true,
-        ),
-        panel("Accuracy against images seen", "images", "top-1 (%)", accuracy(|t| t.0), Kind::Percent, true),
+        panel("Accuracy against compute", unit, "top-1 (%)", accuracy(&|t| t.1 / scale), Kind::Percent, true),
+        panel("Accuracy against images seen", "images", "top-1 (%)", accuracy(&|t| t.0), Kind::Percent, true),
         panel(
             "Accuracy against time",
             "seconds of training",
             "top-1 (%)",
-            accuracy(|t| t.2),
+            accuracy(&|t| t.2),
             Kind::Percent,
             true,
         ),
@@ -119,8 +123,12 @@ pub fn evaluations(runs: &[RunLog]) -> Vec<Figure> {
         .map(|run| {
             let suite = run.suites.get("calibration");
             let buckets = suite.and_then(|suite| suite["all"]["reliability"]["buckets"].as_array());
+            let images = |b: &Value| b["images"].as_f64().unwrap_or(0.0);
             let point = |b: &Value| Some((b["confidence"].as_f64()?, b["accuracy"].as_f64()?));
-            buckets.map_or_else(Vec::new, |buckets| buckets.iter().filter_map(point).collect())
+            buckets.map_or_else(Vec::new, |buckets| {
+                let least = FEW * buckets.iter().map(images).sum::<f64>();
+                buckets.iter().filter(|b| images(b) >= least).filter_map(point).collect()
+            })
         })
         .collect();
     let cascade: Vec<Points> = runs

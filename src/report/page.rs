@@ -7,7 +7,6 @@ use super::charts;
 use super::log::RunLog;
 use super::samples::Sample;
 
-/// Suites that are drawn; the tables of all are shown.
 const STYLE: &str = "\
 :root { color: #24292f; background: #f6f7f9; font: 15px/1.45 system-ui, sans-serif; }
 body { max-width: 1400px; margin: 0 auto; padding: 24px 28px 60px; }
@@ -19,7 +18,7 @@ p { margin: 4px 0 12px; color: #57606a; }
 table { border-collapse: collapse; background: white; border: 1px solid #dfe3e8; border-radius: 8px; }
 th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid #edf0f3; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-.run::before { content: ''; display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; background: var(--c); }
+.run i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }
 code, pre { font: 13px/1.4 ui-monospace, monospace; } pre { overflow-x: auto; margin: 6px 4px; }
 details summary { cursor: pointer; padding: 4px; }
 .sample { width: 150px; font-size: 13px; } .sample img { width: 150px; height: 120px; object-fit: contain; background: #edf0f3; border-radius: 5px; }
@@ -45,8 +44,8 @@ pub fn page(runs: &[RunLog], samples: &[Vec<Sample>]) -> String {
     section(&mut out, "Training", charts::training(runs).iter().map(|figure| card(&figure.to_svg())));
     section(&mut out, "Evaluations", charts::evaluations(runs).iter().map(|figure| card(&figure.to_svg())));
     calibration(&mut out, runs);
-    tables(&mut out, runs);
     predictions(&mut out, runs, samples);
+    tables(&mut out, runs);
     out + "</body>\n</html>\n"
 }
 
@@ -64,19 +63,17 @@ fn card(content: &str) -> String {
 
 /// A run's name behind its colour.
 fn name(runs: &[RunLog], index: usize) -> String {
-    format!(
-        "<span class=\"run\" style=\"--c:{}\">{}</span>",
-        charts::colour(index),
-        escape(&runs[index].name)
-    )
+    let colour = charts::colour(index);
+    format!("<span class=\"run\"><i style=\"background:{colour}\"></i>{}</span>", escape(&runs[index].name))
 }
 
 fn summary(out: &mut String, runs: &[RunLog]) {
+    let (unit, scale) = charts::compute_unit(runs);
     let header = [
         "run",
         "steps",
         "images seen",
-        "PFLOP",
+        unit,
         "seconds",
         "images/s",
         "padding %",
@@ -94,7 +91,7 @@ fn summary(out: &mut String, runs: &[RunLog]) {
             name(runs, index),
             dash(last.map(|step| step.step.to_string())),
             format!("{images:.0}"),
-            format!("{:.3}", flops / 1e15),
+            format!("{:.2}", flops / scale),
             format!("{seconds:.0}"),
             dash((seconds > 0.0).then(|| format!("{:.0}", images / seconds))),
             dash((rows > 0).then(|| format!("{:.2}", 100.0 * (1.0 - tokens as f64 / rows as f64)))),
@@ -205,7 +202,7 @@ fn predictions(out: &mut String, runs: &[RunLog], samples: &[Vec<Sample>]) {
                     escape(class)
                 );
             }
-            let _ = writeln!(out, "<div class=\"truth\">{}</div></div>", escape(&sample.label));
+            let _ = writeln!(out, "<div class=\"truth\">is {}</div></div>", escape(&sample.label));
         }
         let _ = writeln!(out, "</div>");
     }
