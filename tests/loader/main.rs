@@ -353,7 +353,7 @@ fn kept_tokens_are_those_of_the_samples_own_stream() {
         let [rows, cols] = batch.grids[slot].map(usize::from);
         let kept =
             TokenDrop::new(&recipe.drop, recipe.train.seed, batch.epochs[slot], batch.sample_ids[slot])
-                .indices(rows * cols);
+                .indices(rows * cols, batch.range(slot).len() - 3);
         let positions: Vec<_> =
             kept.iter().map(|&i| [(i as usize / cols) as u16, (i as usize % cols) as u16]).collect();
         assert_eq!(positions, batch.positions[batch.range(slot)][3..]);
