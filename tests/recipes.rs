@@ -236,6 +236,57 @@ fn values_that_do_not_fit_together_are_refused() {
         ("digits", &["drop.max=1"], &["drop.max must be at least 0 and below 1"]),
         ("digits", &["drop.kind=constant", "drop.mean=1"], &["drop.mean"]),
         (
+            "navit-b16",
+            &["drop.kind=resolution", "drop.min=0.03"],
+            &["drop.min = 0.03, drop.max = 0.9 and drop.std = 0.02", "between 0 and 1"],
+        ),
+        ("navit-b16", &["drop.kind=resolution", "drop.max=0.96"], &["drop.max = 0.96"]),
+        ("navit-b16", &["drop.kind=resolution", "drop.std=0"], &["drop.std = 0"]),
+        (
+            "navit-b16",
+            &["drop.kind=resolution", "resolution.kind=fixed"],
+            &["drop.kind = \"resolution\"", "resolution.kind = \"fixed\"", "\"constant\""],
+        ),
+        (
+            "navit-b16",
+            &["drop.kind=resolution", "resolution.min=256"],
+            &["drop.kind = \"resolution\"", "resolution.min = 256 and resolution.max = 256"],
+        ),
+        (
+            "navit-b16",
+            &["drop.kind=resolution", "resolution.kind=native", "resolution.min=300"],
+            &["resolution.min = 300 must not exceed resolution.max = 256"],
+        ),
+        (
+            "navit-b16",
+            &["drop.kind=schedule", "drop.min=0.8", "drop.max=0.2"],
+            &["drop.min = 0.8 must not exceed drop.max = 0.2"],
+        ),
+        ("navit-b16", &["drop.kind=schedule", "drop.min=-0.1"], &["drop.min must be at least 0"]),
+        ("navit-b16", &["drop.kind=schedule", "drop.max=1"], &["drop.max must be at least 0 and below 1"]),
+        ("navit-b16", &["drop.kind=schedule", "drop.timescale=0"], &["drop.timescale", "but it is 0"]),
+        ("navit-b16", &["drop.kind=schedule", "drop.midpoint=inf"], &["drop.midpoint"]),
+        (
+            "navit-b16",
+            &["drop.kind=schedule", "resolution.kind=native"],
+            &["drop.kind = \"schedule\"", "resolution.kind = \"native\"", "set drop.images"],
+        ),
+        (
+            "navit-b16",
+            &["packing.fit=resolution", "resolution.kind=fixed"],
+            &["packing.fit = \"resolution\"", "resolution.kind = \"fixed\"", "packing.fit at \"none\""],
+        ),
+        (
+            "navit-b16",
+            &["packing.fit=drop", "drop.kind=none"],
+            &["packing.fit = \"drop\"", "drop.kind = \"none\""],
+        ),
+        (
+            "navit-b16",
+            &["packing.fit=drop", "drop.kind=constant", "drop.max=1"],
+            &["drop.max must be at least 0 and below 1"],
+        ),
+        (
             "digits",
             &["data.mean=[0.5, 0.25, 0.1]"],
             &["data.mean must hold 1 value", "holds 3", "set data.mean=[0.308]"],

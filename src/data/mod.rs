@@ -3,7 +3,10 @@
 pub mod assemble;
 pub mod balance;
 pub mod batch;
+pub mod draw;
 pub mod dropping;
+pub mod estimate;
+pub mod fit;
 pub mod inspect;
 pub mod loader;
 pub mod order;
