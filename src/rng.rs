@@ -48,6 +48,8 @@ pub enum Purpose {
     Split = 5,
     /// Stochastic rounding of parameters; the sample is the step, block `i` rounds elements 8i to 8i + 7.
     Rounding = 6,
+    /// Mixup and CutMix: whether, with which other image, how much of each.
+    Mix = 16,
     /// Stochastic depth (drop-path); residual branch `l` uses `DropPath as u32 + l`.
     DropPath = 0x1000,
 }

@@ -22,8 +22,47 @@ pub enum Patches {
 pub enum Targets {
     /// `[N]` class indices; 0 on unused slots.
     Classes(Vec<i32>),
+    /// `[N]` the classes of images that are mixed of two.
+    Mixed(Vec<Mixture>),
     /// `[N, K]` soft targets, row-major.
     Soft(Vec<f32>),
+}
+
+/// A soft target with at most two classes, as mixup and CutMix make them: `shares[i]` at `classes[i]`, 0 elsewhere;
+/// where both classes are one, their sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mixture {
+    /// Class indices.
+    pub classes: [i32; 2],
+    /// How much of each.
+    pub shares: [f32; 2],
+}
+
+impl Mixture {
+    /// One class alone.
+    pub fn one(class: i32) -> Self {
+        Self { classes: [class; 2], shares: [1.0, 0.0] }
+    }
+
+    /// `share` of the first class and the rest of the second.
+    pub fn new(first: i32, second: i32, share: f32) -> Self {
+        match first == second {
+            true => Self::one(first),
+            false => Self { classes: [first, second], shares: [share, 1.0 - share] },
+        }
+    }
+
+    /// What is above 0 becomes 1, as DeiT III trains with binary cross-entropy (facebookresearch/deit, `engine.py`:
+    /// `targets.gt(0.0)`).
+    pub fn binarised(self) -> Self {
+        Self { shares: self.shares.map(|share| if share > 0.0 { 1.0 } else { 0.0 }), ..self }
+    }
+
+    /// The class with the larger share, of equal ones the higher, as of soft targets the last of the largest.
+    pub fn largest(&self) -> i32 {
+        let ([first, second], [a, b]) = (self.classes, self.shares);
+        if a > b || a == b && first > second { first } else { second }
+    }
 }
 
 /// Many images of any shape in one sequence.

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod dropping;
 pub mod inspect;
 pub mod loader;
+pub mod mix;
 pub mod order;
 pub mod packing;
 pub mod patchify;

@@ -158,15 +158,20 @@ pub fn slots(recipe: &Recipe) -> usize {
 
 /// Under absolute coordinates a table bounds the grid: a longer image has to be scaled down, or it
 /// would have no position. Under fractional ones only the filters that resample it do.
-fn position_limits(position: &PositionConfig, resolution: usize, patch: usize) -> Limits {
+pub(crate) fn position_limits(position: &PositionConfig, resolution: usize, patch: usize) -> Limits {
     let longest = longest_axis(position, resolution, patch);
     let any = Limits { rows: longest, cols: longest, ..Limits::NONE };
-    let has_table = matches!(position.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
-    if !has_table || position.coordinate != PositionCoordinate::Absolute {
+    if !has_absolute_table(position) {
         return any;
     }
     match position.combination {
         PositionCombination::Flat => Limits { patches: position.rows * position.columns, ..any },
         _ => Limits { rows: position.rows, cols: position.columns, ..any },
     }
+}
+
+/// Whether positions are those of a table that is read as it is.
+pub(crate) fn has_absolute_table(position: &PositionConfig) -> bool {
+    let has_table = matches!(position.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
+    has_table && position.coordinate == PositionCoordinate::Absolute
 }

@@ -166,20 +166,26 @@ impl MeshGroups {
             tensor: world.subgroup("tensor", &mesh.tensor_ranks(world.rank()))?,
         })
     }
-    /// Takes the weight of images that another rank with the same batch could not read.
+
+    /// Takes the weight of images that another rank with the same batch could not read, and of those that it has mixed
+    /// and this one has not, or the reverse: `unmixed` are the slots whose partner could not be read here.
     ///
     /// # Errors
     /// A rank that is gone or silent.
-    pub fn leave_out_unread(&self, weights: &mut [f32]) -> Result<()> {
+    pub fn leave_out_unread(&self, weights: &mut [f32], unmixed: &[usize]) -> Result<()> {
         let size = self.tensor.size();
         if size == 1 || weights.is_empty() {
             return Ok(());
         }
+        // The sign tells which images are not mixed.
+        unmixed.iter().for_each(|&slot| weights[slot] = -weights[slot]);
         let mut all = vec![0.0; size * weights.len()];
         self.tensor.all_gather(&mut all, weights)?;
         for of_rank in all.chunks_exact(weights.len()) {
-            weights.iter_mut().zip(of_rank).for_each(|(weight, other)| *weight = weight.min(*other));
+            let both = weights.iter_mut().zip(of_rank);
+            both.filter(|(weight, other)| weight != other).for_each(|(weight, _)| *weight = 0.0);
         }
+        weights.iter_mut().for_each(|weight| *weight = weight.abs());
         Ok(())
     }
 

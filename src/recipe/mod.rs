@@ -6,7 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 mod data;
+mod distill;
 pub mod load;
+mod mix;
 mod model;
 pub mod shapes;
 mod train;
@@ -17,6 +19,8 @@ pub use crate::ops::{
     PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
 };
 pub use data::*;
+pub use distill::DistillConfig;
+pub use mix::MixConfig;
 pub use model::*;
 pub use train::*;
 pub use validate::MAX_SIDE;
@@ -37,6 +41,10 @@ pub struct Recipe {
     pub packing: PackingConfig,
     /// Which tokens are dropped during training.
     pub drop: DropConfig,
+    /// How images are mixed with others during training.
+    pub mix: MixConfig,
+    /// Learning from another model.
+    pub distill: DistillConfig,
     /// Optimiser, schedule, saving.
     pub train: TrainConfig,
     /// Evaluation.

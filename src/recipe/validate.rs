@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Longest accepted side in pixels.
 pub const MAX_SIDE: usize = 30_000;
 
-fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::usage(message())) }
 }
 
@@ -87,6 +87,8 @@ impl Recipe {
         self.validate_resolution()?;
         self.validate_packing()?;
         self.validate_drop()?;
+        self.validate_mix()?;
+        self.validate_distill()?;
         self.validate_train()
     }
 

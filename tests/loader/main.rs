@@ -38,7 +38,7 @@ fn pixels(batch: &PackedBatch) -> &[u8] {
 fn classes(batch: &PackedBatch) -> &[i32] {
     match &batch.targets {
         Targets::Classes(classes) => classes,
-        Targets::Soft(_) => panic!("the loader writes classes"),
+        Targets::Mixed(_) | Targets::Soft(_) => panic!("nothing is mixed"),
     }
 }
 

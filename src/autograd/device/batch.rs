@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use super::super::op::StepState;
 use super::super::split::Shard;
 use super::layout::ALIGNMENT;
-use crate::data::batch::{PackedBatch, Patches, Targets};
+use crate::data::batch::{Mixture, PackedBatch, Patches, Targets};
 use crate::data::positions;
 use crate::data::settings::PackingSettings;
 use crate::device::{Buffer, Device, Pinned, Stream};
@@ -25,7 +25,7 @@ pub struct BatchShape {
     pub patch_dim: usize,
     /// Whether patches are f32 values and not u8 pixels.
     pub wide_patches: bool,
-    /// Classes of soft targets; none where targets are class indices.
+    /// Classes of soft targets, mixtures among them; none where targets are class indices.
     pub soft_classes: Option<usize>,
     /// Most token rows of an image.
     pub image_rows: usize,
@@ -34,8 +34,8 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
-    /// The batches that the loader makes for `recipe`, in training, in its evaluations, and in others at up to
-    /// `resolution` pixels.
+    /// The batches that the loader makes for `recipe`, in its evaluations and in others at up to `resolution` pixels,
+    /// and, where their targets are class indices, in training.
     pub fn of_recipe(recipe: &Recipe, slots: usize, resolution: usize) -> Self {
         let resolution = resolution.max(recipe.resolution.max).max(recipe.eval.resolution);
         let tokens = recipe.packing.tokens;
@@ -52,7 +52,14 @@ impl BatchShape {
         }
     }
 
-    /// The shape of `batch`.
+    /// The same in training, where targets may be soft.
+    pub fn of_training(recipe: &Recipe, classes: usize, slots: usize) -> Self {
+        let soft = recipe.mix.is_on() || recipe.distill.is_on();
+        Self { soft_classes: soft.then_some(classes), ..Self::of_recipe(recipe, slots, 0) }
+    }
+
+    /// The shape of `batch`, of whose mixtures nobody knows out of how many classes: [`DeviceBatch::write`] takes them
+    /// where soft targets have a place.
     pub fn of(batch: &PackedBatch) -> Self {
         let slots = batch.slots();
         Self {
@@ -61,7 +68,7 @@ impl BatchShape {
             patch_dim: batch.patch_dim,
             wide_patches: matches!(batch.patches, Patches::F32(_)),
             soft_classes: match &batch.targets {
-                Targets::Classes(_) => None,
+                Targets::Classes(_) | Targets::Mixed(_) => None,
                 Targets::Soft(targets) => Some(targets.len() / slots.max(1)),
             },
             image_rows: image_rows(batch).max(1),
@@ -97,6 +104,31 @@ impl<T: Pod> Field<T> {
             )));
         }
         host[self.bytes.clone()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl Field<f32> {
+    /// Sets the part of `host` that is these soft targets `[N, classes]` to those of `mixtures`.
+    fn put_mixtures(&self, host: &mut [u8], mixtures: &[Mixture], classes: Option<usize>) -> Result<()> {
+        let classes = classes.unwrap_or(0);
+        let values: &mut [f32] = bytemuck::cast_slice_mut(&mut host[self.bytes.clone()]);
+        if classes == 0 || values.len() != mixtures.len() * classes {
+            return Err(Error::failure(format!(
+                "targets of {} images do not fit memory made for {} values",
+                mixtures.len(),
+                values.len()
+            )));
+        }
+        values.fill(0.0);
+        for (row, mixture) in values.chunks_exact_mut(classes).zip(mixtures) {
+            for (&class, &share) in mixture.classes.iter().zip(&mixture.shares) {
+                match usize::try_from(class).ok().and_then(|class| row.get_mut(class)) {
+                    Some(target) => *target += share,
+                    None => return Err(Error::usage(format!("label {class} is no class of {classes}"))),
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -251,7 +283,10 @@ impl DeviceBatch {
     /// A batch of another shape, or whose `cu_seqlens` decreases or overruns; a failed device.
     pub fn write(&mut self, stream: &Stream, batch: &PackedBatch, step: &StepState) -> Result<()> {
         let BatchShape { image_rows: most, longest: axis, .. } = self.shape;
-        let shape = BatchShape { image_rows: most, longest: axis, ..BatchShape::of(batch) };
+        let mut shape = BatchShape { image_rows: most, longest: axis, ..BatchShape::of(batch) };
+        if matches!(batch.targets, Targets::Mixed(_)) {
+            shape.soft_classes = self.shape.soft_classes;
+        }
         if longest(batch) > axis {
             return Err(Error::usage(format!(
                 "an image of the batch has {} patches along an axis, and positions are prepared for {axis} on the device; \
@@ -287,6 +322,7 @@ impl DeviceBatch {
         match (&self.targets, &batch.targets) {
             (Labels::Classes(to), Targets::Classes(from)) => to.put(host, from)?,
             (Labels::Soft(to), Targets::Soft(from)) => to.put(host, from)?,
+            (Labels::Soft(to), Targets::Mixed(from)) => to.put_mixtures(host, from, shape.soft_classes)?,
             _ => return Err(Error::failure("targets changed their type between batches")),
         }
         self.cu_seqlens.put(host, &batch.cu_seqlens)?;
