@@ -15,3 +15,4 @@ pub mod preview;
 pub mod resolution;
 pub mod settings;
 pub mod source;
+pub mod view;
