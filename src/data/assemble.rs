@@ -9,17 +9,16 @@ use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::Source;
-use crate::error::{Error, Result};
-use crate::rng::{Purpose, Stream};
+use crate::data::view::{ViewSettings, Viewer};
+use crate::error::Result;
 
 /// Makes batches from plans; the bits do not depend on the number of threads.
 pub struct Assembler<'a> {
     source: &'a dyn Source,
     settings: PackingSettings,
-    channels: usize,
-    flip: bool,
+    patchifier: Patchifier,
     /// One per thread.
-    patchifiers: Vec<Patchifier>,
+    viewers: Vec<Viewer<'a>>,
 }
 
 /// An image that is being filled in.
@@ -31,16 +30,16 @@ struct Task<'p, 'b> {
 }
 
 impl<'a> Assembler<'a> {
-    /// `flip` mirrors a random half of the images; `threads` ≥ 1 decode at a time.
+    /// Batches of the images of `source`, each as `view` has it; `threads` ≥ 1 decode at a time.
     pub fn new(
         source: &'a dyn Source,
         settings: PackingSettings,
-        channels: usize,
-        flip: bool,
+        view: ViewSettings,
         threads: usize,
     ) -> Self {
-        let patchifiers = (0..threads.max(1)).map(|_| Patchifier::new(settings.patch, channels)).collect();
-        Self { source, settings, channels, flip, patchifiers }
+        let patchifier = Patchifier::new(settings.patch, view.channels);
+        let viewers = (0..threads.max(1)).map(|_| Viewer::new(source, view.clone())).collect();
+        Self { source, settings, patchifier, viewers }
     }
 
     /// The batch of a plan, and the samples that could not be read, with the cause, which names the
@@ -48,7 +47,7 @@ impl<'a> Assembler<'a> {
     /// `stop` is set.
     pub fn assemble(&mut self, plan: &BatchPlan, stop: &AtomicBool) -> (PackedBatch, Vec<(u64, String)>) {
         let prefix = self.settings.prefix;
-        let patch_dim = self.channels * self.settings.patch * self.settings.patch;
+        let patch_dim = self.patchifier.patch_dim();
         let (tokens, slots) = (self.settings.packing.tokens, self.settings.slots);
         let mut patches = vec![0u8; tokens * patch_dim];
         let mut positions = vec![[0u16; 2]; tokens];
@@ -104,17 +103,16 @@ impl<'a> Assembler<'a> {
 
     /// Runs the tasks on all threads, the calling one among them; returns the failures.
     fn fill(&mut self, tasks: Vec<Task<'_, '_>>, stop: &AtomicBool) -> Vec<(usize, String)> {
-        let (source, seed, channels, flip) = (self.source, self.settings.seed, self.channels, self.flip);
+        let (source, patchifier) = (self.source, self.patchifier);
         let tasks = Mutex::new(tasks.into_iter());
-        let work = |patchifier: &mut Patchifier| {
+        let work = |viewer: &mut Viewer<'_>| {
             let mut failed = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let Some(task) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) else { break };
                 let slot = task.slot;
                 let sample = task.image.sample as usize;
                 // A decoder that panics on a damaged file costs that file, not the run.
-                let done =
-                    catch_unwind(AssertUnwindSafe(|| write(source, seed, channels, flip, patchifier, task)));
+                let done = catch_unwind(AssertUnwindSafe(|| write(viewer, patchifier, task)));
                 match done {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => failed.push((slot, error.to_string())),
@@ -123,11 +121,10 @@ impl<'a> Assembler<'a> {
             }
             failed
         };
-        let Some((own, others)) = self.patchifiers.split_first_mut() else { return Vec::new() };
+        let Some((own, others)) = self.viewers.split_first_mut() else { return Vec::new() };
         std::thread::scope(|scope| {
             let work = &work;
-            let handles: Vec<_> =
-                others.iter_mut().map(|patchifier| scope.spawn(move || work(patchifier))).collect();
+            let handles: Vec<_> = others.iter_mut().map(|viewer| scope.spawn(move || work(viewer))).collect();
             let mut failed = work(own);
             for handle in handles {
                 failed.extend(handle.join().unwrap_or_default());
@@ -137,22 +134,7 @@ impl<'a> Assembler<'a> {
     }
 }
 
-/// Whether an image is mirrored in training, where flips are asked for.
-pub(crate) fn is_flipped(seed: u64, epoch: u64, sample: u64) -> bool {
-    Stream::new(seed, epoch, sample, Purpose::Augment).bits() & 1 == 1
-}
-
-fn write(
-    source: &dyn Source,
-    seed: u64,
-    channels: usize,
-    flip: bool,
-    patchifier: &mut Patchifier,
-    task: Task<'_, '_>,
-) -> Result<()> {
+fn write(viewer: &mut Viewer<'_>, patchifier: Patchifier, task: Task<'_, '_>) -> Result<()> {
     let Task { image, kept, rows, .. } = task;
-    let decoded = source.load(image.sample as usize, channels)?;
-    let flip = flip && is_flipped(seed, image.epoch, image.sample);
-    let written = patchifier.write(&decoded, &image.target, flip, &kept, rows);
-    written.map_err(|e| Error::failure(format!("{}: {e}", source.name(image.sample as usize))))
+    patchifier.write(&viewer.view(image)?, &image.target, &kept, rows)
 }

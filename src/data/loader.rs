@@ -19,6 +19,7 @@ use crate::data::batch::PackedBatch;
 use crate::data::packing::{BatchPlan, PackingSettings, PackingStats};
 use crate::data::planner::{Planner, PlannerState};
 use crate::data::source::Source;
+use crate::data::view::ViewSettings;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
@@ -200,7 +201,7 @@ impl Loader {
             batches: if share.parts == 1 { 1 } else { recipe.train.accumulate },
             cost: Some(Cost::of(recipe)?),
         };
-        let pipeline = Pipeline::start(source, recipe, settings, recipe.data.flip, state, rounds)?;
+        let pipeline = Pipeline::start(source, recipe, settings, ViewSettings::train(recipe), state, rounds)?;
         Ok(Self { pipeline, first: None })
     }
 
@@ -229,7 +230,8 @@ impl Loader {
     ) -> Result<EvalLoader> {
         let settings = PackingSettings::eval(recipe, resolution)?;
         let rounds = Rounds { share, batches: share.parts, cost: None };
-        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, false, None, rounds)? })
+        let view = ViewSettings::eval(recipe);
+        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, view, None, rounds)? })
     }
 
     /// The next batch. Fails once the share of unreadable images exceeds `data.max_unreadable`.
@@ -298,7 +300,7 @@ impl Pipeline {
         source: Arc<dyn Source>,
         recipe: &Recipe,
         settings: PackingSettings,
-        flip: bool,
+        view: ViewSettings,
         state: Option<&LoaderState>,
         rounds: Rounds,
     ) -> Result<Self> {
@@ -306,13 +308,13 @@ impl Pipeline {
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
         let stop = Arc::new(AtomicBool::new(false));
-        let (channels, stopped) = (recipe.model.channels, stop.clone());
+        let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(move || {
                 let settings = planner.settings().clone();
                 let threads = settings.workers;
-                let assembler = Assembler::new(source.as_ref(), settings, channels, flip, threads);
+                let assembler = Assembler::new(source.as_ref(), settings, view, threads);
                 prepare(planner, assembler, rounds, &send, &stopped);
             })
             .map_err(|e| Error::failure(format!("cannot start the loading thread: {e}")))?;

@@ -16,3 +16,4 @@ pub mod preview;
 pub mod resolution;
 pub mod settings;
 pub mod source;
+pub mod view;

@@ -11,6 +11,7 @@ use trencadis::data::batch::{PREFIX, PackedBatch, Patches};
 use trencadis::data::packing::{self, PackingSettings};
 use trencadis::data::planner::Planner;
 use trencadis::data::source::{Image, Source};
+use trencadis::data::view::ViewSettings;
 use trencadis::device::Device;
 use trencadis::nn::init::initialise;
 use trencadis::recipe::Recipe;
@@ -107,7 +108,7 @@ pub fn batches(recipe: &Recipe, classes: usize, count: usize) -> Result<Vec<Pack
     let settings = PackingSettings::train(recipe)?;
     let source = Arc::new(Sizes { classes });
     let mut planner = Planner::new(source.clone(), settings.clone(), None)?;
-    let mut assembler = Assembler::new(&*source, settings, recipe.model.channels, false, 1);
+    let mut assembler = Assembler::new(&*source, settings, ViewSettings::eval(recipe), 1);
     // No image is loaded: the batch is laid out, and its patches are filled here.
     let stop = AtomicBool::new(true);
     let mut made = Vec::with_capacity(count);
