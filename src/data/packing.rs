@@ -24,6 +24,13 @@ pub struct PlannedImage {
     pub tokens: usize,
 }
 
+impl PlannedImage {
+    /// Another sample in the place of this one: as it is seen in the same epoch, at the size of this one.
+    pub fn in_place(&self, sample: u64) -> Self {
+        Self { sample, ..self.clone() }
+    }
+}
+
 /// The images of one batch, in memory order.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct BatchPlan {
