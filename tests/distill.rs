@@ -9,14 +9,18 @@ use trencadis::recipe::Recipe;
 use trencadis::train::distill::Teacher;
 use trencadis::train::start::{Target, TrainOptions, start};
 
-const SMALL: [&str; 9] = [
+const SMALL: [&str; 13] = [
     "model.width=32",
     "model.depth=1",
     "model.mlp=64",
     "model.heads=2",
+    "model.pool=mean",
+    "resolution.max=16",
     "packing.tokens=1024",
-    "train.warmup=5",
-    "train.lr=3e-3",
+    "drop.kind=none",
+    "train.steps=250",
+    "train.warmup=10",
+    "train.lr=1e-2",
     "train.eval_every=0",
     "data.workers=1",
 ];
@@ -59,16 +63,16 @@ fn divergence(teacher: &Path, student: &Path) -> f64 {
 #[test]
 fn a_student_comes_closer_to_its_teacher() {
     let folder = tempfile::tempdir().unwrap();
-    let teacher = train(recipe(&["train.steps=150"]), folder.path(), "teacher").unwrap();
+    let teacher = train(recipe(&[]), folder.path(), "teacher").unwrap();
     let told = format!("distill.teacher={}", teacher.display());
     // Another shape, mixed images, and no labels at all.
-    let sets = ["model.width=24", "model.depth=2", "train.steps=120", "train.keep_every=10", "mix.mixup=0.8"];
+    let sets = ["model.width=24", "model.depth=2", "train.keep_every=10", "mix.mixup=0.8", "drop.kind=beta"];
     let student = train(recipe(&[&sets[..], &[&told, "train.seed=3"]].concat()), folder.path(), "student");
     let student = student.unwrap();
     let [early, late] =
         ["step-10", "last"].map(|at| divergence(&teacher, &student.join(format!("{at}.safetensors"))));
     println!("KL {early:.3} after 10 steps, {late:.3} at the end");
-    assert!(late < 0.6 * early, "{early} -> {late}");
+    assert!(late < 0.5 * early, "{early} -> {late}");
     assert!(divergence(&teacher, &teacher).abs() < 1e-9);
 }
 
