@@ -40,6 +40,8 @@ pub struct Teacher {
     fingerprint: u64,
     /// Of each of the student's classes, the teacher's.
     columns: Vec<usize>,
+    /// Prefix tokens of the student and of the teacher, and the teacher's token budget, where these differ.
+    prefix: Option<[usize; 3]>,
     /// Share of the teacher in the targets.
     weight: f64,
     /// Smoothing of the labels.
@@ -94,8 +96,13 @@ impl Teacher {
             data: DataConfig { mean: teacher.data.mean, std: teacher.data.std, ..student.data.clone() },
             ..student.clone()
         };
-        let slots = slots(student);
-        let model = Model::new(&recipe, known.len(), recipe.packing.tokens, slots, false)?;
+        let (slots, here, there) = (slots(student), student.model.prefix(), recipe.model.prefix());
+        let tokens = match there > here {
+            true => (student.packing.tokens + slots * (there - here)).next_multiple_of(128),
+            false => student.packing.tokens,
+        };
+        let prefix = (here != there).then_some([here, there, tokens]);
+        let model = Model::new(&recipe, known.len(), tokens, slots, false)?;
         let parameters = model.params().iter().map(ParamSpec::len).sum();
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
         let fingerprint = fingerprint(&params);
@@ -103,15 +110,18 @@ impl Teacher {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
                 let resolution = student.resolution.max.max(student.eval.resolution);
+                let shape = BatchShape::of_recipe(student, slots, 0);
                 let shape = BatchShape {
+                    tokens,
+                    image_rows: shape.image_rows - here + there,
                     longest: longest_axis(&recipe.model.position, resolution, recipe.model.patch),
-                    ..BatchShape::of_recipe(student, slots, 0)
+                    ..shape
                 };
                 Box::new(DeviceModel::new(device, &recipe, known.len(), shape, false, &params)?)
             }
         };
         let smoothing = student.train.label_smoothing;
-        Ok(Self { file, model, parameters, fingerprint, columns, weight, smoothing })
+        Ok(Self { file, model, parameters, fingerprint, columns, prefix, weight, smoothing })
     }
 
     /// Replaces the targets of `batch`, whatever they are, by the teacher's probabilities joined with them.
@@ -121,7 +131,8 @@ impl Teacher {
     pub fn teach(&mut self, batch: &mut PackedBatch) -> Result<()> {
         let (classes, slots) = (self.columns.len(), batch.slots());
         let labels = std::mem::replace(&mut batch.targets, Targets::Classes(vec![0; slots]));
-        let logits = self.model.logits(batch)?;
+        let own = self.prefix.map(|[from, to, tokens]| batch.with_prefix(from, to, tokens));
+        let logits = self.model.logits(own.as_ref().unwrap_or(batch))?;
         let columns = &self.columns;
         let labelled = 1.0 - self.weight;
         let (kept, floor) = (labelled * (1.0 - self.smoothing), labelled * self.smoothing / classes as f64);
@@ -178,16 +189,13 @@ fn fingerprint(params: &[Vec<f32>]) -> u64 {
 /// Whether a teacher can see the batches of a student as they are.
 fn check_batches(student: &Recipe, teacher: &Recipe) -> Result<()> {
     let (there, here) = (&teacher.model, &student.model);
-    for (key, there, here) in [
-        ("model.patch", there.patch, here.patch),
-        ("model.channels", there.channels, here.channels),
-        ("model.class_token and model.registers", there.prefix(), here.prefix()),
-    ] {
+    for (key, there, here) in
+        [("model.patch", there.patch, here.patch), ("model.channels", there.channels, here.channels)]
+    {
         if there != here {
-            let what = if key.contains("token") { "make a prefix of" } else { "is" };
             return Err(Error::usage(format!(
-                "{key} {what} {there} there and {here} in the student; a teacher sees the student's batches, so give \
-                 both the same"
+                "{key} is {there} there and {here} in the student; a teacher sees the student's batches, so give both \
+                 the same"
             )));
         }
     }
@@ -267,7 +275,7 @@ mod tests {
     fn teacher(logits: &[f32], columns: Vec<usize>, weight: f64, smoothing: f64) -> Teacher {
         let model = Box::new(Given(columns.len(), logits.to_vec()));
         let file = PathBuf::from("teacher.safetensors");
-        Teacher { file, model, parameters: 0, fingerprint: 0, columns, weight, smoothing }
+        Teacher { file, model, parameters: 0, fingerprint: 0, columns, prefix: None, weight, smoothing }
     }
 
     /// Slots alone, of which the last is unused.
