@@ -356,6 +356,23 @@ mod tests {
     }
 
     #[test]
+    fn what_ranks_of_a_tensor_axis_have_read_otherwise_does_not_count() {
+        let left = run_ranks(2, |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(2, 2)?)?;
+            // Read by both, by the first alone, by none; mixed by both, by the first alone, by none.
+            let mut weights = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0];
+            let unmixed = if world.rank() == 0 { &[5][..] } else { &[4, 5] };
+            weights[1] = [1.0, 0.0][world.rank()];
+            ranks.leave_out_unread(&mut weights, unmixed)?;
+            Ok(weights)
+        });
+        assert_eq!(left.unwrap(), [[1.0, 0.0, 0.0, 1.0, 0.0, 1.0]; 2]);
+        let mut alone = [1.0, 0.0];
+        MeshGroups::alone().leave_out_unread(&mut alone, &[0]).unwrap();
+        assert_eq!(alone, [1.0, 0.0]);
+    }
+
+    #[test]
     fn ranks_come_to_one_answer() {
         let answers = run_ranks(3, |world| {
             let ranks = MeshGroups::new(world, Mesh::new(3, 1)?)?;

@@ -108,29 +108,18 @@ impl<T: Pod> Field<T> {
     }
 }
 
-impl Field<f32> {
-    /// Sets the part of `host` that is these soft targets `[N, classes]` to those of `mixtures`.
-    fn put_mixtures(&self, host: &mut [u8], mixtures: &[Mixture], classes: Option<usize>) -> Result<()> {
-        let classes = classes.unwrap_or(0);
-        let values: &mut [f32] = bytemuck::cast_slice_mut(&mut host[self.bytes.clone()]);
-        if classes == 0 || values.len() != mixtures.len() * classes {
-            return Err(Error::failure(format!(
-                "targets of {} images do not fit memory made for {} values",
-                mixtures.len(),
-                values.len()
-            )));
-        }
-        values.fill(0.0);
-        for (row, mixture) in values.chunks_exact_mut(classes).zip(mixtures) {
-            for (&class, &share) in mixture.classes.iter().zip(&mixture.shares) {
-                match usize::try_from(class).ok().and_then(|class| row.get_mut(class)) {
-                    Some(target) => *target += share,
-                    None => return Err(Error::usage(format!("label {class} is no class of {classes}"))),
-                }
+/// Mixtures as soft targets `[N, classes]`.
+fn soft(mixtures: &[Mixture], classes: usize) -> Result<Vec<f32>> {
+    let mut soft = vec![0.0; mixtures.len() * classes];
+    for (row, mixture) in soft.chunks_exact_mut(classes.max(1)).zip(mixtures) {
+        for (&class, &share) in mixture.classes.iter().zip(&mixture.shares) {
+            match usize::try_from(class).ok().and_then(|class| row.get_mut(class)) {
+                Some(target) => *target += share,
+                None => return Err(Error::usage(format!("label {class} is no class of {classes}"))),
             }
         }
-        Ok(())
     }
+    Ok(soft)
 }
 
 impl<T: Pod> Deref for Field<T> {
@@ -322,7 +311,9 @@ impl DeviceBatch {
         match (&self.targets, &batch.targets) {
             (Labels::Classes(to), Targets::Classes(from)) => to.put(host, from)?,
             (Labels::Soft(to), Targets::Soft(from)) => to.put(host, from)?,
-            (Labels::Soft(to), Targets::Mixed(from)) => to.put_mixtures(host, from, shape.soft_classes)?,
+            (Labels::Soft(to), Targets::Mixed(from)) => {
+                to.put(host, &soft(from, shape.soft_classes.unwrap_or(0))?)?;
+            }
             _ => return Err(Error::failure("targets changed their type between batches")),
         }
         self.cu_seqlens.put(host, &batch.cu_seqlens)?;
@@ -336,5 +327,62 @@ impl DeviceBatch {
         self.seed.put(host, &[step.seed])?;
         self.loss_scale.put(host, &[step.loss_scale as f32])?;
         self.block.write_pinned(stream, &mut self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceInfo;
+
+    #[test]
+    fn mixtures_become_soft_targets() {
+        let mixtures = [Mixture::new(2, 0, 0.25), Mixture::one(1), Mixture::new(0, 1, 1.0).binarised()];
+        let rows = [0.75, 0.0, 0.25, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0];
+        assert_eq!(soft(&mixtures, 3).unwrap(), rows);
+        for wrong in [3, -1] {
+            let told = soft(&[Mixture::one(wrong)], 3).unwrap_err().to_string();
+            assert!(told.contains(&format!("label {wrong} is no class of 3")), "{told}");
+        }
+    }
+
+    /// Targets of any kind find a place in memory that is made for a training of mixed images, and no other does.
+    #[test]
+    fn memory_is_made_for_the_targets_of_a_recipe() {
+        let mut recipe = Recipe::default();
+        recipe.packing.tokens = 256;
+        assert_eq!(BatchShape::of_training(&recipe, 10, 2).soft_classes, None);
+        recipe.mix.cutmix = 1.0;
+        let shape = BatchShape::of_training(&recipe, 10, 2);
+        assert_eq!(BatchShape { soft_classes: None, ..shape }, BatchShape::of_recipe(&recipe, 2, 0));
+        let patches = Patches::U8(vec![0; 256 * shape.patch_dim]);
+        let batch = |targets| PackedBatch {
+            patches: patches.clone(),
+            patch_dim: shape.patch_dim,
+            cu_seqlens: vec![0; 3],
+            positions: vec![[0; 2]; 256],
+            grids: vec![[0; 2]; 2],
+            targets,
+            weights: vec![0.0; 2],
+            sample_ids: vec![0; 2],
+            epochs: vec![0; 2],
+            images: 0,
+        };
+        let device = Device::planned(DeviceInfo::h100());
+        let stream = device.stream().unwrap();
+        let write = |shape, targets| {
+            DeviceBatch::new(&device, shape, Shard::WHOLE)?.write(
+                &stream,
+                &batch(targets),
+                &StepState::default(),
+            )
+        };
+        write(shape, Targets::Mixed(vec![Mixture::one(9); 2])).unwrap();
+        write(shape, Targets::Soft(vec![0.1; 20])).unwrap();
+        write(shape, Targets::Classes(vec![0; 2])).unwrap_err();
+        write(shape, Targets::Mixed(vec![Mixture::one(10); 2])).unwrap_err();
+        let plain = BatchShape { soft_classes: None, ..shape };
+        write(plain, Targets::Classes(vec![0; 2])).unwrap();
+        write(plain, Targets::Mixed(vec![Mixture::one(9); 2])).unwrap_err();
     }
 }
