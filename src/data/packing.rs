@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::frame::Frame;
 use crate::data::resolution::Target;
 pub use crate::data::settings::{PackingSettings, slots};
 
@@ -14,8 +15,11 @@ pub use crate::data::settings::{PackingSettings, slots};
 pub struct PlannedImage {
     /// Index in the source.
     pub sample: u64,
-    /// Epoch in which it was drawn.
+    /// With the seed and the sample, the key of its random numbers: the epoch in which it was drawn, or under
+    /// repeated augmentation `repeats` times that and the number of the repetition.
     pub epoch: u64,
+    /// Which part of it is seen.
+    pub frame: Frame,
     /// Size after resizing, and the full grid.
     pub target: Target,
     /// Patches that are kept; which, [`PackingSettings::kept`] tells.

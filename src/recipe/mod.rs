@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+mod augment;
 mod data;
 pub mod load;
 mod model;
@@ -16,6 +17,7 @@ pub use crate::ops::{
     GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
     PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
 };
+pub use augment::*;
 pub use data::*;
 pub use model::*;
 pub use train::*;
@@ -37,6 +39,8 @@ pub struct Recipe {
     pub packing: PackingConfig,
     /// Which tokens are dropped during training.
     pub drop: DropConfig,
+    /// How training images are varied.
+    pub augment: AugmentConfig,
     /// Optimiser, schedule, saving.
     pub train: TrainConfig,
     /// Evaluation.
