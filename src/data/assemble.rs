@@ -11,7 +11,7 @@ use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::{Image, Source};
 use crate::data::view::{ViewSettings, Viewer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::MixConfig;
 
 /// Makes batches from plans; the bits do not depend on the number of threads.
@@ -170,7 +170,7 @@ impl<'a> Assembler<'a> {
 
     /// Runs the tasks on all threads, the calling one among them; returns the failures.
     fn fill(&mut self, tasks: Vec<Task<'_, '_>>, stop: &AtomicBool) -> Vec<Failed> {
-        let (source, patchifier) = (self.source, self.patchifier);
+        let (source, settings, patchifier) = (self.source, &self.settings, self.patchifier);
         let tasks = Mutex::new(tasks.into_iter());
         let work = |viewer: &mut Viewer<'_>| {
             let mut failed = Vec::new();
@@ -179,7 +179,7 @@ impl<'a> Assembler<'a> {
                 let slot = task.slot;
                 let fail = |partner, cause| Failed { slot, partner, cause };
                 let Task { image, mix, kept, rows, .. } = task;
-                let mut pixels = match view(source, viewer, image) {
+                let mut pixels = match guarded(source, image.sample, || viewer.view(image)) {
                     Ok(pixels) => pixels,
                     Err(cause) => {
                         failed.push(fail(false, cause));
@@ -187,7 +187,8 @@ impl<'a> Assembler<'a> {
                     }
                 };
                 if let Some(mix) = mix {
-                    match view(source, viewer, &image.in_place(mix.partner)) {
+                    let partner = || view_in_place(source, settings, viewer, image, mix.partner);
+                    match guarded(source, mix.partner, partner) {
                         Ok(other) => {
                             mix.apply(&mut pixels.pixels, &other.pixels, pixels.width, pixels.channels);
                         }
@@ -214,10 +215,26 @@ impl<'a> Assembler<'a> {
     }
 }
 
-/// The pixels of an image, or why there are none. A decoder that panics on a damaged file costs that file, not the run.
-fn view(source: &dyn Source, viewer: &mut Viewer<'_>, image: &PlannedImage) -> Result<Image, String> {
-    match catch_unwind(AssertUnwindSafe(|| viewer.view(image))) {
+/// The pixels of `sample` in the place of `image`.
+fn view_in_place(
+    source: &dyn Source,
+    settings: &PackingSettings,
+    viewer: &mut Viewer<'_>,
+    image: &PlannedImage,
+    sample: u64,
+) -> Result<Image> {
+    let size = source.size(sample as usize)?;
+    if size.0 == 0 || size.1 == 0 {
+        let name = source.name(sample as usize);
+        return Err(Error::usage(format!("{name}: an image of {}x{} pixels is empty", size.0, size.1)));
+    }
+    viewer.view(&settings.in_place(image, sample, size))
+}
+
+/// The pixels of a sample, or why there are none. A decoder that panics on a damaged file costs that file, not the run.
+fn guarded(source: &dyn Source, sample: u64, view: impl FnOnce() -> Result<Image>) -> Result<Image, String> {
+    match catch_unwind(AssertUnwindSafe(view)) {
         Ok(viewed) => viewed.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("{}: the decoder panicked", source.name(image.sample as usize))),
+        Err(_) => Err(format!("{}: the decoder panicked", source.name(sample as usize))),
     }
 }

@@ -84,7 +84,8 @@ pub struct PackedBatch {
     pub weights: Vec<f32>,
     /// `[N]` the sample's id in its source; 0 on unused slots.
     pub sample_ids: Vec<u64>,
-    /// `[N]` the epoch in which the sample was drawn; with the id, the key of its random numbers.
+    /// `[N]` the epoch in which the sample was drawn (times `augment.repeats`, and the number of the repetition); with
+    /// the id, the key of its random numbers.
     pub epochs: Vec<u64>,
     /// Number of used slots; slots from here on are empty.
     pub images: usize,

@@ -1,9 +1,11 @@
 //! From files to packed batches.
 
 pub mod assemble;
+pub mod augment;
 pub mod balance;
 pub mod batch;
 pub mod dropping;
+pub mod frame;
 pub mod inspect;
 pub mod loader;
 pub mod mix;

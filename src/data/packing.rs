@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::frame::Frame;
 use crate::data::resolution::Target;
 pub use crate::data::settings::{PackingSettings, slots};
 
@@ -14,21 +15,17 @@ pub use crate::data::settings::{PackingSettings, slots};
 pub struct PlannedImage {
     /// Index in the source.
     pub sample: u64,
-    /// Epoch in which it was drawn.
+    /// With the seed and the sample, the key of its random numbers: the epoch in which it was drawn, or under
+    /// repeated augmentation `repeats` times that and the number of the repetition.
     pub epoch: u64,
+    /// Which part of it is seen.
+    pub frame: Frame,
     /// Size after resizing, and the full grid.
     pub target: Target,
     /// Patches that are kept; which, [`PackingSettings::kept`] tells.
     pub kept: usize,
     /// Kept patches and prefix tokens.
     pub tokens: usize,
-}
-
-impl PlannedImage {
-    /// Another sample in the place of this one: as it is seen in the same epoch, at the size of this one.
-    pub fn in_place(&self, sample: u64) -> Self {
-        Self { sample, ..self.clone() }
-    }
 }
 
 /// The images of one batch, in memory order.

@@ -29,7 +29,7 @@ const PREFETCH: usize = 256;
 /// Sizes for which a thread of its own pays.
 const MIN_SHARE: usize = 16;
 
-/// A sample drawn in an epoch: (epoch, sample).
+/// A sample drawn in an epoch: (epoch of its keys, sample), see [`Order::draw`].
 type Draw = (u64, u64);
 
 /// Where planning stands between two batches.
@@ -254,7 +254,8 @@ impl Planner {
                 return Ok(None);
             }
             let Some(((epoch, sample), size)) = self.sized.pop_front() else { return Ok(None) };
-            self.next = if epoch == self.next.0 { (epoch, self.next.1 + 1) } else { (epoch, 1) };
+            let drawn_in = epoch / self.settings.repeats as u64;
+            self.next = if drawn_in == self.next.0 { (drawn_in, self.next.1 + 1) } else { (drawn_in, 1) };
             self.drawn += 1;
             match size {
                 Ok(size) => {
@@ -291,8 +292,7 @@ impl Planner {
             self.order = order(&self.settings, samples, self.ahead.0);
         }
         let end = (self.ahead.1 + PREFETCH).min(samples);
-        let draws: Vec<Draw> =
-            (self.ahead.1..end).map(|at| (self.ahead.0, self.order.sample(at) as u64)).collect();
+        let draws: Vec<Draw> = (self.ahead.1..end).map(|at| self.order.draw(at)).collect();
         self.ahead.1 = end;
         self.sized.extend(self.sizes(draws));
         true
@@ -364,5 +364,5 @@ impl Planner {
 }
 
 fn order(settings: &PackingSettings, samples: usize, epoch: u64) -> Order {
-    Order::new(samples, settings.training.then_some(settings.seed), epoch)
+    Order::new(samples, settings.training.then_some(settings.seed), epoch, settings.repeats)
 }

@@ -1,6 +1,7 @@
 //! What planning follows: the parts of a recipe that decide sizes and packing, checked.
 
 use crate::data::dropping::TokenDrop;
+use crate::data::frame::Framing;
 use crate::data::packing::PlannedImage;
 use crate::data::positions::longest_axis;
 use crate::data::resolution::{self, Limits};
@@ -22,6 +23,10 @@ pub struct PackingSettings {
     pub prefix: usize,
     /// Target sizes.
     pub resolution: ResolutionConfig,
+    /// Which part of an image is seen.
+    pub framing: Framing,
+    /// How often in a row an epoch draws each sample.
+    pub repeats: usize,
     /// Token dropping.
     pub drop: DropConfig,
     /// Bins or flat.
@@ -45,6 +50,8 @@ impl PackingSettings {
             patch: recipe.model.patch,
             prefix: recipe.model.prefix(),
             resolution: recipe.resolution.clone(),
+            framing: Framing::train(&recipe.augment),
+            repeats: recipe.augment.repeats,
             drop: recipe.drop.clone(),
             packing: recipe.packing.clone(),
             limits: position_limits(&recipe.model.position, recipe.resolution.max, recipe.model.patch),
@@ -72,6 +79,7 @@ impl PackingSettings {
         }
         settings.resolution.max = resolution;
         settings.limits = position_limits(&recipe.model.position, resolution, recipe.model.patch);
+        (settings.framing, settings.repeats) = (Framing::eval(&recipe.eval), 1);
         settings.drop.kind = DropKind::None;
         settings.packing.kind = PackingKind::Flat;
         settings.training = false;
@@ -100,9 +108,18 @@ impl PackingSettings {
         let resolution = resolution::draw(&self.resolution, &mut stream);
         let room = drop.longest(self.capacity() - self.prefix);
         let limits = Limits { patches: room.min(self.limits.patches), ..self.limits };
-        let target = resolution::target(&self.resolution, self.patch, limits, size, resolution);
+        let crop = Stream::new(self.seed, epoch, sample, Purpose::Crop);
+        let aim = |size| resolution::target(&self.resolution, self.patch, limits, size, resolution);
+        let (frame, target) = self.framing.frame(crop, size, aim);
         let kept = drop.kept(target.grid.patches());
-        PlannedImage { sample, epoch, target, kept, tokens: kept + self.prefix }
+        PlannedImage { sample, epoch, frame, target, kept, tokens: kept + self.prefix }
+    }
+
+    /// `sample`, of `size` (height, width), in the place of `image`: framed as in that epoch, at the target of `image`.
+    pub fn in_place(&self, image: &PlannedImage, sample: u64, size: (usize, usize)) -> PlannedImage {
+        let crop = Stream::new(self.seed, image.epoch, sample, Purpose::Crop);
+        let (frame, _) = self.framing.frame(crop, size, |_| image.target);
+        PlannedImage { sample, frame, ..image.clone() }
     }
 
     /// Raster indices of the patches that are kept of a planned image.

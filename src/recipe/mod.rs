@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+mod augment;
 mod data;
 mod distill;
 pub mod load;
@@ -18,6 +19,7 @@ pub use crate::ops::{
     GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
     PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
 };
+pub use augment::*;
 pub use data::*;
 pub use distill::DistillConfig;
 pub use mix::MixConfig;
@@ -41,6 +43,8 @@ pub struct Recipe {
     pub packing: PackingConfig,
     /// Which tokens are dropped during training.
     pub drop: DropConfig,
+    /// How training images are varied.
+    pub augment: AugmentConfig,
     /// How images are mixed with others during training.
     pub mix: MixConfig,
     /// Learning from another model.

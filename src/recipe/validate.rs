@@ -38,7 +38,7 @@ fn above(key: &str, value: f64, low: f64) -> Result<()> {
 }
 
 /// `low <= value <= high`.
-fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+pub(super) fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
     require((low..=high).contains(&value), || format!("{key} must lie in {low}..{high}, but it is {value}"))
 }
 
@@ -89,6 +89,7 @@ impl Recipe {
         self.validate_drop()?;
         self.validate_mix()?;
         self.validate_distill()?;
+        self.validate_augment()?;
         self.validate_train()
     }
 

@@ -1,6 +1,8 @@
 //! From a planned image to pixels, and from pixels to rows.
 
 use trencadis::Result;
+use trencadis::data::augment::AugmentSettings;
+use trencadis::data::frame::Frame;
 use trencadis::data::packing::PlannedImage;
 use trencadis::data::patchify::Patchifier;
 use trencadis::data::resolution::{Grid, Target};
@@ -35,13 +37,21 @@ impl Source for One {
 fn planned(epoch: u64, grid: (usize, usize), height: usize, width: usize) -> PlannedImage {
     let grid = Grid { rows: grid.0, cols: grid.1 };
     let target = Target { grid, height, width, downscaled: false };
-    PlannedImage { sample: 0, epoch, target, kept: grid.patches(), tokens: grid.patches() }
+    PlannedImage {
+        sample: 0,
+        epoch,
+        frame: Frame::Whole,
+        target,
+        kept: grid.patches(),
+        tokens: grid.patches(),
+    }
 }
 
 /// The pixels of the planned image, mirrored in some epochs where `flip` is set.
 fn view(image: &Image, planned: &PlannedImage, flip: bool) -> Image {
     let source = One(image.clone());
-    let settings = ViewSettings { seed: 7, channels: image.channels, flip };
+    let augment = AugmentSettings::default();
+    let settings = ViewSettings { seed: 7, channels: image.channels, flip, augment };
     Viewer::new(&source, settings).view(planned).unwrap()
 }
 
@@ -102,7 +112,7 @@ fn what_does_not_fit_is_named() {
     let image = Image { height: 2, width: 2, channels: 1, pixels: vec![0; 4] };
     let plan = planned(0, (1, 1), 2, 2);
     let source = One(image.clone());
-    let settings = ViewSettings { seed: 0, channels: 3, flip: false };
+    let settings = ViewSettings { seed: 0, channels: 3, flip: false, augment: AugmentSettings::default() };
     let error = Viewer::new(&source, settings).view(&plan).unwrap_err().to_string();
     assert!(error.contains("the image") && error.contains("1 channels where 3"), "{error}");
     assert!(Patchifier::new(2, 3).write(&image, &plan.target, &[0], &mut [0; 12]).is_err());

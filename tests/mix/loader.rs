@@ -7,7 +7,7 @@ use trencadis::data::batch::{Mixture, PackedBatch, Patches, Targets};
 use trencadis::data::loader::{LoadedBatch, Loader, LoaderState, Share};
 use trencadis::data::mix::{How, Mix};
 use trencadis::data::source::Source;
-use trencadis::recipe::{DropKind, PackingKind, Recipe, ResolutionKind};
+use trencadis::recipe::{CropKind, DropKind, PackingKind, Recipe, ResolutionKind};
 
 use crate::support::synthetic::{Synthetic, pixel};
 
@@ -144,6 +144,28 @@ fn what_an_image_is_mixed_with_depends_on_nothing_around_it() {
         ranks.extend((0..6).map(|_| loader.next_batch().unwrap()));
     }
     assert_eq!(agree(&alone, &images(&ranks)), alone.len(), "ranks");
+}
+
+/// Crops and augmentation of both images, each by its own keys, whatever their shapes and sizes.
+#[test]
+fn cropped_and_augmented_images_are_mixed_alike() {
+    for crop in [CropKind::RandomResized, CropKind::Simple] {
+        let mut recipe = recipe();
+        recipe.augment.crop = crop;
+        (recipe.augment.three_augment, recipe.augment.color_jitter) = (true, 0.3);
+        recipe.augment.repeats = 2;
+        recipe.data.max_unreadable = 0.0;
+        let alone = images(&load(&recipe, 8));
+        assert!(alone.len() > 60, "{crop:?}: {}", alone.len());
+        let mut other = recipe.clone();
+        (other.packing.tokens, other.data.workers) = (1024, 3);
+        (other.packing.kind, other.packing.sequence, other.packing.open) = (PackingKind::Bins, 512, 4);
+        assert!(agree(&alone, &images(&load(&other, 6))) > 40, "{crop:?}");
+        recipe.mix.prob = f64::MIN_POSITIVE;
+        let unmixed = images(&load(&recipe, 8));
+        let changed = alone.iter().filter(|(key, image)| unmixed[*key] != **image).count();
+        assert!(changed * 10 > alone.len() * 9, "{crop:?}: {changed} of {} are mixed", alone.len());
+    }
 }
 
 #[test]

@@ -234,11 +234,11 @@ fn bins_are_filled_greedily_first_fit() {
     (recipe.packing.images, recipe.drop.kind) = (1024, DropKind::None);
     let settings = PackingSettings::train(&recipe).unwrap();
     let source = Arc::new(Synthetic::new(500, 0.5, 2.0));
-    let order = Order::new(500, Some(recipe.train.seed), 0);
+    let order = Order::new(500, Some(recipe.train.seed), 0, 1);
     let mut bins: Vec<(usize, Vec<u64>)> = Vec::new();
     let mut batches: Vec<Vec<Vec<u64>>> = Vec::new();
     for at in 0..500 {
-        let sample = order.sample(at) as u64;
+        let sample = order.draw(at).1;
         let tokens = settings.plan(0, sample, source.size(sample as usize).unwrap()).tokens;
         if bins.iter().all(|bin| bin.0 + tokens > 256) {
             if bins.len() == 6 {
