@@ -414,3 +414,47 @@ fn rotary_keys_and_kv_heads_differ_where_they_have_an_effect() {
     let shared = of(&["model.kv_heads=1"]);
     assert_eq!(plain.differences(&shared).unwrap(), ["model.kv_heads is 3 there and 1 here"]);
 }
+
+#[test]
+fn mixing_and_teaching_that_contradict_themselves_are_refused() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["mix.mixup=-1"], &["mix.mixup is the α", "must be 0 (off) or lie in 0.001..1000, but it is -1"]),
+        (&["mix.cutmix=nan"], &["mix.cutmix"]),
+        (&["mix.prob=1.5"], &["mix.prob must lie in 0..1, but it is 1.5"]),
+        (&["mix.switch_prob=nan"], &["mix.switch_prob must lie in 0..1"]),
+        (&["mix.cutmix=1", "mix.prob=0"], &["mix.prob = 0 mixes no image, but mix.cutmix = 1"]),
+        (&["mix.binarise=true"], &["mix.binarise = true needs mixed images", "mix.mixup"]),
+        (
+            &["mix.mixup=1", "mix.binarise=true", "train.label_smoothing=0.1"],
+            &["mix.binarise = true", "train.label_smoothing = 0.1"],
+        ),
+        (
+            &["mix.mixup=1", "mix.binarise=true"],
+            &["mix.binarise = true needs train.loss = \"sigmoid\"", "sum to 1"],
+        ),
+        (&["mix.alpha=1"], &["no key `mix.alpha`"]),
+        (&["distill.weight=0"], &["distill.weight must be above 0 and at most 1, but it is 0"]),
+        (
+            &["distill.teacher=runs/a", "train.loss=sigmoid"],
+            &["distill.teacher = \"runs/a\"", "train.loss = \"softmax\""],
+        ),
+        (
+            &["distill.teacher=runs/a", "train.label_smoothing=0.1"],
+            &["train.label_smoothing = 0.1", "distill.weight = 1"],
+        ),
+    ];
+    for (sets, parts) in cases {
+        says(&mistake("digits", sets), parts);
+    }
+    says(&mistake("deit3-b16", &["train.loss=softmax"]), &["mix.binarise", "train.loss"]);
+    // What does not contradict itself.
+    for sets in [
+        &["mix.mixup=0.2", "train.label_smoothing=0.1"][..],
+        &["mix.cutmix=1", "train.loss=sigmoid"],
+        &["distill.teacher=runs/a", "distill.weight=0.5", "train.label_smoothing=0.1", "mix.mixup=0.8"],
+    ] {
+        load("digits", sets).unwrap();
+    }
+    let deit = load("deit3-l16", &[]).unwrap();
+    assert_eq!((deit.mix.mixup, deit.mix.cutmix, deit.mix.binarise), (0.8, 1.0, true));
+}

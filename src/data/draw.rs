@@ -14,7 +14,7 @@ const MIN_SHARE: usize = 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "[u64; 3]", try_from = "Vec<u64>")]
 pub struct Draw {
-    /// Epoch in which it is drawn.
+    /// Epoch of the keys of its random numbers, `augment.repeats` of them to one pass over the set.
     pub epoch: u64,
     /// Index in the source.
     pub sample: u64,

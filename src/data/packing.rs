@@ -7,6 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::data::draw::Draw;
+use crate::data::frame::Frame;
 use crate::data::resolution::Target;
 pub use crate::data::settings::{PackingSettings, slots};
 
@@ -15,12 +16,15 @@ pub use crate::data::settings::{PackingSettings, slots};
 pub struct PlannedImage {
     /// Index in the source.
     pub sample: u64,
-    /// Epoch in which it was drawn.
+    /// With the seed and the sample, the key of its random numbers: the epoch in which it was drawn, or under
+    /// repeated augmentation `repeats` times that and the number of the repetition.
     pub epoch: u64,
     /// Draws of the run before it.
     pub seen: u64,
     /// Height and width of the source's image in pixels.
     pub size: (usize, usize),
+    /// Which part of it is seen.
+    pub frame: Frame,
     /// Size after resizing, and the full grid.
     pub target: Target,
     /// Patches that are kept; which, [`PackingSettings::kept`] tells.

@@ -283,8 +283,8 @@ impl Planner {
                 return Ok(None);
             }
             let Some((draw, size)) = self.sized.pop_front() else { return Ok(None) };
-            self.next =
-                if draw.epoch == self.next.0 { (draw.epoch, self.next.1 + 1) } else { (draw.epoch, 1) };
+            let epoch = draw.epoch / self.settings.repeats as u64;
+            self.next = if epoch == self.next.0 { (epoch, self.next.1 + 1) } else { (epoch, 1) };
             self.drawn += 1;
             match size {
                 Ok(size) => {
@@ -322,12 +322,8 @@ impl Planner {
         }
         let end = (self.ahead.1 + PREFETCH).min(samples);
         let epoch = self.ahead.0;
-        let draw = |at: usize| Draw {
-            epoch,
-            sample: self.order.sample(at) as u64,
-            seen: epoch * samples as u64 + at as u64,
-        };
-        let draws: Vec<Draw> = (self.ahead.1..end).map(draw).collect();
+        let draws: Vec<Draw> =
+            (self.ahead.1..end).map(|at| self.order.draw(at, epoch * samples as u64 + at as u64)).collect();
         self.ahead.1 = end;
         self.sized.extend(read_sizes(&*self.source, draws, self.settings.workers));
         true
@@ -370,5 +366,5 @@ impl Planner {
 }
 
 fn order(settings: &PackingSettings, samples: usize, epoch: u64) -> Order {
-    Order::new(samples, settings.training.then_some(settings.seed), epoch)
+    Order::new(samples, settings.training.then_some(settings.seed), epoch, settings.repeats)
 }

@@ -3,6 +3,7 @@
 use crate::data::draw::Draw;
 use crate::data::dropping::{Standing, TokenDrop};
 use crate::data::estimate;
+use crate::data::frame::Framing;
 use crate::data::packing::PlannedImage;
 use crate::data::positions::longest_axis;
 use crate::data::resolution::{self, Limits};
@@ -24,6 +25,10 @@ pub struct PackingSettings {
     pub prefix: usize,
     /// Target sizes.
     pub resolution: ResolutionConfig,
+    /// Which part of an image is seen.
+    pub framing: Framing,
+    /// How often in a row an epoch draws each sample.
+    pub repeats: usize,
     /// Token dropping; `images` is derived where the recipe leaves it 0.
     pub drop: DropConfig,
     /// Bins or flat.
@@ -47,6 +52,8 @@ impl PackingSettings {
             patch: recipe.model.patch,
             prefix: recipe.model.prefix(),
             resolution: recipe.resolution.clone(),
+            framing: Framing::train(&recipe.augment),
+            repeats: recipe.augment.repeats,
             drop: DropConfig { images: estimate::images(recipe), ..recipe.drop.clone() },
             packing: recipe.packing.clone(),
             limits: position_limits(&recipe.model.position, recipe.resolution.max, recipe.model.patch),
@@ -74,6 +81,7 @@ impl PackingSettings {
         }
         settings.resolution.max = resolution;
         settings.limits = position_limits(&recipe.model.position, resolution, recipe.model.patch);
+        (settings.framing, settings.repeats) = (Framing::eval(&recipe.eval), 1);
         settings.drop.kind = DropKind::None;
         settings.packing.kind = PackingKind::Flat;
         settings.packing.fit = FitKind::None;
@@ -112,10 +120,20 @@ impl PackingSettings {
         let rate = drop.rate(&self.drop, self.standing(size, resolution, draw.seen));
         let room = rate.longest(self.capacity() - self.prefix);
         let limits = Limits { patches: room.min(self.limits.patches), ..self.limits };
-        let target = resolution::target(&self.resolution, self.patch, limits, size, resolution);
-        let kept = rate.kept(target.grid.patches());
         let Draw { epoch, sample, seen } = draw;
-        PlannedImage { sample, epoch, seen, size, target, kept, tokens: kept + self.prefix, fitted: false }
+        let crop = Stream::new(self.seed, epoch, sample, Purpose::Crop);
+        let aim = |size| resolution::target(&self.resolution, self.patch, limits, size, resolution);
+        let (frame, target) = self.framing.frame(crop, size, aim);
+        let kept = rate.kept(target.grid.patches());
+        let tokens = kept + self.prefix;
+        PlannedImage { sample, epoch, seen, size, frame, target, kept, tokens, fitted: false }
+    }
+
+    /// An image of `size` (height, width) in the place of `image`: framed as in that epoch, at the target of `image`.
+    pub fn in_place(&self, image: &PlannedImage, sample: u64, size: (usize, usize)) -> PlannedImage {
+        let crop = Stream::new(self.seed, image.epoch, sample, Purpose::Crop);
+        let (frame, _) = self.framing.frame(crop, size, |_| image.target);
+        PlannedImage { sample, size, frame, ..image.clone() }
     }
 
     /// The drawn resolution in pixels.
@@ -172,15 +190,20 @@ pub fn slots(recipe: &Recipe) -> usize {
 
 /// Under absolute coordinates a table bounds the grid: a longer image has to be scaled down, or it
 /// would have no position. Under fractional ones only the filters that resample it do.
-fn position_limits(position: &PositionConfig, resolution: usize, patch: usize) -> Limits {
+pub(crate) fn position_limits(position: &PositionConfig, resolution: usize, patch: usize) -> Limits {
     let longest = longest_axis(position, resolution, patch);
     let any = Limits { rows: longest, cols: longest, ..Limits::NONE };
-    let has_table = matches!(position.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
-    if !has_table || position.coordinate != PositionCoordinate::Absolute {
+    if !has_absolute_table(position) {
         return any;
     }
     match position.combination {
         PositionCombination::Flat => Limits { patches: position.rows * position.columns, ..any },
         _ => Limits { rows: position.rows, cols: position.columns, ..any },
     }
+}
+
+/// Whether positions are those of a table that is read as it is.
+pub(crate) fn has_absolute_table(position: &PositionConfig) -> bool {
+    let has_table = matches!(position.basis, PositionBasis::Learned | PositionBasis::Sinusoidal);
+    has_table && position.coordinate == PositionCoordinate::Absolute
 }

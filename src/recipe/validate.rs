@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Longest accepted side in pixels.
 pub const MAX_SIDE: usize = 30_000;
 
-fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::usage(message())) }
 }
 
@@ -40,7 +40,7 @@ fn above(key: &str, value: f64, low: f64) -> Result<()> {
 }
 
 /// `low <= value <= high`.
-fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+pub(super) fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
     require((low..=high).contains(&value), || format!("{key} must lie in {low}..{high}, but it is {value}"))
 }
 
@@ -89,6 +89,9 @@ impl Recipe {
         self.validate_resolution()?;
         self.validate_packing()?;
         self.validate_drop()?;
+        self.validate_mix()?;
+        self.validate_distill()?;
+        self.validate_augment()?;
         self.validate_train()
     }
 

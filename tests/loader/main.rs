@@ -3,6 +3,7 @@
 mod ranks;
 #[path = "../support/mod.rs"]
 mod support;
+mod view;
 
 use std::sync::Arc;
 
@@ -11,9 +12,7 @@ use trencadis::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use trencadis::data::dropping::TokenDrop;
 use trencadis::data::loader::{LoadedBatch, Loader, LoaderState};
 use trencadis::data::packing::slots;
-use trencadis::data::patchify::Patchifier;
-use trencadis::data::resolution::{Grid, Target};
-use trencadis::data::source::{Image, Source, open_for_eval};
+use trencadis::data::source::{Source, open_for_eval};
 use trencadis::recipe::{DropKind, FitKind, PackingKind, Recipe, RemainderKind, ResolutionKind};
 
 fn recipe() -> Recipe {
@@ -38,7 +37,7 @@ fn pixels(batch: &PackedBatch) -> &[u8] {
 fn classes(batch: &PackedBatch) -> &[i32] {
     match &batch.targets {
         Targets::Classes(classes) => classes,
-        Targets::Soft(_) => panic!("the loader writes classes"),
+        Targets::Mixed(_) | Targets::Soft(_) => panic!("nothing is mixed"),
     }
 }
 
@@ -108,34 +107,6 @@ fn every_byte_of_an_unresized_image_lies_where_it_should() {
             }
         }
     }
-}
-
-#[test]
-fn patches_are_cut_flipped_and_resized() {
-    let pixels: Vec<u8> = (0..6 * 9).collect();
-    let image = Image { height: 6, width: 9, channels: 1, pixels };
-    let target = Target { grid: Grid { rows: 3, cols: 4 }, height: 6, width: 9, downscaled: false };
-    let mut patchifier = Patchifier::new(2, 1);
-    let mut rows = [0; 8];
-    patchifier.write(&image, &target, false, &[1, 11], &mut rows).unwrap();
-    assert_eq!(rows, [2, 3, 11, 12, 42, 43, 51, 52]);
-    // Mirrored, column 0 is the image's last.
-    patchifier.write(&image, &target, true, &[0, 5], &mut rows).unwrap();
-    assert_eq!(rows, [8, 7, 17, 16, 24, 23, 33, 32]);
-
-    let grey = Image { height: 30, width: 50, channels: 3, pixels: vec![77; 4500] };
-    let target = Target { grid: Grid { rows: 2, cols: 2 }, height: 4, width: 4, downscaled: false };
-    let mut rows = [0; 24];
-    Patchifier::new(2, 3).write(&grey, &target, false, &[0, 3], &mut rows).unwrap();
-    assert_eq!(rows, [77; 24], "resizing keeps a constant");
-    // A black half and a white half: antialiasing leaves both plain far from the edge.
-    let halves = (0..32 * 64).map(|i| if i % 64 < 32 { 0 } else { 255 }).collect();
-    let image = Image { height: 32, width: 64, channels: 1, pixels: halves };
-    let target = Target { grid: Grid { rows: 1, cols: 4 }, height: 2, width: 8, downscaled: false };
-    let mut rows = [9; 16];
-    Patchifier::new(2, 1).write(&image, &target, false, &[0, 1, 2, 3], &mut rows).unwrap();
-    assert_eq!((rows[0], rows[15]), (0, 255));
-    assert!(Patchifier::new(2, 3).write(&image, &target, false, &[0], &mut [0; 12]).is_err());
 }
 
 #[test]

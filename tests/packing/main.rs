@@ -173,8 +173,8 @@ proptest! {
         // Each is told how many were drawn before it.
         for Draw { epoch, sample, seen } in turns {
             let position = seen.checked_sub(epoch * samples as u64).unwrap();
-            let order = Order::new(samples, Some(settings.seed), epoch);
-            prop_assert_eq!(order.sample(position as usize) as u64, sample);
+            let order = Order::new(samples, Some(settings.seed), epoch, 1);
+            prop_assert_eq!(order.draw(position as usize, seen).sample, sample);
         }
     }
 
@@ -263,14 +263,12 @@ fn bins_are_filled_greedily_first_fit() {
     (recipe.packing.images, recipe.drop.kind) = (1024, DropKind::None);
     let settings = PackingSettings::train(&recipe).unwrap();
     let source = Arc::new(Synthetic::new(500, 0.5, 2.0));
-    let order = Order::new(500, Some(recipe.train.seed), 0);
+    let order = Order::new(500, Some(recipe.train.seed), 0, 1);
     let mut bins: Vec<(usize, Vec<u64>)> = Vec::new();
     let mut batches: Vec<Vec<Vec<u64>>> = Vec::new();
     for at in 0..500 {
-        let sample = order.sample(at) as u64;
-        let tokens = settings
-            .plan(Draw { epoch: 0, sample, seen: at as u64 }, source.size(sample as usize).unwrap())
-            .tokens;
+        let draw = order.draw(at, at as u64);
+        let tokens = settings.plan(draw, source.size(draw.sample as usize).unwrap()).tokens;
         if bins.iter().all(|bin| bin.0 + tokens > 256) {
             if bins.len() == 6 {
                 batches.push(bins.drain(..4).map(|bin| bin.1).collect());
@@ -281,7 +279,7 @@ fn bins_are_filled_greedily_first_fit() {
         }
         let bin = bins.iter_mut().find(|bin| bin.0 + tokens <= 256).unwrap();
         bin.0 += tokens;
-        bin.1.push(sample);
+        bin.1.push(draw.sample);
     }
     assert!(batches.len() > 20, "{}", batches.len());
     let mut planner = Planner::new(source, settings, None).unwrap();
