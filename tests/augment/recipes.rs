@@ -1,6 +1,6 @@
 //! Recipes that contradict themselves.
 
-use trencadis::recipe::Recipe;
+use trencadis::recipe::{CropKind, Recipe};
 
 fn refused(sets: &[&str]) -> String {
     let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
@@ -60,4 +60,18 @@ fn timms_notation_is_read_or_refused() {
         let error = recipe.validate().unwrap_err().to_string();
         assert!(error.contains("augment.rand_augment") && error.contains(text), "{text}: {error}");
     }
+}
+
+#[test]
+fn deit3_is_augmented_as_published() {
+    for name in ["deit3-s16", "deit3-b16", "deit3-l16", "deit3-h14"] {
+        let recipe = Recipe::load(name, &[]).unwrap();
+        let augment = &recipe.augment;
+        assert_eq!((augment.crop, augment.repeats), (CropKind::RandomResized, 3), "{name}");
+        assert_eq!((augment.scale, augment.ratio), ([0.08, 1.0], [0.75, 4.0 / 3.0]), "{name}");
+        assert_eq!((augment.three_augment, augment.color_jitter), (true, 0.3), "{name}");
+        assert_eq!(recipe.eval.crop, 1.0, "{name}");
+    }
+    let plain = Recipe::load("vit-b16", &[]).unwrap();
+    assert_eq!(plain.augment, Recipe::default().augment, "nothing is on by itself");
 }

@@ -46,6 +46,18 @@ fn data_in_text_json_and_as_a_picture() {
 }
 
 #[test]
+fn augmentation_as_a_picture() {
+    let place = Place::new();
+    place.photos("photos", 10);
+    place.run("inspect augment deit3-s16 --data photos --out seen.png").succeeds();
+    let drawn = image::open(place.path("seen.png")).unwrap().into_rgb8();
+    assert!(drawn.width() > 1000 && drawn.height() > 500);
+    place.run("inspect augment --out absent/x.png").refuses(&["absent/x.png"]);
+    place.run("inspect augment --out seen.jpg").refuses(&["--out", "seen.jpg", ".png"]);
+    place.run("inspect augment --set augment.crop=simple").refuses(&["augment.crop", "resolution.aspect"]);
+}
+
+#[test]
 fn models_and_their_graphs() {
     let place = Place::new();
     place.run("inspect model vit-b16 --classes 1000").succeeds().says(&[

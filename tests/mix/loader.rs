@@ -7,7 +7,7 @@ use trencadis::data::batch::{Mixture, PackedBatch, Patches, Targets};
 use trencadis::data::loader::{LoadedBatch, Loader, LoaderState, Share};
 use trencadis::data::mix::{How, Mix};
 use trencadis::data::source::Source;
-use trencadis::recipe::{CropKind, DropKind, PackingKind, Recipe, ResolutionKind};
+use trencadis::recipe::{AspectKind, CropKind, DropKind, PackingKind, Recipe, ResolutionKind};
 
 use crate::support::synthetic::{Synthetic, pixel};
 
@@ -149,9 +149,11 @@ fn what_an_image_is_mixed_with_depends_on_nothing_around_it() {
 /// Crops and augmentation of both images, each by its own keys, whatever their shapes and sizes.
 #[test]
 fn cropped_and_augmented_images_are_mixed_alike() {
-    for crop in [CropKind::RandomResized, CropKind::Simple] {
+    for (crop, aspect) in
+        [(CropKind::RandomResized, AspectKind::Native), (CropKind::Simple, AspectKind::Square)]
+    {
         let mut recipe = recipe();
-        recipe.augment.crop = crop;
+        (recipe.augment.crop, recipe.resolution.aspect) = (crop, aspect);
         (recipe.augment.three_augment, recipe.augment.color_jitter) = (true, 0.3);
         recipe.augment.repeats = 2;
         recipe.data.max_unreadable = 0.0;

@@ -27,8 +27,6 @@ const HEADER: usize = 86;
 const ORIGINAL: usize = 260;
 /// Side of a result's cell, and the height of a row without its captions.
 const CELL: usize = 188;
-/// Room around an original for crops that reach over its edge.
-const EDGE: usize = 8;
 /// Lines of a caption.
 const LINES: usize = 3;
 /// Height of a line of a caption.
@@ -172,39 +170,35 @@ fn draw(rows: &[Row], recipe: &Recipe, name: &str) -> Canvas {
 
 /// The image with its boxes, in a cell with its corner at `at`.
 fn original(canvas: &mut Canvas, row: &Row, boxes: &[[f64; 4]], at: (usize, usize)) {
-    let (height, width) = fitted(&row.original, CELL - 2 * EDGE, ORIGINAL - 2 * EDGE);
-    let corner = (at.0 + (ORIGINAL - width) / 2, at.1 + (CELL - height) / 2);
-    picture(canvas, &row.original, corner, (height, width));
-    let scale = height as f64 / row.original.height as f64;
-    for (draw, &[top, left, high, wide]) in boxes.iter().enumerate() {
-        let place = |pixels: f64, from: usize| (from as f64 + pixels * scale).round() as isize;
-        let (top, bottom) = (place(top, corner.1), place(top + high, corner.1));
-        let (left, right) = (place(left, corner.0), place(left + wide, corner.0));
-        let edges = [left, top, right, bottom];
-        outline(canvas, edges, 2, mix(GROUND, palette(draw), 0.8), (at, (ORIGINAL, CELL)));
-        outline(canvas, edges, 1, palette(draw), (at, (ORIGINAL, CELL)));
+    let (height, width) = (row.original.height as f64, row.original.width as f64);
+    // Simple random crops reach over the edge of the image: there has to be room for them.
+    let (mut low, mut high) = ([0.0f64; 2], [height, width]);
+    for &[top, left, tall, wide] in boxes {
+        low = [low[0].min(top), low[1].min(left)];
+        high = [high[0].max(top + tall), high[1].max(left + wide)];
+    }
+    let [tall, wide] = [high[0] - low[0], high[1] - low[1]];
+    let scale = ((CELL - 2 * FRAME) as f64 / tall).min((ORIGINAL - 2 * FRAME) as f64 / wide);
+    let down = |y: f64| at.1 as f64 + CELL as f64 / 2.0 + (y - low[0] - tall / 2.0) * scale;
+    let across = |x: f64| at.0 as f64 + ORIGINAL as f64 / 2.0 + (x - low[1] - wide / 2.0) * scale;
+    let shown = [height, width].map(|pixels| ((pixels * scale).round() as usize).max(1));
+    picture(canvas, &row.original, (across(0.0).round() as usize, down(0.0).round() as usize), shown.into());
+    for (draw, &[top, left, tall, wide]) in boxes.iter().enumerate() {
+        let edges = [across(left), down(top), across(left + wide), down(top + tall)];
+        let edges = edges.map(|place| place.round() as usize);
+        outline(canvas, edges, 2, mix(GROUND, palette(draw), 0.8));
+        outline(canvas, edges, 1, palette(draw));
     }
 }
 
-/// A rectangle's edges (left, top, right, bottom), `2·reach` pixels wide, within `room` (corner, size).
-fn outline(
-    canvas: &mut Canvas,
-    [left, top, right, bottom]: [isize; 4],
-    reach: isize,
-    colour: Colour,
-    (corner, size): ((usize, usize), (usize, usize)),
-) {
-    let across = |x: isize| x.clamp(corner.0 as isize, (corner.0 + size.0) as isize) as usize;
-    let down = |y: isize| y.clamp(corner.1 as isize, (corner.1 + size.1) as isize) as usize;
-    let mut fill = |x0: isize, y0: isize, x1: isize, y1: isize| {
-        let (x0, y0, x1, y1) = (across(x0), down(y0), across(x1), down(y1));
-        canvas.paint((x0, y0), (x1 - x0, y1 - y0), |_, _| colour);
-    };
+/// A rectangle's edges (left, top, right, bottom), `2·reach` pixels wide.
+fn outline(canvas: &mut Canvas, [left, top, right, bottom]: [usize; 4], reach: usize, colour: Colour) {
+    let (wide, tall) = (right - left + 2 * reach, bottom - top + 2 * reach);
     for y in [top, bottom] {
-        fill(left - reach, y - reach, right + reach, y + reach);
+        canvas.paint((left - reach, y - reach), (wide, 2 * reach), |_, _| colour);
     }
     for x in [left, right] {
-        fill(x - reach, top - reach, x + reach, bottom + reach);
+        canvas.paint((x - reach, top - reach), (2 * reach, tall), |_, _| colour);
     }
 }
 
