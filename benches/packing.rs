@@ -95,7 +95,17 @@ fn patchify(c: &mut Criterion) {
     for resolution in [64.0, 128.0, 256.0] {
         let target = target(&recipe.resolution, 16, Limits::NONE, (height, width), resolution);
         let kept = target.grid.patches();
-        let image = PlannedImage { sample: 0, epoch: 0, frame: Frame::Whole, target, kept, tokens: kept };
+        let image = PlannedImage {
+            sample: 0,
+            epoch: 0,
+            seen: 0,
+            size: (height, width),
+            frame: Frame::Whole,
+            target,
+            kept,
+            tokens: kept,
+            fitted: false,
+        };
         let kept: Vec<u32> = (0..kept as u32).collect();
         let mut rows = vec![0; kept.len() * patchifier.patch_dim()];
         group.bench_function(BenchmarkId::from_parameter(resolution), |b| {

@@ -48,6 +48,8 @@ pub enum Purpose {
     Split = 5,
     /// Stochastic rounding of parameters; the sample is the step, block `i` rounds elements 8i to 8i + 7.
     Rounding = 6,
+    /// Mixup and CutMix: whether, with which other image, how much of each.
+    Mix = 16,
     /// Which part of an image is seen.
     Crop = 32,
     /// 3-Augment: which of its operations, and how strong.

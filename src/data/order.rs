@@ -1,5 +1,6 @@
 //! In which order the samples of a source are visited.
 
+use crate::data::draw::Draw;
 use crate::rng::{Purpose, Stream};
 
 /// An unbiased integer in `0..n` (Lemire, "Fast random integer generation in an interval", 2019).
@@ -39,11 +40,11 @@ impl Order {
         Self { shuffled, epoch, repeats }
     }
 
-    /// The draw at `position`: the epoch for the keys of its random numbers, which no other draw of the sample shares,
-    /// and the sample.
-    pub fn draw(&self, position: usize) -> (u64, u64) {
+    /// The draw at `position`, before which the run has had `seen`. Its epoch is that of the keys of its random numbers,
+    /// which no other draw of the sample shares.
+    pub fn draw(&self, position: usize, seen: u64) -> Draw {
         let (place, repeat) = (position / self.repeats, position % self.repeats);
         let sample = self.shuffled.as_ref().map_or(place as u64, |order| u64::from(order[place]));
-        (self.epoch * self.repeats as u64 + repeat as u64, sample)
+        Draw { epoch: self.epoch * self.repeats as u64 + repeat as u64, sample, seen }
     }
 }

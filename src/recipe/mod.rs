@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 mod augment;
 mod data;
+mod distill;
 pub mod load;
+mod mix;
 mod model;
 pub mod shapes;
 mod train;
@@ -19,6 +21,8 @@ pub use crate::ops::{
 };
 pub use augment::*;
 pub use data::*;
+pub use distill::DistillConfig;
+pub use mix::MixConfig;
 pub use model::*;
 pub use train::*;
 pub use validate::MAX_SIDE;
@@ -41,6 +45,10 @@ pub struct Recipe {
     pub drop: DropConfig,
     /// How training images are varied.
     pub augment: AugmentConfig,
+    /// How images are mixed with others during training.
+    pub mix: MixConfig,
+    /// Learning from another model.
+    pub distill: DistillConfig,
     /// Optimiser, schedule, saving.
     pub train: TrainConfig,
     /// Evaluation.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use trencadis::data::augment::{AugmentSettings, Op};
+use trencadis::data::draw::Draw;
 use trencadis::data::loader::{Loader, LoaderState};
 use trencadis::data::order::Order;
 use trencadis::data::source::{Image, Source};
@@ -137,7 +138,7 @@ fn the_view_is_cropped_mirrored_and_then_augmented() {
     let plain = ViewSettings { augment: AugmentSettings::default(), ..view.clone() };
     let mut changed = 0;
     for sample in 0..40 {
-        let planned = settings.plan(2, sample, (90, 120));
+        let planned = settings.plan(Draw { epoch: 2, sample, seen: 0 }, (90, 120));
         let got = Viewer::new(&source, view.clone()).view(&planned).unwrap();
         let mut want: Image = Viewer::new(&source, plain.clone()).view(&planned).unwrap();
         changed += usize::from(want != got);
@@ -154,12 +155,13 @@ fn the_view_is_cropped_mirrored_and_then_augmented() {
 fn each_sample_comes_so_many_times_in_a_row() {
     let order = Order::new(10, Some(5), 4, 3);
     let once = Order::new(10, Some(5), 4, 1);
-    let draws: Vec<_> = (0..10).map(|position| order.draw(position)).collect();
-    for (position, &(epoch, sample)) in draws.iter().enumerate() {
-        assert_eq!(sample, once.draw(position / 3).1);
+    let draws: Vec<_> = (0..10).map(|position| order.draw(position, 40 + position as u64)).collect();
+    for (position, &Draw { epoch, sample, seen }) in draws.iter().enumerate() {
+        assert_eq!(seen, 40 + position as u64);
+        assert_eq!(sample, once.draw(position / 3, 0).sample);
         assert_eq!(epoch, 12 + position as u64 % 3);
     }
-    assert_eq!(once.draw(0).0, 4);
+    assert_eq!(once.draw(0, 0).epoch, 4);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use safetensors::SafeTensors;
 use trencadis::data::augment::AugmentSettings;
+use trencadis::data::draw::Draw;
 use trencadis::data::frame::{Frame, Framing, PixelBox};
 use trencadis::data::packing::{PackingSettings, PlannedImage};
 use trencadis::data::resolution::{Grid, Target};
@@ -20,7 +21,17 @@ fn view(source: &One, frame: Frame, height: usize, width: usize) -> Image {
         flip: false,
         augment: AugmentSettings::default(),
     };
-    let planned = PlannedImage { sample: 0, epoch: 0, frame, target, kept: 1, tokens: 1 };
+    let planned = PlannedImage {
+        sample: 0,
+        epoch: 0,
+        seen: 0,
+        size: (source.0.height, source.0.width),
+        frame,
+        target,
+        kept: 1,
+        tokens: 1,
+        fitted: false,
+    };
     Viewer::new(source, settings).view(&planned).unwrap()
 }
 
@@ -87,7 +98,7 @@ fn recipe(crop: CropKind) -> Recipe {
 /// The places that each draw of an epoch sees of an image.
 fn frames(recipe: &Recipe, size: (usize, usize), draws: u64) -> Vec<PlannedImage> {
     let settings = PackingSettings::train(recipe).unwrap();
-    (0..draws).map(|sample| settings.plan(0, sample, size)).collect()
+    (0..draws).map(|sample| settings.plan(Draw { epoch: 0, sample, seen: 0 }, size)).collect()
 }
 
 #[test]
@@ -174,7 +185,8 @@ fn simple_crops_lie_anywhere_and_are_square() {
 #[test]
 fn evaluation_cuts_the_middle_or_sees_everything() {
     let mut recipe = recipe(CropKind::Simple);
-    let frame = |recipe: &Recipe| PackingSettings::eval(recipe, 0).unwrap().plan(0, 0, (250, 400)).frame;
+    let frame =
+        |recipe: &Recipe| PackingSettings::eval(recipe, 0).unwrap().plan(Draw::default(), (250, 400)).frame;
     assert_eq!(frame(&recipe), Frame::Whole);
     recipe.eval.crop = 0.875;
     // int(96 / 0.875) = 109, and 109 * 400 / 250 = 174.4.

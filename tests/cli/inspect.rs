@@ -15,6 +15,25 @@ fn data_in_text_json_and_as_a_picture() {
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(report.as_object().unwrap().len() > 3, "{json}");
 
+    let by_resolution = "--set drop.kind=resolution --set drop.min=0.25 --set drop.max=0.75";
+    place.run(&format!("inspect data {by_resolution}")).succeeds().says(&[
+        "drop rate",
+        "  12 pixels",
+        "  25.0 %\n",
+        "  32 pixels",
+        "  75.0 %\n",
+    ]);
+    let falling = "--set drop.kind=schedule --set drop.min=0 --set drop.max=0.5 --set drop.images=1000";
+    place.run(&format!("inspect data {falling}")).succeeds().says(&[
+        "  after 0   ",
+        "  49.7 %\n",
+        "  after 500 ",
+        "  25.0 %\n",
+        "  after 1000 ",
+        "   0.3 %\n",
+    ]);
+    assert!(!place.run("inspect data").succeeds().out.contains("drop rate"));
+
     place.photos("photos", 10);
     place.run("inspect data photos --preview deep.png").succeeds().says(&["classes     2"]);
     let drawn = image::open(place.path("deep.png")).unwrap().into_rgb8();

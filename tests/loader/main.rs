@@ -13,7 +13,7 @@ use trencadis::data::dropping::TokenDrop;
 use trencadis::data::loader::{LoadedBatch, Loader, LoaderState};
 use trencadis::data::packing::slots;
 use trencadis::data::source::{Source, open_for_eval};
-use trencadis::recipe::{DropKind, PackingKind, Recipe, RemainderKind, ResolutionKind};
+use trencadis::recipe::{DropKind, FitKind, PackingKind, Recipe, RemainderKind, ResolutionKind};
 
 fn recipe() -> Recipe {
     let mut recipe = Recipe::default();
@@ -37,7 +37,7 @@ fn pixels(batch: &PackedBatch) -> &[u8] {
 fn classes(batch: &PackedBatch) -> &[i32] {
     match &batch.targets {
         Targets::Classes(classes) => classes,
-        Targets::Soft(_) => panic!("the loader writes classes"),
+        Targets::Mixed(_) | Targets::Soft(_) => panic!("nothing is mixed"),
     }
 }
 
@@ -125,17 +125,28 @@ fn the_bits_do_not_depend_on_the_workers() {
 
 #[test]
 fn a_checkpoint_continues_with_the_next_batch() {
-    let recipe = recipe();
-    let mut loader = Loader::train(source(37), &recipe, None).unwrap();
-    let mut state = LoaderState::default();
-    for _ in 0..6 {
-        state = loader.next_batch().unwrap().state_after;
-    }
-    let json = serde_json::to_string(&state).unwrap();
-    let state = serde_json::from_str(&json).unwrap();
-    let mut resumed = Loader::train(source(37), &recipe, Some(&state)).unwrap();
-    for _ in 0..4 {
-        assert!(same(&loader.next_batch().unwrap(), &resumed.next_batch().unwrap()));
+    for (drop, packing, fit) in [
+        (DropKind::Beta, PackingKind::Flat, FitKind::None),
+        (DropKind::Schedule, PackingKind::Flat, FitKind::Resolution),
+        (DropKind::Schedule, PackingKind::Bins, FitKind::Drop),
+        (DropKind::Resolution, PackingKind::Bins, FitKind::Resolution),
+    ] {
+        let mut recipe = recipe();
+        (recipe.packing.kind, recipe.packing.sequence, recipe.packing.open) = (packing, 256, 6);
+        // Over the 200 draws of these batches the rate falls from 0.9 to 0.1.
+        (recipe.drop.kind, recipe.drop.images, recipe.packing.fit) = (drop, 200, fit);
+        let mut loader = Loader::train(source(37), &recipe, None).unwrap();
+        let mut state = LoaderState::default();
+        for _ in 0..6 {
+            state = loader.next_batch().unwrap().state_after;
+        }
+        let json = serde_json::to_string(&state).unwrap();
+        let state = serde_json::from_str(&json).unwrap();
+        let mut resumed = Loader::train(source(37), &recipe, Some(&state)).unwrap();
+        for _ in 0..4 {
+            let [expected, got] = [&mut loader, &mut resumed].map(|loader| loader.next_batch().unwrap());
+            assert!(same(&expected, &got), "{drop:?}, {packing:?}, {fit:?}");
+        }
     }
 }
 
@@ -324,7 +335,7 @@ fn kept_tokens_are_those_of_the_samples_own_stream() {
         let [rows, cols] = batch.grids[slot].map(usize::from);
         let kept =
             TokenDrop::new(&recipe.drop, recipe.train.seed, batch.epochs[slot], batch.sample_ids[slot])
-                .indices(rows * cols);
+                .indices(rows * cols, batch.range(slot).len() - 3);
         let positions: Vec<_> =
             kept.iter().map(|&i| [(i as usize / cols) as u16, (i as usize % cols) as u16]).collect();
         assert_eq!(positions, batch.positions[batch.range(slot)][3..]);

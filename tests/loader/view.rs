@@ -40,10 +40,13 @@ fn planned(epoch: u64, grid: (usize, usize), height: usize, width: usize) -> Pla
     PlannedImage {
         sample: 0,
         epoch,
+        seen: 0,
+        size: (height, width),
         frame: Frame::Whole,
         target,
         kept: grid.patches(),
         tokens: grid.patches(),
+        fitted: false,
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::canvas::{Canvas, Colour, GROUND, INK, mix, palette};
 use super::font;
 use crate::data::augment::Op;
+use crate::data::draw::Draw;
 use crate::data::frame::Framing;
 use crate::data::order::Order;
 use crate::data::packing::PackingSettings;
@@ -47,7 +48,7 @@ pub fn augmentations(dataset: &Dataset, recipe: &Recipe, name: &str, out: &Path)
             if rows.len() == ROWS {
                 break;
             }
-            let sample = order.draw(place).1;
+            let sample = order.draw(place, 0).sample;
             rows.extend(Row::read(source, &settings, &view, recipe, sample));
         }
     }
@@ -82,14 +83,14 @@ impl Row {
         ];
         let boxes = framings.map(|framing| {
             let settings = PackingSettings { framing, ..settings.clone() };
-            let planned = (0..DRAWS as u64).map(|draw| settings.plan(draw, sample, size));
+            let planned = (0..DRAWS as u64).map(|epoch| settings.plan(Draw { epoch, sample, seen: 0 }, size));
             planned.map(|image| image.frame.seen(size, &image.target)).collect()
         });
         let mut viewer = Viewer::new(source, view.clone());
-        let results = (0..DRAWS as u64).map(|draw| {
-            let pixels = viewer.view(&settings.plan(draw, sample, size)).ok()?;
-            let flip = view.flips(draw, sample).then(|| "mirrored".to_owned());
-            let ops = view.augment.draw(view.seed, draw, sample);
+        let results = (0..DRAWS as u64).map(|epoch| {
+            let pixels = viewer.view(&settings.plan(Draw { epoch, sample, seen: 0 }, size)).ok()?;
+            let flip = view.flips(epoch, sample).then(|| "mirrored".to_owned());
+            let ops = view.augment.draw(view.seed, epoch, sample);
             let caption = flip.into_iter().chain(ops.iter().map(named)).collect::<Vec<_>>().join(", ");
             Some((pixels, caption))
         });
