@@ -46,36 +46,48 @@ pub(super) fn translate_y(image: &mut Image, share: f64, fill: &[u8]) {
     transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels], fill);
 }
 
-fn transform(image: &mut Image, [a, b, c, d, e, f]: Matrix, fill: &[u8]) {
-    let (height, width, channels) = (image.height, image.width, image.channels);
+fn transform(image: &mut Image, matrix: Matrix, fill: &[u8]) {
+    if image.channels == 1 {
+        warp::<1>(image, matrix, fill);
+    } else {
+        warp::<3>(image, matrix, fill);
+    }
+}
+
+fn warp<const CHANNELS: usize>(image: &mut Image, [a, b, c, d, e, f]: Matrix, fill: &[u8]) {
+    let (height, width) = (image.height, image.width);
     let original = image.pixels.clone();
-    for (i, pixel) in image.pixels.chunks_exact_mut(channels).enumerate() {
-        let (x, y) = ((i % width) as f64 + 0.5, (i / width) as f64 + 0.5);
-        let (from_x, from_y) = (a * x + b * y + c, d * x + e * y + f);
-        if !(0.0..width as f64).contains(&from_x) || !(0.0..height as f64).contains(&from_y) {
-            pixel.iter_mut().zip(fill.iter().cycle()).for_each(|(value, fill)| *value = *fill);
-            continue;
+    let original = original.as_chunks::<CHANNELS>().0;
+    let fill: [u8; CHANNELS] = from_fn(|channel| fill.get(channel % fill.len().max(1)).copied().unwrap_or(0));
+    let come_from = |pixel: &mut [u8; CHANNELS], x: f64, y: f64| {
+        let (x, y) = (a * x + b * y + c, d * x + e * y + f);
+        if !(0.0..width as f64).contains(&x) || !(0.0..height as f64).contains(&y) {
+            *pixel = fill;
+            return;
         }
-        let (columns, dx) = neighbours(from_x, width);
-        let (rows, dy) = neighbours(from_y, height);
-        for (channel, value) in pixel.iter_mut().enumerate() {
-            let line = |row: usize| {
-                cubic(
-                    columns.map(|column| f64::from(original[(row * width + column) * channels + channel])),
-                    dx,
-                )
-            };
-            *value = cubic(rows.map(line), dy) as u8;
+        let (columns, dx) = neighbours(x, width);
+        let (rows, dy) = neighbours(y, height);
+        let lines: [[f64; CHANNELS]; 4] = rows.map(|row| {
+            let line = &original[row * width..][..width];
+            let four = columns.map(|column| line[column].map(f64::from));
+            from_fn(|channel| cubic(four.map(|values| values[channel]), dx))
+        });
+        *pixel = from_fn(|channel| cubic(lines.map(|values| values[channel]), dy) as u8);
+    };
+    for (y, row) in image.pixels.as_chunks_mut::<CHANNELS>().0.chunks_exact_mut(width).enumerate() {
+        for (x, pixel) in row.iter_mut().enumerate() {
+            come_from(pixel, x as f64 + 0.5, y as f64 + 0.5);
         }
     }
 }
 
-/// The four indices around the place `at`, the edges repeated, and how far it lies behind the second one's centre.
+/// The four indices around the place `at` ≥ 0, the edges repeated, and how far it lies behind the second one's centre.
 fn neighbours(at: f64, length: usize) -> ([usize; 4], f64) {
     let at = at - 0.5;
-    let first = at.floor();
-    let index = |k: usize| (first as isize + k as isize - 1).clamp(0, length as isize - 1) as usize;
-    (from_fn(index), at - first)
+    // Rounded down; `f64::floor` is a call.
+    let first = if at < 0.0 { -1 } else { at as isize };
+    let index = |k: usize| (first + k as isize - 1).clamp(0, length as isize - 1) as usize;
+    (from_fn(index), at - first as f64)
 }
 
 /// The cubic of Keys with a = −1 through four values, at `d` behind the second.

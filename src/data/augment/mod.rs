@@ -1,8 +1,8 @@
 //! What is done to the pixels of a training image beside cropping and mirroring it: DeiT III's 3-Augment and colour
 //! jitter, and the RandAugment of its fine-tuning, on 8-bit values between the steps as in the reference pipelines.
 //!
-//! First [`draw`] decides, then [`Op::apply`] computes what Pillow computes, to the bit. Of a grey image the luma and
-//! the saturation are what it is: those two operations leave it alone.
+//! First [`AugmentSettings::draw`] decides, then [`Op::apply`] computes what Pillow computes, to the bit. Making a grey
+//! image grey and changing its saturation leaves it as it is; everything else is done to it as well.
 
 mod affine;
 mod blur;
