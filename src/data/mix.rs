@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn an_image_is_never_its_own_partner_and_every_other_is() {
-        let mut seen = vec![false; 10];
+        let mut seen = [false; 10];
         for epoch in 0..500 {
             let Some(mix) = Mix::draw(&BOTH, 0, (epoch, 7), 10, SIZE) else { continue };
             seen[mix.partner as usize] = true;
@@ -149,11 +149,12 @@ mod tests {
 
     #[test]
     fn probabilities_choose() {
-        let count = |config: &MixConfig, wanted: fn(&How) -> bool| {
+        type Kind = fn(&How) -> bool;
+        let count = |config: &MixConfig, wanted: Kind| {
             (0..4000).filter_map(|sample| draw(config, sample)).filter(|mix| wanted(&mix.how)).count() as f64
                 / 4000.0
         };
-        let (blend, paste): (fn(&How) -> bool, fn(&How) -> bool) =
+        let (blend, paste): (Kind, Kind) =
             (|how| matches!(how, How::Blend(_)), |how| matches!(how, How::Paste(_)));
         let seldom = MixConfig { prob: 0.3, switch_prob: 0.25, ..BOTH };
         // Five standard deviations are 0.034; a box of no pixel, which is none, is rarer.
