@@ -138,7 +138,8 @@ impl Panel {
 
     fn size(&self) -> (f64, f64) {
         let height = TOP + self.height() + self.bottom() + LINE * self.legend.len() as f64;
-        (self.left() + PLOT.0 + RIGHT, height)
+        let named = self.legend.iter().map(|(name, _)| 20.0 + LETTER * name.chars().count() as f64);
+        (self.left() + named.fold(PLOT.0, f64::max) + RIGHT, height)
     }
 
     /// Of the data area: rows of names want room each.
@@ -252,9 +253,16 @@ impl Panel {
             }
             Mark::Note { at, text: words } => {
                 let (x, y) = place(*at);
-                // Kept within the data area at its right edge.
-                let anchor = if x > PLOT.0 - 40.0 { "end" } else { "middle" };
-                text(out, (x, y - 8.0), anchor, "font-size=\"11\"", words);
+                // Kept within the data area at its sides.
+                let anchor = if x > PLOT.0 - 40.0 {
+                    "end"
+                } else if x < 40.0 {
+                    "start"
+                } else {
+                    "middle"
+                };
+                let halo = "font-size=\"11\" stroke=\"white\" stroke-width=\"3\" stroke-opacity=\"0.75\" paint-order=\"stroke\"";
+                text(out, (x, y - 8.0), anchor, halo, words);
             }
         }
     }

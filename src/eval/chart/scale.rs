@@ -20,10 +20,10 @@ impl Scale {
         if high > low { Self::Linear(low, high) } else { Self::Linear(low - 0.5, low + 0.5) }
     }
 
-    /// Around all values, with a margin, within `bounds`.
+    /// Around all values, with a margin of at least a hundredth of `bounds`, within them.
     pub fn around(values: impl IntoIterator<Item = f64>, bounds: (f64, f64)) -> Self {
         let (low, high) = extent(values).unwrap_or(bounds);
-        let margin = (0.08 * (high - low)).max(1e-9 + 0.01 * high.abs());
+        let margin = (0.08 * (high - low)).max(0.01 * (bounds.1 - bounds.0));
         Self::linear((low - margin).max(bounds.0), (high + margin).min(bounds.1))
     }
 
@@ -144,6 +144,7 @@ mod tests {
             panic!()
         };
         assert!(low < 97.0 && low > 90.0 && high == 100.0, "{low} {high}");
+        assert_eq!(Scale::around([0.0, 0.0], (0.0, 100.0)), Scale::Linear(0.0, 1.0), "all the same");
         assert_eq!(Scale::around([], (0.0, 1.0)), Scale::Linear(0.0, 1.0));
         let Scale::Log(low, high) = Scale::log_around([5.0]) else { panic!() };
         assert!(low < 5.0 && high > 5.0 && low > 4.0);

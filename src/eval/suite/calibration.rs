@@ -149,7 +149,7 @@ fn panel(title: &str, diagram: &ReliabilityDiagram, colour: &'static str) -> Pan
         }
     }
     panel.marks.push(Mark::Line { points: vec![(0.0, 0.0), (1.0, 1.0)], colour: FAINT, dashed: true });
-    panel.legend.push(("accuracy of a bucket; on the diagonal it equals the confidence".into(), colour));
-    panel.legend.push(("share of the images in it".into(), FAINT));
+    panel.legend.push(("accuracy of the images of like confidence".into(), colour));
+    panel.legend.push(("their share of all images".into(), FAINT));
     panel
 }

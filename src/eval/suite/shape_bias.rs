@@ -270,7 +270,7 @@ fn figure(observers: &[Watched]) -> Figure {
     names.dedup();
     let mut panel = Panel::new(
         "Shape or texture",
-        Axis::new("texture          shape / (shape + texture)          shape", Scale::linear(0.0, 1.0)),
+        Axis::new("shape / (shape + texture) decisions: 0 texture, 1 shape", Scale::linear(0.0, 1.0)),
         Axis::new("", Scale::Names(names.iter().map(|name| (*name).to_owned()).collect())),
     );
     panel.marks.push(Mark::Line {

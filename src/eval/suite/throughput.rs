@@ -52,14 +52,19 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         pass()?;
         let mut seconds = (0..options.repetitions).map(|_| pass()).collect::<Result<Vec<_>>>()?;
         seconds.sort_by(f64::total_cmp);
-        let at = |share: f64| seconds[(share * (seconds.len() - 1) as f64).round() as usize];
-        let median = at(0.5);
+        let middle = seconds.len() / 2;
+        let median = if seconds.len() % 2 == 1 {
+            seconds[middle]
+        } else {
+            0.5 * (seconds[middle - 1] + seconds[middle])
+        };
+        let (fastest, slowest) = (seconds[0], seconds[seconds.len() - 1]);
         let rate = images / median;
         lines.push(vec![
             setting.size.to_string(),
             format!("{:.1}", tokens / images),
             format!("{rate:.1}"),
-            format!("{:.1} - {:.1}", images / at(1.0), images / at(0.0)),
+            format!("{:.1} - {:.1}", images / slowest, images / fastest),
             format!("{:.0}", tokens / median),
             format!("{:.1}", flops / median / 1e9),
             format!("{:.1}", 100.0 * fill),
