@@ -230,7 +230,16 @@ impl Loader {
         resolution: usize,
         share: Share,
     ) -> Result<EvalLoader> {
-        let settings = PackingSettings::eval(recipe, resolution)?;
+        Self::eval_as(source, recipe, PackingSettings::eval(recipe, resolution)?, share)
+    }
+
+    /// The same with other settings than those of the recipe, such as a bound on the patches of an image.
+    pub fn eval_as(
+        source: Arc<dyn Source>,
+        recipe: &Recipe,
+        settings: PackingSettings,
+        share: Share,
+    ) -> Result<EvalLoader> {
         let rounds = Rounds { share, batches: share.parts, cost: None };
         let view = ViewSettings::eval(recipe);
         Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, view, None, rounds)? })

@@ -1,5 +1,6 @@
 //! Evaluation: a recorded forward pass and the metrics over its results.
 
+pub mod chart;
 pub mod device;
 pub mod forward;
 pub mod metrics;
@@ -7,4 +8,5 @@ pub mod model;
 pub mod open;
 pub mod predict;
 pub mod run;
+pub mod suite;
 pub mod trained;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::metrics::probability::probabilities;
 use super::trained::Trained;
 use crate::data::loader::Loader;
 use crate::data::source::files::Files;
 use crate::error::Result;
-use crate::recipe::LossKind;
 
 /// The most probable classes of an image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -67,19 +67,6 @@ pub fn predict(
         }
     }
     Ok(predictions)
-}
-
-fn probabilities(logits: &[f32], loss: LossKind) -> Vec<f64> {
-    let wide = logits.iter().map(|x| f64::from(*x));
-    match loss {
-        LossKind::Sigmoid => wide.map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
-        LossKind::Softmax => {
-            let max = wide.clone().fold(f64::NEG_INFINITY, f64::max);
-            let exp: Vec<f64> = wide.map(|x| (x - max).exp()).collect();
-            let sum: f64 = exp.iter().sum();
-            exp.iter().map(|e| e / sum).collect()
-        }
-    }
 }
 
 fn ranked(probabilities: &[f64], classes: &[String], top: usize) -> Vec<Scored> {

@@ -34,6 +34,19 @@ impl Trained {
     /// # Errors
     /// Those of [`open`]; a model that does not run on the device.
     pub fn load(path: &Path, told: &Told<'_>, device: Option<&Device>, resolution: usize) -> Result<Self> {
+        Self::load_for(path, told, device, |_| resolution)
+    }
+
+    /// The same where the recipe decides up to how many pixels.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn load_for(
+        path: &Path,
+        told: &Told<'_>,
+        device: Option<&Device>,
+        resolution: impl FnOnce(&Recipe) -> usize,
+    ) -> Result<Self> {
         let file = run_dir::model_file(path)?;
         let Opened { recipe, classes, mut weights, .. } = open(&file, told)?;
         fold_prefix(&mut weights)?;
@@ -43,7 +56,7 @@ impl Trained {
         let model: Box<dyn Forward> = match device {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
-                let shape = BatchShape::of_recipe(&recipe, slots, resolution);
+                let shape = BatchShape::of_recipe(&recipe, slots, resolution(&recipe));
                 Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, false, &params)?)
             }
         };

@@ -9,6 +9,7 @@ mod plan;
 mod predict;
 mod ranks;
 mod resume;
+mod suites;
 mod train;
 
 use std::collections::BTreeMap;

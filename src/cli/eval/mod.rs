@@ -3,12 +3,15 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+mod suite;
+
 use super::{ModelArgs, print, use_data};
-use crate::data::source;
+use crate::data::source::{self, Dataset};
 use crate::device::{self, DeviceChoice};
 use crate::error::Result;
 use crate::eval::run::evaluate;
 use crate::eval::trained::Trained;
+use crate::recipe::Recipe;
 
 /// Classes that the report names as the hardest.
 const HARDEST: usize = 5;
@@ -22,9 +25,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// Resolutions in pixels, such as `128,224`; the recipe's where it is not given.
-    #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
+    #[arg(long, alias = "resolutions", value_name = "PIXELS", value_delimiter = ',')]
     resolution: Vec<usize>,
-    /// Print one JSON object a resolution.
+    /// Print one JSON object a resolution, or a suite.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -32,20 +35,31 @@ pub(super) struct Args {
     /// Device to run on.
     #[arg(long, value_enum, default_value_t)]
     device: DeviceChoice,
+    #[command(flatten)]
+    suites: suite::SuiteArgs,
+}
+
+/// The set at `data`, or else the one that the recipe names.
+fn dataset(recipe: &Recipe, data: Option<&str>) -> Result<Dataset> {
+    let mut recipe = recipe.clone();
+    match data {
+        Some(path) => {
+            use_data(&mut recipe, path)?;
+            source::open_for_eval(&recipe.data, recipe.model.channels)
+        }
+        None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed),
+    }
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
     let device = device::select(args.device)?.device;
+    if !args.suites.suite.is_empty() {
+        return suite::run(args, device.as_ref());
+    }
     let highest = args.resolution.iter().copied().max().unwrap_or(0);
     let mut trained = Trained::load(&args.model, &args.told.told(None)?, device.as_ref(), highest)?;
-    let mut recipe = trained.recipe.clone();
-    let dataset = match &args.data {
-        Some(path) => {
-            use_data(&mut recipe, path)?;
-            source::open_for_eval(&recipe.data, recipe.model.channels)?
-        }
-        None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?,
-    };
+    let recipe = trained.recipe.clone();
+    let dataset = dataset(&recipe, args.data.as_deref())?;
     let images = dataset.match_classes(&trained.classes)?;
     let resolutions = if args.resolution.is_empty() { vec![0] } else { args.resolution };
     for resolution in resolutions {

@@ -1,4 +1,4 @@
-//! Classification metrics from logits: the core under every evaluation.
+//! Loss and accuracy from logits.
 
 use serde::{Deserialize, Serialize};
 
@@ -41,10 +41,7 @@ impl Classification {
     }
 
     /// Counts a batch: `logits` `[N, K]`, `labels` `[N]`. Slots of weight 0 are ignored, all
-    /// others count once.
-    ///
-    /// Equal logits rank by class index, so that the result never depends on a sort; NaN ranks
-    /// above everything, so that it never makes an image correct.
+    /// others count once. Which logits are the largest, [`rank`] decides.
     ///
     /// # Panics
     /// If the sizes disagree or the label of a counted slot is no class: a bug of the caller.
@@ -56,18 +53,10 @@ impl Classification {
             logits.chunks_exact(classes.max(1)).zip(labels).zip(weights).filter(|(_, w)| **w != 0.0)
         {
             let label = usize::try_from(label).expect("a label is a class index");
-            let own = logits[label];
-            // Written as "not smaller", so that a comparison with NaN counts against the image.
-            let ahead = |(i, &x): (usize, &f32)| {
-                i != label
-                    && !matches!(x.partial_cmp(&own), Some(std::cmp::Ordering::Less))
-                    && !(x == own && i > label)
-            };
-            let rank = logits.iter().enumerate().filter(|&entry| ahead(entry)).count();
-            let rank = if own.is_nan() { classes.max(5) } else { rank };
+            let rank = rank(logits, label);
             self.loss_sum += match self.loss {
-                LossKind::Softmax => softmax_loss(logits, label),
-                LossKind::Sigmoid => sigmoid_loss(logits, label),
+                LossKind::Softmax => softmax_loss(logits, label, 1.0),
+                LossKind::Sigmoid => sigmoid_loss(logits, label, 1.0),
             };
             self.top1 += u64::from(rank == 0);
             self.top5 += u64::from(rank < 5);
@@ -116,17 +105,37 @@ impl Classification {
     }
 }
 
-/// log Σ exp(logits) − logits\[label\], in f64.
-fn softmax_loss(logits: &[f32], label: usize) -> f64 {
-    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
-    max + sum.ln() - f64::from(logits[label])
+/// How many classes come before `label` in the order of the logits, 0 for the prediction.
+///
+/// Equal logits rank by class index, so that the result never depends on a sort; NaN ranks above everything, so that it
+/// never makes an image correct.
+pub fn rank(logits: &[f32], label: usize) -> usize {
+    let own = logits[label];
+    if own.is_nan() {
+        return logits.len().max(5);
+    }
+    // Written as "not smaller", so that a comparison with NaN counts against the label.
+    let ahead = |(i, &x): (usize, &f32)| {
+        i != label
+            && !matches!(x.partial_cmp(&own), Some(std::cmp::Ordering::Less))
+            && !(x == own && i > label)
+    };
+    logits.iter().enumerate().filter(|&entry| ahead(entry)).count()
 }
 
-/// Σ over the classes of binary cross-entropy, in f64: softplus(x) − target·x.
-fn sigmoid_loss(logits: &[f32], label: usize) -> f64 {
+/// −log softmax(logits / temperature)\[label\], in f64.
+pub(super) fn softmax_loss(logits: &[f32], label: usize, temperature: f64) -> f64 {
+    let scaled = |x: f32| f64::from(x) / temperature;
+    let max = scaled(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&x| (scaled(x) - max).exp()).sum();
+    max + sum.ln() - scaled(logits[label])
+}
+
+/// Σ over the classes of binary cross-entropy of x = logit / temperature, in f64: softplus(x) − target·x.
+pub(super) fn sigmoid_loss(logits: &[f32], label: usize, temperature: f64) -> f64 {
+    let scaled = |x: f32| f64::from(x) / temperature;
     let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
-    logits.iter().map(|&x| softplus(f64::from(x))).sum::<f64>() - f64::from(logits[label])
+    logits.iter().map(|&x| softplus(scaled(x))).sum::<f64>() - scaled(logits[label])
 }
 
 #[cfg(test)]
