@@ -4,11 +4,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use trencadis::data::packing::PackingSettings;
+use trencadis::data::frame::Frame;
+use trencadis::data::packing::{PackingSettings, PlannedImage};
 use trencadis::data::patchify::Patchifier;
 use trencadis::data::planner::Planner;
 use trencadis::data::resolution::{Limits, target};
 use trencadis::data::source::{Image, Source};
+use trencadis::data::view::{ViewSettings, Viewer};
 use trencadis::recipe::{DropKind, PackingKind, Recipe};
 use trencadis::{Error, Result};
 
@@ -55,20 +57,62 @@ fn plan(c: &mut Criterion) {
     }
 }
 
+/// One image, in memory.
+struct One(Image);
+
+impl Source for One {
+    fn len(&self) -> usize {
+        1
+    }
+
+    fn name(&self, _: usize) -> String {
+        "image".into()
+    }
+
+    fn label(&self, _: usize) -> usize {
+        0
+    }
+
+    fn size(&self, _: usize) -> Result<(usize, usize)> {
+        Ok((self.0.height, self.0.width))
+    }
+
+    fn load(&self, _: usize, _: usize) -> Result<Image> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Resized, flipped and cut.
 fn patchify(c: &mut Criterion) {
     let mut group = c.benchmark_group("patchify");
     group.throughput(Throughput::Elements(1));
     let recipe = Recipe::default();
     let (height, width) = (375, 500);
     let pixels = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
-    let image = Image { height, width, channels: 3, pixels };
+    let source = One(Image { height, width, channels: 3, pixels });
+    let mut viewer = Viewer::new(&source, ViewSettings::train(&recipe));
+    let patchifier = Patchifier::new(16, 3);
     for resolution in [64.0, 128.0, 256.0] {
         let target = target(&recipe.resolution, 16, Limits::NONE, (height, width), resolution);
-        let kept: Vec<u32> = (0..target.grid.patches() as u32).collect();
-        let mut patchifier = Patchifier::new(16, 3);
+        let kept = target.grid.patches();
+        let image = PlannedImage {
+            sample: 0,
+            epoch: 0,
+            seen: 0,
+            size: (height, width),
+            frame: Frame::Whole,
+            target,
+            kept,
+            tokens: kept,
+            fitted: false,
+        };
+        let kept: Vec<u32> = (0..kept as u32).collect();
         let mut rows = vec![0; kept.len() * patchifier.patch_dim()];
         group.bench_function(BenchmarkId::from_parameter(resolution), |b| {
-            b.iter(|| patchifier.write(&image, &target, true, &kept, black_box(&mut rows)).expect("patches"));
+            b.iter(|| {
+                let pixels = viewer.view(&image).expect("pixels");
+                patchifier.write(&pixels, &target, &kept, black_box(&mut rows)).expect("patches");
+            });
         });
     }
 }

@@ -40,7 +40,7 @@ pub enum Purpose {
     Resolution = 1,
     /// Token dropping: the rate, then which tokens.
     TokenDrop = 2,
-    /// Flips and other augmentation.
+    /// Flips.
     Augment = 3,
     /// Initial weights; the sample is a hash of the parameter's name.
     Init = 4,
@@ -48,6 +48,16 @@ pub enum Purpose {
     Split = 5,
     /// Stochastic rounding of parameters; the sample is the step, block `i` rounds elements 8i to 8i + 7.
     Rounding = 6,
+    /// Mixup and CutMix: whether, with which other image, how much of each.
+    Mix = 16,
+    /// Which part of an image is seen.
+    Crop = 32,
+    /// 3-Augment: which of its operations, and how strong.
+    ThreeAugment = 33,
+    /// Colour jitter: factors, then their order.
+    ColorJitter = 34,
+    /// RandAugment: operations with their magnitudes.
+    RandAugment = 35,
     /// Stochastic depth (drop-path); residual branch `l` uses `DropPath as u32 + l`.
     DropPath = 0x1000,
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use support::synthetic::Synthetic;
 use trencadis::data::inspect::{DataReport, report};
-use trencadis::data::preview::preview;
+use trencadis::data::preview::{augmentations, preview};
 use trencadis::data::source::Dataset;
-use trencadis::recipe::{DropKind, PackingKind, Recipe, ResolutionKind};
+use trencadis::recipe::{CropKind, DropKind, PackingKind, Recipe, ResolutionKind};
 
 fn dataset(train: Synthetic) -> Dataset {
     Dataset {
@@ -126,4 +126,42 @@ fn the_report_counts() {
     let parsed: DataReport = serde_json::from_str(&json).unwrap();
     assert_eq!(parsed.packing.counts, report.packing.counts);
     assert_eq!((parsed.aspect, parsed.least), (report.aspect, report.least));
+}
+
+/// The five colours of the draws frame as many boxes and results.
+#[test]
+fn crops_are_drawn_on_the_originals_and_around_what_training_sees() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("augment.png");
+    let mut recipe = recipe(PackingKind::Flat);
+    let frames = |recipe: &Recipe, train: Synthetic| {
+        augmentations(&dataset(train), recipe, "synthetic", &path).unwrap();
+        let picture = image::open(&path).unwrap().to_rgb8();
+        // Rose, the first colour: on the originals to the left of 576, and around results.
+        let rose = |left: u32, right: u32| {
+            picture
+                .enumerate_pixels()
+                .filter(|(x, _, p)| (left..right).contains(x) && p.0 == [250, 143, 118])
+                .count()
+        };
+        (rose(0, 576), rose(576, picture.width()))
+    };
+    for channels in [1, 3] {
+        recipe.model.channels = channels;
+        recipe.data.mean = vec![0.5];
+        recipe.data.std = vec![0.5];
+        recipe.augment.crop = CropKind::None;
+        let mut train = Synthetic::new(40, 0.3, 3.0);
+        train.bad_pixels = (0..20).collect();
+        let (boxes, results) = frames(&recipe, train);
+        assert!(boxes > 12 * 100 && results == 0, "{boxes} {results}");
+        recipe.augment.crop = CropKind::RandomResized;
+        recipe.augment.rand_augment = "rand-m9-mstd0.5-inc1".into();
+        let (_, results) = frames(&recipe, Synthetic::with_sizes(vec![(5, 3), (40, 400), (64, 64)]));
+        assert!(results > 3 * 4 * 100, "{results}");
+    }
+    let mut broken = Synthetic::new(3, 0.5, 2.0);
+    broken.bad_pixels = vec![0, 1, 2];
+    let error = augmentations(&dataset(broken), &recipe, "synthetic", &path).unwrap_err();
+    assert!(error.to_string().contains("none of the images can be read"), "{error}");
 }

@@ -236,6 +236,57 @@ fn values_that_do_not_fit_together_are_refused() {
         ("digits", &["drop.max=1"], &["drop.max must be at least 0 and below 1"]),
         ("digits", &["drop.kind=constant", "drop.mean=1"], &["drop.mean"]),
         (
+            "navit-b16",
+            &["drop.kind=resolution", "drop.min=0.03"],
+            &["drop.min = 0.03, drop.max = 0.9 and drop.std = 0.02", "between 0 and 1"],
+        ),
+        ("navit-b16", &["drop.kind=resolution", "drop.max=0.96"], &["drop.max = 0.96"]),
+        ("navit-b16", &["drop.kind=resolution", "drop.std=0"], &["drop.std = 0"]),
+        (
+            "navit-b16",
+            &["drop.kind=resolution", "resolution.kind=fixed"],
+            &["drop.kind = \"resolution\"", "resolution.kind = \"fixed\"", "\"constant\""],
+        ),
+        (
+            "navit-b16",
+            &["drop.kind=resolution", "resolution.min=256"],
+            &["drop.kind = \"resolution\"", "resolution.min = 256 and resolution.max = 256"],
+        ),
+        (
+            "navit-b16",
+            &["drop.kind=resolution", "resolution.kind=native", "resolution.min=300"],
+            &["resolution.min = 300 must not exceed resolution.max = 256"],
+        ),
+        (
+            "navit-b16",
+            &["drop.kind=schedule", "drop.min=0.8", "drop.max=0.2"],
+            &["drop.min = 0.8 must not exceed drop.max = 0.2"],
+        ),
+        ("navit-b16", &["drop.kind=schedule", "drop.min=-0.1"], &["drop.min must be at least 0"]),
+        ("navit-b16", &["drop.kind=schedule", "drop.max=1"], &["drop.max must be at least 0 and below 1"]),
+        ("navit-b16", &["drop.kind=schedule", "drop.timescale=0"], &["drop.timescale", "but it is 0"]),
+        ("navit-b16", &["drop.kind=schedule", "drop.midpoint=inf"], &["drop.midpoint"]),
+        (
+            "navit-b16",
+            &["drop.kind=schedule", "resolution.kind=native"],
+            &["drop.kind = \"schedule\"", "resolution.kind = \"native\"", "set drop.images"],
+        ),
+        (
+            "navit-b16",
+            &["packing.fit=resolution", "resolution.kind=fixed"],
+            &["packing.fit = \"resolution\"", "resolution.kind = \"fixed\"", "packing.fit at \"none\""],
+        ),
+        (
+            "navit-b16",
+            &["packing.fit=drop", "drop.kind=none"],
+            &["packing.fit = \"drop\"", "drop.kind = \"none\""],
+        ),
+        (
+            "navit-b16",
+            &["packing.fit=drop", "drop.kind=constant", "drop.max=1"],
+            &["drop.max must be at least 0 and below 1"],
+        ),
+        (
             "digits",
             &["data.mean=[0.5, 0.25, 0.1]"],
             &["data.mean must hold 1 value", "holds 3", "set data.mean=[0.308]"],
@@ -362,4 +413,48 @@ fn rotary_keys_and_kv_heads_differ_where_they_have_an_effect() {
     assert_eq!(turned.differences(&theta).unwrap(), ["model.rope.theta is 10000.0 there and 50.0 here"]);
     let shared = of(&["model.kv_heads=1"]);
     assert_eq!(plain.differences(&shared).unwrap(), ["model.kv_heads is 3 there and 1 here"]);
+}
+
+#[test]
+fn mixing_and_teaching_that_contradict_themselves_are_refused() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["mix.mixup=-1"], &["mix.mixup is the α", "must be 0 (off) or lie in 0.001..1000, but it is -1"]),
+        (&["mix.cutmix=nan"], &["mix.cutmix"]),
+        (&["mix.prob=1.5"], &["mix.prob must lie in 0..1, but it is 1.5"]),
+        (&["mix.switch_prob=nan"], &["mix.switch_prob must lie in 0..1"]),
+        (&["mix.cutmix=1", "mix.prob=0"], &["mix.prob = 0 mixes no image, but mix.cutmix = 1"]),
+        (&["mix.binarise=true"], &["mix.binarise = true needs mixed images", "mix.mixup"]),
+        (
+            &["mix.mixup=1", "mix.binarise=true", "train.label_smoothing=0.1"],
+            &["mix.binarise = true", "train.label_smoothing = 0.1"],
+        ),
+        (
+            &["mix.mixup=1", "mix.binarise=true"],
+            &["mix.binarise = true needs train.loss = \"sigmoid\"", "sum to 1"],
+        ),
+        (&["mix.alpha=1"], &["no key `mix.alpha`"]),
+        (&["distill.weight=0"], &["distill.weight must be above 0 and at most 1, but it is 0"]),
+        (
+            &["distill.teacher=runs/a", "train.loss=sigmoid"],
+            &["distill.teacher = \"runs/a\"", "train.loss = \"softmax\""],
+        ),
+        (
+            &["distill.teacher=runs/a", "train.label_smoothing=0.1"],
+            &["train.label_smoothing = 0.1", "distill.weight = 1"],
+        ),
+    ];
+    for (sets, parts) in cases {
+        says(&mistake("digits", sets), parts);
+    }
+    says(&mistake("deit3-b16", &["train.loss=softmax"]), &["mix.binarise", "train.loss"]);
+    // What does not contradict itself.
+    for sets in [
+        &["mix.mixup=0.2", "train.label_smoothing=0.1"][..],
+        &["mix.cutmix=1", "train.loss=sigmoid"],
+        &["distill.teacher=runs/a", "distill.weight=0.5", "train.label_smoothing=0.1", "mix.mixup=0.8"],
+    ] {
+        load("digits", sets).unwrap();
+    }
+    let deit = load("deit3-l16", &[]).unwrap();
+    assert_eq!((deit.mix.mixup, deit.mix.cutmix, deit.mix.binarise), (0.8, 1.0, true));
 }

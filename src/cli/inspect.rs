@@ -1,7 +1,7 @@
 //! `trencadis inspect`.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{RecipeArgs, print, use_data};
 use crate::autograd::graph::Graph;
@@ -16,6 +16,8 @@ use crate::train::terminal::mib;
 pub(super) enum Command {
     /// Sizes, aspect ratios, classes, tokens per image and packing of a set of images.
     Data(Data),
+    /// Draws how a recipe crops and augments images.
+    Augment(Augment),
     /// Parameters, FLOPs and activation memory of a recipe's model.
     Model(Model),
     /// GPUs, driver and kernels that were found, and why not, where not.
@@ -42,6 +44,15 @@ pub(super) struct Data {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct Augment {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// The picture.
+    #[arg(long, value_name = "OUT.png", default_value = "augment.png")]
+    out: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct Model {
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -56,6 +67,7 @@ pub(super) struct Model {
 pub(super) fn run(command: Command) -> Result<()> {
     match command {
         Command::Data(args) => data(args),
+        Command::Augment(args) => augment(args),
         Command::Model(args) => model(args),
         Command::Device => print(&crate::device::report()?),
     }
@@ -64,11 +76,7 @@ pub(super) fn run(command: Command) -> Result<()> {
 fn data(args: Data) -> Result<()> {
     let default = if args.path.is_some() { "photos" } else { "digits" };
     let name = args.recipe.as_deref().unwrap_or(default);
-    if let Some(out) = &args.preview
-        && !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
-    {
-        return Err(Error::usage(format!("--preview {}: the name must end in .png", out.display())));
-    }
+    args.preview.as_deref().map_or(Ok(()), |out| check_png("--preview", out))?;
     let mut recipe = Recipe::load(name, &args.sets)?;
     if let Some(path) = &args.path {
         use_data(&mut recipe, path)?;
@@ -84,6 +92,22 @@ fn data(args: Data) -> Result<()> {
         preview::preview(&dataset, &recipe, out)?;
         eprintln!("drawn             {}", out.display());
     }
+    Ok(())
+}
+
+fn check_png(option: &str, out: &Path) -> Result<()> {
+    if out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{option} {}: the name must end in .png", out.display())))
+}
+
+fn augment(args: Augment) -> Result<()> {
+    check_png("--out", &args.out)?;
+    let (name, recipe) = args.recipe.load()?;
+    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    preview::augmentations(&dataset, &recipe, &name, &args.out)?;
+    eprintln!("drawn             {}", args.out.display());
     Ok(())
 }
 

@@ -129,6 +129,14 @@ fn smoothed_target<R: Real>(t: &mut [R], targets: &Targets, image: usize, smooth
             t.fill(floor);
             t[class[image] as usize] += kept;
         }
+        Targets::Mixed(mixtures) => {
+            t.fill(floor);
+            let mixture = &mixtures[image];
+            for (&class, &share) in mixture.classes.iter().zip(&mixture.shares) {
+                let t = &mut t[class as usize];
+                *t = kept.mul_add(R::of(f64::from(share)), *t);
+            }
+        }
         Targets::Soft(soft) => {
             let soft = &soft[image * classes..(image + 1) * classes];
             t.iter_mut().zip(soft).for_each(|(t, &soft)| *t = kept.mul_add(R::of(f64::from(soft)), floor));

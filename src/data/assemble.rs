@@ -5,50 +5,76 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
+use crate::data::batch::{Mixture, PREFIX, PackedBatch, Patches, Targets};
+use crate::data::mix::Mix;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
-use crate::data::source::Source;
+use crate::data::source::{Image, Source};
+use crate::data::view::{ViewSettings, Viewer};
 use crate::error::{Error, Result};
-use crate::rng::{Purpose, Stream};
+use crate::recipe::MixConfig;
 
 /// Makes batches from plans; the bits do not depend on the number of threads.
 pub struct Assembler<'a> {
     source: &'a dyn Source,
     settings: PackingSettings,
-    channels: usize,
-    flip: bool,
+    patchifier: Patchifier,
+    mix: MixConfig,
     /// One per thread.
-    patchifiers: Vec<Patchifier>,
+    viewers: Vec<Viewer<'a>>,
+}
+
+/// A batch with what could not be read for it.
+#[derive(Clone, Debug)]
+pub struct Assembled {
+    /// The batch.
+    pub batch: PackedBatch,
+    /// Samples that could not be read, with the cause, which names the file.
+    pub unreadable: Vec<(u64, String)>,
+    /// Slots whose image is as it is since the one that it was to be mixed with could not be read.
+    pub unmixed: Vec<usize>,
+    /// How many images were to be mixed into others.
+    pub partners: usize,
 }
 
 /// An image that is being filled in.
 struct Task<'p, 'b> {
     slot: usize,
     image: &'p PlannedImage,
+    mix: Option<Mix>,
     kept: Vec<u32>,
     rows: &'b mut [u8],
 }
 
+/// A sample that could not be read.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Failed {
+    slot: usize,
+    /// Whether it is the one to be mixed into that of the slot.
+    partner: bool,
+    cause: String,
+}
+
 impl<'a> Assembler<'a> {
-    /// `flip` mirrors a random half of the images; `threads` ≥ 1 decode at a time.
+    /// Batches of the images of `source`, each as `view` has it and mixed with another as `mix` says; `threads` ≥ 1
+    /// decode at a time.
     pub fn new(
         source: &'a dyn Source,
         settings: PackingSettings,
-        channels: usize,
-        flip: bool,
+        view: ViewSettings,
+        mix: MixConfig,
         threads: usize,
     ) -> Self {
-        let patchifiers = (0..threads.max(1)).map(|_| Patchifier::new(settings.patch, channels)).collect();
-        Self { source, settings, channels, flip, patchifiers }
+        let patchifier = Patchifier::new(settings.patch, view.channels);
+        let viewers = (0..threads.max(1)).map(|_| Viewer::new(source, view.clone())).collect();
+        Self { source, settings, patchifier, mix, viewers }
     }
 
-    /// The batch of a plan, and the samples that could not be read, with the cause, which names the
-    /// file: their slots keep zero patches and weight 0. Returns early, with images missing, once
-    /// `stop` is set.
-    pub fn assemble(&mut self, plan: &BatchPlan, stop: &AtomicBool) -> (PackedBatch, Vec<(u64, String)>) {
+    /// The batch of a plan. Images that could not be read keep their slots, with zero patches and weight 0; those whose
+    /// partner could not be read are not mixed. Returns early, with images missing, once `stop` is set.
+    pub fn assemble(&mut self, plan: &BatchPlan, stop: &AtomicBool) -> Assembled {
         let prefix = self.settings.prefix;
-        let patch_dim = self.channels * self.settings.patch * self.settings.patch;
+        let patch_dim = self.patchifier.patch_dim();
         let (tokens, slots) = (self.settings.packing.tokens, self.settings.slots);
         let mut patches = vec![0u8; tokens * patch_dim];
         let mut positions = vec![[0u16; 2]; tokens];
@@ -58,10 +84,11 @@ impl<'a> Assembler<'a> {
         let mut weights = vec![0f32; slots];
         let mut sample_ids = vec![0u64; slots];
         let mut epochs = vec![0u64; slots];
+        let mixes: Vec<Option<Mix>> = plan.images.iter().map(|image| self.mix(image)).collect();
 
         let mut tasks = Vec::with_capacity(plan.images.len());
         let (mut free, mut start) = (patches.as_mut_slice(), 0);
-        for (slot, image) in plan.images.iter().enumerate() {
+        for (slot, (image, mix)) in plan.images.iter().zip(&mixes).enumerate() {
             let grid = image.target.grid;
             let kept = self.settings.kept(image);
             positions[start..start + prefix].fill(PREFIX);
@@ -78,56 +105,107 @@ impl<'a> Assembler<'a> {
             cu_seqlens[slot + 1] = start as i32;
             let (own, rest) = std::mem::take(&mut free).split_at_mut(image.tokens * patch_dim);
             free = rest;
-            tasks.push(Task { slot, image, kept, rows: &mut own[prefix * patch_dim..] });
+            tasks.push(Task { slot, image, mix: mix.clone(), kept, rows: &mut own[prefix * patch_dim..] });
         }
         cu_seqlens[plan.images.len() + 1..].fill(start as i32);
 
         let mut failed = self.fill(tasks, stop);
         failed.sort_unstable();
-        for (slot, _) in &failed {
-            weights[*slot] = 0.0;
+        let mut unmixed = Vec::new();
+        for Failed { slot, partner, .. } in &failed {
+            match partner {
+                true => unmixed.push(*slot),
+                false => weights[*slot] = 0.0,
+            }
         }
+        let partner = |slot: usize| mixes[slot].as_ref().map_or(0, |mix| mix.partner);
+        let unreadable = failed.iter().map(|failed| {
+            let sample = if failed.partner { partner(failed.slot) } else { plan.images[failed.slot].sample };
+            (sample, failed.cause.clone())
+        });
+        let unreadable = unreadable.collect();
+        let targets = match self.mix.is_on() {
+            true => Targets::Mixed(self.mixtures(plan, &classes, &mixes, &unmixed)),
+            false => Targets::Classes(classes),
+        };
         let batch = PackedBatch {
             patches: Patches::U8(patches),
             patch_dim,
             cu_seqlens,
             positions,
             grids,
-            targets: Targets::Classes(classes),
+            targets,
             weights,
             sample_ids,
             epochs,
             images: plan.images.len(),
         };
-        (batch, failed.into_iter().map(|(slot, cause)| (plan.images[slot].sample, cause)).collect())
+        Assembled { batch, unreadable, unmixed, partners: mixes.iter().flatten().count() }
+    }
+
+    /// What an image is mixed with.
+    fn mix(&self, image: &PlannedImage) -> Option<Mix> {
+        let size = (image.target.height, image.target.width);
+        Mix::draw(&self.mix, self.settings.seed, (image.epoch, image.sample), self.source.len(), size)
+    }
+
+    /// Targets of all slots, of which the used ones have these `classes`.
+    fn mixtures(
+        &self,
+        plan: &BatchPlan,
+        classes: &[i32],
+        mixes: &[Option<Mix>],
+        unmixed: &[usize],
+    ) -> Vec<Mixture> {
+        let mut mixtures: Vec<Mixture> = classes.iter().map(|&class| Mixture::one(class)).collect();
+        for (slot, (image, mix)) in plan.images.iter().zip(mixes).enumerate() {
+            let (Some(mix), false) = (mix, unmixed.contains(&slot)) else { continue };
+            let share = mix.share((image.target.height, image.target.width));
+            let other = self.source.label(mix.partner as usize) as i32;
+            let mixture = Mixture::new(classes[slot], other, share);
+            mixtures[slot] = if self.mix.binarise { mixture.binarised() } else { mixture };
+        }
+        mixtures
     }
 
     /// Runs the tasks on all threads, the calling one among them; returns the failures.
-    fn fill(&mut self, tasks: Vec<Task<'_, '_>>, stop: &AtomicBool) -> Vec<(usize, String)> {
-        let (source, seed, channels, flip) = (self.source, self.settings.seed, self.channels, self.flip);
+    fn fill(&mut self, tasks: Vec<Task<'_, '_>>, stop: &AtomicBool) -> Vec<Failed> {
+        let (source, settings, patchifier) = (self.source, &self.settings, self.patchifier);
         let tasks = Mutex::new(tasks.into_iter());
-        let work = |patchifier: &mut Patchifier| {
+        let work = |viewer: &mut Viewer<'_>| {
             let mut failed = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let Some(task) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) else { break };
                 let slot = task.slot;
-                let sample = task.image.sample as usize;
-                // A decoder that panics on a damaged file costs that file, not the run.
-                let done =
-                    catch_unwind(AssertUnwindSafe(|| write(source, seed, channels, flip, patchifier, task)));
-                match done {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => failed.push((slot, error.to_string())),
-                    Err(_) => failed.push((slot, format!("{}: the decoder panicked", source.name(sample)))),
+                let fail = |partner, cause| Failed { slot, partner, cause };
+                let Task { image, mix, kept, rows, .. } = task;
+                let mut pixels = match guarded(source, image.sample, || viewer.view(image)) {
+                    Ok(pixels) => pixels,
+                    Err(cause) => {
+                        failed.push(fail(false, cause));
+                        continue;
+                    }
+                };
+                if let Some(mix) = mix {
+                    let partner = || view_in_place(source, settings, viewer, image, mix.partner);
+                    match guarded(source, mix.partner, partner) {
+                        Ok(other) => {
+                            mix.apply(&mut pixels.pixels, &other.pixels, pixels.width, pixels.channels);
+                        }
+                        Err(cause) => failed.push(fail(true, cause)),
+                    }
+                }
+                if let Err(error) = patchifier.write(&pixels, &image.target, &kept, rows) {
+                    let name = source.name(image.sample as usize);
+                    failed.push(fail(false, format!("{name}: {error}")));
                 }
             }
             failed
         };
-        let Some((own, others)) = self.patchifiers.split_first_mut() else { return Vec::new() };
+        let Some((own, others)) = self.viewers.split_first_mut() else { return Vec::new() };
         std::thread::scope(|scope| {
             let work = &work;
-            let handles: Vec<_> =
-                others.iter_mut().map(|patchifier| scope.spawn(move || work(patchifier))).collect();
+            let handles: Vec<_> = others.iter_mut().map(|viewer| scope.spawn(move || work(viewer))).collect();
             let mut failed = work(own);
             for handle in handles {
                 failed.extend(handle.join().unwrap_or_default());
@@ -137,22 +215,26 @@ impl<'a> Assembler<'a> {
     }
 }
 
-/// Whether an image is mirrored in training, where flips are asked for.
-pub(crate) fn is_flipped(seed: u64, epoch: u64, sample: u64) -> bool {
-    Stream::new(seed, epoch, sample, Purpose::Augment).bits() & 1 == 1
+/// The pixels of `sample` in the place of `image`.
+fn view_in_place(
+    source: &dyn Source,
+    settings: &PackingSettings,
+    viewer: &mut Viewer<'_>,
+    image: &PlannedImage,
+    sample: u64,
+) -> Result<Image> {
+    let size = source.size(sample as usize)?;
+    if size.0 == 0 || size.1 == 0 {
+        let name = source.name(sample as usize);
+        return Err(Error::usage(format!("{name}: an image of {}x{} pixels is empty", size.0, size.1)));
+    }
+    viewer.view(&settings.in_place(image, sample, size))
 }
 
-fn write(
-    source: &dyn Source,
-    seed: u64,
-    channels: usize,
-    flip: bool,
-    patchifier: &mut Patchifier,
-    task: Task<'_, '_>,
-) -> Result<()> {
-    let Task { image, kept, rows, .. } = task;
-    let decoded = source.load(image.sample as usize, channels)?;
-    let flip = flip && is_flipped(seed, image.epoch, image.sample);
-    let written = patchifier.write(&decoded, &image.target, flip, &kept, rows);
-    written.map_err(|e| Error::failure(format!("{}: {e}", source.name(image.sample as usize))))
+/// The pixels of a sample, or why there are none. A decoder that panics on a damaged file costs that file, not the run.
+fn guarded(source: &dyn Source, sample: u64, view: impl FnOnce() -> Result<Image>) -> Result<Image, String> {
+    match catch_unwind(AssertUnwindSafe(view)) {
+        Ok(viewed) => viewed.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("{}: the decoder panicked", source.name(sample as usize))),
+    }
 }

@@ -22,8 +22,47 @@ pub enum Patches {
 pub enum Targets {
     /// `[N]` class indices; 0 on unused slots.
     Classes(Vec<i32>),
+    /// `[N]` the classes of images that are mixed of two.
+    Mixed(Vec<Mixture>),
     /// `[N, K]` soft targets, row-major.
     Soft(Vec<f32>),
+}
+
+/// A soft target with at most two classes, as mixup and CutMix make them: `shares[i]` at `classes[i]`, 0 elsewhere;
+/// where both classes are one, their sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mixture {
+    /// Class indices.
+    pub classes: [i32; 2],
+    /// How much of each.
+    pub shares: [f32; 2],
+}
+
+impl Mixture {
+    /// One class alone.
+    pub fn one(class: i32) -> Self {
+        Self { classes: [class; 2], shares: [1.0, 0.0] }
+    }
+
+    /// `share` of the first class and the rest of the second.
+    pub fn new(first: i32, second: i32, share: f32) -> Self {
+        match first == second {
+            true => Self::one(first),
+            false => Self { classes: [first, second], shares: [share, 1.0 - share] },
+        }
+    }
+
+    /// What is above 0 becomes 1, as DeiT III trains with binary cross-entropy (facebookresearch/deit, `engine.py`:
+    /// `targets.gt(0.0)`).
+    pub fn binarised(self) -> Self {
+        Self { shares: self.shares.map(|share| if share > 0.0 { 1.0 } else { 0.0 }), ..self }
+    }
+
+    /// The class with the larger share, of equal ones the higher, as of soft targets the last of the largest.
+    pub fn largest(&self) -> i32 {
+        let ([first, second], [a, b]) = (self.classes, self.shares);
+        if a > b || a == b && first > second { first } else { second }
+    }
 }
 
 /// Many images of any shape in one sequence.
@@ -45,7 +84,8 @@ pub struct PackedBatch {
     pub weights: Vec<f32>,
     /// `[N]` the sample's id in its source; 0 on unused slots.
     pub sample_ids: Vec<u64>,
-    /// `[N]` the epoch in which the sample was drawn; with the id, the key of its random numbers.
+    /// `[N]` the epoch in which the sample was drawn (times `augment.repeats`, and the number of the repetition); with
+    /// the id, the key of its random numbers.
     pub epochs: Vec<u64>,
     /// Number of used slots; slots from here on are empty.
     pub images: usize,
@@ -75,5 +115,91 @@ impl PackedBatch {
     /// Σ S² over the images: attention's share of the arithmetic.
     pub fn sum_squared_lengths(&self) -> f64 {
         (0..self.images).map(|i| (self.range(i).len() as f64).powi(2)).sum()
+    }
+
+    /// The same images with `to` prefix tokens where they have `from`, in a budget of `tokens`, which holds them: for a
+    /// model with another prefix.
+    pub fn with_prefix(&self, from: usize, to: usize, tokens: usize) -> Self {
+        let mut positions = Vec::with_capacity(tokens);
+        let mut cu_seqlens = vec![0];
+        for slot in 0..self.images {
+            let range = self.range(slot);
+            positions.extend(std::iter::repeat_n(PREFIX, to));
+            positions.extend_from_slice(&self.positions[range.start + from..range.end]);
+            cu_seqlens.push(positions.len() as i32);
+        }
+        cu_seqlens.resize(self.slots() + 1, positions.len() as i32);
+        positions.resize(tokens, [0, 0]);
+        let own =
+            |slot| (self.range(slot).start + from) * self.patch_dim..self.range(slot).end * self.patch_dim;
+        let images = (0..self.images).map(own);
+        let len = tokens * self.patch_dim;
+        let patches = match &self.patches {
+            Patches::U8(values) => Patches::U8(spread(values, images, to * self.patch_dim, len)),
+            Patches::F32(values) => Patches::F32(spread(values, images, to * self.patch_dim, len)),
+        };
+        Self {
+            patches,
+            patch_dim: self.patch_dim,
+            cu_seqlens,
+            positions,
+            grids: self.grids.clone(),
+            targets: self.targets.clone(),
+            weights: self.weights.clone(),
+            sample_ids: self.sample_ids.clone(),
+            epochs: self.epochs.clone(),
+            images: self.images,
+        }
+    }
+}
+
+/// The `parts` of `values`, each after `gap` zeros, and zeros up to `len`.
+fn spread<T: Copy + Default>(
+    values: &[T],
+    parts: impl Iterator<Item = std::ops::Range<usize>>,
+    gap: usize,
+    len: usize,
+) -> Vec<T> {
+    let mut spread = Vec::with_capacity(len);
+    for part in parts {
+        spread.resize(spread.len() + gap, T::default());
+        spread.extend_from_slice(&values[part]);
+    }
+    spread.resize(len, T::default());
+    spread
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_comes_and_goes() {
+        // Two images of 2 and 1 tokens of two values, and an unused slot.
+        let batch = PackedBatch {
+            patches: Patches::U8((1..=8).collect()),
+            patch_dim: 2,
+            cu_seqlens: vec![0, 2, 3, 3],
+            positions: vec![[0, 0], [0, 1], [0, 0], [0, 0]],
+            grids: vec![[1, 2], [1, 1], [0, 0]],
+            targets: Targets::Classes(vec![3, 4, 0]),
+            weights: vec![1.0, 1.0, 0.0],
+            sample_ids: vec![7, 8, 0],
+            epochs: vec![1, 2, 0],
+            images: 2,
+        };
+        let longer = batch.with_prefix(0, 2, 8);
+        assert_eq!(longer.cu_seqlens, [0, 4, 7, 7]);
+        assert_eq!(longer.positions, [PREFIX, PREFIX, [0, 0], [0, 1], PREFIX, PREFIX, [0, 0], [0, 0]]);
+        let Patches::U8(values) = &longer.patches else { panic!("bytes stay bytes") };
+        assert_eq!(values, &[0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 5, 6, 0, 0]);
+        let back = longer.with_prefix(2, 0, 4);
+        assert_eq!((&back.cu_seqlens, &back.positions), (&batch.cu_seqlens, &batch.positions));
+        let Patches::U8(values) = &back.patches else { panic!("bytes stay bytes") };
+        assert_eq!(values, &[1, 2, 3, 4, 5, 6, 0, 0], "what was no image's is gone");
+        assert_eq!(
+            (back.weights, back.sample_ids, back.epochs),
+            (batch.weights, batch.sample_ids, batch.epochs)
+        );
     }
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::data::dropping;
 use crate::data::packing::{PackingSettings, PackingStats};
 use crate::data::planner::Planner;
 use crate::data::resolution::Limits;
 use crate::data::source::{Dataset, Image, Source};
 use crate::error::{Error, Result};
-use crate::recipe::{PackingKind, Recipe};
+use crate::recipe::{DropKind, PackingKind, Recipe};
 
 /// Images whose headers are read; of a larger set, evenly spaced ones.
 const MEASURED: usize = 20_000;
@@ -87,6 +88,15 @@ pub struct PackingFigures {
     pub counts: PackingStats,
 }
 
+/// The expected share of tokens that is dropped of images somewhere on the axis that it follows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RatePoint {
+    /// The resolution, or how many images were seen before.
+    pub at: String,
+    /// Expected rate, 0..1.
+    pub rate: f64,
+}
+
 /// What a data set holds and what a recipe makes of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataReport {
@@ -124,7 +134,10 @@ pub struct DataReport {
     pub downscaled: usize,
     /// What bounds an image's tokens under the recipe.
     pub limit: String,
-    /// One epoch packed under the recipe.
+    /// Drop rates, where they follow resolution or images seen.
+    #[serde(default)]
+    pub rates: Vec<RatePoint>,
+    /// One epoch packed under the recipe, the first.
     pub packing: PackingFigures,
 }
 
@@ -162,7 +175,7 @@ impl Source for Measured {
 /// is what the report calls the recipe.
 pub fn report(dataset: &Dataset, recipe: &Recipe, name: &str) -> Result<DataReport> {
     let settings = PackingSettings::train(recipe)?;
-    let limit = limit(&settings);
+    let (limit, rates) = (limit(&settings), rates(&settings));
     let slots = settings.slots;
     let train = dataset.train.len();
     let measured = train.min(MEASURED);
@@ -211,6 +224,7 @@ pub fn report(dataset: &Dataset, recipe: &Recipe, name: &str) -> Result<DataRepo
         tokens,
         downscaled: downscaled.len(),
         limit,
+        rates,
         packing: PackingFigures {
             padding: counts.padding(),
             images_per_sequence: counts.images_per_sequence(),
@@ -233,6 +247,28 @@ fn limit(settings: &PackingSettings) -> String {
         limit += &format!(" and the position tables of {rows} x {cols} patches");
     }
     limit
+}
+
+/// At five places from one end of the axis to the other.
+fn rates(settings: &PackingSettings) -> Vec<RatePoint> {
+    let (drop, sizes) = (&settings.drop, &settings.resolution);
+    let point = |quarter: u32| {
+        let share = f64::from(quarter) / 4.0;
+        let (at, standing) = match drop.kind {
+            DropKind::Resolution => {
+                let resolution = sizes.min as f64 + share * (sizes.max - sizes.min) as f64;
+                let side = resolution.round() as usize;
+                (format!("{side} pixels"), settings.standing((side, side), resolution, 0))
+            }
+            DropKind::Schedule => {
+                let seen = (share * drop.images as f64).round() as u64;
+                (format!("after {seen}"), settings.standing((sizes.max, sizes.max), sizes.max as f64, seen))
+            }
+            DropKind::None | DropKind::Constant | DropKind::Beta => return None,
+        };
+        Some(RatePoint { at, rate: dropping::expected(drop, standing) })
+    };
+    (0..=4).filter_map(point).collect()
 }
 
 fn class_counts(dataset: &Dataset) -> Result<(ClassCount, ClassCount)> {
@@ -335,6 +371,13 @@ impl fmt::Display for DataReport {
                 self.measured - self.unreadable,
                 self.limit
             )?;
+        }
+        if !self.rates.is_empty() {
+            writeln!(f, "drop rate")?;
+        }
+        for point in &self.rates {
+            let text = "█".repeat((point.rate * BAR as f64).round() as usize);
+            writeln!(f, "  {:<16} {text:<BAR$} {:>5.1} %", point.at, 100.0 * point.rate)?;
         }
         write!(f, "packing     {}, {} slots a batch", self.packing.counts, self.packing.slots)
     }

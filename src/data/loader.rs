@@ -13,14 +13,15 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
-use crate::data::assemble::Assembler;
+use crate::data::assemble::{Assembled, Assembler};
 use crate::data::balance::{Cost, Room, check_deals, deal};
 use crate::data::batch::PackedBatch;
 use crate::data::packing::{BatchPlan, PackingSettings, PackingStats};
 use crate::data::planner::{Planner, PlannerState};
 use crate::data::source::Source;
+use crate::data::view::ViewSettings;
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
+use crate::recipe::{MixConfig, Recipe};
 
 /// Batches that wait to be taken.
 const QUEUE: usize = 2;
@@ -61,6 +62,8 @@ pub struct LoadedBatch {
     pub stats: PackingStats,
     /// Samples that could not be read for it, with the cause, which names the file.
     pub unreadable: Vec<(u64, String)>,
+    /// Slots whose image was to be mixed with one of these, and is as it is.
+    pub unmixed: Vec<usize>,
 }
 
 /// Images that could not be read since the loader started. Each counts once, however many epochs
@@ -160,7 +163,7 @@ impl Watch {
 /// What travels through the queue.
 struct Item {
     loaded: LoadedBatch,
-    /// Samples drawn in planning.
+    /// Samples drawn in planning, and to be mixed into others.
     drawn: u64,
 }
 
@@ -200,7 +203,7 @@ impl Loader {
             batches: if share.parts == 1 { 1 } else { recipe.train.accumulate },
             cost: Some(Cost::of(recipe)?),
         };
-        let pipeline = Pipeline::start(source, recipe, settings, recipe.data.flip, state, rounds)?;
+        let pipeline = Pipeline::start(source, recipe, settings, ViewSettings::train(recipe), state, rounds)?;
         Ok(Self { pipeline, first: None })
     }
 
@@ -238,7 +241,8 @@ impl Loader {
         share: Share,
     ) -> Result<EvalLoader> {
         let rounds = Rounds { share, batches: share.parts, cost: None };
-        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, false, None, rounds)? })
+        let view = ViewSettings::eval(recipe);
+        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, view, None, rounds)? })
     }
 
     /// The next batch. Fails once the share of unreadable images exceeds `data.max_unreadable`.
@@ -307,7 +311,7 @@ impl Pipeline {
         source: Arc<dyn Source>,
         recipe: &Recipe,
         settings: PackingSettings,
-        flip: bool,
+        view: ViewSettings,
         state: Option<&LoaderState>,
         rounds: Rounds,
     ) -> Result<Self> {
@@ -315,13 +319,14 @@ impl Pipeline {
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
         let stop = Arc::new(AtomicBool::new(false));
-        let (channels, stopped) = (recipe.model.channels, stop.clone());
+        let mix = if planner.settings().training { recipe.mix.clone() } else { MixConfig::default() };
+        let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(move || {
                 let settings = planner.settings().clone();
                 let threads = settings.workers;
-                let assembler = Assembler::new(source.as_ref(), settings, channels, flip, threads);
+                let assembler = Assembler::new(source.as_ref(), settings, view, mix, threads);
                 prepare(planner, assembler, rounds, &send, &stopped);
             })
             .map_err(|e| Error::failure(format!("cannot start the loading thread: {e}")))?;
@@ -387,12 +392,12 @@ fn prepare(
         let plans = rounds.take(plans, planner.settings());
         let last = plans.len() - 1;
         for (i, plan) in plans.into_iter().enumerate() {
-            let (batch, failed) = assembler.assemble(&plan, stop);
+            let Assembled { batch, unreadable: failed, unmixed, partners } = assembler.assemble(&plan, stop);
             let stats = if i == last { std::mem::take(&mut stats) } else { PackingStats::default() };
-            let drawn = plan.drawn;
+            let drawn = plan.drawn + partners as u64;
             let mut unreadable = plan.skipped;
             unreadable.extend(failed);
-            let loaded = LoadedBatch { batch, state_after: state_after.clone(), stats, unreadable };
+            let loaded = LoadedBatch { batch, state_after: state_after.clone(), stats, unreadable, unmixed };
             if stop.load(Ordering::Relaxed) || queue.send(Ok(Item { loaded, drawn })).is_err() {
                 return;
             }

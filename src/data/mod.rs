@@ -1,11 +1,17 @@
 //! From files to packed batches.
 
 pub mod assemble;
+pub mod augment;
 pub mod balance;
 pub mod batch;
+pub mod draw;
 pub mod dropping;
+pub mod estimate;
+pub mod fit;
+pub mod frame;
 pub mod inspect;
 pub mod loader;
+pub mod mix;
 pub mod order;
 pub mod packing;
 pub mod patchify;
@@ -15,3 +21,4 @@ pub mod preview;
 pub mod resolution;
 pub mod settings;
 pub mod source;
+pub mod view;

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::draw::Draw;
+use crate::data::frame::Frame;
 use crate::data::resolution::Target;
 pub use crate::data::settings::{PackingSettings, slots};
 
@@ -14,14 +16,30 @@ pub use crate::data::settings::{PackingSettings, slots};
 pub struct PlannedImage {
     /// Index in the source.
     pub sample: u64,
-    /// Epoch in which it was drawn.
+    /// With the seed and the sample, the key of its random numbers: the epoch in which it was drawn, or under
+    /// repeated augmentation `repeats` times that and the number of the repetition.
     pub epoch: u64,
+    /// Draws of the run before it.
+    pub seen: u64,
+    /// Height and width of the source's image in pixels.
+    pub size: (usize, usize),
+    /// Which part of it is seen.
+    pub frame: Frame,
     /// Size after resizing, and the full grid.
     pub target: Target,
     /// Patches that are kept; which, [`PackingSettings::kept`] tells.
     pub kept: usize,
     /// Kept patches and prefix tokens.
     pub tokens: usize,
+    /// Whether its resolution or drop rate was chosen to fill a gap, instead of the drawn one.
+    pub fitted: bool,
+}
+
+impl PlannedImage {
+    /// Whose turn it is.
+    pub fn draw(&self) -> Draw {
+        Draw { epoch: self.epoch, sample: self.sample, seen: self.seen }
+    }
 }
 
 /// The images of one batch, in memory order.
@@ -57,6 +75,9 @@ pub struct PackingStats {
     pub kept: u64,
     /// Images scaled down to fit a bin, the budget or the position table.
     pub downscaled: u64,
+    /// Images fitted to a gap.
+    #[serde(default)]
+    pub fitted: u64,
     /// Batches that were closed because slots ran out.
     pub out_of_slots: u64,
     /// Length of the sequence that [`PackingStats::images_per_sequence`] refers to.
@@ -75,6 +96,7 @@ impl PackingStats {
             patches: sum(|i| i.target.grid.patches()),
             kept: sum(|i| i.kept),
             downscaled: sum(|i| usize::from(i.target.downscaled)),
+            fitted: sum(|i| usize::from(i.fitted)),
             out_of_slots: u64::from(plan.out_of_slots),
             sequence: settings.packing.sequence.max(1) as u64,
         }
@@ -89,6 +111,7 @@ impl PackingStats {
         self.patches += other.patches;
         self.kept += other.kept;
         self.downscaled += other.downscaled;
+        self.fitted += other.fitted;
         self.out_of_slots += other.out_of_slots;
         self.sequence = other.sequence;
     }
@@ -124,6 +147,9 @@ impl fmt::Display for PackingStats {
         )?;
         if self.kept < self.patches {
             write!(f, ", {:.1} % of patches dropped", 100.0 * self.dropped())?;
+        }
+        if self.fitted > 0 {
+            write!(f, ", {:.1} % of images fitted to gaps", 100.0 * ratio(self.fitted, self.images))?;
         }
         if self.out_of_slots > 0 {
             write!(f, ", {} of {} batches closed for lack of slots", self.out_of_slots, self.batches)?;

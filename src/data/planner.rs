@@ -11,47 +11,37 @@
 //! **Flat**: images in order until the budget is full, looking past those that no longer fit at up
 //! to `lookahead` images; those passed over come first in the next batch, so none is overtaken
 //! without end.
+//!
+//! **Fitted images** (`packing.fit`): what bins and batch have left when they close goes to waiting images that can be
+//! made to fill it, oldest first, among up to `lookahead` of them. They leave at once, with the size they were fitted
+//! to, so that no state holds one; those passed over keep what they drew and are placed first afterwards.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::data::draw::PlannerState;
+use crate::data::draw::{Draw, read_sizes};
 use crate::data::order::Order;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::source::{Source, fingerprint};
 use crate::error::{Error, Result};
-use crate::recipe::PackingKind;
+use crate::recipe::{FitKind, PackingKind};
 
 /// Sizes that are read at a time.
 const PREFETCH: usize = 256;
-/// Sizes for which a thread of its own pays.
-const MIN_SHARE: usize = 16;
-
-/// A sample drawn in an epoch: (epoch, sample).
-type Draw = (u64, u64);
-
-/// Where planning stands between two batches.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlannerState {
-    /// Epoch of the next draw.
-    pub epoch: u64,
-    /// Position in that epoch's order of the next draw.
-    pub cursor: u64,
-    /// Samples of the source, to notice a set that changed.
-    pub samples: u64,
-    /// [`fingerprint`] of the source, to notice one that changed and kept its size.
-    pub fingerprint: u64,
-    /// Drawn and not yet in a batch, as (epoch, sample): the open bins, or the flat mode's window.
-    pub pending: Vec<Vec<Draw>>,
-}
 
 /// An open bin.
 #[derive(Default)]
 struct Bin {
     images: Vec<PlannedImage>,
     tokens: usize,
+}
+
+impl Bin {
+    fn push(&mut self, image: PlannedImage) {
+        self.tokens += image.tokens;
+        self.images.push(image);
+    }
 }
 
 /// Plans one batch after another.
@@ -66,7 +56,8 @@ pub struct Planner {
     /// Epoch and position of the next draw.
     next: (u64, usize),
     sized: VecDeque<(Draw, Result<(usize, usize)>)>,
-    /// Images to place before new ones are drawn: the flat window, or what a resumed state left over.
+    /// Images to place before new ones are drawn: the flat window, those that found no room in the bins, or what a
+    /// resumed state left over.
     window: VecDeque<PlannedImage>,
     bins: VecDeque<Bin>,
     skipped: Vec<(u64, String)>,
@@ -127,7 +118,7 @@ impl Planner {
             drawn: 0,
         };
         if let Some(state) = state {
-            planner.restore(&state.pending);
+            planner.restore(state);
         }
         Ok(planner)
     }
@@ -139,19 +130,17 @@ impl Planner {
 
     /// Where planning stands, for [`Planner::new`].
     pub fn state(&self) -> PlannerState {
-        let draws = |images: &mut dyn Iterator<Item = &PlannedImage>| -> Vec<Draw> {
-            images.map(|image| (image.epoch, image.sample)).collect()
-        };
-        let mut pending: Vec<_> = self.bins.iter().map(|bin| draws(&mut bin.images.iter())).collect();
-        if !self.window.is_empty() {
-            pending.push(draws(&mut self.window.iter()));
-        }
         PlannerState {
             epoch: self.next.0,
             cursor: self.next.1 as u64,
             samples: self.source.len() as u64,
             fingerprint: self.fingerprint,
-            pending,
+            pending: self
+                .bins
+                .iter()
+                .map(|bin| bin.images.iter().map(PlannedImage::draw).collect())
+                .collect(),
+            window: self.window.iter().map(PlannedImage::draw).collect(),
         }
     }
 
@@ -168,11 +157,11 @@ impl Planner {
 
     fn next_flat(&mut self) -> Result<BatchPlan> {
         let mut plan = BatchPlan::default();
-        let mut free = self.settings.packing.tokens;
+        let (mut bin, budget) = (Bin::default(), self.settings.packing.tokens);
         let lookahead = self.settings.packing.lookahead.max(1);
         let mut at = 0;
-        while free > self.settings.prefix && at < lookahead {
-            if plan.images.len() == self.settings.slots {
+        while bin.tokens + self.settings.prefix < budget && at < lookahead {
+            if bin.images.len() == self.settings.slots {
                 plan.out_of_slots = true;
                 break;
             }
@@ -182,16 +171,16 @@ impl Planner {
                     None => break,
                 }
             }
-            if self.window[at].tokens <= free {
-                if let Some(image) = self.window.remove(at) {
-                    free -= image.tokens;
-                    plan.images.push(image);
-                }
+            if bin.tokens + self.window[at].tokens <= budget {
+                self.window.remove(at).into_iter().for_each(|image| bin.push(image));
             } else {
                 at += 1;
             }
         }
-        plan.bins.push(plan.images.len());
+        let slots = self.settings.slots - bin.images.len();
+        self.fit(std::slice::from_mut(&mut bin), slots)?;
+        plan.bins.push(bin.images.len());
+        plan.images = bin.images;
         Ok(plan)
     }
 
@@ -203,13 +192,12 @@ impl Planner {
                 Some(image) => image,
                 None => match self.draw()? {
                     Some(image) => image,
-                    None => return Ok(self.close(batch)),
+                    None => return self.close(batch),
                 },
             };
             if let Some(image) = self.place(image, open) {
-                let plan = self.close(batch);
                 self.window.push_front(image);
-                return Ok(plan);
+                return self.close(batch);
             }
         }
     }
@@ -220,8 +208,7 @@ impl Planner {
         let (sequence, slots) = (self.settings.packing.sequence, self.settings.slots);
         let room = |bin: &&mut Bin| bin.tokens + image.tokens <= sequence && bin.images.len() < slots;
         if let Some(bin) = self.bins.iter_mut().find(room) {
-            bin.tokens += image.tokens;
-            bin.images.push(image);
+            bin.push(image);
         } else if self.bins.len() < open {
             self.bins.push_back(Bin { tokens: image.tokens, images: vec![image] });
         } else {
@@ -231,20 +218,62 @@ impl Planner {
     }
 
     /// Closes the oldest bins, as many as a batch and its slots hold.
-    fn close(&mut self, batch: usize) -> BatchPlan {
+    fn close(&mut self, batch: usize) -> Result<BatchPlan> {
         let mut plan = BatchPlan::default();
-        while plan.bins.len() < batch
+        let (mut closed, mut slots) = (Vec::new(), self.settings.slots);
+        while closed.len() < batch
             && let Some(bin) = self.bins.pop_front()
         {
-            if plan.images.len() + bin.images.len() > self.settings.slots {
+            if bin.images.len() > slots {
                 self.bins.push_front(bin);
                 plan.out_of_slots = true;
                 break;
             }
+            slots -= bin.images.len();
+            closed.push(bin);
+        }
+        self.fit(&mut closed, slots)?;
+        for bin in closed {
             plan.bins.push(bin.images.len());
             plan.images.extend(bin.images);
         }
-        plan
+        Ok(plan)
+    }
+
+    /// Fills what closing bins have left with images that can be made to fit, at most `slots` of them.
+    fn fit(&mut self, bins: &mut [Bin], mut slots: usize) -> Result<()> {
+        if self.settings.packing.fit == FitKind::None {
+            return Ok(());
+        }
+        let (capacity, prefix) = (self.settings.capacity(), self.settings.prefix);
+        let lookahead = self.settings.packing.lookahead.max(1);
+        // Of each image of the window that was looked at.
+        let mut fewest: Vec<usize> = Vec::new();
+        for bin in bins {
+            let mut at = 0;
+            while slots > 0 && at < lookahead && bin.tokens + prefix < capacity {
+                if at == self.window.len() {
+                    match self.draw()? {
+                        Some(image) => self.window.push_back(image),
+                        None => break,
+                    }
+                }
+                let gap = capacity - bin.tokens;
+                if at == fewest.len() {
+                    fewest.push(self.settings.fewest(&self.window[at]));
+                }
+                let can = fewest[at] <= gap;
+                if let Some(image) = can.then(|| self.settings.fit(&self.window[at], gap)).flatten() {
+                    self.window.remove(at);
+                    fewest.remove(at);
+                    bin.push(image);
+                    slots -= 1;
+                } else {
+                    at += 1;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Draws the next sample whose size can be read; `None` at the end of a single pass.
@@ -253,16 +282,17 @@ impl Planner {
             if self.sized.is_empty() && !self.prefetch() {
                 return Ok(None);
             }
-            let Some(((epoch, sample), size)) = self.sized.pop_front() else { return Ok(None) };
+            let Some((draw, size)) = self.sized.pop_front() else { return Ok(None) };
+            let epoch = draw.epoch / self.settings.repeats as u64;
             self.next = if epoch == self.next.0 { (epoch, self.next.1 + 1) } else { (epoch, 1) };
             self.drawn += 1;
             match size {
                 Ok(size) => {
                     self.barren = 0;
-                    return Ok(Some(self.settings.plan(epoch, sample, size)));
+                    return Ok(Some(self.settings.plan(draw, size)));
                 }
                 Err(error) => {
-                    self.skip(sample, &error);
+                    self.skip(draw.sample, &error);
                     self.barren += 1;
                     // A single pass ends by itself, with every image named.
                     if self.settings.training && self.barren >= self.source.len() {
@@ -291,64 +321,20 @@ impl Planner {
             self.order = order(&self.settings, samples, self.ahead.0);
         }
         let end = (self.ahead.1 + PREFETCH).min(samples);
+        let epoch = self.ahead.0;
         let draws: Vec<Draw> =
-            (self.ahead.1..end).map(|at| (self.ahead.0, self.order.sample(at) as u64)).collect();
+            (self.ahead.1..end).map(|at| self.order.draw(at, epoch * samples as u64 + at as u64)).collect();
         self.ahead.1 = end;
-        self.sized.extend(self.sizes(draws));
+        self.sized.extend(read_sizes(&*self.source, draws, self.settings.workers));
         true
-    }
-
-    /// Sizes in the order of the draws, read by threads of this planner's own: the operations' pool
-    /// is busy with training.
-    fn sizes(&self, draws: Vec<Draw>) -> Vec<(Draw, Result<(usize, usize)>)> {
-        let share = draws.len().div_ceil(self.settings.workers.max(1)).max(MIN_SHARE);
-        let mut chunks = draws.chunks(share);
-        let own = chunks.next().unwrap_or_default();
-        std::thread::scope(|scope| {
-            let handles: Vec<_> = chunks
-                .map(|draws| {
-                    (
-                        draws,
-                        scope.spawn(move || draws.iter().map(|draw| self.size(*draw)).collect::<Vec<_>>()),
-                    )
-                })
-                .collect();
-            let mut sized: Vec<_> = own.iter().map(|draw| (*draw, self.size(*draw))).collect();
-            for (draws, handle) in handles {
-                let sizes = handle.join().unwrap_or_default();
-                sized.extend(draws.iter().copied().zip(sizes));
-            }
-            sized
-        })
-    }
-
-    fn size(&self, (_, sample): Draw) -> Result<(usize, usize)> {
-        let index = sample as usize;
-        // A header reader that panics on a damaged file costs that file, not the run.
-        let size = catch_unwind(AssertUnwindSafe(|| self.source.size(index))).unwrap_or_else(|_| {
-            Err(Error::usage(format!("{}: the decoder panicked", self.source.name(index))))
-        })?;
-        if size.0 == 0 || size.1 == 0 {
-            let (name, (height, width)) = (self.source.name(index), size);
-            return Err(Error::usage(format!("{name}: an image of {height}x{width} pixels is empty")));
-        }
-        Ok(size)
     }
 
     /// Rebuilds bins and window. Settings may have changed since the state was taken: what no
     /// longer fits its bin is placed anew, before anything else is drawn.
-    fn restore(&mut self, pending: &[Vec<Draw>]) {
+    fn restore(&mut self, state: &PlannerState) {
         let packing = self.settings.packing.clone();
-        let samples = self.source.len() as u64;
-        for group in pending {
-            let draws = group.iter().copied().filter(|draw| draw.1 < samples).collect();
-            let mut images = Vec::new();
-            for ((epoch, sample), size) in self.sizes(draws) {
-                match size {
-                    Ok(size) => images.push(self.settings.plan(epoch, sample, size)),
-                    Err(error) => self.skip(sample, &error),
-                }
-            }
+        for group in &state.pending {
+            let images = self.planned(group);
             let tokens: usize = images.iter().map(|image| image.tokens).sum();
             let is_bin = packing.kind == PackingKind::Bins
                 && tokens <= packing.sequence
@@ -360,9 +346,25 @@ impl Planner {
                 self.window.extend(images);
             }
         }
+        let waiting = self.planned(&state.window);
+        self.window.extend(waiting);
+    }
+
+    /// The images of a state, but for those that are gone.
+    fn planned(&mut self, draws: &[Draw]) -> Vec<PlannedImage> {
+        let samples = self.source.len() as u64;
+        let draws = draws.iter().copied().filter(|draw| draw.sample < samples).collect();
+        let mut images = Vec::new();
+        for (draw, size) in read_sizes(&*self.source, draws, self.settings.workers) {
+            match size {
+                Ok(size) => images.push(self.settings.plan(draw, size)),
+                Err(error) => self.skip(draw.sample, &error),
+            }
+        }
+        images
     }
 }
 
 fn order(settings: &PackingSettings, samples: usize, epoch: u64) -> Order {
-    Order::new(samples, settings.training.then_some(settings.seed), epoch)
+    Order::new(samples, settings.training.then_some(settings.seed), epoch, settings.repeats)
 }

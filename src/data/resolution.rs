@@ -45,16 +45,12 @@ impl Limits {
 
 /// Draws a resolution R in pixels. `Fixed` and `Native` return `max`.
 pub fn draw(config: &ResolutionConfig, stream: &mut Stream) -> f64 {
-    let (min, max) = (config.min as f64, config.max as f64);
     let share = match config.kind {
-        ResolutionKind::Fixed | ResolutionKind::Native => return max,
+        ResolutionKind::Fixed | ResolutionKind::Native => return config.max as f64,
         ResolutionKind::Uniform => f64::from(stream.uniform()),
         ResolutionKind::TruncatedNormal => (truncated_normal(config.mean, config.std, stream) + 1.0) / 2.0,
     };
-    match config.of {
-        ResolutionOf::Side => min + share * (max - min),
-        ResolutionOf::Area => (min * min + share * (max * max - min * min)).sqrt(),
-    }
+    at(config, share)
 }
 
 /// u ~ N(mean, std) given that u lies in [−1, 1]. Ends because a checked recipe keeps `mean` in
@@ -144,12 +140,17 @@ fn grid(remainder: RemainderKind, patch: usize, height: f64, width: f64) -> Targ
     }
 }
 
-/// `E[R²]` in pixels² of a drawn resolution, by the midpoint rule over the distribution's own coordinate;
-/// `max²` for `Fixed` and `Native`.
+/// `E[R²]` in pixels² of a drawn resolution; `max²` for `Fixed` and `Native`.
 pub fn mean_area(config: &ResolutionConfig) -> f64 {
-    let (min, max) = (config.min as f64, config.max as f64);
+    mean(config, |resolution| resolution * resolution)
+}
+
+/// `E[f(R)]` of a drawn resolution R in pixels, by the midpoint rule over the distribution's own coordinate; `f(max)`
+/// for `Fixed` and `Native`.
+pub fn mean(config: &ResolutionConfig, f: impl Fn(f64) -> f64) -> f64 {
+    let max = config.max as f64;
     if matches!(config.kind, ResolutionKind::Fixed | ResolutionKind::Native) {
-        return max * max;
+        return f(max);
     }
     let points = 256;
     let (mut sum, mut weights) = (0.0, 0.0);
@@ -161,12 +162,17 @@ pub fn mean_area(config: &ResolutionConfig) -> f64 {
             }
             _ => 1.0,
         };
-        let area = match config.of {
-            ResolutionOf::Side => (min + share * (max - min)).powi(2),
-            ResolutionOf::Area => min * min + share * (max * max - min * min),
-        };
-        sum += weight * area;
+        sum += weight * f(at(config, share));
         weights += weight;
     }
-    if weights > 0.0 { sum / weights } else { max * max }
+    if weights > 0.0 { sum / weights } else { f(max) }
+}
+
+/// The resolution at a share of the way from `min` to `max`, in the coordinate that is drawn.
+fn at(config: &ResolutionConfig, share: f64) -> f64 {
+    let (min, max) = (config.min as f64, config.max as f64);
+    match config.of {
+        ResolutionOf::Side => min + share * (max - min),
+        ResolutionOf::Area => (min * min + share * (max * max - min * min)).sqrt(),
+    }
 }

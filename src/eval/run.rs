@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::metrics::{Classification, ClassificationReport};
 use super::model::Forward;
 use crate::autograd::Workload;
-use crate::data::batch::{PackedBatch, Targets};
+use crate::data::batch::{Mixture, PackedBatch, Targets};
 use crate::data::loader::{Loader, LoaderReport, Share};
 use crate::data::packing::PackingStats;
 use crate::data::source::Source;
@@ -17,6 +17,7 @@ use crate::recipe::Recipe;
 pub fn labels(batch: &PackedBatch) -> Vec<i32> {
     match &batch.targets {
         Targets::Classes(classes) => classes.clone(),
+        Targets::Mixed(mixtures) => mixtures.iter().map(Mixture::largest).collect(),
         Targets::Soft(soft) => {
             let classes = soft.len() / batch.slots().max(1);
             let largest = |row: &[f32]| (0..classes).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
@@ -84,7 +85,7 @@ pub fn evaluate_on(
             return Ok(Ok(None));
         }
         packing.add(&loaded.stats);
-        ranks.leave_out_unread(&mut loaded.batch.weights)?;
+        ranks.leave_out_unread(&mut loaded.batch.weights, &[])?;
         let batch = &loaded.batch;
         // All of its images were unreadable. Of several ranks each runs as many batches as the others.
         if batch.images == 0 && ranks.is_alone() {

@@ -166,20 +166,26 @@ impl MeshGroups {
             tensor: world.subgroup("tensor", &mesh.tensor_ranks(world.rank()))?,
         })
     }
-    /// Takes the weight of images that another rank with the same batch could not read.
+
+    /// Takes the weight of images that another rank with the same batch could not read, and of those that it has mixed
+    /// and this one has not, or the reverse: `unmixed` are the slots whose partner could not be read here.
     ///
     /// # Errors
     /// A rank that is gone or silent.
-    pub fn leave_out_unread(&self, weights: &mut [f32]) -> Result<()> {
+    pub fn leave_out_unread(&self, weights: &mut [f32], unmixed: &[usize]) -> Result<()> {
         let size = self.tensor.size();
         if size == 1 || weights.is_empty() {
             return Ok(());
         }
+        // The sign tells which images are not mixed.
+        unmixed.iter().for_each(|&slot| weights[slot] = -weights[slot]);
         let mut all = vec![0.0; size * weights.len()];
         self.tensor.all_gather(&mut all, weights)?;
         for of_rank in all.chunks_exact(weights.len()) {
-            weights.iter_mut().zip(of_rank).for_each(|(weight, other)| *weight = weight.min(*other));
+            let both = weights.iter_mut().zip(of_rank);
+            both.filter(|(weight, other)| weight != other).for_each(|(weight, _)| *weight = 0.0);
         }
+        weights.iter_mut().for_each(|weight| *weight = weight.abs());
         Ok(())
     }
 
@@ -347,6 +353,23 @@ mod tests {
                 ("rank 1 failed: lost", 1, true)
             );
         }
+    }
+
+    #[test]
+    fn what_ranks_of_a_tensor_axis_have_read_otherwise_does_not_count() {
+        let left = run_ranks(2, |world| {
+            let ranks = MeshGroups::new(world, Mesh::new(2, 2)?)?;
+            // Read by both, by the first alone, by none; mixed by both, by the first alone, by none.
+            let mut weights = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0];
+            let unmixed = if world.rank() == 0 { &[5][..] } else { &[4, 5] };
+            weights[1] = [1.0, 0.0][world.rank()];
+            ranks.leave_out_unread(&mut weights, unmixed)?;
+            Ok(weights)
+        });
+        assert_eq!(left.unwrap(), [[1.0, 0.0, 0.0, 1.0, 0.0, 1.0]; 2]);
+        let mut alone = [1.0, 0.0];
+        MeshGroups::alone().leave_out_unread(&mut alone, &[0]).unwrap();
+        assert_eq!(alone, [1.0, 0.0]);
     }
 
     #[test]

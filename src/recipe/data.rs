@@ -120,6 +120,18 @@ choice! {
     }
 }
 
+choice! {
+    /// What an image that is taken into the gap of a closing bin or batch gives up to fill it.
+    FitKind {
+        /// Nothing: gaps are padded.
+        None = "none",
+        /// Its drawn resolution.
+        Resolution = "resolution",
+        /// Its drawn drop rate.
+        Drop = "drop",
+    }
+}
+
 /// How images share a batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -134,8 +146,10 @@ pub struct PackingConfig {
     pub sequence: usize,
     /// Bins that are open at a time (`bins`).
     pub open: usize,
-    /// Images that the flat mode may look ahead to fill the tail of a batch.
+    /// Images that the flat mode, and `fit`, may look ahead to fill the tail of a batch.
     pub lookahead: usize,
+    /// Whether images are fitted to the gaps of closing bins, or of the batch (NaViT, section 2.3).
+    pub fit: FitKind,
 }
 
 choice! {
@@ -147,6 +161,11 @@ choice! {
         Constant = "constant",
         /// Beta(mean, max), NaViT appendix A.4.
         Beta = "beta",
+        /// Normal around a mean that grows with the length, from `min` to `max` (NaViT, appendix A.4).
+        Resolution = "resolution",
+        /// The same for all images, following a sigmoid of the images seen, between `min` and `max` (NaViT, appendix
+        /// A.5).
+        Schedule = "schedule",
     }
 }
 
@@ -156,10 +175,21 @@ choice! {
 pub struct DropConfig {
     /// Distribution of the rate.
     pub kind: DropKind,
-    /// Mean rate.
+    /// Mean rate (`constant`, `beta`).
     pub mean: f64,
-    /// Largest rate (`beta`).
+    /// Mean rate of the shortest images (`resolution`); lower end of the sigmoid (`schedule`).
+    pub min: f64,
+    /// Largest rate (`beta`, and whatever is fitted by `packing.fit = "drop"`); mean rate of the longest images
+    /// (`resolution`); upper end of the sigmoid (`schedule`).
     pub max: f64,
+    /// Standard deviation (`resolution`), cut at two of them.
+    pub std: f64,
+    /// Images seen halfway between the ends, as a share of `images` (`schedule`).
+    pub midpoint: f64,
+    /// Timescale of the sigmoid as a share of `images`; the rate falls where it is negative (`schedule`).
+    pub timescale: f64,
+    /// Images of the run (`schedule`); 0 derives it from steps, token budget and expected tokens of an image.
+    pub images: u64,
 }
 
 impl Default for DataConfig {
@@ -195,12 +225,29 @@ impl Default for ResolutionConfig {
 
 impl Default for PackingConfig {
     fn default() -> Self {
-        Self { kind: PackingKind::Flat, tokens: 4096, images: 0, sequence: 256, open: 256, lookahead: 64 }
+        Self {
+            kind: PackingKind::Flat,
+            tokens: 4096,
+            images: 0,
+            sequence: 256,
+            open: 256,
+            lookahead: 64,
+            fit: FitKind::None,
+        }
     }
 }
 
 impl Default for DropConfig {
     fn default() -> Self {
-        Self { kind: DropKind::None, mean: 0.5, max: 0.9 }
+        Self {
+            kind: DropKind::None,
+            mean: 0.5,
+            min: 0.1,
+            max: 0.9,
+            std: 0.02,
+            midpoint: 0.5,
+            timescale: -0.1,
+            images: 0,
+        }
     }
 }

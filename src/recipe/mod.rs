@@ -5,8 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
+mod augment;
 mod data;
+mod distill;
 pub mod load;
+mod mix;
 mod model;
 pub mod shapes;
 mod train;
@@ -16,7 +19,10 @@ pub use crate::ops::{
     GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
     PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
 };
+pub use augment::*;
 pub use data::*;
+pub use distill::DistillConfig;
+pub use mix::MixConfig;
 pub use model::*;
 pub use train::*;
 pub use validate::MAX_SIDE;
@@ -37,6 +43,12 @@ pub struct Recipe {
     pub packing: PackingConfig,
     /// Which tokens are dropped during training.
     pub drop: DropConfig,
+    /// How training images are varied.
+    pub augment: AugmentConfig,
+    /// How images are mixed with others during training.
+    pub mix: MixConfig,
+    /// Learning from another model.
+    pub distill: DistillConfig,
     /// Optimiser, schedule, saving.
     pub train: TrainConfig,
     /// Evaluation.

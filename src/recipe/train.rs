@@ -98,6 +98,9 @@ pub struct TrainConfig {
 pub struct EvalConfig {
     /// Resolution at evaluation; 0 takes `resolution.max`.
     pub resolution: usize,
+    /// Crop ratio: the shorter side is resized to the resolution divided by this, and the square in the middle is cut
+    /// out; 0 resizes the whole image.
+    pub crop: f64,
 }
 
 impl Default for TrainConfig {

@@ -1,15 +1,17 @@
 //! What a recipe must satisfy beyond the types of its values.
 
+mod sampling;
+
 use super::{
-    DropKind, LossKind, ModelConfig, PackingKind, PoolKind, PositionBasis, PositionCombination,
-    PositionCoordinate, Recipe, ResolutionKind, Rope, RopeCoordinate, RopeFrequencies, ScheduleKind,
+    LossKind, ModelConfig, PoolKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe,
+    ResolutionKind, Rope, RopeCoordinate, RopeFrequencies, ScheduleKind,
 };
 use crate::{Error, Result};
 
 /// Longest accepted side in pixels.
 pub const MAX_SIDE: usize = 30_000;
 
-fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn require(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::usage(message())) }
 }
 
@@ -38,7 +40,7 @@ fn above(key: &str, value: f64, low: f64) -> Result<()> {
 }
 
 /// `low <= value <= high`.
-fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
+pub(super) fn within(key: &str, value: u64, low: u64, high: u64) -> Result<()> {
     require((low..=high).contains(&value), || format!("{key} must lie in {low}..{high}, but it is {value}"))
 }
 
@@ -87,6 +89,9 @@ impl Recipe {
         self.validate_resolution()?;
         self.validate_packing()?;
         self.validate_drop()?;
+        self.validate_mix()?;
+        self.validate_distill()?;
+        self.validate_augment()?;
         self.validate_train()
     }
 
@@ -159,7 +164,9 @@ impl Recipe {
                  is {eval}"
             )
         })?;
-        if matches!(r.kind, ResolutionKind::Uniform | ResolutionKind::TruncatedNormal) {
+        if matches!(r.kind, ResolutionKind::Uniform | ResolutionKind::TruncatedNormal)
+            || self.needs_smallest()
+        {
             positive("resolution.min", r.min as u64)?;
             require(r.min <= r.max, || {
                 format!("resolution.min = {} must not exceed resolution.max = {}", r.min, r.max)
@@ -171,54 +178,6 @@ impl Recipe {
             })?;
             require((-1.0..=1.0).contains(&r.mean), || {
                 format!("resolution.mean must lie in -1..1, but it is {}", r.mean)
-            })?;
-        }
-        Ok(())
-    }
-
-    fn validate_packing(&self) -> Result<()> {
-        let p = &self.packing;
-        require(p.tokens > 0 && p.tokens.is_multiple_of(128), || {
-            format!("packing.tokens must be a positive multiple of 128, but it is {}", p.tokens)
-        })?;
-        require(p.tokens < 1 << 31, || format!("packing.tokens must be below 2^31, but it is {}", p.tokens))?;
-        require(p.images <= p.tokens, || {
-            format!("packing.images = {} must not exceed packing.tokens = {}", p.images, p.tokens)
-        })?;
-        let (room, name) = match p.kind {
-            PackingKind::Flat => (p.tokens, "packing.tokens"),
-            PackingKind::Bins => {
-                positive("packing.sequence", p.sequence as u64)?;
-                positive("packing.open", p.open as u64)?;
-                require(p.tokens.is_multiple_of(p.sequence), || {
-                    format!("packing.sequence = {} must divide packing.tokens = {}", p.sequence, p.tokens)
-                })?;
-                (p.sequence, "packing.sequence")
-            }
-        };
-        let prefix = self.model.prefix();
-        let side = self.resolution.max / self.model.patch;
-        require(side * side + prefix <= room, || {
-            format!(
-                "an image at resolution.max = {} has {} tokens with model.patch = {}, more than {name} = {room}: \
-                 raise {name} or lower resolution.max",
-                self.resolution.max,
-                side * side + prefix,
-                self.model.patch
-            )
-        })
-    }
-
-    fn validate_drop(&self) -> Result<()> {
-        let d = &self.drop;
-        if d.kind == DropKind::None {
-            return Ok(());
-        }
-        below("drop.mean", d.mean, 0.0, 1.0)?;
-        if d.kind == DropKind::Beta {
-            below("drop.max", d.max, 0.0, 1.0)?;
-            require(d.mean > 0.0 && d.mean < d.max, || {
-                format!("drop.mean = {} must lie between 0 and drop.max = {}", d.mean, d.max)
             })?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Training.
 
 pub mod checkpoint;
+pub mod distill;
 pub mod engine;
 pub mod interrupt;
 mod journal;

@@ -17,7 +17,7 @@ pub mod traffic;
 
 use std::fmt;
 
-use self::memory::batch_bytes;
+use self::memory::{batch_bytes, target_bytes};
 use crate::autograd::Workload;
 use crate::data::resolution::mean_area;
 use crate::recipe::Recipe;
@@ -63,8 +63,10 @@ impl RunPlan {
         let accumulate = recipe.train.accumulate.max(1);
         let memory = cpu::memory(recipe, step, slots, 1, accumulate);
         // Two batches wait and one is being made; a device has two in pinned memory, and another is on its way there.
+        let [loaded, given, taken] = target_bytes(recipe, step.classes());
+        let batch = |target| batch_bytes(tokens, slots, recipe.model.patch_dim(), target);
         let queue_bytes = match device {
-            Some(_) => 6 * batch_bytes(tokens, slots, recipe.model.patch_dim()),
+            Some(_) => 3 * batch(loaded) + 2 * batch(taken) + batch(given),
             None => memory.input,
         };
         Self {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::checkpoint::{Best, Header, Snapshot, load_header};
+use super::distill::Teacher;
 use super::engine::Engine;
 use super::interrupt::Interrupt;
 use super::journal::Journal;
@@ -38,6 +39,7 @@ pub(super) struct Parts {
     pub recipe: Recipe,
     pub dataset: Dataset,
     pub engine: Box<dyn Engine>,
+    pub teacher: Option<Teacher>,
     pub loader: Loader,
     pub header: Header,
     pub run: RunDir,
@@ -58,6 +60,7 @@ pub(super) struct Trainer {
     recipe: Recipe,
     dataset: Dataset,
     engine: Box<dyn Engine>,
+    teacher: Option<Teacher>,
     loader: Loader,
     /// How far the collected steps have come.
     header: Header,
@@ -86,7 +89,7 @@ pub(super) struct Trainer {
 impl Trainer {
     /// Opens the run's files and tells what is about to be done.
     pub(super) fn new(parts: Parts, plan: &RunPlan, notes: &[String]) -> Result<Self> {
-        let Parts { recipe, dataset, engine, loader, header, run, ranks } = parts;
+        let Parts { recipe, dataset, engine, teacher, loader, header, run, ranks } = parts;
         let done = header.progress.step;
         let journal = match ranks.is_first() {
             true => Journal::open(run, done, &recipe.train),
@@ -103,6 +106,9 @@ impl Trainer {
         ));
         if dataset.validation.is_empty() {
             journal.say("evaluation        none: there are no validation images, and so no best checkpoint");
+        }
+        if let Some(teacher) = &teacher {
+            journal.say(&teacher.to_string());
         }
         journal.say(&plan.to_string());
         if !ranks.is_alone() {
@@ -124,6 +130,7 @@ impl Trainer {
             recipe,
             dataset,
             engine,
+            teacher,
             loader,
             header,
             journal,

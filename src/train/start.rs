@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::checkpoint::{self, Header, Progress as Progressed, SavedTraining};
+use super::distill::Teacher;
 use super::engine::{
     CpuEngine, DeviceEngine, DeviceOptions, DeviceRanks, Engine, Fresh, StateKind, StateSource, Wanted,
     check_fits,
@@ -81,6 +82,8 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     if given {
         check_weights(step.params(), &state, ranks)?;
     }
+    // Before the plan, which counts what memory is free.
+    let teacher = Teacher::of_run(&recipe, &dataset.classes, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
@@ -92,7 +95,8 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     };
     let run = run_dir(ranks, || RunDir::create(&options.out, &options.name, &header.recipe))?;
     let ranks = ranks.clone();
-    Trainer::new(Parts { recipe, dataset, engine, loader, header, run, ranks }, &plan, &notes)?.train()
+    Trainer::new(Parts { recipe, dataset, engine, teacher, loader, header, run, ranks }, &plan, &notes)?
+        .train()
 }
 
 /// The step of a new run, and the weights before the first: fresh ones, or those of a file.
@@ -169,12 +173,13 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     };
     let (step, header, state, loader_state) = ranks.agree(from())??;
     check_weights(step.params(), &state, ranks)?;
+    let teacher = Teacher::of_run(&recipe, &dataset.classes, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));
     let loader = ranks.agree(loader)??;
     let ranks = ranks.clone();
-    Trainer::new(Parts { recipe, dataset, engine, loader, header, run, ranks }, &plan, &[])?.train()
+    Trainer::new(Parts { recipe, dataset, engine, teacher, loader, header, run, ranks }, &plan, &[])?.train()
 }
 
 /// Whether `mesh` can share the training of `recipe`.

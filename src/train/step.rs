@@ -69,7 +69,7 @@ impl TrainStep {
             false => None,
         };
         let loss =
-            loss::classification(&mut graph, outputs.logits, recipe.train.loss, recipe.train.label_smoothing);
+            loss::classification(&mut graph, outputs.logits, recipe.train.loss, recipe.loss_smoothing());
         graph.backward(&[(outputs.logits, loss.dlogits)]);
         graph.keep(loss.per_image);
         graph.keep(outputs.logits);

@@ -15,6 +15,25 @@ fn data_in_text_json_and_as_a_picture() {
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(report.as_object().unwrap().len() > 3, "{json}");
 
+    let by_resolution = "--set drop.kind=resolution --set drop.min=0.25 --set drop.max=0.75";
+    place.run(&format!("inspect data {by_resolution}")).succeeds().says(&[
+        "drop rate",
+        "  12 pixels",
+        "  25.0 %\n",
+        "  32 pixels",
+        "  75.0 %\n",
+    ]);
+    let falling = "--set drop.kind=schedule --set drop.min=0 --set drop.max=0.5 --set drop.images=1000";
+    place.run(&format!("inspect data {falling}")).succeeds().says(&[
+        "  after 0   ",
+        "  49.7 %\n",
+        "  after 500 ",
+        "  25.0 %\n",
+        "  after 1000 ",
+        "   0.3 %\n",
+    ]);
+    assert!(!place.run("inspect data").succeeds().out.contains("drop rate"));
+
     place.photos("photos", 10);
     place.run("inspect data photos --preview deep.png").succeeds().says(&["classes     2"]);
     let drawn = image::open(place.path("deep.png")).unwrap().into_rgb8();
@@ -24,6 +43,18 @@ fn data_in_text_json_and_as_a_picture() {
     assert_eq!(failed.code, Some(2));
     assert_eq!(failed.err.lines().count(), 1, "{}", failed.err);
     assert!(failed.err.contains("absent/x.png"));
+}
+
+#[test]
+fn augmentation_as_a_picture() {
+    let place = Place::new();
+    place.photos("photos", 10);
+    place.run("inspect augment deit3-s16 --data photos --out seen.png").succeeds();
+    let drawn = image::open(place.path("seen.png")).unwrap().into_rgb8();
+    assert!(drawn.width() > 1000 && drawn.height() > 500);
+    place.run("inspect augment --out absent/x.png").refuses(&["absent/x.png"]);
+    place.run("inspect augment --out seen.jpg").refuses(&["--out", "seen.jpg", ".png"]);
+    place.run("inspect augment --set augment.crop=simple").refuses(&["augment.crop", "resolution.aspect"]);
 }
 
 #[test]

@@ -134,6 +134,24 @@ fn any_number_of_ranks_gives_the_run_of_one() {
     }
 }
 
+/// Mixed images, each data rank with a teacher of its own.
+#[test]
+fn any_number_of_ranks_mixes_and_teaches_alike() {
+    let place = Place::new();
+    place.train("--name teacher", &["model.depth=2", "train.lr=0.01"]).succeeds();
+    let mixed = ["mix.mixup=0.8", "mix.cutmix=1", "distill.teacher=runs/teacher-1", "distill.weight=0.5"];
+    let sets = [&SHARED[..], &mixed].concat();
+    let one = place.train("--name one", &sets).succeeds();
+    assert!(one.err.contains("teacher           runs/teacher-1/best.safetensors, "), "{}", one.err);
+    for (name, words) in [("two", "--ranks 2"), ("mesh", "--ranks 4 --tensor 2")] {
+        place.train(&format!("--name {name} {words}"), &sets).succeeds();
+        same_run(&place, "runs/one-1", &format!("runs/{name}-1"));
+    }
+    // A run without them is another.
+    place.train("--name plain", &SHARED).succeeds();
+    assert_ne!(place.curve("runs/one-1"), place.curve("runs/plain-1"));
+}
+
 #[test]
 fn processes_give_the_run_of_threads() {
     let place = Place::new();

@@ -54,11 +54,16 @@ fn survives_a_kill(sets: &[&str]) {
 /// The same on ranks, as these words ask for them.
 #[track_caller]
 fn survives_a_kill_on(ranks: &str, sets: &[&str]) {
-    let place = Place::new();
+    survives_a_kill_in(&Place::new(), ranks, sets);
+}
+
+/// The same in a place of its own.
+#[track_caller]
+fn survives_a_kill_in(place: &Place, ranks: &str, sets: &[&str]) {
     let sets = [&["train.steps=240", "train.save_every=5", "train.eval_every=40"], sets].concat();
     place.train(&format!("--name whole {ranks}"), &sets).succeeds();
     let cut = place.training(&format!("--name cut {ranks}"), &sets);
-    let (killed, _) = signal_at(&place, cut, "runs/cut-1", 12, "KILL");
+    let (killed, _) = signal_at(place, cut, "runs/cut-1", 12, "KILL");
     assert!(killed, "the run was over before the signal");
     let resumed = place.run(&format!("train --threads 2 {ranks} --resume runs/cut-1")).succeeds();
     assert!(resumed.err.contains("run               runs/cut-1, from step "), "{}", resumed.err);
@@ -106,6 +111,15 @@ fn a_kill_costs_nothing_with_every_kind_of_chance() {
         "packing.sequence=128",
         "packing.open=4",
     ]);
+}
+
+#[test]
+fn a_kill_costs_nothing_with_mixed_images_and_a_teacher() {
+    let place = Place::new();
+    place.train("--name teacher", &["model.depth=2", "train.lr=0.01"]).succeeds();
+    let mixed = ["mix.mixup=0.8", "mix.cutmix=1", "mix.prob=0.8", "data.flip=true", "drop.kind=\"constant\""];
+    let taught = ["distill.teacher=\"runs/teacher-1\"", "distill.weight=0.7", "train.label_smoothing=0.1"];
+    survives_a_kill_in(&place, "", &[&mixed[..], &taught].concat());
 }
 
 #[test]

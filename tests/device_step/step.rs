@@ -2,7 +2,7 @@
 
 use trencadis::autograd::DeviceExecutor;
 use trencadis::autograd::device::BatchShape;
-use trencadis::data::batch::Targets;
+use trencadis::data::batch::{Mixture, PackedBatch, Targets};
 use trencadis::recipe::*;
 
 use crate::case::*;
@@ -102,6 +102,35 @@ fn neighbours_change_nothing() {
         let there = on_device(&mut executor, &recorded, &among);
         assert_eq!(here.0[0], there.0[2]);
         assert_eq!(here.1[..CLASSES], there.1[2 * CLASSES..3 * CLASSES]);
+    }
+}
+
+/// Mixtures reach the device as the soft targets that they stand for, where there is room for these.
+#[test]
+fn mixtures_are_soft_targets() {
+    let config = &variants()[0].1;
+    let mut mixed = batch(&GRIDS, 0, config.patch_dim(), CLASSES, TOKENS, 2);
+    let classes = CLASSES as i32;
+    let mixture = |slot: i32| Mixture::new(slot % classes, (slot * slot) % classes, 0.1 * slot as f32);
+    let mixtures: Vec<Mixture> = (0..mixed.slots() as i32).map(mixture).collect();
+    let mut soft = mixed.clone();
+    let mut values = vec![0.0; mixtures.len() * CLASSES];
+    for (row, Mixture { classes, shares }) in values.chunks_exact_mut(CLASSES).zip(&mixtures) {
+        classes.iter().zip(shares).for_each(|(&class, share)| row[class as usize] += share);
+    }
+    mixed.targets = Targets::Mixed(mixtures);
+    soft.targets = Targets::Soft(values);
+    let recorded = record(config, &soft, LossKind::Softmax);
+    for device in devices() {
+        let mut executor = executor(&device, &recorded, &soft);
+        let want = on_device(&mut executor, &recorded, &soft);
+        assert_eq!(on_device(&mut executor, &recorded, &mixed), want);
+        let wrong = PackedBatch {
+            targets: Targets::Mixed(vec![Mixture::one(classes); mixed.slots()]),
+            ..mixed.clone()
+        };
+        let said = executor.write(&wrong, &STEP).unwrap_err().to_string();
+        assert!(said.contains("is no class of"), "{said}");
     }
 }
 

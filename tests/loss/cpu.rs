@@ -1,7 +1,7 @@
 //! Losses of the CPU device against plain f64 formulas and finite differences.
 
 use trencadis::cpu::{loss, real::Real};
-use trencadis::data::batch::Targets;
+use trencadis::data::batch::{Mixture, Targets};
 
 use crate::support::numbers::{close, random};
 
@@ -23,6 +23,11 @@ fn smoothed(targets: &Targets, image: usize, classes: usize, smoothing: f64) -> 
         .map(|k| {
             let target = match targets {
                 Targets::Classes(class) => f64::from(u8::from(class[image] as usize == k)),
+                Targets::Mixed(mixtures) => {
+                    let Mixture { classes, shares } = mixtures[image];
+                    let own = classes.iter().zip(shares).filter(|(class, _)| **class as usize == k);
+                    own.map(|(_, share)| f64::from(share)).sum()
+                }
                 Targets::Soft(soft) => f64::from(soft[image * classes + k]),
             };
             (1.0 - smoothing) * target + smoothing / classes as f64
@@ -39,7 +44,12 @@ fn check<R: Real>(function: Loss<R>, reference: fn(&[f64], &[f64]) -> f64) {
         let weights: Vec<f32> = (0..slots).map(|i| [0.5, 1.0, 2.0, 0.0][i % 4]).collect();
         let soft: Vec<f32> = random::<f32>(slots * classes, 2).iter().map(|x| x.abs() / 4.0).collect();
         let hard: Vec<i32> = (0..slots).map(|i| (i * 7 % classes) as i32).collect();
-        for targets in [Targets::Classes(hard), Targets::Soft(soft)] {
+        let mixed = hard
+            .iter()
+            .zip(&soft)
+            .map(|(&class, &share)| Mixture::new(class, (class + 1) % classes as i32, share.min(1.0)));
+        let mixed = Targets::Mixed(mixed.collect());
+        for targets in [Targets::Classes(hard), mixed, Targets::Soft(soft)] {
             for smoothing in [0.0, 0.1] {
                 let scale = 0.125;
                 let mut loss = vec![R::of(f64::NAN); images];

@@ -73,6 +73,7 @@ impl Case {
         let (labels, soft) = match &self.targets {
             HostTargets::Classes(labels) => (device.upload(labels).unwrap(), device.alloc(0).unwrap()),
             HostTargets::Soft(soft) => (device.alloc(0).unwrap(), device.upload(soft).unwrap()),
+            HostTargets::Mixed(_) => unreachable!("the kernels know none"),
         };
         let weights = device.upload(&self.weights).unwrap();
         let scale = device.upload(&[self.scale.unwrap_or_default()]).unwrap();
@@ -111,6 +112,7 @@ impl Case {
     fn label(&self, image: usize) -> i32 {
         match &self.targets {
             HostTargets::Classes(labels) => labels[image],
+            HostTargets::Mixed(_) => unreachable!("the kernels know none"),
             HostTargets::Soft(soft) => {
                 let row = &soft[image * self.loss.classes..][..self.loss.classes];
                 (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as i32

@@ -1,6 +1,8 @@
 //! Packing: the paper's figures, and what must hold for any recipe and any images.
 
 mod balance;
+mod fit;
+mod run;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -9,12 +11,14 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use support::synthetic::Synthetic;
+use trencadis::data::draw::Draw;
 use trencadis::data::order::Order;
 use trencadis::data::packing::{BatchPlan, PackingSettings, PackingStats, slots};
 use trencadis::data::planner::{Planner, PlannerState};
 use trencadis::data::source::Source;
 use trencadis::recipe::{
-    DropKind, PackingKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe, ResolutionKind,
+    DropKind, FitKind, PackingKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe,
+    ResolutionKind,
 };
 
 /// NaViT-B/16 on JFT: r ~ U(64, 256), patch 16, bins of 256.
@@ -76,8 +80,9 @@ fn a_flat_budget_is_full() {
 fn recipes() -> impl Strategy<Value = Recipe> {
     let packing = (any::<bool>(), 1usize..6, 1usize..5, 1usize..9, 1usize..20, 0usize..40);
     let model = (1usize..20, any::<bool>(), 0usize..5);
-    let drop = (0u8..3, 0.05f64..0.6);
-    (packing, model, drop, 0u8..4, any::<u32>()).prop_map(|(packing, model, drop, kind, seed)| {
+    let drop = (0u8..5, 0.05f64..0.6);
+    let kinds = (0u8..4, 0u8..3);
+    (packing, model, drop, kinds, any::<u32>()).prop_map(|(packing, model, drop, (kind, fit), seed)| {
         let (flat, budget, split, open, lookahead, images) = packing;
         let mut recipe = Recipe::default();
         recipe.packing.kind = if flat { PackingKind::Flat } else { PackingKind::Bins };
@@ -87,8 +92,12 @@ fn recipes() -> impl Strategy<Value = Recipe> {
         recipe.packing.lookahead = lookahead;
         recipe.packing.images = images;
         (recipe.model.patch, recipe.model.class_token, recipe.model.registers) = model;
-        recipe.drop.kind = [DropKind::None, DropKind::Constant, DropKind::Beta][usize::from(drop.0)];
-        (recipe.drop.mean, recipe.drop.max) = (drop.1, 0.7);
+        recipe.drop.kind =
+            [DropKind::None, DropKind::Constant, DropKind::Beta, DropKind::Resolution, DropKind::Schedule]
+                [usize::from(drop.0)];
+        (recipe.drop.mean, recipe.drop.min, recipe.drop.max) = (drop.1, drop.1, 0.7);
+        (recipe.drop.images, recipe.drop.timescale) = (500, drop.1 - 0.3);
+        recipe.packing.fit = [FitKind::None, FitKind::Resolution, FitKind::Drop][usize::from(fit)];
         recipe.resolution.kind = [
             ResolutionKind::Fixed,
             ResolutionKind::Uniform,
@@ -100,6 +109,18 @@ fn recipes() -> impl Strategy<Value = Recipe> {
         let side = (sequence - recipe.model.prefix()).isqrt() * recipe.model.patch;
         (recipe.resolution.min, recipe.resolution.max) = (side.min(8), side.min(128));
         recipe.train.seed = u64::from(seed);
+        // What needs resolutions or rates to choose from gets none where there are none.
+        if recipe.resolution.kind == ResolutionKind::Fixed || recipe.resolution.min == recipe.resolution.max {
+            if recipe.drop.kind == DropKind::Resolution {
+                recipe.drop.kind = DropKind::Constant;
+            }
+            if recipe.packing.fit == FitKind::Resolution {
+                recipe.packing.fit = FitKind::None;
+            }
+        }
+        if recipe.drop.kind == DropKind::None && recipe.packing.fit == FitKind::Drop {
+            recipe.packing.fit = FitKind::None;
+        }
         recipe
     })
 }
@@ -130,6 +151,7 @@ proptest! {
         let settings = PackingSettings::train(&recipe).unwrap();
         let mut planner = Planner::new(source, settings.clone(), None).unwrap();
         let mut seen: HashMap<(u64, u64), usize> = HashMap::new();
+        let mut turns = Vec::new();
         // Until everything that was drawn in the first two epochs has left bins and window.
         loop {
             let plan = planner.next_batch().unwrap().unwrap();
@@ -137,15 +159,22 @@ proptest! {
             prop_assert!(!plan.images.is_empty());
             for image in &plan.images {
                 *seen.entry((image.epoch, image.sample)).or_default() += 1;
+                turns.push(image.draw());
             }
             let state = planner.state();
-            if state.epoch >= 2 && state.pending.iter().flatten().all(|draw| draw.0 >= 2) {
+            if state.epoch >= 2 && state.waiting().all(|draw| draw.epoch >= 2) {
                 break;
             }
         }
         prop_assert!(seen.values().all(|&times| times == 1));
         for epoch in 0..2 {
             prop_assert_eq!(seen.keys().filter(|key| key.0 == epoch).count(), samples);
+        }
+        // Each is told how many were drawn before it.
+        for Draw { epoch, sample, seen } in turns {
+            let position = seen.checked_sub(epoch * samples as u64).unwrap();
+            let order = Order::new(samples, Some(settings.seed), epoch, 1);
+            prop_assert_eq!(order.draw(position as usize, seen).sample, sample);
         }
     }
 
@@ -220,7 +249,7 @@ fn no_image_waits_longer_than_the_look_ahead_allows() {
         if let Some(first) = waiting.first() {
             assert_eq!(first, &placed[0]);
         }
-        waiting = planner.state().pending.concat();
+        waiting = planner.state().waiting().map(|draw| (draw.epoch, draw.sample)).collect();
         assert!(waiting.len() <= recipe.packing.lookahead);
     }
 }
@@ -234,12 +263,12 @@ fn bins_are_filled_greedily_first_fit() {
     (recipe.packing.images, recipe.drop.kind) = (1024, DropKind::None);
     let settings = PackingSettings::train(&recipe).unwrap();
     let source = Arc::new(Synthetic::new(500, 0.5, 2.0));
-    let order = Order::new(500, Some(recipe.train.seed), 0);
+    let order = Order::new(500, Some(recipe.train.seed), 0, 1);
     let mut bins: Vec<(usize, Vec<u64>)> = Vec::new();
     let mut batches: Vec<Vec<Vec<u64>>> = Vec::new();
     for at in 0..500 {
-        let sample = order.sample(at) as u64;
-        let tokens = settings.plan(0, sample, source.size(sample as usize).unwrap()).tokens;
+        let draw = order.draw(at, at as u64);
+        let tokens = settings.plan(draw, source.size(draw.sample as usize).unwrap()).tokens;
         if bins.iter().all(|bin| bin.0 + tokens > 256) {
             if bins.len() == 6 {
                 batches.push(bins.drain(..4).map(|bin| bin.1).collect());
@@ -250,7 +279,7 @@ fn bins_are_filled_greedily_first_fit() {
         }
         let bin = bins.iter_mut().find(|bin| bin.0 + tokens <= 256).unwrap();
         bin.0 += tokens;
-        bin.1.push(sample);
+        bin.1.push(draw.sample);
     }
     assert!(batches.len() > 20, "{}", batches.len());
     let mut planner = Planner::new(source, settings, None).unwrap();

@@ -11,9 +11,10 @@ use trencadis::data::batch::{PREFIX, PackedBatch, Patches};
 use trencadis::data::packing::{self, PackingSettings};
 use trencadis::data::planner::Planner;
 use trencadis::data::source::{Image, Source};
+use trencadis::data::view::ViewSettings;
 use trencadis::device::Device;
 use trencadis::nn::init::initialise;
-use trencadis::recipe::Recipe;
+use trencadis::recipe::{MixConfig, Recipe};
 use trencadis::rng::{Purpose, Stream};
 use trencadis::train::engine::{
     DeviceEngine, DeviceMemory, DeviceOptions, Engine, TrainState, largest_tokens,
@@ -107,14 +108,15 @@ pub fn batches(recipe: &Recipe, classes: usize, count: usize) -> Result<Vec<Pack
     let settings = PackingSettings::train(recipe)?;
     let source = Arc::new(Sizes { classes });
     let mut planner = Planner::new(source.clone(), settings.clone(), None)?;
-    let mut assembler = Assembler::new(&*source, settings, recipe.model.channels, false, 1);
+    let mut assembler =
+        Assembler::new(&*source, settings, ViewSettings::eval(recipe), MixConfig::default(), 1);
     // No image is loaded: the batch is laid out, and its patches are filled here.
     let stop = AtomicBool::new(true);
     let mut made = Vec::with_capacity(count);
     while made.len() < count
         && let Some(plan) = planner.next_batch()?
     {
-        let (mut batch, _) = assembler.assemble(&plan, &stop);
+        let mut batch = assembler.assemble(&plan, &stop).batch;
         let mut random = Stream::new(recipe.train.seed, 0, made.len() as u64, Purpose::Augment);
         let live = batch.live_tokens();
         if let Patches::U8(pixels) = &mut batch.patches {

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use super::super::op::StepState;
 use super::super::split::Shard;
 use super::layout::ALIGNMENT;
-use crate::data::batch::{PackedBatch, Patches, Targets};
+use crate::data::batch::{Mixture, PackedBatch, Patches, Targets};
 use crate::data::positions;
 use crate::data::settings::PackingSettings;
 use crate::device::{Buffer, Device, Pinned, Stream};
@@ -25,7 +25,7 @@ pub struct BatchShape {
     pub patch_dim: usize,
     /// Whether patches are f32 values and not u8 pixels.
     pub wide_patches: bool,
-    /// Classes of soft targets; none where targets are class indices.
+    /// Classes of soft targets, mixtures among them; none where targets are class indices.
     pub soft_classes: Option<usize>,
     /// Most token rows of an image.
     pub image_rows: usize,
@@ -34,8 +34,8 @@ pub struct BatchShape {
 }
 
 impl BatchShape {
-    /// The batches that the loader makes for `recipe`, in training, in its evaluations, and in others at up to
-    /// `resolution` pixels.
+    /// The batches that the loader makes for `recipe`, in its evaluations and in others at up to `resolution` pixels,
+    /// and, where their targets are class indices, in training.
     pub fn of_recipe(recipe: &Recipe, slots: usize, resolution: usize) -> Self {
         let resolution = resolution.max(recipe.resolution.max).max(recipe.eval.resolution);
         let tokens = recipe.packing.tokens;
@@ -52,7 +52,14 @@ impl BatchShape {
         }
     }
 
-    /// The shape of `batch`.
+    /// The same in training, where targets may be soft.
+    pub fn of_training(recipe: &Recipe, classes: usize, slots: usize) -> Self {
+        let soft = recipe.mix.is_on() || recipe.distill.is_on();
+        Self { soft_classes: soft.then_some(classes), ..Self::of_recipe(recipe, slots, 0) }
+    }
+
+    /// The shape of `batch`, of whose mixtures nobody knows out of how many classes: [`DeviceBatch::write`] takes them
+    /// where soft targets have a place.
     pub fn of(batch: &PackedBatch) -> Self {
         let slots = batch.slots();
         Self {
@@ -61,7 +68,7 @@ impl BatchShape {
             patch_dim: batch.patch_dim,
             wide_patches: matches!(batch.patches, Patches::F32(_)),
             soft_classes: match &batch.targets {
-                Targets::Classes(_) => None,
+                Targets::Classes(_) | Targets::Mixed(_) => None,
                 Targets::Soft(targets) => Some(targets.len() / slots.max(1)),
             },
             image_rows: image_rows(batch).max(1),
@@ -99,6 +106,20 @@ impl<T: Pod> Field<T> {
         host[self.bytes.clone()].copy_from_slice(bytes);
         Ok(())
     }
+}
+
+/// Mixtures as soft targets `[N, classes]`.
+fn soft(mixtures: &[Mixture], classes: usize) -> Result<Vec<f32>> {
+    let mut soft = vec![0.0; mixtures.len() * classes];
+    for (row, mixture) in soft.chunks_exact_mut(classes.max(1)).zip(mixtures) {
+        for (&class, &share) in mixture.classes.iter().zip(&mixture.shares) {
+            match usize::try_from(class).ok().and_then(|class| row.get_mut(class)) {
+                Some(target) => *target += share,
+                None => return Err(Error::usage(format!("label {class} is no class of {classes}"))),
+            }
+        }
+    }
+    Ok(soft)
 }
 
 impl<T: Pod> Deref for Field<T> {
@@ -251,7 +272,10 @@ impl DeviceBatch {
     /// A batch of another shape, or whose `cu_seqlens` decreases or overruns; a failed device.
     pub fn write(&mut self, stream: &Stream, batch: &PackedBatch, step: &StepState) -> Result<()> {
         let BatchShape { image_rows: most, longest: axis, .. } = self.shape;
-        let shape = BatchShape { image_rows: most, longest: axis, ..BatchShape::of(batch) };
+        let mut shape = BatchShape { image_rows: most, longest: axis, ..BatchShape::of(batch) };
+        if matches!(batch.targets, Targets::Mixed(_)) {
+            shape.soft_classes = self.shape.soft_classes;
+        }
         if longest(batch) > axis {
             return Err(Error::usage(format!(
                 "an image of the batch has {} patches along an axis, and positions are prepared for {axis} on the device; \
@@ -287,6 +311,9 @@ impl DeviceBatch {
         match (&self.targets, &batch.targets) {
             (Labels::Classes(to), Targets::Classes(from)) => to.put(host, from)?,
             (Labels::Soft(to), Targets::Soft(from)) => to.put(host, from)?,
+            (Labels::Soft(to), Targets::Mixed(from)) => {
+                to.put(host, &soft(from, shape.soft_classes.unwrap_or(0))?)?;
+            }
             _ => return Err(Error::failure("targets changed their type between batches")),
         }
         self.cu_seqlens.put(host, &batch.cu_seqlens)?;
@@ -300,5 +327,62 @@ impl DeviceBatch {
         self.seed.put(host, &[step.seed])?;
         self.loss_scale.put(host, &[step.loss_scale as f32])?;
         self.block.write_pinned(stream, &mut self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceInfo;
+
+    #[test]
+    fn mixtures_become_soft_targets() {
+        let mixtures = [Mixture::new(2, 0, 0.25), Mixture::one(1), Mixture::new(0, 1, 1.0).binarised()];
+        let rows = [0.75, 0.0, 0.25, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0];
+        assert_eq!(soft(&mixtures, 3).unwrap(), rows);
+        for wrong in [3, -1] {
+            let told = soft(&[Mixture::one(wrong)], 3).unwrap_err().to_string();
+            assert!(told.contains(&format!("label {wrong} is no class of 3")), "{told}");
+        }
+    }
+
+    /// Targets of any kind find a place in memory that is made for a training of mixed images, and no other does.
+    #[test]
+    fn memory_is_made_for_the_targets_of_a_recipe() {
+        let mut recipe = Recipe::default();
+        recipe.packing.tokens = 256;
+        assert_eq!(BatchShape::of_training(&recipe, 10, 2).soft_classes, None);
+        recipe.mix.cutmix = 1.0;
+        let shape = BatchShape::of_training(&recipe, 10, 2);
+        assert_eq!(BatchShape { soft_classes: None, ..shape }, BatchShape::of_recipe(&recipe, 2, 0));
+        let patches = Patches::U8(vec![0; 256 * shape.patch_dim]);
+        let batch = |targets| PackedBatch {
+            patches: patches.clone(),
+            patch_dim: shape.patch_dim,
+            cu_seqlens: vec![0; 3],
+            positions: vec![[0; 2]; 256],
+            grids: vec![[0; 2]; 2],
+            targets,
+            weights: vec![0.0; 2],
+            sample_ids: vec![0; 2],
+            epochs: vec![0; 2],
+            images: 0,
+        };
+        let device = Device::planned(DeviceInfo::h100());
+        let stream = device.stream().unwrap();
+        let write = |shape, targets| {
+            DeviceBatch::new(&device, shape, Shard::WHOLE)?.write(
+                &stream,
+                &batch(targets),
+                &StepState::default(),
+            )
+        };
+        write(shape, Targets::Mixed(vec![Mixture::one(9); 2])).unwrap();
+        write(shape, Targets::Soft(vec![0.1; 20])).unwrap();
+        write(shape, Targets::Classes(vec![0; 2])).unwrap_err();
+        write(shape, Targets::Mixed(vec![Mixture::one(10); 2])).unwrap_err();
+        let plain = BatchShape { soft_classes: None, ..shape };
+        write(plain, Targets::Classes(vec![0; 2])).unwrap();
+        write(plain, Targets::Mixed(vec![Mixture::one(9); 2])).unwrap_err();
     }
 }

@@ -1,9 +1,12 @@
 //! Draws how a batch is packed: on the left the images as they were resized, on the right the
 //! tokens that are left of them, in memory order, every image with a colour of its own.
 
+mod augment;
 mod canvas;
 mod font;
 mod picture;
+
+pub use augment::augmentations;
 
 use std::collections::BTreeMap;
 use std::path::Path;

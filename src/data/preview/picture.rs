@@ -1,10 +1,10 @@
 //! The pixels of one planned image, all of its patches, and which of them are kept.
 
 use super::canvas::Colour;
-use crate::data::assemble::is_flipped;
 use crate::data::packing::{PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::Source;
+use crate::data::view::{ViewSettings, Viewer};
 use crate::recipe::Recipe;
 
 /// An image as it enters the batch, before tokens are dropped.
@@ -29,15 +29,14 @@ pub struct Shard<'a> {
 pub fn load(source: &dyn Source, recipe: &Recipe, image: &PlannedImage) -> Picture {
     let (patch, channels) = (recipe.model.patch, recipe.model.channels);
     let grid = image.target.grid;
-    let mut patchifier = Patchifier::new(patch, channels);
+    let patchifier = Patchifier::new(patch, channels);
     let patch_dim = patchifier.patch_dim();
     let mut rows = vec![0; grid.patches() * patch_dim];
     let all: Vec<u32> = (0..grid.patches() as u32).collect();
-    let flip = recipe.data.flip && is_flipped(recipe.train.seed, image.epoch, image.sample);
     // An unreadable image leaves `rows` black; the loader is the one to report it.
-    let _ = source
-        .load(image.sample as usize, channels)
-        .and_then(|decoded| patchifier.write(&decoded, &image.target, flip, &all, &mut rows));
+    let _ = Viewer::new(source, ViewSettings::train(recipe))
+        .view(image)
+        .and_then(|pixels| patchifier.write(&pixels, &image.target, &all, &mut rows));
 
     let (height, width) = (grid.rows * patch, grid.cols * patch);
     let pixel = |y: usize, x: usize| {

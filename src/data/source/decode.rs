@@ -77,16 +77,17 @@ pub(super) fn size_by(
 /// The image with `channels` (1 or 3): grey is repeated, RGB becomes BT.601 luma.
 pub fn convert(image: Image, channels: usize) -> Image {
     let pixels = match (image.channels, channels) {
-        (3, 1) => image.pixels.chunks_exact(3).map(luma).collect(),
+        (3, 1) => image.pixels.as_chunks::<3>().0.iter().copied().map(luma).collect(),
         (1, 3) => image.pixels.iter().flat_map(|&v| [v; 3]).collect(),
         _ => return image,
     };
     Image { pixels, channels, ..image }
 }
 
-fn luma(rgb: &[u8]) -> u8 {
+/// BT.601 luma, as Pillow rounds it.
+pub(crate) fn luma([r, g, b]: [u8; 3]) -> u8 {
     // Weights .299, .587, .114 in 16-bit fixed point; they sum to 65536, so white stays 255.
-    ((19595 * u32::from(rgb[0]) + 38470 * u32::from(rgb[1]) + 7471 * u32::from(rgb[2]) + 0x8000) >> 16) as u8
+    ((19595 * u32::from(r) + 38470 * u32::from(g) + 7471 * u32::from(b) + 0x8000) >> 16) as u8
 }
 
 fn guess(bytes: &[u8], name: &str) -> Result<ImageFormat> {

@@ -148,7 +148,7 @@ impl DeviceEngine {
         (data, ranks): (Shard, Option<DeviceRanks>),
     ) -> Result<Self> {
         limits::check(&recipe.model)?;
-        let shape = BatchShape::of_recipe(recipe, slots, 0);
+        let shape = BatchShape::of_training(recipe, step.classes(), slots);
         let device = &device.counted_apart();
         let decay = |param: &ParamSpec| weight_decay(param, &recipe.train);
         let (graph, keep_average) = (fused(step.graph()), recipe.train.ema > 0.0);
@@ -179,6 +179,7 @@ impl DeviceEngine {
         }
         let optimizer = DeviceOptimizer::new(device, &arena, squares, &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
+        let shape = BatchShape { soft_classes: None, ..shape };
         let evaluated = match &weights {
             Weights::Whole { params, average } => {
                 let params = average.as_ref().unwrap_or(params).clone();

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+use crate::data::batch::Mixture;
+use crate::recipe::Recipe;
+
 /// Bytes that a rank holds when it holds the most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RankMemory {
@@ -58,10 +61,21 @@ impl RankMemory {
     }
 }
 
-/// Bytes of a batch in host memory: pixels, places of the tokens, and for each image slot its start, grid, target,
-/// weight, sample and epoch.
-pub fn batch_bytes(tokens: usize, slots: usize, patch_dim: usize) -> usize {
-    tokens * (patch_dim + 4) + 4 * (slots + 1) + slots * (4 + 4 + 4 + 8 + 8)
+/// Bytes of a batch in host memory: pixels, places of the tokens, and for each image slot its start, grid, weight,
+/// sample, epoch, and target of so many bytes.
+pub fn batch_bytes(tokens: usize, slots: usize, patch_dim: usize, target: usize) -> usize {
+    tokens * (patch_dim + 4) + 4 * (slots + 1) + slots * (4 + 4 + 8 + 8 + target)
+}
+
+/// Bytes of an image's target: as it is loaded, as an engine is given it, and as a device takes it.
+pub fn target_bytes(recipe: &Recipe, classes: usize) -> [usize; 3] {
+    let soft = classes * size_of::<f32>();
+    let loaded = if recipe.mix.is_on() { size_of::<Mixture>() } else { size_of::<i32>() };
+    match (recipe.distill.is_on(), recipe.mix.is_on()) {
+        (true, _) => [loaded, soft, soft],
+        (false, true) => [loaded, loaded, soft],
+        (false, false) => [loaded; 3],
+    }
 }
 
 #[cfg(test)]
@@ -85,6 +99,18 @@ mod tests {
         };
         assert_eq!((all.total(), all.state()), (2047, 15));
         // 10 tokens of 3 values and 2 slots: 70 + 12 + 56.
-        assert_eq!(batch_bytes(10, 2, 3), 138);
+        assert_eq!(batch_bytes(10, 2, 3, 4), 138);
+    }
+
+    #[test]
+    fn targets_grow_where_they_are_soft() {
+        let mut recipe = Recipe::default();
+        assert_eq!(target_bytes(&recipe, 10), [4, 4, 4]);
+        recipe.mix.cutmix = 1.0;
+        assert_eq!(target_bytes(&recipe, 10), [16, 16, 40]);
+        recipe.distill.teacher = "runs/teacher".into();
+        assert_eq!(target_bytes(&recipe, 10), [16, 40, 40]);
+        recipe.mix.cutmix = 0.0;
+        assert_eq!(target_bytes(&recipe, 10), [4, 40, 40]);
     }
 }

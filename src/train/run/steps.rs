@@ -23,8 +23,11 @@ impl Trainer {
                 None => self.loader.next_batch(),
             };
             waiting += begun.elapsed().as_secs_f64();
-            let LoadedBatch { mut batch, state_after, stats, .. } = self.agree(loaded)?;
-            self.ranks.leave_out_unread(&mut batch.weights)?;
+            let LoadedBatch { mut batch, state_after, stats, unmixed, .. } = self.agree(loaded)?;
+            self.ranks.leave_out_unread(&mut batch.weights, &unmixed)?;
+            if let Some(teacher) = &mut self.teacher {
+                teacher.teach(&mut batch).inspect_err(|_| self.failed = true)?;
+            }
             packing.add(&stats);
             weight += batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();
             if number < batches {

@@ -1,0 +1,149 @@
+//! `trencadis eval --suite`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::print;
+use super::Args;
+use crate::data::source::Dataset;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::eval::open::Told;
+use crate::eval::suite::{Crop, Observer, Options, Session, Setting, Size, Suite};
+use crate::eval::trained::Trained;
+use crate::recipe::Recipe;
+
+/// Options of the suites; each takes what concerns it.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Suites")]
+pub(super) struct SuiteArgs {
+    /// Evaluations to run, in one process; each writes JSON, a table and a picture.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub suite: Vec<Suite>,
+    /// Folder that they write to; `eval` in the run's folder where it is not given.
+    #[arg(long, value_name = "DIR", requires = "suite")]
+    out: Option<PathBuf>,
+    /// Sizes by number of patches, such as `64,128`: the largest at which an image has no more.
+    #[arg(long, value_name = "N", value_delimiter = ',', requires = "suite", value_parser = clap::value_parser!(u32).range(1..))]
+    tokens: Vec<u32>,
+    /// Look at the central part only: this share of height and width.
+    #[arg(long, value_name = "SHARE", requires = "suite", conflicts_with = "crop_square")]
+    crop: Option<f64>,
+    /// Look at a central square only: this share of the shorter side.
+    #[arg(long, value_name = "SHARE", requires = "suite")]
+    crop_square: Option<f64>,
+    /// Groups of the images, a table `image,attribute,...` (calibration, fairness).
+    #[arg(long, value_name = "CSV", requires = "suite")]
+    attributes: Option<PathBuf>,
+    /// Which of the model's classes each class of the set is, JSON, CSV or TSV (ood); each of the 16 categories
+    /// (shape-bias).
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    label_map: Option<PathBuf>,
+    /// Which of the model's classes are right for each image, JSON, CSV or TSV (ood).
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    image_labels: Option<PathBuf>,
+    /// Compare only the classes that the tables, or the set, name (ood).
+    #[arg(long, requires = "suite")]
+    restrict: bool,
+    /// Another model, or a table `image,decision`, to compare the errors with (shape-bias).
+    #[arg(long, value_name = "MODEL|CSV", requires = "suite")]
+    against: Option<PathBuf>,
+    /// Class of a decision between yes and no, to which thresholds by group are fitted (fairness).
+    #[arg(long, value_name = "CLASS", requires = "suite")]
+    positive: Option<String>,
+    /// Compare smaller images with dropping tokens of large ones (resolution).
+    #[arg(long, requires = "suite")]
+    drop: bool,
+    /// Measurements of which the median is taken (throughput).
+    #[arg(long, value_name = "N", requires = "suite", default_value_t = 10)]
+    repetitions: usize,
+}
+
+impl SuiteArgs {
+    fn crop(&self) -> Result<Option<Crop>> {
+        for (name, share) in [("--crop", self.crop), ("--crop-square", self.crop_square)] {
+            if let Some(share) = share.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+                return Err(Error::usage(format!(
+                    "{name} {share}: the share of an image must lie above 0 and be at most 1, such as 0.875"
+                )));
+            }
+        }
+        Ok(self.crop.map(Crop::Sides).or(self.crop_square.map(Crop::Square)))
+    }
+
+    /// From `--resolution` and `--tokens`.
+    fn sizes(&self, resolutions: &[usize]) -> Result<Vec<Size>> {
+        if resolutions.contains(&0) {
+            return Err(Error::usage(
+                "--resolution 0: a suite needs a size in pixels; leave it out for the recipe's",
+            ));
+        }
+        let tokens = self.tokens.iter().map(|&patches| Size::Tokens(patches as usize));
+        let mut sizes: Vec<Size> = Vec::new();
+        for size in resolutions.iter().copied().map(Size::Resolution).chain(tokens) {
+            if !sizes.contains(&size) {
+                sizes.push(size);
+            }
+        }
+        Ok(sizes)
+    }
+}
+
+pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
+    let suites = &args.suites;
+    let (sizes, crop) = (suites.sizes(&args.resolution)?, suites.crop()?);
+    let folder = match &suites.out {
+        Some(folder) => folder.clone(),
+        None => beside(&args.model)?,
+    };
+    let highest =
+        |recipe: &Recipe| sizes.iter().map(|size| Setting::whole(*size).highest(recipe)).max().unwrap_or(0);
+    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, highest)?;
+    let set: Arc<Dataset> = Arc::new(super::dataset(&trained.recipe, args.data.as_deref())?);
+    let against = match &suites.against {
+        None => None,
+        Some(path) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) => {
+            Some(Observer::Decisions(path.clone()))
+        }
+        Some(path) => {
+            let other = Trained::load_for(path, &Told::default(), device, highest)?;
+            Some(Observer::Model(Box::new(Session::new(other, set.clone(), crop)?)))
+        }
+    };
+    let mut session = Session::new(trained, set, crop)?;
+    let mut options = Options {
+        against,
+        attributes: suites.attributes.clone(),
+        label_map: suites.label_map.clone(),
+        image_labels: suites.image_labels.clone(),
+        restrict: suites.restrict,
+        positive: suites.positive.clone(),
+        drop: suites.drop,
+        repetitions: suites.repetitions,
+        sizes,
+    };
+    for (index, suite) in suites.suite.iter().enumerate() {
+        let outcome = suite.run(&mut session, &mut options)?;
+        let files = outcome.write(&folder, *suite)?;
+        if args.json {
+            print(&format!("{}\n", outcome.json))?;
+            continue;
+        }
+        let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+        let gap = if index > 0 { "\n" } else { "" };
+        print(&format!("{gap}{}\nwritten           {}\n", outcome.table, names.join(", ")))?;
+    }
+    Ok(())
+}
+
+/// `eval` in the folder of the run that `model` belongs to.
+fn beside(model: &Path) -> Result<PathBuf> {
+    let run = if model.is_dir() { Some(model) } else { model.parent() };
+    match run.filter(|folder| folder.join("recipe.toml").is_file()) {
+        Some(run) => Ok(run.join("eval")),
+        None => Err(Error::file(
+            model,
+            "belongs to no run, in whose folder reports could be put; name one with --out DIR",
+        )),
+    }
+}

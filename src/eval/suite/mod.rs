@@ -1,0 +1,202 @@
+//! Evaluations by name, `trencadis eval --suite`: one file each, all of them over the same [`Session`] and the same
+//! [`metrics`](super::metrics). Each gives numbers for programs, a table for people and a picture.
+//!
+//! They run in one process. Random choices (dropped patches, the half that a temperature is fitted on) are keyed by the
+//! recipe's seed and the image, so that an evaluation repeats.
+
+mod attributes;
+mod calibration;
+mod cascade;
+mod csv;
+mod fairness;
+mod label_map;
+mod names;
+mod ood;
+mod resolution;
+mod session;
+mod setting;
+mod shape_bias;
+mod text;
+mod throughput;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+pub use session::{Scores, Session};
+pub use setting::{Crop, Setting, Size};
+
+use super::chart::Figure;
+use crate::error::{Error, Result};
+use crate::files::write_atomic;
+use crate::rng::{Purpose, Stream};
+
+/// What is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Confidence against accuracy: ECE, reliability diagram, temperature scaling; by group with --attributes.
+    Calibration,
+    /// Accuracy against cost over --resolution or --tokens; with --drop against dropping tokens.
+    Resolution,
+    /// Small images first, the least confident again at a larger size: two sizes or more.
+    Cascade,
+    /// Sets of other classes: --label-map, --image-labels, --restrict.
+    Ood,
+    /// Shape against texture on cue-conflict images; error consistency with --against.
+    ShapeBias,
+    /// Accuracy and decisions by group of --attributes.
+    Fairness,
+    /// Images and tokens a second of the forward pass.
+    Throughput,
+}
+
+impl Suite {
+    /// As on the command line, and in the names of files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Calibration => "calibration",
+            Self::Resolution => "resolution",
+            Self::Cascade => "cascade",
+            Self::Ood => "ood",
+            Self::ShapeBias => "shape-bias",
+            Self::Fairness => "fairness",
+            Self::Throughput => "throughput",
+        }
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// An option that it needs and does not have, tables that do not fit the set, what [`Session::scores`] refuses.
+    pub fn run(self, session: &mut Session, options: &mut Options) -> Result<Outcome> {
+        match self {
+            Self::Calibration => calibration::run(session, options),
+            Self::Resolution => resolution::run(session, options),
+            Self::Cascade => cascade::run(session, options),
+            Self::Ood => ood::run(session, options),
+            Self::ShapeBias => shape_bias::run(session, options),
+            Self::Fairness => fairness::run(session, options),
+            Self::Throughput => throughput::run(session, options),
+        }
+    }
+}
+
+/// What the suites are told; each takes what concerns it.
+#[derive(Default)]
+pub struct Options {
+    /// Sizes of the images; the recipe's where there is none.
+    pub sizes: Vec<Size>,
+    /// Table of attributes by image.
+    pub attributes: Option<PathBuf>,
+    /// Table from classes of the set to classes of the model.
+    pub label_map: Option<PathBuf>,
+    /// Table from images to classes of the model.
+    pub image_labels: Option<PathBuf>,
+    /// Whether classes of the model that stand in no table are left out of the comparison.
+    pub restrict: bool,
+    /// Another observer of the same images.
+    pub against: Option<Observer>,
+    /// The class of a decision between yes and no.
+    pub positive: Option<String>,
+    /// Whether dropping tokens is compared with resizing.
+    pub drop: bool,
+    /// How often a measurement is repeated.
+    pub repetitions: usize,
+}
+
+/// Somebody else who has looked at the images.
+pub enum Observer {
+    /// Another model.
+    Model(Box<Session>),
+    /// A table of decisions.
+    Decisions(PathBuf),
+}
+
+impl Options {
+    /// The sizes, each with all of its patches.
+    fn settings(&self) -> Vec<Setting> {
+        let sizes = if self.sizes.is_empty() { &[Size::Recipe][..] } else { &self.sizes };
+        sizes.iter().copied().map(Setting::whole).collect()
+    }
+
+    /// The one size of a suite that looks at one.
+    ///
+    /// # Errors
+    /// Several.
+    fn setting(&self, suite: Suite) -> Result<Setting> {
+        match self.settings().as_slice() {
+            [one] => Ok(*one),
+            several => Err(Error::usage(format!(
+                "--suite {} looks at one size and {} are given; give --resolution or --tokens one value",
+                suite.name(),
+                several.len()
+            ))),
+        }
+    }
+}
+
+/// What a suite found.
+pub struct Outcome {
+    /// Numbers, for programs.
+    pub json: serde_json::Value,
+    /// For people; ends with a line break.
+    pub table: String,
+    /// The picture.
+    pub figure: Figure,
+    /// Further files: the end of the name, and the content.
+    pub files: Vec<(&'static str, String)>,
+}
+
+impl Outcome {
+    /// Writes `<suite>.json`, `.txt`, `.svg` and what else there is into `folder`; returns the paths.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written to.
+    pub fn write(&self, folder: &Path, suite: Suite) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(folder).map_err(|cause| Error::io(folder, cause))?;
+        let json = serde_json::to_string_pretty(&self.json).map_err(Error::failure)? + "\n";
+        let svg = self.figure.to_svg();
+        let files = [(".json", &json), (".txt", &self.table), (".svg", &svg)].into_iter();
+        let write = |(end, content): (&str, &String)| {
+            let path = folder.join(format!("{}{end}", suite.name()));
+            write_atomic(&path, |out| out.write_all(content.as_bytes()))?;
+            Ok(path)
+        };
+        files.chain(self.files.iter().map(|(end, content)| (*end, content))).map(write).collect()
+    }
+}
+
+/// Whether each of `images` images, by its index in the set, belongs to the half that something is fitted on; the other
+/// half shows how good the fit is. The same images in every evaluation with this seed.
+fn fitting_half(seed: u64, samples: &[usize]) -> Vec<bool> {
+    // Epoch 0 of this purpose divides training from validation images.
+    let draw = |sample: usize| Stream::new(seed, 1, sample as u64, Purpose::Split).bits();
+    let mut order: Vec<usize> = (0..samples.len()).collect();
+    order.sort_by_key(|&row| (draw(samples[row]), samples[row]));
+    let mut half = vec![false; samples.len()];
+    order[..samples.len() / 2].iter().for_each(|&row| half[row] = true);
+    half
+}
+
+/// Lines above a table: what was evaluated.
+fn preamble(session: &Session, scores: &Scores, size: Size) -> String {
+    let mut text = format!(
+        "model             {}\ndata              {}\nimages            {} at {size} ({:.1} tokens, {} GFLOP an image)\n",
+        session.trained.path.display(),
+        session.set.description,
+        scores.images(),
+        scores.tokens,
+        text::gflop(scores.flops)
+    );
+    if scores.unreadable > 0 {
+        text += &format!("unreadable        {}\n", scores.unreadable);
+    }
+    if scores.downscaled > 0 && !matches!(size, Size::Tokens(_)) {
+        text += &format!(
+            "downscaled        {}: at this resolution they have no place in packing.tokens or the position tables\n",
+            scores.downscaled
+        );
+    }
+    text
+}

@@ -1,0 +1,175 @@
+//! A model over a set, once for each size that the suites ask for.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::setting::{Crop, Setting};
+use crate::autograd::Workload;
+use crate::data::loader::{Loader, Share};
+use crate::data::source::{Dataset, Source};
+use crate::error::{Error, Result};
+use crate::eval::trained::Trained;
+use crate::recipe::{LossKind, Recipe};
+
+/// What a model says of every image that can be read, in the order of the set.
+#[derive(Clone, Debug)]
+pub struct Scores {
+    /// Number of classes K of the model.
+    pub classes: usize,
+    /// `[images, K]`, finite.
+    pub logits: Vec<f32>,
+    /// `[images]` index in the set, rising.
+    pub samples: Vec<usize>,
+    /// Mean tokens of an image, prefix tokens included.
+    pub tokens: f64,
+    /// Mean FLOPs of the forward pass of an image.
+    pub flops: f64,
+    /// Mean seconds of the forward pass of an image, decoding not included.
+    pub seconds: f64,
+    /// Images that the position tables or the budget did not hold at the size asked for, and that were made smaller.
+    pub downscaled: u64,
+    /// Images that could not be read.
+    pub unreadable: u64,
+}
+
+impl Scores {
+    /// Number of images.
+    pub fn images(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Logits `[K]` of image `row`.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.logits[row * self.classes..][..self.classes]
+    }
+
+    /// The logits of these images.
+    pub fn pick(&self, rows: &[usize]) -> Vec<f32> {
+        rows.iter().flat_map(|&row| self.row(row)).copied().collect()
+    }
+}
+
+/// A model and the images that it is evaluated on.
+pub struct Session {
+    /// The model.
+    pub trained: Trained,
+    /// The set; its validation images are meant.
+    pub set: Arc<Dataset>,
+    /// Its validation images, cropped, with its own labels.
+    pub images: Arc<dyn Source>,
+    done: Vec<(Setting, Arc<Scores>)>,
+}
+
+impl Session {
+    /// Nothing has run yet.
+    ///
+    /// # Errors
+    /// A set without validation images.
+    pub fn new(trained: Trained, set: Arc<Dataset>, crop: Option<Crop>) -> Result<Self> {
+        if set.validation.is_empty() {
+            return Err(Error::usage(format!(
+                "{}: there are no validation images to evaluate on; name others with --data",
+                set.description
+            )));
+        }
+        let images = set.validation.clone();
+        let images = crop.map_or(images.clone(), |crop| crop.apply(images));
+        Ok(Self { trained, set, images, done: Vec::new() })
+    }
+
+    /// Everything that is known of the model.
+    pub fn recipe(&self) -> &Recipe {
+        &self.trained.recipe
+    }
+
+    /// The loss that it was trained with.
+    pub fn loss(&self) -> LossKind {
+        self.trained.recipe.train.loss
+    }
+
+    /// What a report says of the model and the set.
+    pub fn header(&self) -> serde_json::Value {
+        serde_json::json!({
+            "model": self.trained.path.display().to_string(), "data": self.set.description,
+            "loss": self.loss(), "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    /// The model's class of every image, by name.
+    ///
+    /// # Errors
+    /// A class that the model does not know.
+    pub fn labels(&self) -> Result<Vec<usize>> {
+        let matched = self.set.match_classes(&self.trained.classes)?;
+        Ok((0..matched.len()).map(|index| matched.label(index)).collect())
+    }
+
+    /// Runs the model at `setting`, unless it has.
+    ///
+    /// # Errors
+    /// Unreadable data beyond the recipe's share, no readable image, logits that are no numbers, a failed device.
+    pub fn scores(&mut self, setting: Setting) -> Result<Arc<Scores>> {
+        if let Some((_, scores)) = self.done.iter().find(|(known, _)| *known == setting) {
+            return Ok(scores.clone());
+        }
+        let scores = Arc::new(self.run(setting)?);
+        self.done.push((setting, scores.clone()));
+        Ok(scores)
+    }
+
+    fn run(&mut self, setting: Setting) -> Result<Scores> {
+        let settings = setting.packing(self.recipe())?;
+        let recipe = self.recipe().clone();
+        let mut loader = Loader::eval_as(self.images.clone(), &recipe, settings, Share::ALL)?;
+        let model = self.trained.model.as_mut();
+        let classes = model.classes();
+        let mut rows: Vec<(usize, Vec<f32>)> = Vec::with_capacity(self.images.len());
+        let (mut images, mut tokens, mut flops, mut seconds) = (0, 0, 0.0, 0.0);
+        let mut downscaled = 0;
+        while let Some(loaded) = loader.next().transpose()? {
+            downscaled += loaded.stats.downscaled;
+            let batch = &loaded.batch;
+            if batch.images == 0 {
+                continue;
+            }
+            if images == 0 {
+                // The first run makes room and warms up; it is not timed.
+                model.logits(batch)?;
+            }
+            let start = Instant::now();
+            let logits = model.logits(batch)?;
+            seconds += start.elapsed().as_secs_f64();
+            for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
+                let row = logits[slot * classes..][..classes].to_vec();
+                rows.push((batch.sample_ids[slot] as usize, row));
+            }
+            images += batch.images;
+            tokens += batch.live_tokens();
+            flops += model.flops(&Workload::of(batch));
+        }
+        let unreadable = loader.report().unreadable;
+        if rows.is_empty() {
+            return Err(Error::usage(format!("{}: no image can be read", self.set.description)));
+        }
+        // Whatever they were packed with: all that follows goes by the order of the set.
+        rows.sort_by_key(|(sample, _)| *sample);
+        if let Some((sample, _)) = rows.iter().find(|(_, row)| !row.iter().all(|x| x.is_finite())) {
+            return Err(Error::failure(format!(
+                "the model gives {} logits that are no finite numbers; its training has diverged, or the weights are \
+                 damaged",
+                self.images.name(*sample)
+            )));
+        }
+        let mean = |total: f64| total / images as f64;
+        Ok(Scores {
+            classes,
+            samples: rows.iter().map(|(sample, _)| *sample).collect(),
+            logits: rows.into_iter().flat_map(|(_, row)| row).collect(),
+            tokens: mean(tokens as f64),
+            flops: mean(flops),
+            seconds: mean(seconds),
+            downscaled,
+            unreadable,
+        })
+    }
+}

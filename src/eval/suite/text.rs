@@ -1,0 +1,55 @@
+//! Plain-text tables.
+
+use std::fmt::Write as _;
+
+/// Columns under their names, the first to the left, the others to the right; ends with a line break.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([header[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut out = String::new();
+    let header: Vec<String> = header.iter().map(|&name| name.to_owned()).collect();
+    for row in std::iter::once(&header).chain(rows) {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = widths[column];
+            let _ =
+                if column == 0 { write!(line, "{cell:width$}") } else { write!(line, "  {cell:>width$}") };
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+/// A share as a percentage.
+pub fn percent(share: f64) -> String {
+    format!("{:.2}", 100.0 * share)
+}
+
+/// GFLOP to four digits.
+pub fn gflop(flops: f64) -> String {
+    let giga = flops / 1e9;
+    let decimals = (3.0 - giga.log10().floor()).clamp(0.0, 9.0) as usize;
+    format!("{giga:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_digits() {
+        assert_eq!(
+            [1.234_56e5, 1.7581e10, 3.1e12, 0.0].map(gflop),
+            ["0.0001235", "17.58", "3100", "0.000000000"]
+        );
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![vec!["é".into(), "1.5".into()], vec!["long".into(), "22".into()]];
+        assert_eq!(table(&["", "value %"], &rows), "      value %\né         1.5\nlong       22\n");
+    }
+}
