@@ -69,7 +69,8 @@ pub fn predict(
     Ok(predictions)
 }
 
-fn ranked(probabilities: &[f64], classes: &[String], top: usize) -> Vec<Scored> {
+/// The `top` most probable classes; of equal ones the first.
+pub(crate) fn ranked(probabilities: &[f64], classes: &[String], top: usize) -> Vec<Scored> {
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
     order

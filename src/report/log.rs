@@ -137,7 +137,7 @@ impl RunLog {
             let Some(name) = path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned) else {
                 continue;
             };
-            if !path.extension().is_some_and(|end| end == "json") {
+            if path.extension().is_none_or(|end| end != "json") {
                 continue;
             }
             let text = fs::read_to_string(&path).map_err(|cause| Error::io(&path, cause))?;

@@ -1,7 +1,7 @@
 //! One self-contained page that compares runs: what `trencadis report` writes.
 //!
-//! It takes what the runs' folders hold: recipes, `metrics.jsonl`, and under `eval/` what the evaluations of `trencadis eval
-//! --suite` have left. Parts without data are left out.
+//! It shows what the runs' folders hold: recipes, `metrics.jsonl`, under `eval/` what `trencadis eval --suite` has left, and
+//! the predictions of their models on a few images. Parts without data are left out.
 
 mod charts;
 mod log;

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::charts;
 use super::log::RunLog;
 use super::samples::Sample;
+use crate::eval::predict::Scored;
 
 const STYLE: &str = "\
 :root { color: #24292f; background: #f6f7f9; font: 15px/1.45 system-ui, sans-serif; }
@@ -193,7 +194,7 @@ fn predictions(out: &mut String, runs: &[RunLog], samples: &[Vec<Sample>]) {
                 escape(&sample.name),
                 sample.picture
             );
-            for (class, probability) in &sample.top {
+            for Scored { class, probability } in &sample.top {
                 let percent = 100.0 * probability;
                 let _ = write!(
                     out,
@@ -266,7 +267,10 @@ mod tests {
         let sample = Sample {
             name: "x.png".into(),
             label: "cat".into(),
-            top: vec![("dog".into(), 0.9), ("cat".into(), 0.1)],
+            top: vec![
+                Scored { class: "dog".into(), probability: 0.9 },
+                Scored { class: "cat".into(), probability: 0.1 },
+            ],
             picture: "data:image/png;base64,AAAA".into(),
             small: false,
         };

@@ -14,7 +14,9 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::metrics::probability::probabilities;
 use crate::eval::open::Told;
+use crate::eval::predict::{Scored, ranked};
 use crate::eval::trained::Trained;
+use crate::train::run_dir::model_file;
 
 /// Classes named of an image.
 const TOP: usize = 3;
@@ -30,8 +32,8 @@ pub struct Sample {
     pub name: String,
     /// Its class.
     pub label: String,
-    /// Class and probability, most probable first.
-    pub top: Vec<(String, f64)>,
+    /// Most probable first.
+    pub top: Vec<Scored>,
     /// The picture as a data URI.
     pub picture: String,
     /// Whether it is so small that its pixels should be seen.
@@ -41,7 +43,7 @@ pub struct Sample {
 impl Sample {
     /// Whether the most probable class is that of the image.
     pub fn is_right(&self) -> bool {
-        self.top.first().is_some_and(|(class, _)| *class == self.label)
+        self.top.first().is_some_and(|first| first.class == self.label)
     }
 }
 
@@ -79,14 +81,17 @@ impl Source for Chosen {
 /// # Errors
 /// A damaged model; data that are no longer where the recipe says.
 pub fn samples(path: &Path, count: usize, device: Option<&Device>) -> Result<Vec<Sample>> {
-    let saved = crate::train::run_dir::model_file(path).is_ok();
-    if count == 0 || !saved {
+    if count == 0 || model_file(path).is_err() {
         return Ok(Vec::new());
     }
     let mut trained = Trained::load(path, &Told::default(), device, 0)?;
     let mut recipe = trained.recipe.clone();
-    let set = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    let set = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)
+        .map_err(|cause| Error::usage(format!("{cause}; or leave the predictions out with --samples 0")))?;
     let images = set.match_classes(&trained.classes)?;
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
     let count = count.min(images.len());
     let indices = (0..count).map(|i| i * images.len() / count).collect();
     let chosen: Arc<dyn Source> = Arc::new(Chosen { inner: images, indices });
@@ -102,18 +107,12 @@ pub fn samples(path: &Path, count: usize, device: Option<&Device>) -> Result<Vec
         let logits = trained.model.logits(batch)?;
         for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
             let index = batch.sample_ids[slot] as usize;
-            let p = probabilities(&logits[slot * classes..][..classes], recipe.train.loss);
-            let mut order: Vec<usize> = (0..classes).collect();
-            order.sort_by(|a, b| p[*b].total_cmp(&p[*a]).then(a.cmp(b)));
+            let probabilities = probabilities(&logits[slot * classes..][..classes], recipe.train.loss);
             let image = chosen.load(index, recipe.model.channels)?;
             found[index] = Some(Sample {
                 name: chosen.name(index),
                 label: trained.classes[chosen.label(index)].clone(),
-                top: order
-                    .into_iter()
-                    .take(TOP)
-                    .map(|class| (trained.classes[class].clone(), p[class]))
-                    .collect(),
+                top: ranked(&probabilities, &trained.classes, TOP),
                 small: image.height.max(image.width) <= SMALL,
                 picture: data_uri(image)?,
             });

@@ -8,6 +8,7 @@ mod places;
 mod plan;
 mod predict;
 mod ranks;
+mod report;
 mod resume;
 mod suites;
 mod train;

@@ -166,7 +166,7 @@ fn sets_of_other_classes() {
 
     place.write("map.json", r#"{"even": [0, 2, 4, 6, 8], "odd": ["1", "3", "5", "7", "9"]}"#);
     let ood = report(&place, "ood", "--data other --label-map map.json");
-    let right = |i: usize| (predicted[i] % 2 == 0) == (names[i].0 == "even");
+    let right = |i: usize| predicted[i].is_multiple_of(2) == (names[i].0 == "even");
     let expected = (0..24).filter(|&i| right(i)).count() as f64 / 24.0;
     close(&ood["top1"], &json!(expected));
     assert_eq!(

@@ -158,6 +158,7 @@ impl Source for Cropped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::draw::Draw;
 
     #[test]
     fn crops_are_central() {
@@ -198,18 +199,18 @@ mod tests {
         for patches in [1, 2, 5, 16, 64, 100] {
             let settings = Setting::whole(Size::Tokens(patches)).packing(&recipe).unwrap();
             for size in [(8, 8), (30, 7), (5, 90), (1000, 1001)] {
-                let grid = settings.plan(0, 0, size).target.grid;
+                let grid = settings.plan(Draw::default(), size).target.grid;
                 assert!(grid.patches() <= patches, "{size:?} {patches}: {grid:?}");
                 // Another row or column would be too much, up to what rounding an aspect ratio leaves free.
                 let longer = grid.patches() + grid.rows + grid.cols + 1;
                 assert!(longer > patches || grid.rows.max(grid.cols) >= 16, "{size:?} {patches}: {grid:?}");
             }
-            let square = settings.plan(0, 0, (50, 50)).target.grid;
+            let square = settings.plan(Draw::default(), (50, 50)).target.grid;
             assert_eq!((square.rows, square.cols), (patches.isqrt(), patches.isqrt()));
         }
         let error = Setting::whole(Size::Tokens(4096)).packing(&recipe).unwrap_err().to_string();
         assert!(error.contains("--tokens 4096") && error.contains("packing.tokens = 2048"), "{error}");
         let half = Setting { size: Size::Tokens(64), keep: 0.5 }.packing(&recipe).unwrap();
-        assert_eq!(half.plan(0, 0, (50, 50)).kept, 32);
+        assert_eq!(half.plan(Draw::default(), (50, 50)).kept, 32);
     }
 }
