@@ -8,7 +8,7 @@ use super::classification::{sigmoid_loss, softmax_loss};
 use super::probability;
 use crate::recipe::LossKind;
 
-/// Buckets of confidence of an [`ReliabilityDiagram`].
+/// Buckets of confidence of a [`ReliabilityDiagram`].
 pub const BUCKETS: usize = 30;
 /// Bounds of a fitted temperature; one that ends up at a bound has no minimum between them.
 pub const TEMPERATURES: [f64; 2] = [0.01, 100.0];
