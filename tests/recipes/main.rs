@@ -1,5 +1,7 @@
 //! Recipes: the embedded ones, inheritance, overrides, and what a person reads after a mistake.
 
+mod deit3;
+
 use std::path::PathBuf;
 
 use trencadis::recipe::load;
