@@ -69,7 +69,9 @@ impl PackingSettings {
                 }
             }
         }
-        let best = if image.tokens == best.tokens { image.clone() } else { best };
+        // Where longer images drop more, the drawn one may fill it better than those looked at.
+        let drawn = (best.tokens..=gap).contains(&image.tokens);
+        let best = if drawn { image.clone() } else { best };
         Some(PlannedImage { fitted: true, ..best })
     }
 }

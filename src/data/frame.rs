@@ -58,6 +58,15 @@ impl Frame {
             }
         }
     }
+
+    /// The size (height, width) whose target was taken for an image of `size`.
+    pub(crate) fn aimed(&self, size: (usize, usize)) -> (usize, usize) {
+        match *self {
+            Self::Whole => size,
+            Self::Box(PixelBox { height, width, .. }) => (height, width),
+            Self::Cut { .. } => (size.0.min(size.1), size.0.min(size.1)),
+        }
+    }
 }
 
 /// How frames are chosen.

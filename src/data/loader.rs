@@ -103,15 +103,16 @@ struct Watch {
 }
 
 impl Watch {
-    /// For a rank that loads one of `parts` parts.
-    fn new(samples: usize, parts: usize, limit: f64) -> Self {
+    /// For a rank that loads one of `parts` parts, where each of `samples` comes `repeats` times in a row.
+    fn new(samples: usize, repeats: usize, parts: usize, limit: f64) -> Self {
+        let draws = |samples: u64| (samples * repeats as u64 / parts as u64).max(1);
         Self {
             report: LoaderReport::default(),
             drawn: vec![false; samples],
             unreadable: vec![false; samples],
             recent: VecDeque::new(),
-            window: (JUDGED.max(samples as u64) / parts as u64).max(1),
-            least: (JUDGED.min(samples as u64) / parts as u64).max(1),
+            window: draws(JUDGED.max(samples as u64)),
+            least: draws(JUDGED.min(samples as u64)),
             limit,
         }
     }
@@ -315,7 +316,8 @@ impl Pipeline {
         state: Option<&LoaderState>,
         rounds: Rounds,
     ) -> Result<Self> {
-        let watch = Watch::new(source.len(), rounds.share.parts, recipe.data.max_unreadable);
+        let limit = recipe.data.max_unreadable;
+        let watch = Watch::new(source.len(), settings.repeats, rounds.share.parts, limit);
         let planner = Planner::new(source.clone(), settings, state)?;
         let (send, queue) = bounded(QUEUE);
         let stop = Arc::new(AtomicBool::new(false));

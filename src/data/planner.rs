@@ -295,7 +295,7 @@ impl Planner {
                     self.skip(draw.sample, &error);
                     self.barren += 1;
                     // A single pass ends by itself, with every image named.
-                    if self.settings.training && self.barren >= self.source.len() {
+                    if self.settings.training && self.barren >= self.source.len() * self.settings.repeats {
                         return Err(Error::usage(format!(
                             "none of the {} images can be read; the last is {error}",
                             self.source.len()

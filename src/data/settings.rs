@@ -117,14 +117,16 @@ impl PackingSettings {
         size: (usize, usize),
         resolution: f64,
     ) -> PlannedImage {
-        let rate = drop.rate(&self.drop, self.standing(size, resolution, draw.seen));
-        let room = rate.longest(self.capacity() - self.prefix);
-        let limits = Limits { patches: room.min(self.limits.patches), ..self.limits };
+        let rate = |size| drop.rate(&self.drop, self.standing(size, resolution, draw.seen));
         let Draw { epoch, sample, seen } = draw;
         let crop = Stream::new(self.seed, epoch, sample, Purpose::Crop);
-        let aim = |size| resolution::target(&self.resolution, self.patch, limits, size, resolution);
+        let aim = |size| {
+            let room = rate(size).longest(self.capacity() - self.prefix);
+            let limits = Limits { patches: room.min(self.limits.patches), ..self.limits };
+            resolution::target(&self.resolution, self.patch, limits, size, resolution)
+        };
         let (frame, target) = self.framing.frame(crop, size, aim);
-        let kept = rate.kept(target.grid.patches());
+        let kept = rate(frame.aimed(size)).kept(target.grid.patches());
         let tokens = kept + self.prefix;
         PlannedImage { sample, epoch, seen, size, frame, target, kept, tokens, fitted: false }
     }

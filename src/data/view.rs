@@ -43,6 +43,11 @@ impl ViewSettings {
     }
 }
 
+/// Pixels by which a rectangle that is resized is moved, which changes no value. Where the middle of its first or last
+/// pixel fell on that of a pixel of the image, fast_image_resize 6.1 would leave out the filter's zeros there, take the
+/// rectangle for smaller than what the pixels beside it need, and read outside of its buffer.
+const OFF_CENTRE: f64 = 1e-6;
+
 /// Makes planned images from files. One per thread: it keeps buffers from image to image.
 pub struct Viewer<'a> {
     source: &'a dyn Source,
@@ -101,8 +106,12 @@ fn framed(resizer: &mut Resizer, image: Image, plan: &PlannedImage) -> Result<Im
             let (first_row, seen_rows) = extent(&rows);
             let (first_column, seen_columns) = extent(&columns);
             let place = |first: usize, seen: usize, of: usize, from: usize| {
+                if seen == of {
+                    return (0.0, from as f64);
+                }
                 let scaled = |pixels: usize| pixels as f64 * from as f64 / of as f64;
-                (scaled(first), scaled(seen).min(from as f64 - scaled(first)))
+                let start = scaled(first) + OFF_CENTRE;
+                (start, scaled(seen).min(from as f64 - start))
             };
             let (y, h) = place(first_row, seen_rows, height, image.height);
             let (x, w) = place(first_column, seen_columns, width, image.width);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::validate::{require, within};
+use super::validate::{MAX_SIDE, require, within};
 use super::{AspectKind, Recipe, ResolutionKind};
 use crate::{Error, Result};
 
@@ -134,6 +134,7 @@ impl Recipe {
             format!("augment.color_jitter must lie in 0..1, but it is {}", augment.color_jitter)
         })?;
         within("augment.repeats", augment.repeats as u64, 1, MAX_REPEATS)?;
+        within("augment.padding", augment.padding as u64, 0, MAX_SIDE as u64)?;
         let [low, high] = augment.scale;
         require(low > 0.0 && low <= high && high <= 1.0, || {
             format!(
@@ -192,6 +193,12 @@ impl Recipe {
             format!(
                 "eval.crop = {crop} cuts squares and needs resolution.aspect = \"square\"; set eval.crop = 0 to see the \
                  whole image at its own shape"
+            )
+        })?;
+        require(crop == 0.0 || crop == 1.0 || resolution.kind != ResolutionKind::Native, || {
+            format!(
+                "eval.crop = {crop} enlarges images before it cuts them, and resolution.kind = \"native\" never does; set \
+                 eval.crop to 0 or 1, or another kind"
             )
         })?;
         require(crop == 0.0 || crop >= 0.01, || {

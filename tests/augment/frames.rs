@@ -8,10 +8,11 @@ use trencadis::data::packing::{PackingSettings, PlannedImage};
 use trencadis::data::resolution::{Grid, Target};
 use trencadis::data::source::Image;
 use trencadis::data::view::{ViewSettings, Viewer};
-use trencadis::recipe::{AspectKind, CropKind, Recipe, RemainderKind, ResolutionKind};
+use trencadis::recipe::{AspectKind, CropKind, DropKind, Recipe, RemainderKind, ResolutionKind};
 use trencadis::rng::{Purpose, Stream};
 
-use super::{One, goldens, image, numbers};
+use super::support::one::One;
+use super::{goldens, image, numbers};
 
 fn view(source: &One, frame: Frame, height: usize, width: usize) -> Image {
     let target = Target { grid: Grid { rows: 1, cols: 1 }, height, width, downscaled: false };
@@ -73,6 +74,48 @@ fn crops_give_the_pixels_of_the_reference() {
         seen += 1;
     }
     assert_eq!(seen, 9);
+}
+
+/// Of images of any size that are enlarged, every place that a square may be cut from shows what the whole image, resized,
+/// has there: also where the middles of pixels before and after resizing coincide.
+#[test]
+fn a_cut_shows_the_same_as_the_whole_image() {
+    for (channels, short) in [(1, 16), (3, 16), (1, 64), (1, 7)] {
+        for long in short..short + 24 {
+            let pixels = (0..short * long * channels).map(|i| (i * i * 31 % 251) as u8).collect();
+            let source = One(Image { height: short, width: long, channels, pixels });
+            let (height, width) = (3 * short, 3 * long);
+            let whole = view(&source, Frame::Whole, height, width);
+            for left in [0, 1, 4, (width - height) / 2, width - height] {
+                let frame = Frame::Cut { height, width, top: 0, left: left as isize };
+                let cut = view(&source, frame, height, height);
+                let rows = whole.pixels.chunks_exact(width * channels);
+                // What lies beyond the right edge is mirrored.
+                let inside = height.min(width - left);
+                let wants = rows.map(|row| &row[left * channels..][..inside * channels]);
+                for (got, want) in cut.pixels.chunks_exact(height * channels).zip(wants) {
+                    let off = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+                    assert!(got.iter().zip(want).map(off).max() <= Some(1), "{short}x{long} from {left}");
+                }
+            }
+        }
+    }
+}
+
+/// The drop rate follows the length of what is seen, not that of the whole image.
+#[test]
+fn rates_follow_the_crop() {
+    let mut recipe = Recipe::default();
+    recipe.augment.crop = CropKind::RandomResized;
+    recipe.augment.scale = [0.08, 0.1];
+    (recipe.resolution.kind, recipe.resolution.min, recipe.resolution.max) = (ResolutionKind::Native, 8, 128);
+    recipe.model.patch = 4;
+    (recipe.drop.kind, recipe.drop.min, recipe.drop.max) = (DropKind::Resolution, 0.1, 0.5);
+    for image in frames(&recipe, (128, 128), 50) {
+        let patches = image.target.grid.patches();
+        let dropped = 1.0 - image.kept as f64 / patches as f64;
+        assert!((60..150).contains(&patches) && dropped < 0.2, "{patches} patches, {dropped} dropped");
+    }
 }
 
 /// A panorama is resized only where it is seen, and shows the same.

@@ -10,8 +10,7 @@ mod support;
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use trencadis::Result;
-use trencadis::data::source::{Image, Source};
+use trencadis::data::source::Image;
 
 /// The bytes of the file with the references' results.
 fn goldens() -> Vec<u8> {
@@ -30,31 +29,6 @@ fn numbers(tensors: &SafeTensors<'_>, name: &str) -> Vec<f64> {
     let (values, rest) = tensors.tensor(name).unwrap().data().as_chunks::<8>();
     assert!(rest.is_empty());
     values.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
-}
-
-/// One image, in memory.
-struct One(Image);
-
-impl Source for One {
-    fn len(&self) -> usize {
-        1
-    }
-
-    fn name(&self, _: usize) -> String {
-        "the image".into()
-    }
-
-    fn label(&self, _: usize) -> usize {
-        0
-    }
-
-    fn size(&self, _: usize) -> Result<(usize, usize)> {
-        Ok((self.0.height, self.0.width))
-    }
-
-    fn load(&self, _: usize, _: usize) -> Result<Image> {
-        Ok(self.0.clone())
-    }
 }
 
 /// Mean and standard deviation.

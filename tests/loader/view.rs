@@ -1,38 +1,14 @@
 //! From a planned image to pixels, and from pixels to rows.
 
-use trencadis::Result;
 use trencadis::data::augment::AugmentSettings;
 use trencadis::data::frame::Frame;
 use trencadis::data::packing::PlannedImage;
 use trencadis::data::patchify::Patchifier;
 use trencadis::data::resolution::{Grid, Target};
-use trencadis::data::source::{Image, Source};
+use trencadis::data::source::Image;
 use trencadis::data::view::{ViewSettings, Viewer};
 
-/// One image, in memory.
-struct One(Image);
-
-impl Source for One {
-    fn len(&self) -> usize {
-        1
-    }
-
-    fn name(&self, _: usize) -> String {
-        "the image".into()
-    }
-
-    fn label(&self, _: usize) -> usize {
-        0
-    }
-
-    fn size(&self, _: usize) -> Result<(usize, usize)> {
-        Ok((self.0.height, self.0.width))
-    }
-
-    fn load(&self, _: usize, _: usize) -> Result<Image> {
-        Ok(self.0.clone())
-    }
-}
+use super::support::one::One;
 
 fn planned(epoch: u64, grid: (usize, usize), height: usize, width: usize) -> PlannedImage {
     let grid = Grid { rows: grid.0, cols: grid.1 };

@@ -3,6 +3,7 @@
 
 pub mod devices;
 pub mod numbers;
+pub mod one;
 pub mod places;
 pub mod rounded;
 pub mod synthetic;
