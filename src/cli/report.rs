@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    let runs = args.runs.iter().map(|path| RunLog::read(path)).collect::<Result<Vec<_>>>()?;
+    let runs = RunLog::read_all(&args.runs)?;
     let device = if args.samples > 0 { device::select(args.device)?.device } else { None };
     let shown = args.runs.iter().map(|path| samples(path, args.samples, device.as_ref()));
     let html = page(&runs, &shown.collect::<Result<Vec<_>>>()?);

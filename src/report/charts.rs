@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::log::RunLog;
+use super::log::{RunLog, Total};
 use crate::eval::chart::{Axis, COLOURS, FAINT, Figure, Mark, Panel, Scale};
 
 /// Points that a line has at most; more are averaged in groups.
@@ -39,14 +39,9 @@ pub fn training(runs: &[RunLog]) -> Vec<Figure> {
         runs.iter()
             .map(|run| {
                 let totals = run.totals();
-                let at = |step: u64| {
-                    let line = run
-                        .steps
-                        .partition_point(|line| line.step < step)
-                        .min(run.steps.len().checked_sub(1)?);
-                    Some(x(totals[line]))
-                };
-                run.evaluations.iter().filter_map(|e| Some((at(e.step)?, 100.0 * e.top1))).collect()
+                let point =
+                    |e: &super::log::Evaluation| Some((x(total_at(run, &totals, e.step)?), 100.0 * e.top1));
+                run.evaluations.iter().filter_map(point).collect()
             })
             .collect()
     };
@@ -106,6 +101,17 @@ pub fn training(runs: &[RunLog]) -> Vec<Figure> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// The totals of a run after `step` steps: between two lines in proportion, beyond the last one those of the last.
+fn total_at(run: &RunLog, totals: &[Total], step: u64) -> Option<Total> {
+    let line = run.steps.partition_point(|line| line.step < step);
+    let Some(after) = totals.get(line) else { return totals.last().copied() };
+    let (first, before) =
+        line.checked_sub(1).map_or((0, Total::default()), |i| (run.steps[i].step, totals[i]));
+    let share = (step - first) as f64 / (run.steps[line].step - first).max(1) as f64;
+    let between = |from: f64, to: f64| from + share * (to - from);
+    Some((between(before.0, after.0), between(before.1, after.1), between(before.2, after.2)))
 }
 
 /// What the suites `resolution`, `calibration` and `cascade` have found.
@@ -206,7 +212,7 @@ fn panel(title: &str, x: &str, y: &str, runs: Vec<Points>, kind: Kind, dots: boo
     let right = all().map(|p| p.0).fold(0.0, f64::max);
     let scale = match kind {
         Kind::Percent => Scale::around(all().map(|p| p.1), (0.0, 100.0)),
-        Kind::Positive => Scale::around(all().map(|p| p.1), (0.0, f64::MAX)),
+        Kind::Positive => Scale::around(all().map(|p| p.1), (0.0, f64::INFINITY)),
         Kind::Logarithmic => Scale::log_around(all().map(|p| p.1)),
     };
     let mut panel = Panel::new(title, Axis::new(x, Scale::linear(0.0, right)), Axis::new(y, scale));
@@ -219,7 +225,8 @@ fn draw(panel: &mut Panel, runs: Vec<Points>, dots: bool) -> Option<Figure> {
     }
     for (index, points) in runs.into_iter().enumerate() {
         let colour = colour(index);
-        if dots {
+        // A line of one point is not seen.
+        if dots || points.len() == 1 {
             panel.marks.push(Mark::Dots { points: points.clone(), colour });
         }
         panel.marks.push(Mark::Line { points, colour, dashed: false });
@@ -241,6 +248,16 @@ fn thinned(points: Points) -> Points {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::log::Step;
+
+    #[test]
+    fn a_single_point_has_a_dot() {
+        let dots = |points: Points| {
+            let drawn = panel("", "", "", vec![points], Kind::Positive, false).unwrap();
+            drawn.panels[0].marks.iter().filter(|mark| matches!(mark, Mark::Dots { .. })).count()
+        };
+        assert_eq!((dots(vec![(1.0, 2.0)]), dots(vec![(1.0, 2.0), (2.0, 2.0)])), (1, 0));
+    }
 
     #[test]
     fn long_lines_are_averaged() {
@@ -250,6 +267,44 @@ mod tests {
         assert_eq!(thin[0], (1.5, 3.0));
         assert_eq!(thinned(points[..300].to_vec()), points[..300]);
         assert_eq!(thinned(Vec::new()), []);
+    }
+
+    #[test]
+    fn losses_are_told_apart() {
+        let drawn = panel("", "", "", vec![vec![(1.0, 2.3), (2.0, 0.4)]], Kind::Positive, false).unwrap();
+        let height = |loss: f64| drawn.panels[0].y.scale.place(loss);
+        assert!(height(2.3) > 0.85 && height(0.4) < 0.15, "{} {}", height(2.3), height(0.4));
+    }
+
+    #[test]
+    fn totals_lie_between_the_lines() {
+        let step = |step: u64, images: u64| Step {
+            step,
+            loss: None,
+            accuracy: None,
+            learning_rate: None,
+            grad_norm: None,
+            images,
+            tokens: 0,
+            token_rows: 0,
+            flop: 2.0,
+            seconds: 0.5,
+        };
+        let run = RunLog {
+            name: String::new(),
+            recipe: Default::default(),
+            steps: vec![step(10, 3), step(30, 5)],
+            evaluations: Vec::new(),
+            suites: Default::default(),
+            tables: Default::default(),
+        };
+        let at = |step: u64| total_at(&run, &run.totals(), step).unwrap();
+        assert_eq!(at(0), (0.0, 0.0, 0.0));
+        assert_eq!(at(5), (15.0, 10.0, 2.5));
+        assert_eq!(at(10), (30.0, 20.0, 5.0));
+        assert_eq!(at(15), (55.0, 30.0, 7.5));
+        assert_eq!((at(30), at(31)), ((130.0, 60.0, 15.0), (130.0, 60.0, 15.0)));
+        assert_eq!(total_at(&run, &[], 3), None);
     }
 
     #[test]

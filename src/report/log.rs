@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -54,10 +55,13 @@ enum Line {
     Other,
 }
 
+/// (Images, FLOPs, seconds) up to a step.
+pub type Total = (f64, f64, f64);
+
 /// A run's folder, read.
 #[derive(Clone, Debug)]
 pub struct RunLog {
-    /// The folder's name.
+    /// The folder's name; the path where several runs have that name.
     pub name: String,
     /// Every key of the recipe, such as `train.lr`, with its value as TOML.
     pub recipe: BTreeMap<String, String>,
@@ -71,7 +75,30 @@ pub struct RunLog {
     pub tables: BTreeMap<String, String>,
 }
 
+fn unreadable(path: &Path, cause: io::Error) -> Error {
+    Error::file(path, format_args!("cannot be read: {cause}"))
+}
+
+fn text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|cause| unreadable(path, cause))
+}
+
 impl RunLog {
+    /// Reads the folders of runs, which get names that differ.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut runs = paths.iter().map(|path| Self::read(path)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
+        for (run, path) in runs.iter_mut().zip(paths) {
+            if names.iter().filter(|name| **name == run.name).count() > 1 {
+                run.name = path.display().to_string();
+            }
+        }
+        Ok(runs)
+    }
+
     /// Reads the folder of a run.
     ///
     /// # Errors
@@ -84,13 +111,12 @@ impl RunLog {
                 "is not the folder of a run (it holds no recipe.toml); name one, such as runs/digits-1",
             ));
         }
-        let text = |path: &Path| fs::read_to_string(path).map_err(|cause| Error::io(path, cause));
         let table: toml::Table = text(&recipe)?
             .parse()
             .map_err(|cause| Error::file(&recipe, format_args!("is damaged: {cause}")))?;
         let mut keys = BTreeMap::new();
         flatten("", &table, &mut keys);
-        let full = path.canonicalize().map_err(|cause| Error::io(path, cause))?;
+        let full = path.canonicalize().map_err(|cause| unreadable(path, cause))?;
         let name =
             full.file_name().map_or_else(|| full.display().to_string(), |n| n.to_string_lossy().into());
         let mut run = Self {
@@ -133,15 +159,14 @@ impl RunLog {
     fn read_suites(&mut self, folder: &Path) -> Result<()> {
         let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
         for entry in entries {
-            let path = entry.map_err(|cause| Error::io(folder, cause))?.path();
+            let path = entry.map_err(|cause| unreadable(folder, cause))?.path();
             let Some(name) = path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned) else {
                 continue;
             };
             if path.extension().is_none_or(|end| end != "json") {
                 continue;
             }
-            let text = fs::read_to_string(&path).map_err(|cause| Error::io(&path, cause))?;
-            let value: Value = serde_json::from_str(&text).map_err(|cause| {
+            let value: Value = serde_json::from_str(&text(&path)?).map_err(|cause| {
                 Error::file(&path, format_args!("is no JSON ({cause}); run the evaluation again"))
             })?;
             // Further files of a suite lie beside its own.
@@ -164,7 +189,7 @@ impl RunLog {
 
     /// Of each step line, (images, FLOPs, seconds) up to and including it. Steps between two lines count as the second
     /// of them.
-    pub fn totals(&self) -> Vec<(f64, f64, f64)> {
+    pub fn totals(&self) -> Vec<Total> {
         let (mut before, mut total) = (0, (0.0, 0.0, 0.0));
         let mut totals = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
@@ -235,6 +260,19 @@ mod tests {
     }
 
     #[test]
+    fn names_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a/digits-1", "b/digits-1", "b/digits-2"].map(|path| dir.path().join(path));
+        for path in &paths {
+            fs::create_dir_all(path).unwrap();
+            fs::write(path.join("recipe.toml"), "").unwrap();
+        }
+        let names: Vec<String> = RunLog::read_all(&paths).unwrap().into_iter().map(|run| run.name).collect();
+        let [first, second, _] = paths.map(|path| path.display().to_string());
+        assert_eq!(names, [first.as_str(), second.as_str(), "digits-2"]);
+    }
+
+    #[test]
     fn what_is_no_run_or_damaged_is_named() {
         let empty = tempfile::tempdir().unwrap();
         let error = RunLog::read(empty.path()).unwrap_err();
@@ -242,6 +280,9 @@ mod tests {
         let dir = folder("{\"step\":1}\n");
         let error = RunLog::read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("metrics.jsonl") && error.contains("line 1"), "{error}");
+        fs::write(dir.path().join("metrics.jsonl"), [0xff]).unwrap();
+        let error = RunLog::read(dir.path()).unwrap_err();
+        assert!(error.exit_code() == 2 && error.to_string().contains("cannot be read"), "{error}");
         fs::write(dir.path().join("metrics.jsonl"), "").unwrap();
         fs::create_dir(dir.path().join("eval")).unwrap();
         fs::write(dir.path().join("eval/x.json"), "{").unwrap();

@@ -3,10 +3,17 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 use super::charts;
 use super::log::RunLog;
 use super::samples::Sample;
+use crate::eval::chart::escape;
 use crate::eval::predict::Scored;
+
+/// What the numbers of a suite depend on, and where its report has it.
+const CONDITIONS: [(&str, fn(&Value) -> String); 3] =
+    [("data", |suite| shown(&suite["data"])), ("crop", |suite| shown(&suite["crop"])), ("sizes", sizes)];
 
 const STYLE: &str = "\
 :root { color: #24292f; background: #f6f7f9; font: 15px/1.45 system-ui, sans-serif; }
@@ -43,6 +50,7 @@ pub fn page(runs: &[RunLog], samples: &[Vec<Sample>]) -> String {
     summary(&mut out, runs);
     differences(&mut out, runs);
     section(&mut out, "Training", charts::training(runs).iter().map(|figure| card(&figure.to_svg())));
+    other_conditions(&mut out, runs);
     section(&mut out, "Evaluations", charts::evaluations(runs).iter().map(|figure| card(&figure.to_svg())));
     calibration(&mut out, runs);
     predictions(&mut out, runs, samples);
@@ -128,6 +136,49 @@ fn differences(out: &mut String, runs: &[RunLog]) {
         std::iter::once(format!("<code>{}</code>", escape(key))).chain(runs.iter().map(value)).collect()
     });
     table(out, &header, rows);
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "none".into(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+/// The size, or sizes, of a suite.
+fn sizes(suite: &Value) -> String {
+    let lists = ["resized", "single", "sizes"].map(|key| suite[key].as_array());
+    match lists.into_iter().flatten().next() {
+        Some(list) => list.iter().map(|point| shown(&point["size"])).collect::<Vec<_>>().join(", "),
+        None => shown(&suite["size"]),
+    }
+}
+
+/// Where the suites of the runs looked at other data, crops or sizes, so that their numbers do not compare.
+fn other_conditions(out: &mut String, runs: &[RunLog]) {
+    let suites: BTreeSet<&String> = runs.iter().flat_map(|run| run.suites.keys()).collect();
+    for suite in suites {
+        let found: Vec<(usize, &Value)> = runs
+            .iter()
+            .enumerate()
+            .filter_map(|(index, run)| Some((index, run.suites.get(suite)?)))
+            .collect();
+        for (what, of) in CONDITIONS {
+            let differ = found.iter().any(|(_, value)| of(value) != of(found[0].1));
+            if differ {
+                let each = found
+                    .iter()
+                    .map(|(index, value)| format!("{} {}", name(runs, *index), escape(&of(value))));
+                let _ = writeln!(
+                    out,
+                    "<p>The runs differ in the {what} of {}: {}.</p>",
+                    escape(suite),
+                    each.collect::<Vec<_>>().join("; ")
+                );
+            }
+        }
+    }
 }
 
 fn calibration(out: &mut String, runs: &[RunLog]) {
@@ -223,10 +274,6 @@ fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<Strin
     let _ = writeln!(out, "</table>");
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -296,6 +343,22 @@ mod tests {
             let open = html.matches(&format!("<{tag}")).count();
             assert_eq!(open, html.matches(&format!("</{tag}>")).count(), "{tag}");
         }
+    }
+
+    #[test]
+    fn results_of_other_data_are_told() {
+        let mut runs = [run("a", "0.1"), run("b", "0.1")];
+        assert!(!page(&runs, &[Vec::new(), Vec::new()]).contains("The runs differ"));
+        let single = |size: &str| json!([{"size": size}]);
+        for (run, (data, size)) in runs.iter_mut().zip([("x<y", "9 tokens"), ("z", "16 tokens")]) {
+            let suite = run.suites.get_mut("cascade").unwrap();
+            (suite["data"], suite["single"]) = (json!(data), single(size));
+        }
+        let html = page(&runs, &[Vec::new(), Vec::new()]);
+        for what in ["data", "sizes"] {
+            assert!(html.contains(&format!("The runs differ in the {what} of cascade: ")), "{what}");
+        }
+        assert!(html.contains("x&lt;y") && html.contains("16 tokens") && !html.contains("the crop of"));
     }
 
     #[test]

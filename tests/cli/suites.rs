@@ -93,7 +93,7 @@ fn sizes_calibration_and_speed() {
     for (dropped, resized) in dropped.iter().zip(resized) {
         assert_eq!(dropped["size"], "32 px");
         let ratio = number(&dropped["tokens_per_image"]) / number(&resized["tokens_per_image"]);
-        assert!((0.8..1.25).contains(&ratio), "as dear as the smaller image: {ratio}");
+        assert!((0.95..1.05).contains(&ratio), "as dear as the smaller image: {ratio}");
     }
 
     let cascade = report(&place, "cascade", "--tokens 36,9");
@@ -109,7 +109,8 @@ fn sizes_calibration_and_speed() {
     close(&single[0]["top1"], &resized[0]["top1"]);
     close(&single[1]["top1"], &resized[2]["top1"]);
     let flops = |point: &Value| number(&point["gflop_per_image"]);
-    assert!((flops(&points[5]) - flops(&single[0]) - 0.25 * flops(&single[1])).abs() < 1e-9);
+    let share = 90.0 / 359.0;
+    assert!((flops(&points[5]) - flops(&single[0]) - share * flops(&single[1])).abs() < 1e-9);
     assert_eq!(flops(&points[0]), flops(&single[0]));
 
     let throughput = report(&place, "throughput", "--tokens 9,36 --repetitions 3");
@@ -148,6 +149,20 @@ fn sizes_calibration_and_speed() {
     place.run("eval runs/digits-1 --suite calibration --crop 1.5").refuses(&["--crop 1.5", "at most 1"]);
     place.run("eval runs/digits-1 --suite resolution --resolution 0").refuses(&["--resolution 0"]);
     place.run("eval runs/digits-1 --tokens 9").refuses(&["--suite"]);
+    for words in ["", "--suite resolution"] {
+        place.run(&format!("eval runs/digits-1 {words} --resolution 16,30001")).refuses(&["30001", "30000"]);
+    }
+    place
+        .run("eval runs/digits-1 --suite resolution --drop --resolution 900,901")
+        .refuses(&["--drop", "900 px", "901 px", "differ"]);
+    place.run("eval runs/digits-1 --suite cascade,ood --tokens 9,36 --drop").refuses(&[
+        "--drop",
+        "--suite cascade,ood",
+        "--suite resolution",
+    ]);
+    place
+        .run("eval runs/digits-1 --suite calibration --repetitions 3")
+        .refuses(&["--repetitions", "--suite throughput"]);
     fs::copy(place.path("runs/digits-1/best.safetensors"), place.path("alone.safetensors")).unwrap();
     place.run("eval alone.safetensors --suite calibration").refuses(&["alone.safetensors", "--out DIR"]);
 }
@@ -206,8 +221,17 @@ fn sets_of_other_classes() {
     pictures(&place, "digits", &digits.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect::<Vec<_>>());
     let ood = report(&place, "ood", "--data digits");
     close(&ood["top1"], &plain(&place, "--data digits")[0]["top1"]);
-    report(&place, "ood", "--data digits --crop 0.875");
-    report(&place, "ood", "--data digits --crop-square 0.75");
+    assert_eq!(ood["crop"], Value::Null);
+    let cropped = report(&place, "ood", "--data digits --crop 0.875");
+    assert_eq!(cropped["crop"], json!({"sides": 0.875}));
+    let square = report(&place, "ood", "--data digits --crop-square 0.75");
+    assert_eq!(square["crop"], json!({"square": 0.75}));
+    // Instead of the recipe's own crop, not on top of it.
+    let own = "--set resolution.aspect=square --set eval.crop=0.5";
+    let whole = report(&place, "ood", "--data digits --crop-square 0.75 --set resolution.aspect=square");
+    let both = report(&place, "ood", &format!("--data digits --crop-square 0.75 {own}"));
+    assert_eq!((&both["ece"], &both["crop"]), (&whole["ece"], &json!({"square": 0.75})));
+    assert_eq!(report(&place, "ood", &format!("--data digits {own}"))["crop"], json!({"eval.crop": 0.5}));
 
     let refused = |words: &str, parts: &[&str]| {
         place.run(&format!("eval runs/digits-1 --suite ood --data other {words}")).refuses(parts);
@@ -221,6 +245,8 @@ fn sets_of_other_classes() {
     refused("--label-map absent.csv", &["absent.csv", "cannot be read"]);
     place.write("few.csv", "p00.png,3\n");
     refused("--image-labels few.csv", &["23 of 24 images have no labels", "p03.png"]);
+    place.write("twice.csv", labels.clone() + "\np00.png,3\n");
+    refused("--image-labels twice.csv", &["twice.csv", "p00.png` is named twice"]);
     place.write("short.json", "[[1]]");
     refused("--image-labels short.json", &["1 lists", "24 images"]);
     place.write("none.csv", "# nothing\n");
@@ -264,7 +290,10 @@ fn shape_or_texture() {
 
     // Against itself, by its decisions and as a model.
     fs::copy(place.path("runs/digits-1/eval/shape-bias-decisions.csv"), place.path("self.csv")).unwrap();
-    for against in ["self.csv", "runs/digits-1"] {
+    let renamed: String =
+        rows.iter().enumerate().map(|(i, row)| format!("{i:04}_cue_{}\t{}\n", row[0], row[1])).collect();
+    place.write("renamed.tsv", format!("imagename\tobject_response\n{renamed}"));
+    for against in ["self.csv", "renamed.tsv", "runs/digits-1"] {
         let report = report(&place, "shape-bias", &format!("{words} --against {against}"));
         let agreement = &report["agreements"][0];
         assert_eq!(
@@ -303,6 +332,10 @@ fn shape_or_texture() {
         &format!("{words} --against bad.csv"),
         &["bad.csv", "no column `object_response`", "image, what"],
     );
+    place.write("answer.csv", "image,decision\ncat0-dog1.png,dgo\n");
+    refused(&format!("{words} --against answer.csv"), &["answer.csv", "line 2", "`dgo`", "`na`"]);
+    place.write("twice.csv", "image,decision\ncat0-dog1.png,dog\ncat/cat0-dog1.png,\n");
+    refused(&format!("{words} --against twice.csv"), &["twice.csv", "line 3", "named twice"]);
     place.write("stray.csv", "image,decision\ncat0-dgo1.png,cat\n");
     refused(
         &format!("{words} --against stray.csv"),
@@ -314,7 +347,9 @@ fn shape_or_texture() {
 fn groups_of_images() {
     let place = Place::new();
     place.trained();
-    let names: Vec<(String, String)> = (0..40).map(|i| ((i % 10).to_string(), format!("p{i:02}"))).collect();
+    let mut names: Vec<(String, String)> =
+        (0..40).map(|i| ((i % 10).to_string(), format!("p{i:02}"))).collect();
+    names[39].1 = "#39".into();
     pictures(&place, "other", &names.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect::<Vec<_>>());
     let paths: Vec<String> = names.iter().map(|(class, name)| format!("other/{class}/{name}.png")).collect();
     let predicted = predicted(&place, &paths);

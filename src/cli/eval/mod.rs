@@ -8,10 +8,10 @@ mod suite;
 use super::{ModelArgs, print, use_data};
 use crate::data::source::{self, Dataset};
 use crate::device::{self, DeviceChoice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::run::evaluate;
 use crate::eval::trained::Trained;
-use crate::recipe::Recipe;
+use crate::recipe::{MAX_SIDE, Recipe};
 
 /// Classes that the report names as the hardest.
 const HARDEST: usize = 5;
@@ -52,6 +52,11 @@ fn dataset(recipe: &Recipe, data: Option<&str>) -> Result<Dataset> {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
+    if let Some(pixels) = args.resolution.iter().find(|pixels| **pixels > MAX_SIDE) {
+        return Err(Error::usage(format!(
+            "--resolution {pixels}: a resolution is at most {MAX_SIDE} pixels"
+        )));
+    }
     let device = device::select(args.device)?.device;
     if !args.suites.suite.is_empty() {
         return suite::run(args, device.as_ref());

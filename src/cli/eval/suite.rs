@@ -45,8 +45,8 @@ pub(super) struct SuiteArgs {
     /// Compare only the classes that the tables, or the set, name (ood).
     #[arg(long, requires = "suite")]
     restrict: bool,
-    /// Another model, or a table `image,decision`, to compare the errors with (shape-bias).
-    #[arg(long, value_name = "MODEL|CSV", requires = "suite")]
+    /// Another model, or a table `image,decision` (.csv, .tsv), to compare the errors with (shape-bias).
+    #[arg(long, value_name = "MODEL|TABLE", requires = "suite")]
     against: Option<PathBuf>,
     /// Class of a decision between yes and no, to which thresholds by group are fitted (fairness).
     #[arg(long, value_name = "CLASS", requires = "suite")]
@@ -54,9 +54,9 @@ pub(super) struct SuiteArgs {
     /// Compare smaller images with dropping tokens of large ones (resolution).
     #[arg(long, requires = "suite")]
     drop: bool,
-    /// Measurements of which the median is taken (throughput).
-    #[arg(long, value_name = "N", requires = "suite", default_value_t = 10)]
-    repetitions: usize,
+    /// Measurements of which the median is taken (throughput); 10 where it is not given.
+    #[arg(long, value_name = "N", requires = "suite")]
+    repetitions: Option<usize>,
 }
 
 impl SuiteArgs {
@@ -69,6 +69,31 @@ impl SuiteArgs {
             }
         }
         Ok(self.crop.map(Crop::Sides).or(self.crop_square.map(Crop::Square)))
+    }
+
+    /// Refuses what none of the suites would look at.
+    fn check(&self) -> Result<()> {
+        use Suite::{Calibration, Fairness, Ood, Resolution, ShapeBias, Throughput};
+        let options: [(&str, bool, &[Suite]); 8] = [
+            ("--attributes", self.attributes.is_some(), &[Fairness, Calibration]),
+            ("--label-map", self.label_map.is_some(), &[Ood, ShapeBias]),
+            ("--image-labels", self.image_labels.is_some(), &[Ood]),
+            ("--restrict", self.restrict, &[Ood]),
+            ("--against", self.against.is_some(), &[ShapeBias]),
+            ("--positive", self.positive.is_some(), &[Fairness]),
+            ("--drop", self.drop, &[Resolution]),
+            ("--repetitions", self.repetitions.is_some(), &[Throughput]),
+        ];
+        for (option, given, takers) in options {
+            if given && !takers.iter().any(|suite| self.suite.contains(suite)) {
+                return Err(Error::usage(format!(
+                    "{option} says nothing to --suite {}; leave it out, or run --suite {}, which takes it",
+                    self.suite.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(","),
+                    takers[0].name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// From `--resolution` and `--tokens`.
@@ -91,6 +116,7 @@ impl SuiteArgs {
 
 pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
     let suites = &args.suites;
+    suites.check()?;
     let (sizes, crop) = (suites.sizes(&args.resolution)?, suites.crop()?);
     let folder = match &suites.out {
         Some(folder) => folder.clone(),
@@ -102,9 +128,7 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
     let set: Arc<Dataset> = Arc::new(super::dataset(&trained.recipe, args.data.as_deref())?);
     let against = match &suites.against {
         None => None,
-        Some(path) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")) => {
-            Some(Observer::Decisions(path.clone()))
-        }
+        Some(path) if is_table(path) => Some(Observer::Decisions(path.clone())),
         Some(path) => {
             let other = Trained::load_for(path, &Told::default(), device, highest)?;
             Some(Observer::Model(Box::new(Session::new(other, set.clone(), crop)?)))
@@ -119,7 +143,7 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
         restrict: suites.restrict,
         positive: suites.positive.clone(),
         drop: suites.drop,
-        repetitions: suites.repetitions,
+        repetitions: suites.repetitions.unwrap_or(10),
         sizes,
     };
     for (index, suite) in suites.suite.iter().enumerate() {
@@ -134,6 +158,11 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
         print(&format!("{gap}{}\nwritten           {}\n", outcome.table, names.join(", ")))?;
     }
     Ok(())
+}
+
+fn is_table(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    ["csv", "tsv"].iter().any(|table| extension.eq_ignore_ascii_case(table))
 }
 
 /// `eval` in the folder of the run that `model` belongs to.

@@ -275,8 +275,13 @@ fn line(out: &mut String, (x0, y0): (f64, f64), (x1, y1): (f64, f64), colour: &s
     );
 }
 
+/// Text as it stands in XML and HTML, within quotes too.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
 fn text(out: &mut String, (x, y): (f64, f64), anchor: &str, more: &str, words: &str) {
-    let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let words = escape(words);
     let _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" {more}>{words}</text>");
 }
 

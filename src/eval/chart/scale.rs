@@ -20,10 +20,13 @@ impl Scale {
         if high > low { Self::Linear(low, high) } else { Self::Linear(low - 0.5, low + 0.5) }
     }
 
-    /// Around all values, with a margin of at least a hundredth of `bounds`, within them.
+    /// Around all values with a margin, within `bounds`, of which one may be infinite. The margin is at least a hundredth
+    /// of them, or of the largest value.
     pub fn around(values: impl IntoIterator<Item = f64>, bounds: (f64, f64)) -> Self {
         let (low, high) = extent(values).unwrap_or(bounds);
-        let margin = (0.08 * (high - low)).max(0.01 * (bounds.1 - bounds.0));
+        let whole = bounds.1 - bounds.0;
+        let least = 0.01 * if whole.is_finite() { whole } else { high.abs().max(low.abs()) };
+        let margin = (0.08 * (high - low)).max(least);
         Self::linear((low - margin).max(bounds.0), (high + margin).min(bounds.1))
     }
 
@@ -98,7 +101,9 @@ fn multiples(low: f64, high: f64, step: f64) -> Vec<f64> {
 /// With as many decimals as the step has.
 fn number(value: f64, step: f64) -> String {
     if value.abs() >= 1e6 {
-        return format!("{value:.0e}");
+        let power = |x: f64| (x.abs().log10() + 1e-9).floor();
+        let digits = (power(value) - power(step)).clamp(0.0, 9.0) as usize;
+        return format!("{value:.digits$e}");
     }
     let decimals = (-(step.log10() + 1e-9).floor()).clamp(0.0, 9.0) as usize;
     let text = format!("{value:.decimals$}");
@@ -117,6 +122,11 @@ mod tests {
     fn linear() {
         assert_eq!(labels(&Scale::linear(0.0, 1.0)), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(labels(&Scale::linear(93.1, 98.4)), ["94", "95", "96", "97", "98"]);
+        assert_eq!(
+            labels(&Scale::linear(0.0, 3e6)),
+            ["0", "500000", "1.0e6", "1.5e6", "2.0e6", "2.5e6", "3.0e6"]
+        );
+        assert_eq!(labels(&Scale::linear(0.9e9, 5.1e9)), ["1e9", "2e9", "3e9", "4e9", "5e9"]);
         assert_eq!(Scale::linear(0.0, 4.0).place(1.0), 0.25);
         assert_eq!(Scale::linear(3.0, 3.0).place(3.0), 0.5);
         for range in [1e-7, 0.3, 7.0, 99.0, 12345.0, 3e8] {
@@ -146,6 +156,13 @@ mod tests {
         assert!(low < 97.0 && low > 90.0 && high == 100.0, "{low} {high}");
         assert_eq!(Scale::around([0.0, 0.0], (0.0, 100.0)), Scale::Linear(0.0, 1.0), "all the same");
         assert_eq!(Scale::around([], (0.0, 1.0)), Scale::Linear(0.0, 1.0));
+        let Scale::Linear(low, high) = Scale::around([2.0, 3.0], (0.0, f64::INFINITY)) else { panic!() };
+        assert!(low > 1.8 && low < 2.0 && high > 3.0 && high < 3.2, "{low} {high}");
+        let Scale::Linear(low, high) = Scale::around([1e-3], (0.0, f64::INFINITY)) else { panic!() };
+        assert!(
+            low > 9e-4 && low < 1e-3 && high < 1.1e-3,
+            "a constant, such as a learning rate: {low} {high}"
+        );
         let Scale::Log(low, high) = Scale::log_around([5.0]) else { panic!() };
         assert!(low < 5.0 && high > 5.0 && low > 4.0);
     }

@@ -16,7 +16,7 @@ pub struct Agreement {
     pub observed_consistency: f64,
     /// The share that two independent observers of these accuracies would have: p₁p₂ + (1 − p₁)(1 − p₂).
     pub expected_consistency: f64,
-    /// Cohen's κ of being right: (observed − expected) / (1 − expected), in (−1, 1]; 1 where all is consistent.
+    /// Cohen's κ of being right: (observed − expected) / (1 − expected), in [−1, 1]; 1 where all is consistent.
     pub error_consistency: f64,
 }
 

@@ -128,7 +128,8 @@ pub(super) fn softmax_loss(logits: &[f32], label: usize, temperature: f64) -> f6
     let scaled = |x: f32| f64::from(x) / temperature;
     let max = scaled(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|&x| (scaled(x) - max).exp()).sum();
-    max + sum.ln() - scaled(logits[label])
+    // The logits may be so large that the logarithm would vanish beside them.
+    sum.ln() + (max - scaled(logits[label]))
 }
 
 /// Σ over the classes of binary cross-entropy of x = logit / temperature, in f64: softplus(x) − target·x.
@@ -162,6 +163,11 @@ mod tests {
         assert_eq!(report.per_class[5], (Some(0.0), 1));
         let normaliser = (-2..=3).map(|x| f64::from(x).exp()).sum::<f64>().ln();
         assert!((report.loss - (normaliser - (3.0 - 1.0 - 2.0) / 3.0)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn large_logits_keep_the_logarithm() {
+        assert_eq!(softmax_loss(&[1e20, 1e20], 1, 1.0), 2f64.ln());
     }
 
     #[test]

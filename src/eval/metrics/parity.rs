@@ -54,7 +54,7 @@ const NEVER: f64 = 1.0 + f64::EPSILON;
 
 impl Thresholds {
     /// The thresholds of the most accurate classifier among those that give all groups the same share of positive
-    /// decisions. `scores` are probabilities of being positive, `positive` what is true.
+    /// decisions; of equal scores in a group all or none are positive. `scores` are probabilities of being positive, `positive` what is true.
     ///
     /// # Panics
     /// If the lengths differ, or a group is empty: bugs of the caller.
@@ -77,19 +77,28 @@ impl Thresholds {
                 std::iter::once(negatives).chain(own.iter().scan(negatives, step)).collect()
             })
             .collect();
+        // A threshold divides members only where the score falls: of equal scores it takes all or none.
+        let divides = |k: usize, own: &[(f64, bool)]| k == 0 || k == own.len() || own[k - 1].0 > own[k].0;
         let largest = members.iter().map(Vec::len).max().unwrap_or(0);
         let first = |rate: f64, own: &[(f64, bool)]| (rate * own.len() as f64).round() as usize;
         let rate_of = |k: usize| k as f64 / largest.max(1) as f64;
         let answers = |k: &usize| -> u64 {
             members.iter().zip(&right).map(|(own, right)| right[first(rate_of(*k), own)]).sum()
         };
-        // Of equally good rates the smallest.
-        let best = (0..=largest).max_by_key(|k| (answers(k), std::cmp::Reverse(*k))).unwrap_or(0);
+        let possible = |k: &usize| members.iter().all(|own| divides(first(rate_of(*k), own), own));
+        // Of equally good rates the smallest; none and all are always possible.
+        let best =
+            (0..=largest).filter(possible).max_by_key(|k| (answers(k), std::cmp::Reverse(*k))).unwrap_or(0);
         let rate = rate_of(best);
         let threshold = |own: &Vec<(f64, bool)>| match first(rate, own) {
             0 => NEVER,
             all if all == own.len() => 0.0,
-            k => 0.5 * (own[k - 1].0 + own[k].0),
+            k => {
+                let (above, below) = (own[k - 1].0, own[k].0);
+                // Between neighbouring numbers there is no other.
+                let middle = 0.5 * (above + below);
+                if middle > below { middle } else { above }
+            }
         };
         Self { rate, thresholds: members.iter().map(threshold).collect() }
     }
@@ -132,6 +141,26 @@ mod tests {
         assert_eq!(gap(&shares(2, &group_of, decisions)), 0.0);
         assert_eq!(gap(&shares(2, &group_of, |image| scores[image] >= 0.5)), 0.75);
         assert_eq!((0..8).filter(|&image| decisions(image) == positive[image]).count(), 7);
+    }
+
+    #[test]
+    fn ties_are_not_divided() {
+        let group_of = [0, 0, 0, 0, 1, 1, 1, 1];
+        let positive = [true, true, false, false, true, true, false, false];
+        let fit = |own: [f64; 4]| {
+            let scores = [own.as_slice(), &[0.9, 0.8, 0.2, 0.1]].concat();
+            let fitted = Thresholds::fit(2, &group_of, &scores, &positive);
+            let decided: Vec<bool> =
+                (0..8).map(|image| fitted.decide(group_of[image], scores[image])).collect();
+            assert_eq!(gap(&shares(2, &group_of, |image| decided[image])), 0.0, "{own:?}");
+            let right = (0..8).filter(|&image| decided[image] == positive[image]).count();
+            (fitted.rate, right)
+        };
+        // Half would be best, and all of group 0 would be decided positive.
+        assert_eq!(fit([0.5; 4]), (0.0, 4));
+        assert_eq!(fit([0.9, 0.5, 0.5, 0.1]), (0.25, 6));
+        assert_eq!(fit([0.9, 0.9, 0.5, 0.5]), (0.5, 8));
+        assert_eq!(fit([0.5f64.next_up(), 0.5f64.next_up(), 0.5, 0.5]), (0.5, 8));
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let labels = session.labels()?;
     let mut stages = Vec::new();
     let mut samples = None;
+    let mut unreadable = 0;
     for setting in settings {
         let scores = session.scores(setting)?;
         if *samples.get_or_insert_with(|| scores.samples.clone()) != scores.samples {
@@ -49,6 +50,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
                 "some images could be read at one size and not at another; run it again",
             ));
         }
+        unreadable = scores.unreadable;
         stages.push(stage(setting.size, &scores, &labels, session.loss()));
     }
     stages.sort_by(|a, b| a.flops.total_cmp(&b.flops));
@@ -70,9 +72,10 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let accuracy = |stage: &Stage| stage.correct.iter().filter(|c| **c).count() as f64 / images as f64;
     let mut table = format!(
         "model             {}\ndata              {}\nimages            {images}; GFLOP and milliseconds are the mean of an \
-         image\n\n",
+         image\n{}\n",
         session.trained.path.display(),
-        session.set.description
+        session.described(),
+        text::unreadable(unreadable)
     );
     let line = |name: String, top1: f64, flops: f64, seconds: f64| {
         vec![name, text::gflop(flops), format!("{:.3}", 1e3 * seconds), text::percent(top1)]
@@ -116,6 +119,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let mut json = session.header();
     json["suite"] = json!("cascade");
     json["images"] = json!(images);
+    json["unreadable"] = json!(unreadable);
     let of_stage = |s: &Stage| {
         json!({
             "size": s.size.to_string(), "top1": accuracy(s), "tokens_per_image": s.tokens,
@@ -162,11 +166,13 @@ fn curve(first: &Stage, second: &Stage) -> Vec<Point> {
         let (again, kept) = order.split_at((alpha * images as f64).round() as usize);
         let right = again.iter().filter(|&&image| second.correct[image]).count()
             + kept.iter().filter(|&&image| first.correct[image]).count();
+        // What was run, so that cost and accuracy belong together where α is no whole number of images.
+        let share = again.len() as f64 / images as f64;
         Point {
             alpha,
             top1: right as f64 / images as f64,
-            flops: first.flops + alpha * second.flops,
-            seconds: first.seconds + alpha * second.seconds,
+            flops: first.flops + share * second.flops,
+            seconds: first.seconds + share * second.seconds,
         }
     };
     (0..=STEPS).map(at).collect()
@@ -197,6 +203,7 @@ mod tests {
         assert_eq!([0.0, 0.25, 0.5, 0.75, 1.0].map(|alpha| at(alpha).top1), [0.5, 0.75, 1.0, 1.0, 0.75]);
         assert_eq!([0.0, 0.5, 1.0].map(|alpha| at(alpha).flops), [10.0, 30.0, 50.0]);
         assert_eq!(at(0.5).seconds, 15.0);
+        assert_eq!(at(0.3).flops, 20.0, "one image of four");
     }
 
     #[test]

@@ -13,18 +13,19 @@ pub struct Table {
     pub rows: Vec<(u64, Vec<String>)>,
 }
 
-/// Records of a file of comma-separated (tab-separated where its name ends in `.tsv`) values, each with its line.
+/// Records of a file of comma-separated (tab-separated where its name ends in `.tsv`) values, each with its line. Those
+/// of a label map are of any length, and `#` begins a comment.
 ///
 /// # Errors
 /// A file that cannot be read or is no such text.
-pub fn records(path: &Path, flexible: bool) -> Result<Vec<(u64, Vec<String>)>> {
+pub fn records(path: &Path, label_map: bool) -> Result<Vec<(u64, Vec<String>)>> {
     let delimiter =
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv")) { b'\t' } else { b',' };
     let mut reader = csv::ReaderBuilder::new()
         .has_headers(false)
         .delimiter(delimiter)
-        .comment(Some(b'#'))
-        .flexible(flexible)
+        .comment(label_map.then_some(b'#'))
+        .flexible(label_map)
         .trim(csv::Trim::All)
         .from_path(path)
         .map_err(|cause| Error::file(path, format_args!("cannot be read: {cause}")))?;

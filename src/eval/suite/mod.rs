@@ -181,22 +181,20 @@ fn fitting_half(seed: u64, samples: &[usize]) -> Vec<bool> {
 
 /// Lines above a table: what was evaluated.
 fn preamble(session: &Session, scores: &Scores, size: Size) -> String {
-    let mut text = format!(
+    let mut out = format!(
         "model             {}\ndata              {}\nimages            {} at {size} ({:.1} tokens, {} GFLOP an image)\n",
         session.trained.path.display(),
-        session.set.description,
+        session.described(),
         scores.images(),
         scores.tokens,
         text::gflop(scores.flops)
     );
-    if scores.unreadable > 0 {
-        text += &format!("unreadable        {}\n", scores.unreadable);
-    }
+    out += &text::unreadable(scores.unreadable);
     if scores.downscaled > 0 && !matches!(size, Size::Tokens(_)) {
-        text += &format!(
+        out += &format!(
             "downscaled        {}: at this resolution they have no place in packing.tokens or the position tables\n",
             scores.downscaled
         );
     }
-    text
+    out
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::label_map::{LabelMap, Resolved, check};
-use super::names::ImageNames;
+use super::names::{ImageNames, base_name};
 use super::{Options, Outcome, Session, Suite, preamble, text};
 use crate::error::{Error, Result};
 use crate::eval::chart::{Axis, COLOURS, FAINT, Figure, Mark, Panel, Scale};
@@ -178,7 +178,12 @@ fn truth(session: &Session, options: &Options) -> Result<Truth> {
                     let mut seen = vec![false; truth.len()];
                     for (name, right) in named {
                         let image = images.find(path, &name)?;
-                        seen[image] = true;
+                        if std::mem::replace(&mut seen[image], true) {
+                            return Err(Error::file(
+                                path,
+                                format!("image `{}` is named twice, once as `{name}`", images.name(image)),
+                            ));
+                        }
                         truth[image] = given(right);
                     }
                     images.require_all(path, "labels", &seen)?;
@@ -196,9 +201,8 @@ fn truth(session: &Session, options: &Options) -> Result<Truth> {
                 Resolved::Ordered(lists) => {
                     let names: Vec<String> =
                         (0..truth.len()).map(|sample| session.images.name(sample)).collect();
-                    let base = |sample: &usize| names[*sample].rsplit('/').next().unwrap_or_default();
                     let mut order: Vec<usize> = (0..truth.len()).collect();
-                    order.sort_by(|a, b| base(a).cmp(base(b)));
+                    order.sort_by_key(|sample| in_order(base_name(&names[*sample])));
                     for (sample, right) in order.into_iter().zip(lists) {
                         truth[sample] = given(right);
                     }
@@ -206,5 +210,27 @@ fn truth(session: &Session, options: &Options) -> Result<Truth> {
             }
             Ok(truth)
         }
+    }
+}
+
+/// What the order of the names goes by: the text, and by number the rows of a file, `t10k-images image 12`.
+fn in_order(name: &str) -> (&str, Option<u64>) {
+    let row = name.rsplit_once(" image ").and_then(|(file, row)| Some((file, row.parse().ok()?)));
+    row.map_or((name, None), |(file, row)| (file, Some(row)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_in_order_by_number() {
+        let mut names =
+            ["b image 10", "b image 9", "a image 11", "ILSVRC2012_val_00000002.JPEG", "an image 1.png"];
+        names.sort_by_key(|name| in_order(name));
+        assert_eq!(
+            names,
+            ["ILSVRC2012_val_00000002.JPEG", "a image 11", "an image 1.png", "b image 9", "b image 10"]
+        );
     }
 }

@@ -34,21 +34,30 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     resized.sort_by(by_flops);
     let mut dropped = Vec::new();
     if options.drop {
-        let (Some(largest), true) = (resized.last().map(|point| point.setting), resized.len() > 1) else {
+        let Some((largest, smaller @ [_, ..])) = resized.split_last() else {
             return Err(Error::usage(
                 "--drop compares smaller images with the largest size given, of which tokens are dropped; give \
                  --resolution or --tokens two values or more, such as --tokens 64,128",
             ));
         };
-        let recipe = session.recipe().clone();
-        for smaller in &resized[..resized.len() - 1] {
-            let keep = smaller.setting.patches(&recipe) / largest.patches(&recipe);
-            let setting = Setting { size: largest.size, keep };
+        let prefix = session.recipe().model.prefix() as f64;
+        for smaller in smaller {
+            // What was measured: packing rounds to whole patches and makes images fit.
+            let keep = (smaller.tokens - prefix) / (largest.tokens - prefix);
+            if keep >= 1.0 {
+                return Err(Error::usage(format!(
+                    "--drop: an image has as many tokens at {} as at {}, so that there is none to drop; give \
+                     --resolution or --tokens sizes that differ",
+                    smaller.setting.size, largest.setting.size
+                )));
+            }
+            let setting = Setting { size: largest.setting.size, keep };
             let scores = session.scores(setting)?;
             dropped.push(point(session, setting, &scores, &labels));
         }
     }
-    let images = session.scores(settings[0])?.images();
+    let scores = session.scores(settings[0])?;
+    let (images, unreadable) = (scores.images(), scores.unreadable);
     let name = |point: &Point| match point.setting.keep {
         keep if keep < 1.0 => format!("{}, {:.0} % dropped", point.setting.size, 100.0 * (1.0 - keep)),
         _ => point.setting.size.to_string(),
@@ -69,13 +78,17 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let header = ["size", "tokens", "GFLOP", "ms", "top-1 %", "top-5 %", "loss", "ECE %", "downscaled"];
     let mut table = format!(
         "model             {}\ndata              {}\nimages            {images}; tokens, GFLOP and milliseconds are the mean of \
-         an image\n\n",
+         an image\n{}\n",
         session.trained.path.display(),
-        session.set.description
+        session.described(),
+        text::unreadable(unreadable)
     );
     table += &text::table(&header, &resized.iter().chain(&dropped).map(row).collect::<Vec<_>>());
 
-    let cost = Axis::new("GFLOP an image", Scale::log_around(resized.iter().map(|point| point.flops / 1e9)));
+    let cost = Axis::new(
+        "GFLOP an image",
+        Scale::log_around(resized.iter().chain(&dropped).map(|point| point.flops / 1e9)),
+    );
     let curve = |title: &str, label: &str, bounds, value: fn(&Point) -> f64| {
         let values = resized.iter().chain(&dropped).map(value);
         let mut panel = Panel::new(title, cost.clone(), Axis::new(label, Scale::around(values, bounds)));
@@ -106,6 +119,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let mut json = session.header();
     json["suite"] = json!("resolution");
     json["images"] = json!(images);
+    json["unreadable"] = json!(unreadable);
     json["resized"] = json!(resized.iter().map(numbers).collect::<Vec<_>>());
     json["dropped"] = json!(dropped.iter().map(numbers).collect::<Vec<_>>());
     Ok(Outcome { json, table, figure: Figure { panels }, files: Vec::new() })

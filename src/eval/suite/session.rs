@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::{Value, json};
+
 use super::setting::{Crop, Setting};
 use crate::autograd::Workload;
 use crate::data::loader::{Loader, Share};
@@ -57,15 +59,16 @@ pub struct Session {
     pub set: Arc<Dataset>,
     /// Its validation images, cropped, with its own labels.
     pub images: Arc<dyn Source>,
+    crop: Option<Crop>,
     done: Vec<(Setting, Arc<Scores>)>,
 }
 
 impl Session {
-    /// Nothing has run yet.
+    /// Nothing has run yet. A `crop` replaces the recipe's `eval.crop`.
     ///
     /// # Errors
     /// A set without validation images.
-    pub fn new(trained: Trained, set: Arc<Dataset>, crop: Option<Crop>) -> Result<Self> {
+    pub fn new(mut trained: Trained, set: Arc<Dataset>, crop: Option<Crop>) -> Result<Self> {
         if set.validation.is_empty() {
             return Err(Error::usage(format!(
                 "{}: there are no validation images to evaluate on; name others with --data",
@@ -73,8 +76,14 @@ impl Session {
             )));
         }
         let images = set.validation.clone();
-        let images = crop.map_or(images.clone(), |crop| crop.apply(images));
-        Ok(Self { trained, set, images, done: Vec::new() })
+        let images = match crop {
+            Some(crop) => {
+                trained.recipe.eval.crop = 0.0;
+                crop.apply(images)
+            }
+            None => images,
+        };
+        Ok(Self { trained, set, images, crop, done: Vec::new() })
     }
 
     /// Everything that is known of the model.
@@ -87,10 +96,26 @@ impl Session {
         self.trained.recipe.train.loss
     }
 
+    /// The set, for people.
+    pub fn described(&self) -> String {
+        let seen = match self.crop {
+            Some(Crop::Sides(share)) => format!(", the central {share} of height and width"),
+            Some(Crop::Square(share)) => format!(", a central square of {share} of the shorter side"),
+            None => String::new(),
+        };
+        self.set.description.clone() + &seen
+    }
+
     /// What a report says of the model and the set.
-    pub fn header(&self) -> serde_json::Value {
-        serde_json::json!({
-            "model": self.trained.path.display().to_string(), "data": self.set.description,
+    pub fn header(&self) -> Value {
+        let crop = match (self.crop, self.recipe().eval.crop) {
+            (Some(Crop::Sides(share)), _) => json!({ "sides": share }),
+            (Some(Crop::Square(share)), _) => json!({ "square": share }),
+            (None, recipe) if recipe > 0.0 => json!({ "eval.crop": recipe }),
+            (None, _) => Value::Null,
+        };
+        json!({
+            "model": self.trained.path.display().to_string(), "data": self.set.description, "crop": crop,
             "loss": self.loss(), "version": env!("CARGO_PKG_VERSION"),
         })
     }

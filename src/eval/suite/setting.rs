@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::data::packing::PackingSettings;
 use crate::data::source::{Image, Source};
 use crate::error::{Error, Result};
-use crate::recipe::{DropKind, Recipe};
+use crate::recipe::{DropKind, Recipe, ResolutionKind};
 
 /// Size of the images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,24 +61,14 @@ impl Setting {
                 )));
             }
             settings.limits.patches = settings.limits.patches.min(patches);
+            // The native kind bounds the size and does not enlarge.
+            settings.resolution.kind = ResolutionKind::Fixed;
         }
         if self.keep < 1.0 {
             settings.drop.kind = DropKind::Constant;
             settings.drop.mean = 1.0 - self.keep;
         }
         Ok(settings)
-    }
-
-    /// How many patches a square image has, to compare sizes.
-    pub fn patches(&self, recipe: &Recipe) -> f64 {
-        let of = |pixels: usize| (pixels as f64 / recipe.model.patch as f64).powi(2);
-        let whole = match self.size {
-            Size::Recipe if recipe.eval.resolution > 0 => of(recipe.eval.resolution),
-            Size::Recipe => of(recipe.resolution.max),
-            Size::Resolution(pixels) => of(pixels),
-            Size::Tokens(patches) => patches as f64,
-        };
-        whole * self.keep
     }
 }
 
@@ -208,6 +198,9 @@ mod tests {
             let square = settings.plan(Draw::default(), (50, 50)).target.grid;
             assert_eq!((square.rows, square.cols), (patches.isqrt(), patches.isqrt()));
         }
+        let native = Recipe::load("digits", &["resolution.kind=native".into()]).unwrap();
+        let settings = Setting::whole(Size::Tokens(64)).packing(&native).unwrap();
+        assert_eq!(settings.plan(Draw::default(), (3, 3)).target.grid.patches(), 64, "enlarged");
         let error = Setting::whole(Size::Tokens(4096)).packing(&recipe).unwrap_err().to_string();
         assert!(error.contains("--tokens 4096") && error.contains("packing.tokens = 2048"), "{error}");
         let half = Setting { size: Size::Tokens(64), keep: 0.5 }.packing(&recipe).unwrap();

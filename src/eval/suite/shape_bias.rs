@@ -2,14 +2,14 @@
 //! on the same images as another model or as people do. Definitions as in the toolbox model-vs-human: the probability of
 //! a category is the mean over its classes, and being right means to name the shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::json;
 
 use super::csv::Table;
 use super::label_map::{LabelMap, Resolved, check};
-use super::names::ImageNames;
+use super::names::{ImageNames, base_name};
 use super::{Observer, Options, Outcome, Session, Setting, Suite, preamble, text};
 use crate::error::{Error, Result};
 use crate::eval::chart::{Axis, COLOURS, FAINT, Figure, Mark, Panel, Scale};
@@ -142,9 +142,16 @@ fn category(name: &str) -> Option<usize> {
     CATEGORIES.iter().position(|category| *category == name)
 }
 
+/// What of an image's name tells the cues, `cat7-elephant1.png` of `x/0001_cue_cat7-elephant1.png`, as model-vs-human
+/// has it.
+fn stimulus(name: &str) -> &str {
+    let base = base_name(name);
+    base.rsplit('_').next().unwrap_or(base)
+}
+
 /// Shape and texture of `cat7-elephant1.png`.
 fn cues_of(name: &str) -> Result<(usize, usize)> {
-    let base = name.rsplit('/').next().unwrap_or(name);
+    let base = stimulus(name);
     let stem = base.rsplit_once('.').map_or(base, |(stem, _)| stem);
     let cue = |part: &str| category(part.trim_end_matches(|c: char| c.is_ascii_digit()));
     let cues = stem.split_once('-').and_then(|(shape, texture)| Some((cue(shape)?, cue(texture)?)));
@@ -229,15 +236,42 @@ fn decisions(path: &Path, session: &Session, cues: &[(usize, usize)]) -> Result<
     let decision = column(&["object_response", "decision"])?;
     let subject = table.column(&["subj", "subject"]);
     let images = ImageNames::new(session.images.as_ref());
+    // None where several images are of one stimulus.
+    let mut by_stimulus: HashMap<String, Option<usize>> = HashMap::new();
+    for sample in 0..cues.len() {
+        let name = session.images.name(sample);
+        by_stimulus.entry(stimulus(&name).into()).and_modify(|known| *known = None).or_insert(Some(sample));
+    }
     let mut observers: BTreeMap<String, BTreeMap<usize, Trial>> = BTreeMap::new();
-    for (_, fields) in &table.rows {
-        let sample = images.find(path, &fields[image])?;
+    for (line, fields) in &table.rows {
+        let named = &fields[image];
+        let alike = || by_stimulus.get(stimulus(named)).copied().flatten();
+        let sample = match images.known(named).or_else(alike) {
+            Some(sample) => sample,
+            None => images.find(path, named)?,
+        };
         let (shape, texture) = cues[sample];
         let name = subject.map_or_else(|| path.display().to_string(), |column| fields[column].clone());
-        let trial = Trial { shape, texture, decision: category(&fields[decision]) };
-        observers.entry(name).or_default().insert(sample, trial);
+        let trial = Trial { shape, texture, decision: decided(path, *line, &fields[decision])? };
+        if observers.entry(name).or_default().insert(sample, trial).is_some() {
+            return Err(Error::file(path, format!("line {line}: image `{named}` is named twice")));
+        }
     }
     Ok(observers.into_iter().map(|(name, trials)| Watched { name, trials }).collect())
+}
+
+/// The category of a decision; none where the observer gave none, `na` or nothing.
+fn decided(path: &Path, line: u64, answer: &str) -> Result<Option<usize>> {
+    match category(answer) {
+        None if !answer.is_empty() && answer != "na" => Err(Error::file(
+            path,
+            format!(
+                "line {line}: `{answer}` is no decision; expected one of the 16 categories ({}), or `na`",
+                CATEGORIES.join(", ")
+            ),
+        )),
+        decided => Ok(decided),
+    }
 }
 
 /// Decisions as [`decisions`] reads them.
@@ -246,7 +280,7 @@ fn written(session: &Session, watched: &Watched) -> Result<String> {
     out.write_record(["imagename", "object_response", "category", "texture"]).map_err(Error::failure)?;
     for (&sample, trial) in &watched.trials {
         let name = session.images.name(sample);
-        let name = name.rsplit('/').next().unwrap_or_default();
+        let name = base_name(&name);
         let decision = trial.decision.map_or("na", |category| CATEGORIES[category]);
         let record = [name, decision, CATEGORIES[trial.shape], CATEGORIES[trial.texture]];
         out.write_record(record).map_err(Error::failure)?;
@@ -304,6 +338,9 @@ mod tests {
         let index = |name| category(name).unwrap();
         assert_eq!(cues_of("x/cat7-elephant1.png").unwrap(), (index("cat"), index("elephant")));
         assert_eq!(cues_of("t.tar member c/car/car10-car2.png").unwrap(), (index("car"), index("car")));
+        for name in ["val-000.tar member cat0-dog0.png", "XXX_cat10-dog2.png", "x_y/0001_cue_cat0-dog0.png"] {
+            assert_eq!(cues_of(name).unwrap(), (index("cat"), index("dog")), "{name}");
+        }
         for bad in ["cat7.png", "cat7-zebra1.png", "7-8.png", "a/b"] {
             let error = cues_of(bad).unwrap_err().to_string();
             assert!(error.starts_with(bad) && error.contains("cat7-elephant1.png"), "{error}");

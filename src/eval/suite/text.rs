@@ -28,6 +28,11 @@ pub fn percent(share: f64) -> String {
     format!("{:.2}", 100.0 * share)
 }
 
+/// A line that counts images that could not be read, or nothing without them.
+pub fn unreadable(images: u64) -> String {
+    if images > 0 { format!("unreadable        {images}\n") } else { String::new() }
+}
+
 /// GFLOP to four digits.
 pub fn gflop(flops: f64) -> String {
     let giga = flops / 1e9;

@@ -80,7 +80,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         "model             {}\ndata              {}\nmeasured          the forward pass over up to {BATCHES} batches of {} tokens, \
          median of {} after a warm-up\n\n",
         session.trained.path.display(),
-        session.set.description,
+        session.described(),
         recipe.packing.tokens,
         options.repetitions
     );
