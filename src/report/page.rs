@@ -11,8 +11,11 @@ use super::samples::Sample;
 use crate::eval::chart::escape;
 use crate::eval::predict::Scored;
 
-/// What the numbers of a suite depend on, and where its report has it.
-const CONDITIONS: [(&str, fn(&Value) -> String); 3] =
+/// A condition of an evaluation, read from its report.
+type Condition = fn(&Value) -> String;
+
+/// What the numbers of a suite depend on.
+const CONDITIONS: [(&str, Condition); 3] =
     [("data", |suite| shown(&suite["data"])), ("crop", |suite| shown(&suite["crop"])), ("sizes", sizes)];
 
 const STYLE: &str = "\
