@@ -160,11 +160,14 @@ fn what_has_its_kernels_runs() {
         for device in &devices {
             let got = on_device(&mut executor(device, &recorded, &batch), &recorded, &batch);
             assert!(distance(&got.0, &loss) < 1e-3 && distance(&got.1, &logits) < 1e-3, "{config:?}");
+            // Where drop path leaves an image of one token alone, what queries and keys get is rounding.
+            let largest = |values: &[f64]| values.iter().fold(0f64, |most, x| most.max(x.abs()));
+            let rounding = 1e-6 * grads.iter().map(|grad| largest(grad)).fold(0.0, f64::max);
             for ((param, got), want) in recorded.graph.params().iter().zip(&got.2).zip(&grads) {
-                let apart = distance(got, want);
+                let (apart, most) = (distance(got, want), largest(got).max(largest(want)));
                 assert!(
-                    apart < 1e-3 || cancels(&config, &param.name),
-                    "the gradient of {} is {apart:.1e} apart: {config:?}",
+                    apart < 1e-3 || cancels(&config, &param.name) || most < rounding,
+                    "the gradient of {} is {apart:.1e} apart, at most {most:.1e}: {config:?}",
                     param.name
                 );
             }
