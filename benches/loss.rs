@@ -5,6 +5,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use trencadis::cpu::loss;
 use trencadis::data::batch::Targets;
+use trencadis::ops::{ClassificationLoss, LossKind};
 
 mod common;
 use common::random;
@@ -18,18 +19,15 @@ fn benches(c: &mut Criterion) {
         let (mut loss, mut dlogits) = (vec![0f32; images], vec![0f32; n]);
         let shape = format!("{images}x{classes}");
         group.throughput(Throughput::Bytes(8 * n as u64));
-        group.bench_function(BenchmarkId::new("softmax", &shape), |b| {
-            b.iter(|| {
-                let d = black_box(&mut dlogits);
-                loss::softmax_cross_entropy(&mut loss, d, &logits, &targets, &weights, classes, 0.1, 1.0);
+        for (name, kind) in [("softmax", LossKind::Softmax), ("sigmoid", LossKind::Sigmoid)] {
+            let of = ClassificationLoss { smoothing: 0.1, ..kind.into() };
+            group.bench_function(BenchmarkId::new(name, &shape), |b| {
+                b.iter(|| {
+                    let d = black_box(&mut dlogits);
+                    loss::cross_entropy(of, &mut loss, d, &logits, &targets, &weights, classes, 1.0);
+                });
             });
-        });
-        group.bench_function(BenchmarkId::new("sigmoid", &shape), |b| {
-            b.iter(|| {
-                let d = black_box(&mut dlogits);
-                loss::sigmoid_cross_entropy(&mut loss, d, &logits, &targets, &weights, classes, 0.1, 1.0);
-            });
-        });
+        }
     }
 }
 

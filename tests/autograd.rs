@@ -13,6 +13,7 @@ use trencadis::autograd::{
     CpuExecutor, Plan, StepState, elementwise, gemm, loss, norm, patch, pool, position,
 };
 use trencadis::cpu::attention::AttentionConfig;
+use trencadis::ops::ClassificationLoss;
 use trencadis::recipe::*;
 
 const GRIDS: [[u16; 2]; 4] = [[2, 3], [1, 1], [3, 1], [1, 5]];
@@ -229,11 +230,13 @@ fn position_rules() {
 fn losses_hand_out_their_gradient() {
     let (classes, scale) = (5, 0.3);
     let b = batch(&GRIDS, 0, 3, classes, 0, 0);
-    for kind in [LossKind::Softmax, LossKind::Sigmoid] {
-        for smoothing in [0.0, 0.1] {
+    for kind in [LossKind::Softmax, LossKind::Sigmoid, LossKind::Bce] {
+        for (smoothing, temperature) in [(0.0, 1.0), (0.1, if kind == LossKind::Softmax { 2.5 } else { 1.0 })]
+        {
             let mut graph = Graph::new();
             let logits = graph.input("logits", GRIDS.len(), classes, Extent::Images);
-            let loss = loss::classification(&mut graph, logits, kind, smoothing);
+            let loss =
+                loss::classification(&mut graph, logits, ClassificationLoss { kind, smoothing, temperature });
             graph.keep(loss.per_image);
             graph.keep(loss.dlogits);
             let plan = Plan::new(&graph);

@@ -10,6 +10,7 @@ use trencadis::eval::trained::Trained;
 use trencadis::recipe::Recipe;
 use trencadis::train::distill::Teacher;
 use trencadis::train::start::{Target, TrainOptions, start};
+use trencadis::weights::Weights;
 
 const SMALL: [&str; 13] = [
     "model.width=32",
@@ -139,4 +140,44 @@ fn a_teacher_that_cannot_see_the_students_batches_is_refused() {
     // What fits is taken, and says what it is.
     let fits = Teacher::load(&recipe(&[&told, "distill.weight=0.5"]), &classes, None).unwrap();
     assert!(fits.to_string().contains("50 % of the targets"), "{fits}");
+}
+
+/// A run that stores its teacher's logits, one that reads them with no teacher, and one whose teacher finds them there
+/// learn the same, bit for bit.
+#[test]
+fn stored_logits_are_as_good_as_the_teacher() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = train(recipe(&["train.steps=20"]), folder.path(), "teacher").unwrap();
+    let store = folder.path().join("logits");
+    let (told, kept) =
+        (format!("distill.teacher={}", teacher.display()), format!("distill.store={}", store.display()));
+    let views = ["mix.mixup=0.8", "drop.kind=beta", "augment.repeats=2", "train.steps=12"];
+    let run = |sets: &[&str], name: &str| {
+        let student =
+            train(recipe(&[&views[..], &["model.width=24", &kept], sets].concat()), folder.path(), name)?;
+        Ok::<_, trencadis::Error>(Weights::load(&student.join("last.safetensors")).unwrap().tensors)
+    };
+    let first = run(&[&told], "first").unwrap();
+    let files = || std::fs::read_dir(&store).unwrap().count();
+    assert_eq!(files(), 2, "what the views are, and one file of logits");
+    let second = run(&[], "second").unwrap();
+    let third = run(&[&told], "third").unwrap();
+    assert_eq!(files(), 2, "nothing was missing");
+    assert!(first == second && first == third);
+
+    let said = run(&["train.steps=40"], "longer").unwrap_err().to_string();
+    assert!(
+        said.contains("logits holds no logits of training image") && said.contains("distill.teacher"),
+        "{said}"
+    );
+    run(&["train.steps=14", &told], "longer").unwrap();
+    assert_eq!(files(), 3, "what was missing was added");
+    let said = run(&["train.seed=1"], "other").unwrap_err();
+    assert_eq!(said.exit_code(), 2);
+    let said = said.to_string();
+    assert!(said.contains("distill.store: ") && said.contains("train.seed is 0 there and 1 here"), "{said}");
+    let none = recipe(&["distill.store=runs/nowhere"]);
+    let classes: Vec<String> = (0..10).map(|digit| digit.to_string()).collect();
+    let said = Teacher::load(&none, &classes, None).err().unwrap().to_string();
+    assert!(said.contains("distill.store: runs/nowhere: holds no logits; set distill.teacher"), "{said}");
 }

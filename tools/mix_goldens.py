@@ -69,10 +69,11 @@ def main():
     # Distillation: the KL divergence from a teacher, of which the gradient is that of the cross-entropy.
     teacher = 2 * torch.randn(IMAGES, CLASSES, generator=generator)
     out["teacher"] = teacher.numpy()
-    kl = lambda z: torch.nn.functional.kl_div(
-        torch.log_softmax(z, -1), torch.log_softmax(teacher, -1), reduction="batchmean", log_target=True
-    )
-    out["kl"], out["kl gradient"] = loss_of(logits, kl)
+    for temperature, name in [(1.0, "kl"), (2.5, "kl 2.5")]:
+        kl = lambda z, t=temperature: t * t * torch.nn.functional.kl_div(
+            torch.log_softmax(z / t, -1), torch.log_softmax(teacher / t, -1), reduction="batchmean", log_target=True
+        )
+        out[name], out[f"{name} gradient"] = loss_of(logits, kl)
     path = Path(__file__).parent.parent / "tests" / "mix" / "timm.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file({name: np.ascontiguousarray(value) for name, value in out.items()}, path)

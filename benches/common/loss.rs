@@ -57,6 +57,9 @@ pub fn shape_cases(gpu: &Gpu, images: usize, classes: usize, sink: &mut Sink<'_>
                     dlogits_stride: stride as i64,
                     kept: 0.9,
                     floor: 0.1 / classes as f32,
+                    sharpness: 1.0,
+                    unit: 1.0,
+                    slope: 1.0,
                     images: images as i32,
                     classes: classes as i32,
                 };

@@ -2,7 +2,8 @@
 //   target    t_k = kept y_k + floor, with y the class or the soft target, kept = 1 - s, floor = s / classes
 //   softmax   loss = sum_k t_k (lse(z) - z_k),                          dz_k = softmax(z)_k sum t - t_k
 //   sigmoid   loss = sum_k max(z_k, 0) - z_k t_k + ln(1 + e^-|z_k|),    dz_k = sigmoid(z_k) - t_k
-// The loss is multiplied by the image's weight, the gradient by weight and scale. An image of weight 0 gives
+// where a softmax is that of sharpness z. Loss and gradient are multiplied by unit and slope, and by the image's
+// weight, the gradient by scale too. An image of weight 0 gives
 // zeros, whatever its logits and targets are.
 //
 // A block owns a row and goes over it in tiles that it holds in registers: thread i has columns 8 i to 8 i + 7 of
@@ -26,6 +27,9 @@ struct LossParams {
     int64_t dlogits_stride;
     float kept;
     float floor;
+    float sharpness;       // of a softmax, 1 / temperature
+    float unit;
+    float slope;
     int images;
     int classes;
 };
@@ -93,6 +97,7 @@ struct Target {
     int label;
     float kept;
     float floor;
+    float sharpness;
 };
 
 // Targets of eight columns after smoothing; those beyond the row mean nothing.
@@ -120,7 +125,7 @@ DEVICE void load_targets(float (&t)[8], const Target& row, int column)
     for (int i = 0; i < 8; i++) t[i] = ptx::fused_multiply_add(row.kept, t[i], row.floor);
 }
 
-// Shares of a softmax row: the maximum, and relative to it the sum of exponentials and of targets times logits.
+// Shares of a softmax row of sharpened logits: the maximum, and relative to it the sum of exponentials and of targets times logits.
 struct Softmax {
     enum { max, sum, targets, dot, words };
 
@@ -259,7 +264,8 @@ DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunk
         unpack(z, tile.packed[c]);
         UNROLL
         for (int i = 0; i < 8; i++) {
-            if (tile.at(c) + i < target.classes && z[i] > max) max = z[i];
+            float sharpened = z[i] * target.sharpness;
+            if (tile.at(c) + i < target.classes && sharpened > max) max = sharpened;
         }
     }
     Softmax::shift(all, max);
@@ -273,7 +279,7 @@ DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunk
         UNROLL
         for (int i = 0; i < 8; i++) {
             if (tile.at(c) + i >= target.classes) continue;
-            float relative = z[i] - max;
+            float relative = z[i] * target.sharpness - max;
             all[Softmax::sum] += ptx::exp2(relative * log2_e);
             all[Softmax::targets] += t[i];
             all[Softmax::dot] += t[i] * relative;
@@ -323,10 +329,10 @@ DEVICE void cross_entropy(const LossParams& p)
         if (threadIdx.x == 0 && p.rank != nullptr) Global<int>(p.rank).store(image, -1);
         return;
     }
-    float factor = weight * (p.scale == nullptr ? 1.0f : Global<const float>(p.scale).load(0));
+    float factor = weight * p.slope * (p.scale == nullptr ? 1.0f : Global<const float>(p.scale).load(0));
 
     Shared<float> scratch(ptx::shared_base());
-    Target target = {p.soft, int64_t(image) * p.classes, p.classes, -1, p.kept, p.floor};
+    Target target = {p.soft, int64_t(image) * p.classes, p.classes, -1, p.kept, p.floor, p.sharpness};
     if (p.soft == nullptr) {
         target.label = Global<const int>(p.labels).load(image);
         if (target.label < 0 || target.label >= p.classes) {
@@ -377,7 +383,7 @@ DEVICE void cross_entropy(const LossParams& p)
                 sums[Sums::ahead] += ahead ? 1.0f : 0.0f;
                 float probability;
                 if (kind == softmax) {
-                    probability = ptx::exp2((z[i] - all[Softmax::max]) * log2_e) * ratio;
+                    probability = ptx::exp2((z[i] * p.sharpness - all[Softmax::max]) * log2_e) * ratio;
                 } else {
                     float small = ptx::exp2((z[i] < 0.0f ? z[i] : -z[i]) * log2_e);
                     probability = (z[i] < 0.0f ? small : 1.0f) * ptx::reciprocal(1.0f + small);
@@ -400,7 +406,7 @@ DEVICE void cross_entropy(const LossParams& p)
     if (kind == softmax) {
         result = all[Softmax::targets] * (ptx::log2(all[Softmax::sum]) * ln_2) - all[Softmax::dot];
     }
-    Global<float>(p.loss).store(image, weight * result);
+    Global<float>(p.loss).store(image, weight * p.unit * result);
     if (p.rank != nullptr) {
         // A target whose own logit is NaN is never among the first.
         int last = p.classes > 5 ? p.classes : 5;

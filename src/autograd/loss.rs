@@ -1,8 +1,8 @@
 //! Losses. Value and gradient come from one pass, so the op hands out both and the caller starts
 //! the backward pass from them: `graph.backward(&[(logits, loss.dlogits)])`.
 //!
-//! Softmax: `dlogits = p − t`; sigmoid: `dlogits = σ(x) − t`; both times the image's weight and
-//! the step's loss scale.
+//! Softmax: `dlogits = p − t`; sigmoid: `dlogits = σ(x) − t`; both times the image's weight, the step's loss scale and
+//! [`ClassificationLoss::slope`].
 
 use super::device::batch::Labels;
 use super::device::{Element, Launch, Site};
@@ -11,7 +11,7 @@ use super::op::{Io, Op, on_cpu};
 use crate::cpu;
 use crate::error::Result;
 use crate::kernels::loss::{CrossEntropy, Logits, Operands, Targets};
-use crate::recipe::LossKind;
+use crate::ops::{ClassificationLoss, LossKind};
 
 /// What the loss op hands out.
 #[derive(Clone, Copy, Debug)]
@@ -22,31 +22,24 @@ pub struct Loss {
     pub dlogits: Tensor,
 }
 
-/// The loss of `logits[N, K]` against the batch's targets, with label smoothing `smoothing`.
-pub fn classification(graph: &mut Graph, logits: Tensor, kind: LossKind, smoothing: f64) -> Loss {
+/// The loss of `logits[N, K]` against the batch's targets.
+pub fn classification(graph: &mut Graph, logits: Tensor, of: ClassificationLoss) -> Loss {
     let info = graph.info(logits);
     let (rows, extent) = (info.rows, info.extent);
     let per_image = graph.activation(rows, 1, extent);
     let dlogits = graph.activation_like(logits);
-    graph.record(
-        Classification { kind, smoothing },
-        vec![Some(logits)],
-        vec![Some(per_image), Some(dlogits)],
-    );
+    graph.record(Classification(of), vec![Some(logits)], vec![Some(per_image), Some(dlogits)]);
     Loss { per_image, dlogits }
 }
 
 #[derive(Debug)]
-struct Classification {
-    kind: LossKind,
-    smoothing: f64,
-}
+struct Classification(ClassificationLoss);
 
 impl Op for Classification {
     fn name(&self) -> &'static str {
-        match self.kind {
+        match self.0.kind {
             LossKind::Softmax => "softmax cross-entropy",
-            LossKind::Sigmoid => "sigmoid cross-entropy",
+            LossKind::Sigmoid | LossKind::Bce => "sigmoid cross-entropy",
         }
     }
 
@@ -56,8 +49,7 @@ impl Op for Classification {
             let (loss, dlogits, logits) = (a.output(0), a.output(1), a.input(0));
             let (targets, weights) = (&a.batch.targets, &a.batch.weights[..]);
             let scale = a.step.loss_scale;
-            let function = cpu::loss::function(self.kind);
-            function(loss, dlogits, logits, targets, weights, classes, self.smoothing, scale);
+            cpu::loss::cross_entropy(self.0, loss, dlogits, logits, targets, weights, classes, scale);
         });
     }
 
@@ -69,12 +61,7 @@ impl Op for Classification {
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (logits, loss, dlogits) = (site.input(0)?, site.output_f32(0)?, site.output(1)?);
         let loss = site.present(loss)?;
-        let cross_entropy = CrossEntropy {
-            kind: self.kind,
-            images: logits.rows,
-            classes: site.input_cols(0),
-            smoothing: self.smoothing,
-        };
+        let cross_entropy = CrossEntropy { of: self.0, images: logits.rows, classes: site.input_cols(0) };
         Ok(Box::new(move |step| {
             let operands = Operands {
                 logits: Logits::Bf16(logits.all()),

@@ -6,96 +6,67 @@
 use super::real::Real;
 use super::simd::{for_each, largest, sum_by, sum2_by, task_len, task_rows, vectorised};
 use crate::data::batch::Targets;
-use crate::recipe::LossKind;
+use crate::ops::{ClassificationLoss, LossKind};
 
-/// A loss: (loss, dlogits, logits, targets, weights, classes, smoothing, scale), as
-/// [`softmax_cross_entropy`] describes them.
-pub type Loss<R> = fn(&mut [R], &mut [R], &[R], &Targets, &[f32], usize, f64, f64);
-
-/// The loss of a kind.
-pub fn function<R: Real>(kind: LossKind) -> Loss<R> {
-    match kind {
-        LossKind::Softmax => softmax_cross_entropy,
-        LossKind::Sigmoid => sigmoid_cross_entropy,
+/// Cross-entropy of `of` over `classes` classes. `loss[i]` is the weighted loss of image `i`; `dlogits[N, K]` is the
+/// gradient of `scale · Σ_i weight_i · loss_i`. With t the target after smoothing and z the logits:
+///
+/// * softmax: `Σ_k t_k (lse(z) − z_k)`, of gradient `softmax(z)·Σt − t`;
+/// * sigmoid: `Σ_k max(z_k, 0) − z_k t_k + ln(1 + e^−|z_k|)`, of gradient `σ(z) − t`;
+///
+/// times what [`ClassificationLoss`] says of temperatures and means.
+#[allow(clippy::too_many_arguments)]
+pub fn cross_entropy<R: Real>(
+    of: ClassificationLoss,
+    loss: &mut [R],
+    dlogits: &mut [R],
+    logits: &[R],
+    targets: &Targets,
+    weights: &[f32],
+    classes: usize,
+    scale: f64,
+) {
+    let sharpness = R::of(1.0 / of.temperature);
+    let operands = (loss, dlogits, logits);
+    match of.kind {
+        LossKind::Softmax => for_rows(
+            of,
+            operands,
+            targets,
+            weights,
+            classes,
+            scale,
+            #[inline(always)]
+            |d, z| softmax_row(d, z, sharpness),
+        ),
+        LossKind::Sigmoid | LossKind::Bce => for_rows(
+            of,
+            operands,
+            targets,
+            weights,
+            classes,
+            scale,
+            #[inline(always)]
+            |d, z| sigmoid_row(d, z),
+        ),
     }
-}
-
-/// Softmax cross-entropy. `loss[i]` is the weighted loss of image `i`; `dlogits[N, K]` is the
-/// gradient of `scale · Σ_i weight_i · loss_i`. Label smoothing s replaces a target by
-/// `(1 − s)·target + s/K`.
-///
-/// With t the target and z the logits, the loss is `Σ_k t_k (lse(z) − z_k)` and its gradient
-/// `softmax(z)·Σt − t`.
-#[allow(clippy::too_many_arguments)]
-pub fn softmax_cross_entropy<R: Real>(
-    loss: &mut [R],
-    dlogits: &mut [R],
-    logits: &[R],
-    targets: &Targets,
-    weights: &[f32],
-    classes: usize,
-    smoothing: f64,
-    scale: f64,
-) {
-    for_rows(
-        loss,
-        dlogits,
-        logits,
-        targets,
-        weights,
-        classes,
-        smoothing,
-        scale,
-        #[inline(always)]
-        |d, z| softmax_row(d, z),
-    );
-}
-
-/// Sigmoid cross-entropy, summed over classes (ViT-22B, NaViT); arguments as above.
-///
-/// The loss is `Σ_k max(z_k, 0) − z_k t_k + ln(1 + e^−|z_k|)`, its gradient `σ(z) − t`.
-#[allow(clippy::too_many_arguments)]
-pub fn sigmoid_cross_entropy<R: Real>(
-    loss: &mut [R],
-    dlogits: &mut [R],
-    logits: &[R],
-    targets: &Targets,
-    weights: &[f32],
-    classes: usize,
-    smoothing: f64,
-    scale: f64,
-) {
-    for_rows(
-        loss,
-        dlogits,
-        logits,
-        targets,
-        weights,
-        classes,
-        smoothing,
-        scale,
-        #[inline(always)]
-        |d, z| sigmoid_row(d, z),
-    );
 }
 
 /// Runs `row(d, z) -> loss` for every image, where `d` holds the smoothed target and receives the
 /// gradient by the logits `z`, and applies weight and scale. `row` has to be a closure that is
 /// always inlined: a function's name given for it is called through a shim that is compiled for the
 /// baseline.
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 fn for_rows<R: Real>(
-    loss: &mut [R],
-    dlogits: &mut [R],
-    logits: &[R],
+    of: ClassificationLoss,
+    (loss, dlogits, logits): (&mut [R], &mut [R], &[R]),
     targets: &Targets,
     weights: &[f32],
     classes: usize,
-    smoothing: f64,
     scale: f64,
     row: impl Fn(&mut [R], &[R]) -> R + Copy + Send + Sync,
 ) {
+    let (unit, slope) = (of.unit(classes), of.slope(classes));
     let (len, rows) = (task_len(classes), task_rows(classes));
     let tasks = loss.chunks_mut(rows).zip(dlogits.chunks_mut(len)).zip(logits.chunks(len)).enumerate();
     for_each(tasks, |(task, ((loss, dlogits), logits))| {
@@ -110,9 +81,9 @@ fn for_rows<R: Real>(
                         d.fill(R::ZERO);
                         continue;
                     }
-                    smoothed_target(d, targets, image, smoothing);
-                    *loss = R::of(f64::from(weights[image])) * row(d, z);
-                    let factor = R::of(f64::from(weights[image]) * scale);
+                    smoothed_target(d, targets, image, of.smoothing);
+                    *loss = R::of(f64::from(weights[image]) * unit) * row(d, z);
+                    let factor = R::of(f64::from(weights[image]) * scale * slope);
                     d.iter_mut().for_each(|d| *d *= factor);
                 }
             },
@@ -145,20 +116,20 @@ fn smoothed_target<R: Real>(t: &mut [R], targets: &Targets, image: usize, smooth
 }
 
 #[inline(always)]
-fn softmax_row<R: Real>(d: &mut [R], z: &[R]) -> R {
+fn softmax_row<R: Real>(d: &mut [R], z: &[R], sharpness: R) -> R {
     let Some(largest) = largest(z) else { return R::ZERO };
     let sum = sum_by(
         z,
         #[inline(always)]
-        |z| (z - largest).exp(),
+        |z| ((z - largest) * sharpness).exp(),
     );
     let target_sum = sum_by(d, |t| t);
     let log_sum = sum.ln();
     // Logits are taken relative to the largest, so that no large numbers are subtracted.
-    let loss = sum2_by(d, z, |t, z| t * (log_sum - (z - largest)));
+    let loss = sum2_by(d, z, |t, z| t * (log_sum - (z - largest) * sharpness));
     let factor = target_sum / sum;
     for (d, &z) in d.iter_mut().zip(z) {
-        *d = (z - largest).exp() * factor - *d;
+        *d = ((z - largest) * sharpness).exp() * factor - *d;
     }
     loss
 }

@@ -62,8 +62,48 @@ choice! {
     LossKind {
         /// Softmax cross-entropy.
         Softmax = "softmax",
-        /// Sigmoid cross-entropy, summed over classes.
+        /// Sigmoid cross-entropy, summed over classes (NaViT, ViT-22B; big_vision's `sigmoid_xent`).
         Sigmoid = "sigmoid",
+        /// Sigmoid cross-entropy, its mean over classes (DeiT III; PyTorch's `BCEWithLogitsLoss`).
+        Bce = "bce",
+    }
+}
+
+/// A loss of logits against the targets of classes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClassificationLoss {
+    /// Softmax or sigmoid cross-entropy.
+    pub kind: LossKind,
+    /// Label smoothing s, 0 to 1: a target becomes `(1 − s)·target + s/K`.
+    pub smoothing: f64,
+    /// T > 0: the softmax is that of logits / T, and the loss is multiplied by T², which leaves its gradient about as
+    /// large as at T = 1 (Hinton et al., arXiv 1503.02531, section 2). The sigmoid losses know only T = 1.
+    pub temperature: f64,
+}
+
+impl From<LossKind> for ClassificationLoss {
+    /// Without smoothing, at temperature 1.
+    fn from(kind: LossKind) -> Self {
+        Self { kind, smoothing: 0.0, temperature: 1.0 }
+    }
+}
+
+impl ClassificationLoss {
+    /// Factor on the cross-entropy of an image with `classes` classes: T², or what makes a sum over classes a mean.
+    pub fn unit(&self, classes: usize) -> f64 {
+        match self.kind {
+            LossKind::Softmax => self.temperature * self.temperature,
+            LossKind::Sigmoid => 1.0,
+            LossKind::Bce => 1.0 / classes.max(1) as f64,
+        }
+    }
+
+    /// The same on the gradient by the logits, of which the cross-entropy sees logits / T.
+    pub fn slope(&self, classes: usize) -> f64 {
+        match self.kind {
+            LossKind::Softmax => self.temperature,
+            LossKind::Sigmoid | LossKind::Bce => self.unit(classes),
+        }
     }
 }
 

@@ -77,8 +77,9 @@ impl Recipe {
                 train.label_smoothing
             )
         })?;
-        require(train.loss == LossKind::Sigmoid, || {
-            "mix.binarise = true needs train.loss = \"sigmoid\": the targets of a softmax sum to 1; set one of them"
+        require(train.loss != LossKind::Softmax, || {
+            "mix.binarise = true needs train.loss = \"bce\" or \"sigmoid\": the targets of a softmax sum to 1; set one \
+             of them"
                 .into()
         })
     }

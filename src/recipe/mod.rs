@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 mod augment;
+pub(crate) mod compare;
 mod data;
 mod distill;
 pub mod load;

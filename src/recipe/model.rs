@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::compare::differences;
 use super::{GeluKind, NormKind, PositionBasis, PositionConfig, PositionCoordinate, QkNormKind, RopeConfig};
 use crate::error::{Error, Result};
 
@@ -238,22 +239,6 @@ impl ModelConfig {
             }
             toml::Table::try_from(config).map_err(Error::failure)
         };
-        let mut found = Vec::new();
-        compare("model", &resolved(self)?, &resolved(other)?, &mut found);
-        Ok(found)
-    }
-}
-
-fn compare(path: &str, there: &toml::Table, here: &toml::Table, found: &mut Vec<String>) {
-    for (key, there) in there.iter().filter(|(key, _)| !TRAINING_ONLY.contains(&key.as_str())) {
-        match (there, here.get(key)) {
-            (toml::Value::Table(there), Some(toml::Value::Table(here))) => {
-                compare(&format!("{path}.{key}"), there, here, found);
-            }
-            (there, Some(here)) if there != here => {
-                found.push(format!("{path}.{key} is {there} there and {here} here"));
-            }
-            _ => {}
-        }
+        Ok(differences("model.", &resolved(self)?, &resolved(other)?, TRAINING_ONLY))
     }
 }

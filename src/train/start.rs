@@ -83,7 +83,7 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
         check_weights(step.params(), &state, ranks)?;
     }
     // Before the plan, which counts what memory is free.
-    let teacher = Teacher::of_run(&recipe, &dataset.classes, target)?;
+    let teacher = Teacher::of_run(&recipe, &dataset, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
@@ -173,7 +173,7 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     };
     let (step, header, state, loader_state) = ranks.agree(from())??;
     check_weights(step.params(), &state, ranks)?;
-    let teacher = Teacher::of_run(&recipe, &dataset.classes, target)?;
+    let teacher = Teacher::of_run(&recipe, &dataset, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));

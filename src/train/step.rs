@@ -68,8 +68,7 @@ impl TrainStep {
             }
             false => None,
         };
-        let loss =
-            loss::classification(&mut graph, outputs.logits, recipe.train.loss, recipe.loss_smoothing());
+        let loss = loss::classification(&mut graph, outputs.logits, recipe.classification_loss());
         graph.backward(&[(outputs.logits, loss.dlogits)]);
         graph.keep(loss.per_image);
         graph.keep(outputs.logits);

@@ -10,6 +10,7 @@ use trencadis::autograd::{CpuExecutor, DeviceExecutor, Plan, StepState};
 use trencadis::data::batch::PackedBatch;
 use trencadis::device::Device;
 use trencadis::models::vit;
+use trencadis::ops::ClassificationLoss;
 use trencadis::recipe::*;
 
 use crate::support::numbers::random;
@@ -112,7 +113,8 @@ pub fn record(config: &ModelConfig, batch: &PackedBatch, kind: LossKind) -> Reco
     (recipe.data.mean, recipe.data.std) = (vec![0.4], vec![0.3]);
     let mut graph = Graph::new();
     let outputs = vit::record(&mut graph, &recipe, CLASSES, batch.tokens(), batch.slots(), true).unwrap();
-    let loss = loss::classification(&mut graph, outputs.logits, kind, 0.1);
+    let of = ClassificationLoss { smoothing: 0.1, ..kind.into() };
+    let loss = loss::classification(&mut graph, outputs.logits, of);
     graph.backward(&[(outputs.logits, loss.dlogits)]);
     graph.keep(loss.per_image);
     graph.keep(outputs.logits);

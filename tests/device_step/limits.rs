@@ -40,7 +40,7 @@ fn lay_out(config: &ModelConfig) -> trencadis::Result<()> {
     };
     let mut graph = Graph::new();
     let outputs = vit::record(&mut graph, &recipe, CLASSES, shape.tokens, shape.slots, true)?;
-    let loss = loss::classification(&mut graph, outputs.logits, LossKind::Softmax, 0.1);
+    let loss = loss::classification(&mut graph, outputs.logits, LossKind::Softmax.into());
     graph.backward(&[(outputs.logits, loss.dlogits)]);
     graph.keep(loss.per_image);
     let device = Device::planned(DeviceInfo::h100());

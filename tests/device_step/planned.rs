@@ -41,7 +41,7 @@ fn the_arena_is_hardly_larger_than_what_is_in_use() {
         let recipe = Recipe::load(name, &[]).unwrap();
         let mut graph = Graph::new();
         let outputs = vit::record(&mut graph, &recipe, 1000, 4096, 64, true).unwrap();
-        let loss = loss::classification(&mut graph, outputs.logits, LossKind::Softmax, 0.0);
+        let loss = loss::classification(&mut graph, outputs.logits, LossKind::Softmax.into());
         graph.backward(&[(outputs.logits, loss.dlogits)]);
         graph.keep(loss.per_image);
         let graph = fused(&graph);

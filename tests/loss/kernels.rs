@@ -9,7 +9,8 @@ use trencadis::eval::metrics::Classification;
 use trencadis::kernels::Rows;
 use trencadis::kernels::loss::{CrossEntropy, Logits, MAX_CLASSES, Operands, Targets, fault};
 use trencadis::kernels::tolerance as to;
-use trencadis::recipe::LossKind::{self, Sigmoid, Softmax};
+use trencadis::ops::ClassificationLoss;
+use trencadis::ops::LossKind::{self, Bce, Sigmoid, Softmax};
 
 use crate::support::devices::devices;
 use crate::support::numbers::{distance, random};
@@ -60,7 +61,7 @@ fn case(kind: LossKind, images: usize, classes: usize, soft: bool, smoothing: f6
         let class = |i: usize| if weights[i] == 0.0 { -7 } else { (i * 7 % classes) as i32 };
         HostTargets::Classes((0..images).map(class).collect())
     };
-    let loss = CrossEntropy { kind, images, classes, smoothing };
+    let loss = CrossEntropy { of: ClassificationLoss { smoothing, ..kind.into() }, images, classes };
     Case { loss, f32: false, scale: Some(0.125), ranked: true, targets, weights, logits }
 }
 
@@ -123,12 +124,11 @@ impl Case {
     /// The distance of the gradients, every element to the rounding of bf16, zeros where they must be.
     #[track_caller]
     fn check(&self, got: &Answer) {
-        let CrossEntropy { kind, images, classes, smoothing } = self.loss;
+        let CrossEntropy { of, images, classes } = self.loss;
         let logits: Vec<f64> = (0..images).flat_map(|i| self.row(i).iter().map(|&z| f64::from(z))).collect();
         let (mut loss, mut dlogits) = (vec![0.0; images], vec![0.0; images * classes]);
-        let (function, scale) = (oracle::function::<f64>(kind), f64::from(self.scale.unwrap_or(1.0)));
-        let targets = &self.targets;
-        function(&mut loss, &mut dlogits, &logits, targets, &self.weights, classes, smoothing, scale);
+        let (targets, scale) = (&self.targets, f64::from(self.scale.unwrap_or(1.0)));
+        oracle::cross_entropy(of, &mut loss, &mut dlogits, &logits, targets, &self.weights, classes, scale);
         let mut written = Vec::new();
         assert_eq!(got.error, 0);
         for image in 0..images {
@@ -155,7 +155,7 @@ impl Case {
                 written.push(x);
             }
             // What the host's metrics count.
-            let mut counts = Classification::new(classes, kind);
+            let mut counts = Classification::new(classes, of.kind);
             if used {
                 counts.add(self.row(image), &[self.label(image)], &[1.0]);
             }
@@ -200,6 +200,22 @@ fn losses_of_every_width() {
                     case.scale = (i % 5 != 2).then_some(0.125);
                     case.check(&case.run(&device));
                 }
+            }
+        }
+    }
+}
+
+/// A mean over classes, and temperatures above and below 1, in one tile and in several.
+#[test]
+fn losses_with_factors() {
+    for device in devices() {
+        for (kind, classes, temperature) in
+            [(Bce, 37, 1.0), (Bce, 4104, 1.0), (Softmax, 37, 0.5), (Softmax, 10, 3.0), (Softmax, 4104, 2.5)]
+        {
+            for soft in [false, true] {
+                let mut case = case(kind, 4, classes, soft, 0.1);
+                case.loss.of.temperature = temperature;
+                case.check(&case.run(&device));
             }
         }
     }
@@ -298,7 +314,7 @@ fn nan_shows_and_bad_labels_are_told() {
 fn unsupported_shapes_are_told() {
     for device in devices() {
         let says = |change: &dyn Fn(&mut CrossEntropy), stride: usize| {
-            let mut loss = CrossEntropy { kind: Softmax, images: 2, classes: 10, smoothing: 0.0 };
+            let mut loss = CrossEntropy { of: Softmax.into(), images: 2, classes: 10 };
             change(&mut loss);
             let (rows, stream) = (device.alloc::<bf16>(32).unwrap(), device.stream().unwrap());
             let (labels, numbers) = (device.zeros::<i32>(2).unwrap(), device.zeros::<f32>(2).unwrap());
@@ -319,9 +335,12 @@ fn unsupported_shapes_are_told() {
         assert!(says(&|_| {}, 8).contains("overlap"));
         assert!(says(&|_| {}, 24).contains("do not fit"));
         assert!(says(&|loss| loss.classes = 0, 16).contains("over 0 classes"));
+        assert!(says(&|loss| loss.of.temperature = 0.0, 16).contains("temperature of the loss is 0"));
+        let warm = says(&|loss| loss.of = ClassificationLoss { temperature: 2.0, ..Sigmoid.into() }, 16);
+        assert!(warm.contains("temperature of the loss is 2"), "{warm}");
         assert!(says(&|loss| loss.classes = MAX_CLASSES + 1, 16).contains("1 to 16777216"));
         assert!(says(&|loss| loss.images = 0, 16).contains("0 image slots"));
         assert!(says(&|loss| loss.images = 3, 16).contains("do not fit"));
-        assert!(says(&|loss| loss.smoothing = 1.5, 16).contains("label smoothing is 1.5"));
+        assert!(says(&|loss| loss.of.smoothing = 1.5, 16).contains("label smoothing is 1.5"));
     }
 }

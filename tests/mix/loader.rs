@@ -246,7 +246,7 @@ fn recipe_of(recipe: &Recipe) -> Recipe {
 #[test]
 fn binarised_targets_count_in_full() {
     let mut recipe = recipe();
-    recipe.train.loss = trencadis::recipe::LossKind::Sigmoid;
+    recipe.train.loss = trencadis::recipe::LossKind::Bce;
     recipe.mix.binarise = true;
     let (mut both, mut one) = (0, 0);
     for loaded in load(&recipe, 6) {

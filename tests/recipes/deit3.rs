@@ -105,16 +105,13 @@ fn check(stage: &Stage, recipe: &Recipe) {
     assert_eq!(augment.rand_augment, if fine { "rand-m9-mstd0.5-inc1" } else { "" }, "{name}");
     let pretraining = stage.kind == Pretraining;
     assert_eq!(recipe.mix.binarise, pretraining, "{name}");
-    assert_eq!(train.loss, if pretraining { LossKind::Sigmoid } else { LossKind::Softmax }, "{name}");
+    assert_eq!(train.loss, if pretraining { LossKind::Bce } else { LossKind::Softmax }, "{name}");
     assert_eq!(train.label_smoothing, if pretraining { 0.0 } else { 0.1 }, "{name}");
     assert_eq!(augment.repeats, if pretraining { 3 } else { 1 }, "{name}");
     let large = stage.kind == Large;
     assert_eq!(augment.crop, if large { CropKind::Simple } else { CropKind::RandomResized }, "{name}");
     assert_eq!(recipe.mix.mixup, if large { 0.0 } else { 0.8 }, "{name}");
-    // The sigmoid loss is the sum over 1,000 classes instead of the reference's mean.
-    let scale = if pretraining { 1000.0 } else { 1.0 };
-    assert!((train.eps / scale / 1e-8 - 1.0).abs() < 1e-9, "{name}");
-    assert_eq!(train.clip, if fine { 0.0 } else { scale }, "{name}");
+    assert_eq!((train.eps, train.clip), (1e-8, if fine { 0.0 } else { 1.0 }), "{name}");
 }
 
 #[test]

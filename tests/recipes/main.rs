@@ -432,9 +432,18 @@ fn mixing_and_teaching_that_contradict_themselves_are_refused() {
         ),
         (
             &["mix.mixup=1", "mix.binarise=true"],
-            &["mix.binarise = true needs train.loss = \"sigmoid\"", "sum to 1"],
+            &["mix.binarise = true needs train.loss = \"bce\" or \"sigmoid\"", "sum to 1"],
         ),
         (&["mix.alpha=1"], &["no key `mix.alpha`"]),
+        (&["distill.temperature=0"], &["distill.temperature must be a positive number, but it is 0"]),
+        (
+            &["distill.teacher=runs/a", "distill.temperature=2", "distill.weight=0.5"],
+            &["distill.temperature = 2", "distill.weight = 0.5"],
+        ),
+        (
+            &["distill.store=logits", "packing.fit=resolution"],
+            &["distill.store = \"logits\"", "with packing.fit what is seen"],
+        ),
         (&["distill.weight=0"], &["distill.weight must be above 0 and at most 1, but it is 0"]),
         (
             &["distill.teacher=runs/a", "train.loss=sigmoid"],

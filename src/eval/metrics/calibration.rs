@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::classification::{sigmoid_loss, softmax_loss};
+use super::classification::image_loss;
 use super::probability;
 use crate::recipe::LossKind;
 
@@ -88,10 +88,7 @@ impl Labelled<'_> {
 
     /// Mean negative log-likelihood of logits divided by `temperature`: the training loss, without label smoothing.
     pub fn loss(&self, temperature: f64) -> f64 {
-        let of = |(logits, label): (&[f32], usize)| match self.loss {
-            LossKind::Softmax => softmax_loss(logits, label, temperature),
-            LossKind::Sigmoid => sigmoid_loss(logits, label, temperature),
-        };
+        let of = |(logits, label): (&[f32], usize)| image_loss(self.loss, logits, label, temperature);
         let sums: Vec<f64> = self.rows().map(of).chunks(CHUNK).map(|losses| losses.iter().sum()).collect();
         sums.iter().sum::<f64>() / self.labels.len().max(1) as f64
     }
@@ -198,7 +195,7 @@ mod tests {
                     };
                     p.iter().scan(0.0, reached).position(|sum| u < sum)
                 }
-                LossKind::Sigmoid => {
+                LossKind::Sigmoid | LossKind::Bce => {
                     let on: Vec<bool> = p.iter().map(|p| stream.random::<f64>() < *p).collect();
                     let only = on.iter().filter(|on| **on).count() == 1;
                     only.then(|| on.iter().position(|on| *on)).flatten()

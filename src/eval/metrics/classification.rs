@@ -54,10 +54,7 @@ impl Classification {
         {
             let label = usize::try_from(label).expect("a label is a class index");
             let rank = rank(logits, label);
-            self.loss_sum += match self.loss {
-                LossKind::Softmax => softmax_loss(logits, label, 1.0),
-                LossKind::Sigmoid => sigmoid_loss(logits, label, 1.0),
-            };
+            self.loss_sum += image_loss(self.loss, logits, label, 1.0);
             self.top1 += u64::from(rank == 0);
             self.top5 += u64::from(rank < 5);
             self.correct[label] += u64::from(rank == 0);
@@ -123,8 +120,17 @@ pub fn rank(logits: &[f32], label: usize) -> usize {
     logits.iter().enumerate().filter(|&entry| ahead(entry)).count()
 }
 
-/// −log softmax(logits / temperature)\[label\], in f64.
-pub(super) fn softmax_loss(logits: &[f32], label: usize, temperature: f64) -> f64 {
+/// The training loss of an image's `logits / temperature`, without label smoothing, in f64.
+pub(super) fn image_loss(loss: LossKind, logits: &[f32], label: usize, temperature: f64) -> f64 {
+    match loss {
+        LossKind::Softmax => softmax_loss(logits, label, temperature),
+        LossKind::Sigmoid => sigmoid_loss(logits, label, temperature),
+        LossKind::Bce => sigmoid_loss(logits, label, temperature) / logits.len() as f64,
+    }
+}
+
+/// −log softmax(logits / temperature)\[label\].
+fn softmax_loss(logits: &[f32], label: usize, temperature: f64) -> f64 {
     let scaled = |x: f32| f64::from(x) / temperature;
     let max = scaled(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|&x| (scaled(x) - max).exp()).sum();
@@ -132,8 +138,8 @@ pub(super) fn softmax_loss(logits: &[f32], label: usize, temperature: f64) -> f6
     sum.ln() + (max - scaled(logits[label]))
 }
 
-/// Σ over the classes of binary cross-entropy of x = logit / temperature, in f64: softplus(x) − target·x.
-pub(super) fn sigmoid_loss(logits: &[f32], label: usize, temperature: f64) -> f64 {
+/// Σ over the classes of binary cross-entropy of x = logit / temperature: softplus(x) − target·x.
+fn sigmoid_loss(logits: &[f32], label: usize, temperature: f64) -> f64 {
     let scaled = |x: f32| f64::from(x) / temperature;
     let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
     logits.iter().map(|&x| softplus(scaled(x))).sum::<f64>() - scaled(logits[label])

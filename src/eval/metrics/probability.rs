@@ -11,7 +11,7 @@ pub fn probabilities(logits: &[f32], loss: LossKind) -> Vec<f64> {
 pub fn tempered(logits: &[f32], loss: LossKind, temperature: f64) -> Vec<f64> {
     let scaled = logits.iter().map(|&x| f64::from(x) / temperature);
     match loss {
-        LossKind::Sigmoid => scaled.map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+        LossKind::Sigmoid | LossKind::Bce => scaled.map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
         LossKind::Softmax => {
             let max = scaled.clone().fold(f64::NEG_INFINITY, f64::max);
             let mut values: Vec<f64> = scaled.map(|x| (x - max).exp()).collect();

@@ -72,7 +72,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let mut table = preamble(session, &scores, setting.size);
     let probability = match loss {
         LossKind::Softmax => "softmax probability",
-        LossKind::Sigmoid => "sigmoid probability",
+        LossKind::Sigmoid | LossKind::Bce => "sigmoid probability",
     };
     table += &format!(
         "confidence        {probability} of the predicted class; ECE over {BUCKETS} buckets\n\

@@ -7,19 +7,17 @@ use super::raw::{LossParams, Precision, launch};
 use crate::device::{Buffer, Ptr, Stream};
 use crate::error::{Error, Result};
 use crate::kernels::operand::{Rows, check_len, check_some};
-use crate::ops::LossKind;
+use crate::ops::{ClassificationLoss, LossKind};
 
 /// Cross-entropy of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropy {
-    /// Softmax or sigmoid.
-    pub kind: LossKind,
+    /// What the loss is.
+    pub of: ClassificationLoss,
     /// Image slots N.
     pub images: usize,
     /// Classes K, 1 to [`MAX_CLASSES`].
     pub classes: usize,
-    /// Label smoothing s: a target becomes `(1 − s)·target + s/K`.
-    pub smoothing: f64,
 }
 
 /// `[N, K]`, in rows that hold K rounded up to 8.
@@ -77,8 +75,15 @@ impl CrossEntropy {
                 self.classes
             )));
         }
-        if !(0.0..=1.0).contains(&self.smoothing) {
-            return Err(Error::usage(format!("label smoothing is {}, expected 0 to 1", self.smoothing)));
+        let ClassificationLoss { kind, smoothing, temperature } = self.of;
+        if !(0.0..=1.0).contains(&smoothing) {
+            return Err(Error::usage(format!("label smoothing is {smoothing}, expected 0 to 1")));
+        }
+        let positive = temperature > 0.0 && temperature.is_finite();
+        if !positive || (kind != LossKind::Softmax && temperature != 1.0) {
+            return Err(Error::usage(format!(
+                "the temperature of the loss is {temperature}, expected 1, or of a softmax any positive number"
+            )));
         }
         Ok(())
     }
@@ -89,7 +94,8 @@ impl CrossEntropy {
     /// Sizes that do not fit together, rows that are not aligned, a launch that the device refuses.
     pub fn launch(&self, stream: &Stream, args: &Operands<'_>) -> Result<()> {
         self.check()?;
-        let Self { kind, images, classes, smoothing } = *self;
+        let Self { of, images, classes } = *self;
+        let smoothing = of.smoothing;
         let width = classes.next_multiple_of(8);
         let (precision, logits, logits_stride) = match &args.logits {
             Logits::Bf16(rows) => (Precision::Bf16, rows.check("logits", images, width)?.cast(), rows.stride),
@@ -113,10 +119,13 @@ impl CrossEntropy {
             dlogits_stride: args.dlogits.stride as i64,
             kept: (1.0 - smoothing) as f32,
             floor: (smoothing / classes as f64) as f32,
+            sharpness: (1.0 / of.temperature) as f32,
+            unit: of.unit(classes) as f32,
+            slope: of.slope(classes) as f32,
             images: images as i32,
             classes: classes as i32,
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe { launch(stream.device().kernels(), stream.raw(), kind, precision, &params) }
+        unsafe { launch(stream.device().kernels(), stream.raw(), of.kind, precision, &params) }
     }
 }

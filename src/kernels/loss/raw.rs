@@ -50,13 +50,19 @@ pub struct LossParams {
     pub kept: f32,
     /// Added to targets, smoothing / classes.
     pub floor: f32,
+    /// Factor on the logits of a softmax, 1 / temperature.
+    pub sharpness: f32,
+    /// Factor on the cross-entropy, see [`ClassificationLoss::unit`](crate::ops::ClassificationLoss::unit).
+    pub unit: f32,
+    /// Factor on its gradient, see [`ClassificationLoss::slope`](crate::ops::ClassificationLoss::slope).
+    pub slope: f32,
     /// Rows.
     pub images: i32,
     /// Classes, 1 to [`MAX_CLASSES`](super::MAX_CLASSES).
     pub classes: i32,
 }
 
-/// Queues the loss of every image. Allocates nothing and waits for nothing.
+/// Queues the loss of every image; `kind` chooses softmax or sigmoid, factors are those of `params`. Allocates nothing and waits for nothing.
 ///
 /// # Errors
 /// More classes than the kernels hold, a launch that the device refuses.
@@ -81,7 +87,7 @@ pub unsafe fn launch(
     };
     let kind = match kind {
         LossKind::Softmax => "softmax",
-        LossKind::Sigmoid => "sigmoid",
+        LossKind::Sigmoid | LossKind::Bce => "sigmoid",
     };
     let dtype = match precision {
         Precision::Bf16 => "bf16",
