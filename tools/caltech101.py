@@ -11,10 +11,10 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import time
-import tomllib
+
+from claims.runs import cpu_name, lines_of, recipe_of, table
 
 POSITIONS = {
     "factorized absolute (+)": ["coordinate='absolute'", "combination='sum'"],
@@ -36,15 +36,6 @@ def wanted(args, sets):
     return values
 
 
-def recipe_of(run):
-    """The resolved recipe of a run, or nothing where it has none."""
-    try:
-        with open(run / "recipe.toml", "rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        return {}
-
-
 def value_of(recipe, section, key):
     for name in section.split("."):
         recipe = recipe.get(name, {})
@@ -54,16 +45,8 @@ def value_of(recipe, section, key):
 
 def steps_done(run):
     """The step of the last line of a run's metrics; 0 where there is none."""
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return json.loads(line).get("step", 0)
-        except json.JSONDecodeError:  # The line being written when the run was ended.
-            continue
-    return 0
+    lines = lines_of(run)
+    return lines[-1].get("step", 0) if lines else 0
 
 
 def train(args, name, sets):
@@ -93,19 +76,6 @@ def evaluate(args, run, resolutions):
     command += ["--resolution", ",".join(str(r) for r in resolutions)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return {line["resolution"]: line for line in map(json.loads, lines)}
-
-
-def cpu_name():
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def table(header, rows):
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---"] * len(header)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def main():

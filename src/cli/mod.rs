@@ -110,7 +110,7 @@ impl RecipeArgs {
         if let Some(path) = &self.data {
             use_data(&mut recipe, path)?;
         }
-        fix_data(&mut recipe)?;
+        fix_paths(&mut recipe)?;
         let stem = std::path::Path::new(name).file_stem().map(|s| s.to_string_lossy().into_owned());
         Ok((stem.unwrap_or_else(|| name.into()), recipe))
     }
@@ -127,18 +127,18 @@ fn use_data(recipe: &mut Recipe, path: &str) -> Result<()> {
     if recipe.data.source == SourceKind::Digits {
         recipe.data.source = SourceKind::Auto;
     }
-    fix_data(recipe)
+    fix_paths(recipe)
 }
 
-/// Makes `data.path` absolute, every pattern of it, so that the run can be evaluated and resumed from
+/// Makes the paths of a recipe absolute, every pattern of `data.path`, so that the run can be evaluated and resumed from
 /// another folder.
-fn fix_data(recipe: &mut Recipe) -> Result<()> {
-    if recipe.data.path.is_empty() {
-        return Ok(());
-    }
+fn fix_paths(recipe: &mut Recipe) -> Result<()> {
     let absolute = |path: &str| {
+        if path.is_empty() {
+            return Ok(String::new());
+        }
         let absolute = std::path::absolute(path).map_err(|e| {
-            Error::usage(format!("{path}: the path cannot be made absolute ({e}); check data.path"))
+            Error::usage(format!("{path}: the path cannot be made absolute ({e}); check the recipe"))
         })?;
         absolute.into_os_string().into_string().map_err(|path| {
             Error::usage(format!("{}: the path is not valid UTF-8; rename the folder", path.display()))
@@ -146,6 +146,9 @@ fn fix_data(recipe: &mut Recipe) -> Result<()> {
     };
     let paths = recipe.data.path.split("::").map(absolute).collect::<Result<Vec<_>>>()?;
     recipe.data.path = paths.join("::");
+    for path in [&mut recipe.distill.teacher, &mut recipe.distill.store] {
+        *path = absolute(path)?;
+    }
     Ok(())
 }
 
@@ -229,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_paths_are_stored_absolute() {
+    fn paths_are_stored_absolute() {
         let here = std::env::current_dir().unwrap().display().to_string();
         let mut recipe = Recipe::default();
         assert!(use_data(&mut recipe, "").unwrap_err().to_string().contains("is empty"));
@@ -238,7 +241,9 @@ mod tests {
         assert_eq!(recipe.data.path, format!("{here}/a/train-{{000..127}}.tar::/b/val.tar"));
         assert_eq!(recipe.data.source, SourceKind::Auto);
         let mut digits = Recipe::default();
-        fix_data(&mut digits).unwrap();
-        assert_eq!(digits.data.path, "");
+        digits.distill.teacher = "runs/a".into();
+        fix_paths(&mut digits).unwrap();
+        assert_eq!((digits.data.path.as_str(), digits.distill.store.as_str()), ("", ""));
+        assert_eq!(digits.distill.teacher, format!("{here}/runs/a"));
     }
 }

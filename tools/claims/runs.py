@@ -1,0 +1,103 @@
+"""Runs of the program that are made once: trained or taken up again where they were left, then evaluated."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import tomllib
+
+
+def recipe_of(run):
+    """The resolved recipe of a run, or nothing where it has none."""
+    try:
+        with open(run / "recipe.toml", "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def lines_of(run):
+    """What a run has written to metrics.jsonl."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:  # The line being written when the run was ended.
+            continue
+    return found
+
+
+def command_of(run):
+    """What a run was asked for, as this module wrote it down."""
+    try:
+        return json.loads((run / "asked.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def train(binary, out, name, arguments):
+    """The folder of the finished run `name` of `train` with these arguments: one that is there, one that is resumed, or a new one."""
+    run = out / f"{name}-1"
+    if run.exists() and command_of(run) != arguments:
+        raise SystemExit(f"{run} was made with other settings; delete it or choose another --runs")
+    asked = (recipe_of(run).get("train") or {}).get("steps")
+    lines = lines_of(run)
+    if lines and max(line.get("step", 0) for line in lines) >= asked and (run / "last.safetensors").exists():
+        return run
+    if (run / "last.safetensors").exists():
+        command = [binary, "train", "--resume", str(run)]
+    else:
+        if run.exists():
+            raise SystemExit(f"{run} has no checkpoint; delete it")
+        command = [binary, "train", *arguments, "--name", name, "--out", str(out)]
+    out.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if run.exists():
+        (run / "asked.json").write_text(json.dumps(arguments))
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    (run / "peak.json").write_text(json.dumps({"mib": usage.ru_maxrss / 1024}))
+    return run
+
+
+def cost_of(run):
+    """Minutes of its steps, model TFLOPs and peak MiB of a run."""
+    lines = [line for line in lines_of(run) if "flop" in line]
+    steps = recipe_of(run)["train"]["steps"]
+    mean = lambda key: sum(line[key] for line in lines) / max(len(lines), 1)
+    return {
+        "minutes": mean("seconds") * steps / 60,
+        "tflop": mean("flop") * steps / 1e12,
+        "mib": json.loads((run / "peak.json").read_text())["mib"],
+    }
+
+
+def evaluate(binary, run, resolutions, *more):
+    """What `eval --json` says of the last checkpoint, by resolution; it is asked once."""
+    kept = run / f"eval-{'-'.join(map(str, resolutions))}.json"
+    if not kept.exists():
+        command = [binary, "eval", str(run / "last.safetensors"), "--json", *more]
+        command += ["--resolution", ",".join(map(str, resolutions))]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        kept.write_text(text)
+    return {line["resolution"]: line for line in map(json.loads, kept.read_text().splitlines())}
+
+
+def cpu_name():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def table(header, rows):
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---"] * len(header)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
