@@ -170,7 +170,7 @@ fn stored_logits_are_as_good_as_the_teacher() {
         said.contains("logits holds no logits of training image") && said.contains("distill.teacher"),
         "{said}"
     );
-    run(&["train.steps=14", &told], "longer").unwrap();
+    run(&["train.steps=14", &told], "filled").unwrap();
     assert_eq!(files(), 3, "what was missing was added");
     let said = run(&["train.seed=1"], "other").unwrap_err();
     assert_eq!(said.exit_code(), 2);
