@@ -11,6 +11,7 @@
 
 pub mod attention;
 pub mod backward;
+pub mod contrastive;
 pub mod device;
 pub mod elementwise;
 pub mod exec;

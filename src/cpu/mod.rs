@@ -6,6 +6,7 @@
 //! depend on the number of threads, and every sum has one fixed order.
 
 pub mod attention;
+pub mod contrastive;
 pub mod elementwise;
 pub mod gemm;
 pub mod loss;

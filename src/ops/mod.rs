@@ -107,6 +107,16 @@ impl ClassificationLoss {
     }
 }
 
+choice! {
+    /// Loss of pairs of images and texts.
+    ContrastiveKind {
+        /// Softmax cross-entropy over the texts of an image and over the images of a text (CLIP).
+        Softmax = "softmax",
+        /// Sigmoid cross-entropy of every combination (SigLIP).
+        Sigmoid = "sigmoid",
+    }
+}
+
 /// Constants of an attention op.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionConfig {

@@ -17,8 +17,9 @@ mod train;
 mod validate;
 
 pub use crate::ops::{
-    GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig, PositionCoordinate,
-    PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies, RopeOrder,
+    ContrastiveKind, GeluKind, LossKind, NormKind, PositionBasis, PositionCombination, PositionConfig,
+    PositionCoordinate, PositionResample, QkNormKind, Rope, RopeConfig, RopeCoordinate, RopeFrequencies,
+    RopeOrder,
 };
 pub use augment::*;
 pub use data::*;
