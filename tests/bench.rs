@@ -20,7 +20,7 @@ use trencadis::recipe::Recipe;
 #[test]
 fn own_shapes_are_read() {
     let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\nembedding 64 7\n\nrows 100 72\n\
-                loss 256 1000; optim 768 12; step navit-b16 4096";
+                loss 256 1000; contrastive 256 512; optim 768 12; step navit-b16 4096";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
@@ -30,6 +30,7 @@ fn own_shapes_are_read() {
         Shape::Embedding { width: 64, images: images("7", vec![7]) },
         Shape::Rows { rows: 100, width: 72 },
         Shape::Loss { images: 256, classes: 1000 },
+        Shape::Contrastive { pairs: 256, width: 512 },
         Shape::Optim { width: 768, depth: 12 },
         Shape::Step { recipe: "navit-b16".into(), tokens: 4096 },
     ];
@@ -42,6 +43,7 @@ fn own_shapes_are_read() {
         "pool 2 64 9999999999*99",
         "rows 8 12",
         "loss 4",
+        "contrastive 4 12",
         "optim 0 12",
         "step 4096",
         "step navit-b16 0",
@@ -83,6 +85,7 @@ fn every_family_gives_lines_of_the_table() {
         common::residual::shape_cases(&gpu, 40, 72, &mut sink).unwrap();
         common::residual::keep_case(&gpu, &images, 3, &mut sink).unwrap();
         common::loss::shape_cases(&gpu, 3, 10, &mut sink).unwrap();
+        common::contrastive::shape_cases(&gpu, 5, 24, &mut sink).unwrap();
         common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
         common::patch::normalise_cases(&gpu, 14, &images, &mut sink).unwrap();
         common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
@@ -109,6 +112,7 @@ fn every_family_gives_lines_of_the_table() {
                 (_, "bias_grad") => "40x24",
                 ("gemm", _) => "40x24x16",
                 ("loss", _) => "3x10",
+                ("contrastive", _) => "5x24",
                 ("optim", _) => "8x2",
                 ("norm" | "residual", _) => "40x72",
                 ("patch", _) => "3x14x14_9+30",
@@ -121,7 +125,7 @@ fn every_family_gives_lines_of_the_table() {
             assert!(cells[2].parse::<f64>().unwrap() > 0.0, "{line}");
             // Either operations or bytes are what counts.
             let (operations, bytes) = (cells[3].parse::<f64>(), cells[5].parse::<f64>());
-            let computes = family == "gemm" || family == "attention";
+            let computes = ["gemm", "attention", "contrastive"].contains(&family);
             assert_eq!((operations.is_ok(), bytes.is_ok()), (computes, !computes), "{line}");
             kernels.push(cells[0]);
         }
@@ -150,6 +154,8 @@ fn every_family_gives_lines_of_the_table() {
             "loss_softmax_soft",
             "loss_sigmoid_classes",
             "loss_sigmoid_soft",
+            "contrastive_softmax",
+            "contrastive_sigmoid",
             "optim_norm",
             "optim_adamw",
             "optim_adamw_average",

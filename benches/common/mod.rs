@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod collective;
+pub mod contrastive;
 pub mod elementwise;
 pub mod gemm;
 pub mod gpu;

@@ -10,6 +10,7 @@
 //! | `pool HEADS DIM LENGTHS` | the same for pooling |
 //! | `rows ROWS WIDTH` | norms and residual connections of so many rows |
 //! | `loss IMAGES CLASSES` | losses over so many logits |
+//! | `contrastive PAIRS WIDTH` | contrastive losses of so many images and texts |
 //! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
 //! | `step RECIPE TOKENS` | training steps of a recipe with so many tokens a batch |
 //! | `embedding WIDTH LENGTHS` | the same for patches, positions and sums of rows of that width |
@@ -38,6 +39,7 @@ pub enum Shape {
     Pool { heads: usize, head_dim: usize, images: Images },
     Rows { rows: usize, width: usize },
     Loss { images: usize, classes: usize },
+    Contrastive { pairs: usize, width: usize },
     Optim { width: usize, depth: usize },
     Embedding { width: usize, images: Images },
     Step { recipe: String, tokens: usize },
@@ -123,6 +125,9 @@ fn shape(line: &str) -> Result<Shape, String> {
             width.is_multiple_of(8).then_some(Shape::Rows { rows, width })
         }
         (["loss", _, _], Some(images), Some(classes)) => Some(Shape::Loss { images, classes }),
+        (["contrastive", _, _], Some(pairs), Some(width)) => {
+            width.is_multiple_of(8).then_some(Shape::Contrastive { pairs, width })
+        }
         (["optim", _, _], Some(width), Some(depth)) => Some(Shape::Optim { width, depth }),
         (["embedding", _, images], Some(width), _) if width % 16 == 0 => {
             Images::parse(images).map(|images| Shape::Embedding { width, images })
@@ -134,7 +139,8 @@ fn shape(line: &str) -> Result<Shape, String> {
         format!(
             "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
              LENGTHS or embedding WIDTH LENGTHS (a multiple of 16), with LENGTHS such as 64*196,577, rows ROWS \
-             WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES, optim WIDTH DEPTH or step RECIPE TOKENS"
+             WIDTH or contrastive PAIRS WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES, optim WIDTH \
+             DEPTH or step RECIPE TOKENS"
         )
     })
 }

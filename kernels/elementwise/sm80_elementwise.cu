@@ -1,7 +1,7 @@
 // Sums of whole tensors that no other kernel takes along:
 //   add         out = a + b            two gradients of one activation meet, or a residual without a product
 //   add_row     out = x + row          a parameter added to every row
-//   accumulate  out (+)= x             the gradient of an activation that is a parameter
+//   accumulate  out (+)= x             the gradient of an activation that is a parameter, of bf16 or few numbers of f32
 // Memory-bound: 16 bytes of bf16 to an access, four accesses of a thread under way. Rows from *live on are
 // zeros whatever lies in the operands. `out` may be the first operand.
 #include "../common/packed.cuh"
@@ -22,6 +22,13 @@ struct ElementwiseAccumulate {
     const bf16* x;         // [size]
     const int* accumulate; // or null: overwrite
     int64_t size;          // a multiple of 8
+};
+
+struct ElementwiseAccumulateSingle {
+    float* out;            // [size]
+    const float* x;        // [size]
+    const int* accumulate; // or null: overwrite
+    int64_t size;
 };
 
 namespace elementwise {
@@ -82,6 +89,16 @@ DEVICE void accumulate(const ElementwiseAccumulate& p)
         for (int j = 0; j < 4; j++) packed.word[j] = float_to_bits(x[4 * half + j]);
         out.store_16(i + 4 * half, packed);
     }
+}
+
+DEVICE void accumulate_single(const ElementwiseAccumulateSingle& p)
+{
+    ptx::dependency_wait();
+    int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
+    if (i >= p.size) return;
+    Global<float> out(p.out);
+    float x = Global<const float>(p.x).load(i);
+    out.store(i, accumulates(p.accumulate) ? out.load(i) + x : x);
 }
 
 } // namespace elementwise

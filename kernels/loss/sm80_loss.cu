@@ -11,7 +11,7 @@
 // tiles join as (maximum, sums relative to it); the second pass makes the gradient, from the last tile to the
 // first, so that a row of one tile is read once and the others are read again from the L2 cache. Logits are taken
 // relative to the largest everywhere, so that no large numbers are subtracted.
-#include "../common/view.cuh"
+#include "../common/numbers.cuh"
 
 struct LossParams {
     float* loss;           // [images], weight times loss
@@ -36,20 +36,9 @@ struct LossParams {
 
 namespace loss {
 
-constexpr float log2_e = 1.4426950408889634f;
-constexpr float ln_2 = 0.6931471805599453f;
+using namespace numbers;
 
 enum Kind { softmax, sigmoid };
-
-DEVICE float infinity()
-{
-    return bits_to_float(0x7f800000u);
-}
-
-DEVICE float not_a_number()
-{
-    return bits_to_float(0x7fc00000u);
-}
 
 DEVICE float widen(bf16 x)
 {
@@ -75,18 +64,6 @@ DEVICE void unpack(float (&z)[8], const Vec16 (&packed)[2])
 {
     UNROLL
     for (int i = 0; i < 8; i++) z[i] = bits_to_float(packed[i / 4].word[i % 4]);
-}
-
-// ln(1 + x) for 0 <= x <= 1: x times a polynomial for ln(1 + x) / x, interpolated at Chebyshev's nodes; relative
-// error 2e-7, where a logarithm of the rounded 1 + x would lose what x contributes.
-DEVICE float log_1p(float x)
-{
-    constexpr float coefficients[9] = {1.0f,          -0.499995023f, 0.333192706f,   -0.248443693f, 0.191114306f,
-                                       -0.136747703f, 0.0783616677f, -0.0295885075f, 0.00525345793f};
-    float sum = coefficients[8];
-    UNROLL
-    for (int i = 7; i >= 0; i--) sum = ptx::fused_multiply_add(sum, x, coefficients[i]);
-    return x * sum;
 }
 
 // What a row is compared with.

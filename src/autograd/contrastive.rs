@@ -6,10 +6,13 @@
 //! The formulas stand in [`cpu::contrastive`](crate::cpu::contrastive); the gradient is that of
 //! `loss_scale · Σ per_pair`.
 
+use super::device::{Element, Launch, Site};
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Io, Op, Workload, on_cpu};
 use crate::cpu;
 use crate::cpu::contrastive::Results;
+use crate::error::Result;
+use crate::kernels::contrastive::{Contrastive as Kernel, Operands};
 use crate::ops::ContrastiveKind;
 
 /// What the loss op hands out.
@@ -86,6 +89,39 @@ impl Op for Contrastive {
                 results, images, texts, scale, bias, weights, self.kind, loss_scale,
             );
         });
+    }
+
+    /// Losses and the gradients of parameters.
+    fn element(&self, i: usize) -> Element {
+        if i == 1 || i == 2 { Element::Bf16 } else { Element::F32 }
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (images, texts) = (site.input(0)?, site.input(1)?);
+        let (scale, bias) = (site.input_f32(2)?, site.input_f32(3)?);
+        let (per_pair, dscale, dbias) = (site.output_f32(0)?, site.output_f32(3)?, site.output_f32(4)?);
+        let (dimages, dtexts) = (site.output(1)?, site.output(2)?);
+        let (scale, per_pair) = (site.present(scale)?, site.present(per_pair)?);
+        let dscale = site.present(dscale)?;
+        let loss = Kernel { kind: self.kind, pairs: images.rows, width: images.cols };
+        site.workspace(loss.workspace()?.bytes());
+        Ok(Box::new(move |step| {
+            let operands = Operands {
+                images: images.all(),
+                texts: texts.all(),
+                weights: &step.batch.weights,
+                scale: &scale,
+                bias: bias.as_ref(),
+                loss_scale: Some(&step.batch.loss_scale),
+                per_pair: &per_pair,
+                dimages: dimages.all(),
+                dtexts: dtexts.all(),
+                dscale: &dscale,
+                dbias: dbias.as_ref(),
+                rank: Some(step.rank),
+            };
+            loss.launch(step.stream, &operands, step.workspace)
+        }))
     }
 
     fn scratch(&self, graph: &Graph, node: &Node, _: &[bool]) -> usize {

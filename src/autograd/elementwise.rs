@@ -1,12 +1,14 @@
 //! Sums of whole tensors: where gradients meet.
 
-use super::device::{Launch, Site};
+use super::device::{Element, Launch, Site};
 use super::gemm;
 use super::graph::{Graph, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
 use crate::error::Result;
-use crate::kernels::elementwise::{Add as AddKernel, Addend, accumulate as accumulate_kernel};
+use crate::kernels::elementwise::{
+    Add as AddKernel, Addend, accumulate as accumulate_kernel, accumulate_f32,
+};
 
 /// `a + b`; the sum takes over the memory of `a` where it can.
 pub fn add(graph: &mut Graph, a: Tensor, b: Tensor) -> Tensor {
@@ -64,8 +66,14 @@ impl Op for Accumulate {
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        let (x, out) = (site.input(0)?, site.output_f32(0)?);
+        let out = site.output_f32(0)?;
         let out = site.present(out)?;
+        if site.input_element(0) == Element::F32 {
+            let x = site.input_f32(0)?;
+            let x = site.present(x)?;
+            return Ok(Box::new(move |step| accumulate_f32(step.stream, &out, &x, Some(step.accumulate))));
+        }
+        let x = site.input(0)?;
         Ok(Box::new(move |step| accumulate_kernel(step.stream, &out, &x.buffer, Some(step.accumulate))))
     }
 }

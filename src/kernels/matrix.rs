@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::registry::{self, Source, Tier};
 use super::tolerance as to;
-use super::{collective, loss, pool};
+use super::{collective, contrastive, loss, pool};
 
 /// One operation: the kernels whose names begin like this, and what the registry does not tell of them.
 struct Op {
@@ -143,6 +143,17 @@ fn ops() -> Vec<Op> {
             &["loss"],
             format!("1 to {} classes", loss::MAX_CLASSES),
             format!("{:e}; gradient {:e}", to::LOSS, to::LOSS_GRAD),
+        ),
+        op(
+            "contrastive losses of images and texts with gradients",
+            &["contrastive"],
+            format!("vectors a multiple of 8 wide to {}; 1 to 2^24 pairs", contrastive::MAX_WIDTH),
+            format!(
+                "{:e}; gradients {}; of scale and bias {:e}",
+                to::CONTRASTIVE,
+                to::CONTRASTIVE_GRAD,
+                to::CONTRASTIVE_SUMS
+            ),
         ),
         op(
             "AdamW, LAMB, gradient norm, EMA",

@@ -40,13 +40,14 @@
 //! | [`gemm`] | products with what comes before and after them |
 //! | [`norm`], [`residual`] | LayerNorm and RMSNorm, residual branches, LayerScale, stochastic depth |
 //! | [`patch`], [`position`], [`pool`] | into and out of the sequence: pixels, positions and the rotary table, pooling |
-//! | [`loss`], [`optim`] | cross-entropy; AdamW, LAMB |
+//! | [`loss`], [`contrastive`], [`optim`] | cross-entropy; losses of images and texts; AdamW, LAMB |
 //! | [`elementwise`], [`collective`], [`measure`] | sums, sums over ranks, what a device can do at most |
 //!
 //! [`matrix`] is the table of element types, sizes, GPUs and tolerances.
 
 pub mod attention;
 pub mod collective;
+pub mod contrastive;
 mod element;
 pub mod elementwise;
 pub mod gemm;

@@ -8,6 +8,8 @@
 pub mod attention;
 #[path = "collective/instances.rs"]
 pub mod collective;
+#[path = "contrastive/instances.rs"]
+pub mod contrastive;
 #[path = "elementwise/instances.rs"]
 pub mod elementwise;
 #[path = "gemm/tiles.rs"]
@@ -89,6 +91,7 @@ pub fn sources() -> Vec<Source> {
         attention::sources(),
         pool::sources(),
         loss::sources(),
+        contrastive::sources(),
         optim::sources(),
         norm::sources(),
         residual::sources(),

@@ -65,5 +65,11 @@ pub const GEMM_MARGIN: f64 = 2e-5;
 pub const LOSS: f64 = 2e-6;
 /// Distance of the gradients of the loss, as [`Tolerance::metric`].
 pub const LOSS_GRAD: f64 = 8e-6;
+/// Of a contrastive loss, as a part of the larger of it and 1: scores of e^scale are known to its last places in f32.
+pub const CONTRASTIVE: f64 = 2e-5;
+/// Its gradients: those of scores are rounded to bf16 before they meet the vectors.
+pub const CONTRASTIVE_GRAD: Tolerance = tolerance(2e-5, 1e-2);
+/// Its gradients of scale and bias, as a part of the sum of the sizes of what they are sums of.
+pub const CONTRASTIVE_SUMS: f64 = 2e-6;
 /// Of each element that an optimiser step writes.
 pub const OPTIMISER: f64 = 4e-7;

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use trencadis::cpu::elementwise as oracle;
-use trencadis::kernels::elementwise::{Add, Addend, accumulate};
+use trencadis::kernels::elementwise::{Add, Addend, accumulate, accumulate_f32};
 
 use crate::support::devices::devices;
 use crate::support::numbers::random;
@@ -72,6 +72,31 @@ fn gradients_are_accumulated() {
             stream.synchronize().unwrap();
             let want: Vec<f32> = x.iter().map(|x| x.to_f32() + start).collect();
             assert_eq!(out.download().unwrap(), want);
+        }
+    }
+}
+
+#[test]
+fn gradients_in_f32_are_accumulated() {
+    for device in devices() {
+        let stream = device.stream().unwrap();
+        for len in [1, 3, 700] {
+            let x: Vec<f32> = random(len, 6);
+            let x_device = device.upload(&x).unwrap();
+            for (flag, start) in [(Some(1), 1.0), (Some(0), 0.0), (None, 0.0)] {
+                let out = device.upload(&vec![1.0f32; len]).unwrap();
+                let flag = flag.map(|flag| device.upload(&[flag]).unwrap());
+                accumulate_f32(&stream, &out, &x_device, flag.as_ref()).unwrap();
+                stream.synchronize().unwrap();
+                let want: Vec<f32> = x.iter().map(|x| x + start).collect();
+                assert_eq!(out.download().unwrap(), want);
+            }
+            let short = device.alloc::<f32>(len + 1).unwrap();
+            let refused = accumulate_f32(&stream, &short, &x_device, None).unwrap_err().to_string();
+            assert!(
+                refused.starts_with(&format!("out has {} elements, expected {len}", len + 1)),
+                "{refused}"
+            );
         }
     }
 }

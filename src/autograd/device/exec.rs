@@ -228,7 +228,8 @@ impl DeviceExecutor {
         }
     }
 
-    /// `[N]`, written by the loss: how many classes are ahead of the target's (0: recognised), −1 at weight 0.
+    /// `[N]`, written by the loss: how many classes, or texts, are ahead of the image's own (0: recognised), −1 at
+    /// weight 0.
     pub fn rank(&self) -> &Buffer<i32> {
         &self.rank
     }

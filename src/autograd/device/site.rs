@@ -7,6 +7,7 @@ use super::super::residual::DropPath;
 use super::super::split::Shard;
 use super::batch::{BatchShape, DeviceBatch};
 use super::gathered::Gathered;
+use super::layout::Element;
 use super::memory::Memory;
 use crate::device::{Buffer, Device, Stream};
 use crate::error::{Error, Result};
@@ -140,6 +141,11 @@ impl Site<'_> {
         self.node.inputs[i].map(|tensor| self.memory.vector(self.graph, tensor, self.at)).transpose()
     }
 
+    /// Type of operand `i`, an activation.
+    pub fn input_element(&self, i: usize) -> Element {
+        self.node.inputs[i].map_or(Element::Bf16, |tensor| self.memory.layout.elements[tensor.0])
+    }
+
     /// Columns of operand `i` without padding.
     pub fn input_cols(&self, i: usize) -> usize {
         self.node.inputs[i].map_or(0, |tensor| self.graph.info(tensor).cols)
@@ -250,7 +256,7 @@ pub struct Step<'a> {
     pub workspace: &'a Buffer<u8>,
     /// One flag that is not 0: gradients of parameters are added to.
     pub accumulate: &'a Buffer<i32>,
-    /// `[N]`: how many classes are ahead of the target's, −1 at weight 0.
+    /// `[N]`: how many classes, or texts, are ahead of the image's own, −1 at weight 0.
     pub rank: &'a Buffer<i32>,
     /// One word, set where a label is no class.
     pub label_fault: &'a Buffer<i32>,

@@ -22,6 +22,7 @@ pub fn sources() -> Vec<Source> {
             kernel("elementwise_add_bf16", "add<false>", "ElementwiseAdd"),
             kernel("elementwise_add_row_bf16", "add<true>", "ElementwiseAdd"),
             kernel("elementwise_accumulate_f32", "accumulate", "ElementwiseAccumulate"),
+            kernel("elementwise_accumulate_single_f32", "accumulate_single", "ElementwiseAccumulateSingle"),
         ],
     }]
 }

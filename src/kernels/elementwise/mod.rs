@@ -6,12 +6,13 @@
 //! | add row: a parameter added to every row | [`Add`] with [`Addend::Row`] |
 //! | its gradient | [`BiasGrad`](super::gemm::BiasGrad) |
 //! | accumulate: the gradient of an activation that is a parameter | [`accumulate`] |
+//! | the same where it is a sum in f32, such as that of a scale | [`accumulate_f32`] |
 
 use half::bf16;
 
 use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
-use crate::kernels::operand::{check_extents, check_some, check_wide, check_width, grid};
+use crate::kernels::operand::{check_extents, check_len, check_some, check_wide, check_width, grid};
 
 pub use super::registry::elementwise as instances;
 use instances::THREADS;
@@ -52,6 +53,20 @@ pub struct AccumulateParams {
     /// Not 0: `out` is added to. 0, or null: it is written.
     pub accumulate: Ptr<i32>,
     /// Elements, a multiple of 8.
+    pub size: i64,
+}
+
+/// Arguments of [`launch_accumulate_f32`], mirror of `ElementwiseAccumulateSingle`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AccumulateF32Params {
+    /// `[size]`.
+    pub out: Ptr<f32>,
+    /// `[size]`.
+    pub x: Ptr<f32>,
+    /// Not 0: `out` is added to. 0, or null: it is written.
+    pub accumulate: Ptr<i32>,
+    /// Elements.
     pub size: i64,
 }
 
@@ -144,6 +159,26 @@ pub fn accumulate(
     unsafe { launch_accumulate(stream.device().kernels(), stream.raw(), &params) }
 }
 
+/// As [`accumulate`] for a gradient in f32 of any number of elements.
+///
+/// # Errors
+/// Lengths that differ, a launch that the device refuses.
+pub fn accumulate_f32(
+    stream: &Stream,
+    out: &Buffer<f32>,
+    x: &Buffer<f32>,
+    flag: Option<&Buffer<i32>>,
+) -> Result<()> {
+    let params = AccumulateF32Params {
+        out: check_len("out", out, &[x.len()])?,
+        x: x.ptr(),
+        accumulate: check_some("accumulate", flag, &[1])?,
+        size: x.len() as i64,
+    };
+    // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
+    unsafe { launch_accumulate_f32(stream.device().kernels(), stream.raw(), &params) }
+}
+
 /// Queues a sum. Allocates nothing and waits for nothing.
 ///
 /// # Errors
@@ -175,4 +210,21 @@ pub unsafe fn launch_accumulate(
     let launch = Launch::new(grid((params.size as usize).div_ceil(ACCUMULATE_ELEMENTS))?, THREADS, 0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
     unsafe { kernels.launch("elementwise_accumulate_f32", launch, stream, params) }
+}
+
+/// Queues `out (+)= x`, of f32. Allocates nothing and waits for nothing.
+///
+/// # Errors
+/// As for [`launch_add`].
+///
+/// # Safety
+/// Every address is valid for what its field says, 4-byte aligned, and stays so until the kernel has run.
+pub unsafe fn launch_accumulate_f32(
+    kernels: &Kernels,
+    stream: RawStream,
+    params: &AccumulateF32Params,
+) -> Result<()> {
+    let launch = Launch::new(grid((params.size as usize).div_ceil(THREADS as usize))?, THREADS, 0);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("elementwise_accumulate_single_f32", launch, stream, params) }
 }
