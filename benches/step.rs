@@ -80,6 +80,7 @@ fn batch(model: &str, tokens: usize, prefix: usize, seed: u64) -> PackedBatch {
         sample_ids: (0..images as u64).collect(),
         epochs: vec![0; images],
         images,
+        texts: None,
     }
 }
 

@@ -39,6 +39,7 @@
 //!     sample_ids: vec![0, 1],
 //!     epochs: vec![0; 2],
 //!     images: 2,
+//!     texts: None,
 //! };
 //!
 //! let classes = 10;

@@ -351,6 +351,7 @@ fn pack(images: &[RawImage], classes: &[i32], patch: usize, tokens: usize, slots
         sample_ids: (0..slots as u64).collect(),
         epochs: vec![0; slots],
         images: used,
+        texts: None,
     }
 }
 

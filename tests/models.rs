@@ -210,7 +210,7 @@ fn flops_are_the_published_ones() {
     let plain = Recipe::load("vit-b16", &[]).unwrap();
     let mut graph = Graph::new();
     vit::record(&mut graph, &plain, 1000, 256, 1, false).unwrap();
-    let work = Workload { tokens: 197.0, images: 1.0, sum_squared: 197.0 * 197.0 };
+    let work = Workload { tokens: 197.0, images: 1.0, sum_squared: 197.0 * 197.0, texts: [0.0; 2] };
     let gmac = graph.flops(&work) / 2e9;
     assert!((gmac - 17.5).abs() < 0.2, "ViT-B/16 takes {gmac} GMAC, published 17.4 to 17.6");
 }

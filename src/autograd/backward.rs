@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::elementwise;
-use super::graph::{Graph, Kind, Node, Tensor};
+use super::graph::{Graph, Kind, Node, Tensor, Tower};
 
 impl Graph {
     /// Appends the backward pass. Each root is a tensor and the tensor that holds the gradient of
@@ -66,6 +66,7 @@ impl Graph {
             return;
         }
         let op = node.op.clone();
+        self.begin_tower(Tower { modality: self.modality(node), frozen: false });
         let of_inputs = op.backward(self, seen_by_rule, &of_outputs);
         assert_eq!(of_inputs.len(), node.inputs.len(), "rule of {} answers for every operand", op.name());
         for (input, grad) in node.inputs.iter().zip(of_inputs) {

@@ -156,11 +156,12 @@ impl<R: Precision> CpuExecutor<R> {
         self.values.resize_with(graph.tensors.len(), || None);
         let live_rows = |info: &TensorInfo| match info.extent {
             Extent::Fixed => info.rows,
-            Extent::Tokens => batch.live_tokens(),
+            Extent::Tokens => batch.of(info.modality).live_tokens(),
             Extent::Images => batch.images,
             Extent::Shard(shard) => shard.live(batch.live_tokens(), info.rows),
         };
 
+        let work = Workload::of(batch);
         for (at, &index) in plan.order.iter().enumerate() {
             store.before(at)?;
             let node = &graph.nodes[index];
@@ -216,6 +217,7 @@ impl<R: Precision> CpuExecutor<R> {
                     Some((live, rows, info.cols))
                 })
                 .collect();
+            let batch = batch.of(graph.modality(node));
             let io = R::io(Args { inputs, outputs, batch, step });
             if together {
                 node.op
@@ -229,7 +231,7 @@ impl<R: Precision> CpuExecutor<R> {
             } else {
                 node.op.run(io);
                 if let Some(group) = tensor.filter(|group| group.clock().is_some()) {
-                    group.work(node.op.flops(graph, node, &Workload::of(batch)));
+                    group.work(node.op.flops(graph, node, &work.of_modality(graph.modality(node))));
                 }
             }
 

@@ -5,6 +5,10 @@ use std::sync::Arc;
 
 use super::op::{Op, Workload};
 use super::split::{Shard, Split};
+pub use crate::data::batch::Modality;
+
+/// What the names of the text tower's parameters begin with.
+pub const TEXT_PREFIX: &str = "text.";
 
 /// Handle of a tensor in a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +51,8 @@ pub struct TensorInfo {
     pub cols: usize,
     /// What the rows count.
     pub extent: Extent,
+    /// Of which batch the rows are, where they are tokens or slots.
+    pub modality: Modality,
     /// Where the values come from.
     pub kind: Kind,
     /// Whether a gradient is wanted.
@@ -126,6 +132,15 @@ impl Node {
     }
 }
 
+/// Which part of a model is being recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tower {
+    /// Of which batch its tokens are; parameters of the text tower are named `text.…`.
+    pub modality: Modality,
+    /// Whether its parameters stay as they are: no gradient reaches them, and they do not decay.
+    pub frozen: bool,
+}
+
 /// A recorded computation.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
@@ -140,6 +155,8 @@ pub struct Graph {
     pub(crate) segments: Vec<std::ops::Range<usize>>,
     /// Tensors that outlive the step.
     pub(crate) kept: Vec<Tensor>,
+    /// What is being recorded.
+    tower: Tower,
     open_segment: Option<usize>,
 }
 
@@ -189,6 +206,18 @@ impl Graph {
         self.params.iter().map(ParamSpec::len).sum()
     }
 
+    /// Says which part of a model is recorded from here on.
+    pub fn begin_tower(&mut self, tower: Tower) {
+        self.tower = tower;
+    }
+
+    /// Of which batch the tokens or slots of `node` are; of the images where it has none.
+    pub fn modality(&self, node: &Node) -> Modality {
+        let counted = |tensor: &&Tensor| self.info(**tensor).extent != Extent::Fixed;
+        let first = node.outputs.iter().chain(&node.inputs).flatten().find(counted);
+        first.map_or(Modality::Images, |tensor| self.info(*tensor).modality)
+    }
+
     fn push(&mut self, info: TensorInfo) -> Tensor {
         self.tensors.push(info);
         Tensor(self.tensors.len() - 1)
@@ -201,7 +230,12 @@ impl Graph {
     }
 
     /// The same for one that the tensor axis shares out: `spec` is the whole, the tensor this rank's part.
-    pub fn param_split(&mut self, spec: ParamSpec, split: Split) -> Tensor {
+    pub fn param_split(&mut self, mut spec: ParamSpec, split: Split) -> Tensor {
+        let Tower { modality, frozen } = self.tower;
+        if modality == Modality::Texts {
+            spec.name.insert_str(0, TEXT_PREFIX);
+        }
+        spec.decay &= !frozen;
         if let Some(i) = self.params.iter().position(|p| p.name == spec.name) {
             assert_eq!(self.params[i].shape, spec.shape, "parameter {} has two shapes", spec.name);
             return self.param_tensors[i];
@@ -217,8 +251,9 @@ impl Graph {
             rows,
             cols,
             extent: Extent::Fixed,
+            modality,
             kind: Kind::Parameter(self.params.len()),
-            requires_grad: true,
+            requires_grad: !frozen,
         });
         self.params.push(spec);
         self.param_tensors.push(tensor);
@@ -245,6 +280,7 @@ impl Graph {
             rows,
             cols,
             extent,
+            modality: self.tower.modality,
             kind: Kind::Input,
             requires_grad: false,
         })
@@ -257,6 +293,7 @@ impl Graph {
             rows,
             cols,
             extent,
+            modality: self.tower.modality,
             kind: Kind::Activation,
             requires_grad: false,
         })
@@ -265,8 +302,10 @@ impl Graph {
     /// A result with the shape of `tensor`.
     pub fn activation_like(&mut self, tensor: Tensor) -> Tensor {
         let info = self.info(tensor);
-        let (rows, cols, extent) = (info.rows, info.cols, info.extent);
-        self.activation(rows, cols, extent)
+        let (rows, cols, extent, modality) = (info.rows, info.cols, info.extent, info.modality);
+        let alike = self.activation(rows, cols, extent);
+        self.tensors[alike.0].modality = modality;
+        alike
     }
 
     /// The gradient accumulator of a parameter, or `None` where `tensor` needs no gradient.
@@ -280,6 +319,9 @@ impl Graph {
             assert!(!info.requires_grad, "{} is computed, but its gradient would be lost", info.name);
             return None;
         };
+        if !info.requires_grad {
+            return None;
+        }
         if self.grad_tensors[index].is_none() {
             let mut info = self.info(tensor).clone();
             info.name = format!("d {}", info.name);
@@ -340,7 +382,7 @@ impl Graph {
 
     /// Arithmetic of one run in FLOPs (a multiply-add is two), for the given workload.
     pub fn flops(&self, work: &Workload) -> f64 {
-        self.nodes.iter().map(|node| node.op.flops(self, node, work)).sum()
+        self.nodes.iter().map(|node| node.op.flops(self, node, &work.of_modality(self.modality(node)))).sum()
     }
 
     /// The record as text, one node a line.
@@ -357,6 +399,7 @@ impl Graph {
                 let info = self.info(*output);
                 let extent = match info.extent {
                     Extent::Fixed => "",
+                    Extent::Tokens if info.modality == Modality::Texts => "text T=",
                     Extent::Tokens => "T=",
                     Extent::Images => "N=",
                     Extent::Shard(_) => "t=",

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use super::device::{Element, Launch, Site};
 use super::graph::{Extent, Graph, Node, Tensor, TensorInfo};
 use crate::cpu::real::Real;
-use crate::data::batch::PackedBatch;
+use crate::data::batch::{Modality, PackedBatch};
 use crate::error::{Error, Result};
 use crate::parallel::Group;
 
@@ -34,6 +34,8 @@ pub struct Workload {
     pub images: f64,
     /// Σ S² over the images.
     pub sum_squared: f64,
+    /// Live tokens of the texts, one for each image, and Σ S² over them.
+    pub texts: [f64; 2],
 }
 
 impl Workload {
@@ -43,6 +45,19 @@ impl Workload {
             tokens: batch.live_tokens() as f64,
             images: batch.images as f64,
             sum_squared: batch.sum_squared_lengths(),
+            texts: batch
+                .texts
+                .as_ref()
+                .map_or([0.0; 2], |texts| [texts.live_tokens() as f64, texts.sum_squared_lengths()]),
+        }
+    }
+
+    /// What a node over the images or the texts has of it.
+    pub fn of_modality(&self, modality: Modality) -> Self {
+        let [tokens, sum_squared] = self.texts;
+        match modality {
+            Modality::Images => *self,
+            Modality::Texts => Self { tokens, sum_squared, ..*self },
         }
     }
 

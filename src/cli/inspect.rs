@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::{RecipeArgs, print, use_data};
+use crate::autograd::Workload;
 use crate::autograd::graph::Graph;
 use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
@@ -81,7 +82,7 @@ fn data(args: Data) -> Result<()> {
     if let Some(path) = &args.path {
         use_data(&mut recipe, path)?;
     }
-    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    let dataset = source::of_recipe(&recipe)?;
     let report = inspect::report(&dataset, &recipe, name)?;
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&report).map_err(Error::failure)?))?;
@@ -105,7 +106,7 @@ fn check_png(option: &str, out: &Path) -> Result<()> {
 fn augment(args: Augment) -> Result<()> {
     check_png("--out", &args.out)?;
     let (name, recipe) = args.recipe.load()?;
-    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    let dataset = source::of_recipe(&recipe)?;
     preview::augmentations(&dataset, &recipe, &name, &args.out)?;
     eprintln!("drawn             {}", args.out.display());
     Ok(())
@@ -122,7 +123,7 @@ fn model(args: Model) -> Result<()> {
     let classes = match args.classes {
         Some(0) => return Err(Error::usage("--classes must be at least 1")),
         Some(classes) => classes,
-        None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?.classes.len(),
+        None => source::of_recipe(&recipe)?.classes.len(),
     };
     let slots = crate::data::packing::slots(&recipe);
     let step = crate::train::step::TrainStep::new(&recipe, classes, slots)?;
@@ -152,7 +153,7 @@ fn model(args: Model) -> Result<()> {
     let _ = writeln!(text, "parameters        {:.3} M, {} classes", plan.parameters as f64 / 1e6, classes);
     let side = if recipe.eval.resolution > 0 { recipe.eval.resolution } else { recipe.resolution.max };
     let n = (side / recipe.model.patch).max(1).pow(2) as f64 + recipe.model.prefix() as f64;
-    let one = crate::autograd::Workload { tokens: n, images: 1.0, sum_squared: n * n };
+    let one = Workload { tokens: n, images: 1.0, sum_squared: n * n, texts: [0.0; 2] };
     let _ = writeln!(
         text,
         "forward           {:.3} GFLOP for a square image of {side} pixels ({n} tokens)",

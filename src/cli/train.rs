@@ -90,7 +90,7 @@ fn dry_run(args: &Args) -> Result<()> {
     if let Some(path) = &args.init {
         Tensors::load_metadata(path)?;
     }
-    let dataset = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)?;
+    let dataset = source::of_recipe(&recipe)?;
     let classes = dataset.classes.len();
     let (description, info, free) = match args.ranks.first_device(args.device) {
         Ok((Selected { device: None, description }, _)) => (description, None, 0),

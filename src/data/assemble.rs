@@ -10,6 +10,7 @@ use crate::data::mix::Mix;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
 use crate::data::source::{Image, Source};
+use crate::data::texts::TextSettings;
 use crate::data::view::{ViewSettings, Viewer};
 use crate::error::{Error, Result};
 use crate::recipe::MixConfig;
@@ -20,6 +21,7 @@ pub struct Assembler<'a> {
     settings: PackingSettings,
     patchifier: Patchifier,
     mix: MixConfig,
+    texts: Option<TextSettings>,
     /// One per thread.
     viewers: Vec<Viewer<'a>>,
 }
@@ -35,6 +37,8 @@ pub struct Assembled {
     pub unmixed: Vec<usize>,
     /// How many images were to be mixed into others.
     pub partners: usize,
+    /// Samples whose text was cut off.
+    pub cut: Vec<u64>,
 }
 
 /// An image that is being filled in.
@@ -67,7 +71,17 @@ impl<'a> Assembler<'a> {
     ) -> Self {
         let patchifier = Patchifier::new(settings.patch, view.channels);
         let viewers = (0..threads.max(1)).map(|_| Viewer::new(source, view.clone())).collect();
-        Self { source, settings, patchifier, mix, viewers }
+        Self { source, settings, patchifier, mix, texts: None, viewers }
+    }
+
+    /// What messages call a sample.
+    pub fn name(&self, sample: u64) -> String {
+        self.source.name(sample as usize)
+    }
+
+    /// The same with the texts of the images.
+    pub fn with_texts(self, texts: Option<TextSettings>) -> Self {
+        Self { texts, ..self }
     }
 
     /// The batch of a plan. Images that could not be read keep their slots, with zero patches and weight 0; those whose
@@ -110,6 +124,13 @@ impl<'a> Assembler<'a> {
         cu_seqlens[plan.images.len() + 1..].fill(start as i32);
 
         let mut failed = self.fill(tasks, stop);
+        let (texts, cut) = match &self.texts {
+            Some(texts) => {
+                let (batch, cut) = self.texts_of(texts, plan, &mut failed);
+                (Some(Box::new(batch)), cut)
+            }
+            None => (None, Vec::new()),
+        };
         failed.sort_unstable();
         let mut unmixed = Vec::new();
         for Failed { slot, partner, .. } in &failed {
@@ -139,8 +160,39 @@ impl<'a> Assembler<'a> {
             sample_ids,
             epochs,
             images: plan.images.len(),
+            texts,
         };
-        Assembled { batch, unreadable, unmixed, partners: mixes.iter().flatten().count() }
+        Assembled { batch, unreadable, unmixed, partners: mixes.iter().flatten().count(), cut }
+    }
+
+    /// The texts of the images, and the samples whose text was cut off. A slot whose text cannot be used has one token
+    /// instead, and has failed.
+    fn texts_of(
+        &self,
+        settings: &TextSettings,
+        plan: &BatchPlan,
+        failed: &mut Vec<Failed>,
+    ) -> (PackedBatch, Vec<u64>) {
+        let (mut texts, mut cut) = (Vec::with_capacity(plan.images.len()), Vec::new());
+        for (slot, image) in plan.images.iter().enumerate() {
+            let sample = image.sample as usize;
+            let tokens = self.source.caption(sample).map_err(|cause| cause.to_string()).and_then(|text| {
+                settings.encode(&text).map_err(|why| format!("{}: {why}", self.source.name(sample)))
+            });
+            match tokens {
+                Ok(tokens) => {
+                    cut.extend(tokens.cut.then_some(image.sample));
+                    texts.push(tokens.ids);
+                }
+                Err(cause) => {
+                    if !failed.iter().any(|failed| failed.slot == slot) {
+                        failed.push(Failed { slot, partner: false, cause });
+                    }
+                    texts.push(vec![0]);
+                }
+            }
+        }
+        (settings.pack(&texts), cut)
     }
 
     /// What an image is mixed with.

@@ -65,7 +65,18 @@ impl Mixture {
     }
 }
 
-/// Many images of any shape in one sequence.
+/// What the tokens of a batch are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Modality {
+    /// Patches of images.
+    #[default]
+    Images,
+    /// Word pieces of texts.
+    Texts,
+}
+
+/// Many images of any shape in one sequence; or many texts, which have no patches, and for the position of a token its
+/// id and its place in the text.
 #[derive(Clone, Debug)]
 pub struct PackedBatch {
     /// `[T, patch_dim]`.
@@ -89,9 +100,22 @@ pub struct PackedBatch {
     pub epochs: Vec<u64>,
     /// Number of used slots; slots from here on are empty.
     pub images: usize,
+    /// The texts of the same slots, packed alike, where images are learned from texts.
+    pub texts: Option<Box<PackedBatch>>,
 }
 
 impl PackedBatch {
+    /// The batch of the images or of the texts.
+    ///
+    /// # Panics
+    /// If texts are asked for and there are none: a bug of the caller, not of a user.
+    pub fn of(&self, modality: Modality) -> &Self {
+        match modality {
+            Modality::Images => self,
+            Modality::Texts => self.texts.as_deref().expect("a model of texts runs over batches of texts"),
+        }
+    }
+
     /// Token budget `T`.
     pub fn tokens(&self) -> usize {
         self.positions.len()
@@ -149,6 +173,7 @@ impl PackedBatch {
             sample_ids: self.sample_ids.clone(),
             epochs: self.epochs.clone(),
             images: self.images,
+            texts: self.texts.clone(),
         }
     }
 }
@@ -187,6 +212,7 @@ mod tests {
             sample_ids: vec![7, 8, 0],
             epochs: vec![1, 2, 0],
             images: 2,
+            texts: None,
         };
         let longer = batch.with_prefix(0, 2, 8);
         assert_eq!(longer.cu_seqlens, [0, 4, 7, 7]);

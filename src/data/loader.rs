@@ -19,6 +19,8 @@ use crate::data::batch::PackedBatch;
 use crate::data::packing::{BatchPlan, PackingSettings, PackingStats};
 use crate::data::planner::{Planner, PlannerState};
 use crate::data::source::Source;
+use crate::data::texts::TextSettings;
+use crate::data::tokenizer::Tokenizer;
 use crate::data::view::ViewSettings;
 use crate::error::{Error, Result};
 use crate::recipe::{MixConfig, Recipe};
@@ -64,6 +66,8 @@ pub struct LoadedBatch {
     pub unreadable: Vec<(u64, String)>,
     /// Slots whose image was to be mixed with one of these, and is as it is.
     pub unmixed: Vec<usize>,
+    /// Names of samples whose text was cut off at `text.max_tokens`.
+    pub cut: Vec<String>,
 }
 
 /// Images that could not be read since the loader started. Each counts once, however many epochs
@@ -196,7 +200,19 @@ impl Loader {
         state: Option<&LoaderState>,
         share: Share,
     ) -> Result<Self> {
+        Self::train_texts(source, recipe, state, share, None)
+    }
+
+    /// The same with the tokenizer that the texts are told by; that of the recipe where there is none.
+    pub fn train_texts(
+        source: Arc<dyn Source>,
+        recipe: &Recipe,
+        state: Option<&LoaderState>,
+        share: Share,
+        tokenizer: Option<Arc<Tokenizer>>,
+    ) -> Result<Self> {
         let settings = PackingSettings::train(recipe)?;
+        let texts = texts(recipe, settings.slots, tokenizer)?;
         check_deals(recipe.train.accumulate, share.parts)?;
         let rounds = Rounds {
             share,
@@ -204,7 +220,8 @@ impl Loader {
             batches: if share.parts == 1 { 1 } else { recipe.train.accumulate },
             cost: Some(Cost::of(recipe)?),
         };
-        let pipeline = Pipeline::start(source, recipe, settings, ViewSettings::train(recipe), state, rounds)?;
+        let pipeline =
+            Pipeline::start(source, recipe, settings, ViewSettings::train(recipe), state, rounds, texts)?;
         Ok(Self { pipeline, first: None })
     }
 
@@ -243,7 +260,20 @@ impl Loader {
     ) -> Result<EvalLoader> {
         let rounds = Rounds { share, batches: share.parts, cost: None };
         let view = ViewSettings::eval(recipe);
-        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, view, None, rounds)? })
+        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, view, None, rounds, None)? })
+    }
+
+    /// One pass over the images at the recipe's resolution, with their texts.
+    pub fn eval_texts(
+        source: Arc<dyn Source>,
+        recipe: &Recipe,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Result<EvalLoader> {
+        let settings = PackingSettings::eval(recipe, 0)?;
+        let texts = texts(recipe, settings.slots, Some(tokenizer))?;
+        let (view, rounds) =
+            (ViewSettings::eval(recipe), Rounds { share: Share::ALL, batches: 1, cost: None });
+        Ok(EvalLoader { pipeline: Pipeline::start(source, recipe, settings, view, None, rounds, texts)? })
     }
 
     /// The next batch. Fails once the share of unreadable images exceeds `data.max_unreadable`.
@@ -273,6 +303,18 @@ impl Iterator for EvalLoader {
     fn next(&mut self) -> Option<Self::Item> {
         self.pipeline.next().transpose()
     }
+}
+
+/// How the texts of a recipe that has any become tokens.
+fn texts(recipe: &Recipe, slots: usize, tokenizer: Option<Arc<Tokenizer>>) -> Result<Option<TextSettings>> {
+    if !recipe.text.is_on() {
+        return Ok(None);
+    }
+    let tokenizer = match tokenizer {
+        Some(tokenizer) => tokenizer,
+        None => Arc::new(Tokenizer::open(&recipe.text.tokenizer)?),
+    };
+    Ok(Some(TextSettings::new(recipe, slots, tokenizer)))
 }
 
 /// How batches are shared out: so many at a time, of which this rank takes its part.
@@ -315,6 +357,7 @@ impl Pipeline {
         view: ViewSettings,
         state: Option<&LoaderState>,
         rounds: Rounds,
+        texts: Option<TextSettings>,
     ) -> Result<Self> {
         let limit = recipe.data.max_unreadable;
         let watch = Watch::new(source.len(), settings.repeats, rounds.share.parts, limit);
@@ -328,7 +371,8 @@ impl Pipeline {
             .spawn(move || {
                 let settings = planner.settings().clone();
                 let threads = settings.workers;
-                let assembler = Assembler::new(source.as_ref(), settings, view, mix, threads);
+                let assembler =
+                    Assembler::new(source.as_ref(), settings, view, mix, threads).with_texts(texts);
                 prepare(planner, assembler, rounds, &send, &stopped);
             })
             .map_err(|e| Error::failure(format!("cannot start the loading thread: {e}")))?;
@@ -394,12 +438,15 @@ fn prepare(
         let plans = rounds.take(plans, planner.settings());
         let last = plans.len() - 1;
         for (i, plan) in plans.into_iter().enumerate() {
-            let Assembled { batch, unreadable: failed, unmixed, partners } = assembler.assemble(&plan, stop);
+            let Assembled { batch, unreadable: failed, unmixed, partners, cut } =
+                assembler.assemble(&plan, stop);
+            let cut = cut.into_iter().map(|sample| assembler.name(sample)).collect();
             let stats = if i == last { std::mem::take(&mut stats) } else { PackingStats::default() };
             let drawn = plan.drawn + partners as u64;
             let mut unreadable = plan.skipped;
             unreadable.extend(failed);
-            let loaded = LoadedBatch { batch, state_after: state_after.clone(), stats, unreadable, unmixed };
+            let loaded =
+                LoadedBatch { batch, state_after: state_after.clone(), stats, unreadable, unmixed, cut };
             if stop.load(Ordering::Relaxed) || queue.send(Ok(Item { loaded, drawn })).is_err() {
                 return;
             }

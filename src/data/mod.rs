@@ -21,4 +21,6 @@ pub mod preview;
 pub mod resolution;
 pub mod settings;
 pub mod source;
+pub mod texts;
+pub mod tokenizer;
 pub mod view;

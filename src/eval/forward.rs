@@ -139,6 +139,7 @@ fn pack(config: &ModelConfig, images: &[RawImage]) -> Result<PackedBatch> {
         sample_ids: (0..slots as u64).collect(),
         epochs: vec![0; slots],
         images: slots,
+        texts: None,
     })
 }
 

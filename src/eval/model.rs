@@ -5,7 +5,7 @@ use std::borrow::BorrowMut;
 use crate::autograd::graph::{Graph, ParamSpec};
 use crate::autograd::{CpuExecutor, Plan, Rank, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::vit::{self, Outputs};
 use crate::recipe::Recipe;
 
@@ -22,6 +22,18 @@ pub trait Forward {
     /// # Errors
     /// A batch of another shape; a failed device.
     fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]>;
+
+    /// Makes a model of texts tell `classes` by what texts say of them, see [`ZeroShot`](super::zero_shot::ZeroShot).
+    ///
+    /// # Errors
+    /// A model that was trained on classes; texts without a token; a failed device.
+    fn set_classes(&mut self, classes: &[String], prompts: &[String]) -> Result<()> {
+        let _ = (classes, prompts);
+        Err(Error::usage(
+            "the model was trained on classes and knows no texts; zero-shot evaluation needs one that was trained with \
+             text.tokenizer",
+        ))
+    }
 }
 
 impl<F: Forward + ?Sized> Forward for &mut F {

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::model::Model;
+use super::towers::CpuTowers;
 use crate::error::{Error, Result};
 use crate::recipe::{AspectKind, ModelConfig, PackingKind, PoolKind, Recipe, ResolutionKind};
 use crate::train::checkpoint::{self, Header, Progress};
@@ -42,6 +43,8 @@ pub struct Opened {
     pub origin: Option<String>,
     /// The implementation, for people; empty for our own.
     pub implementation: &'static str,
+    /// How texts become tokens, of a model of texts: a `tokenizer.json`.
+    pub tokenizer: Option<String>,
     /// Whether the file did not describe itself, and settings had to be taken from elsewhere.
     pub foreign: bool,
 }
@@ -91,7 +94,15 @@ fn described(
     let origin = weights.metadata.get(ORIGIN).cloned();
     let mut model = recipe.model.clone();
     let converted = foreign::convert(weights, &mut model).map_err(|cause| Error::file(path, cause))?;
-    Ok(Opened { recipe, classes, weights: converted.weights, origin, implementation: "", foreign: false })
+    Ok(Opened {
+        recipe,
+        classes,
+        weights: converted.weights,
+        origin,
+        implementation: "",
+        tokenizer: header.tokenizer,
+        foreign: false,
+    })
 }
 
 /// Weights alone.
@@ -145,6 +156,7 @@ fn of_names(weights: Weights, told: &Told<'_>, given: Option<Recipe>) -> Result<
         weights: converted.weights,
         origin: converted.origin.map(str::to_owned),
         implementation: converted.name,
+        tokenizer: None,
         foreign: true,
     })
 }
@@ -174,10 +186,14 @@ fn suit(recipe: &mut Recipe, side: usize, sets: &[String]) -> Result<()> {
 
 /// Whether the weights are those of the model that the recipe describes.
 fn check(path: &Path, opened: &Opened) -> Result<()> {
-    let model = Model::new(&opened.recipe, opened.classes.len(), 128, 1, false)?;
+    let (recipe, classes) = (&opened.recipe, opened.classes.len());
+    let params = match recipe.text.is_on() {
+        true => CpuTowers::new(recipe, 128, 1)?.params().to_vec(),
+        false => Model::new(recipe, classes, 128, 1, false)?.params().to_vec(),
+    };
     let found = opened.weights.tensors.iter().map(|(name, (shape, _))| (name.as_str(), shape.as_slice()));
     let found = found.filter(|(name, _)| *name != PREFIX_POSITIONS).collect();
-    check_fit(path, &found, model.params().iter())
+    check_fit(path, &found, params.iter())
 }
 
 impl Opened {
@@ -186,8 +202,12 @@ impl Opened {
     /// # Errors
     /// Never for a recipe that was loaded.
     pub fn into_checkpoint(self) -> Result<Weights> {
-        let header =
-            Header { recipe: self.recipe.to_toml()?, classes: self.classes, progress: Progress::default() };
+        let header = Header {
+            recipe: self.recipe.to_toml()?,
+            classes: self.classes,
+            tokenizer: self.tokenizer,
+            progress: Progress::default(),
+        };
         let mut metadata = header.metadata()?;
         metadata.extend(self.origin.map(|origin| (ORIGIN.to_owned(), origin)));
         Ok(Weights { tensors: self.weights.tensors, metadata })

@@ -1,14 +1,19 @@
 //! A trained model that is ready to run: weights, recipe and class names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::device::DeviceModel;
 use super::model::{Forward, Model, WithParams};
 use super::open::{Opened, Told, open};
+use super::towers::{CpuEmbed, CpuTowers, DeviceTowers, Embed};
+use super::zero_shot::ZeroShot;
 use crate::autograd::device::BatchShape;
 use crate::data::packing;
+use crate::data::texts::TextSettings;
+use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::train::run_dir;
 use crate::weights::foreign::fold_prefix;
@@ -48,9 +53,27 @@ impl Trained {
         resolution: impl FnOnce(&Recipe) -> usize,
     ) -> Result<Self> {
         let file = run_dir::model_file(path)?;
-        let Opened { recipe, classes, mut weights, .. } = open(&file, told)?;
+        let Opened { recipe, classes, mut weights, tokenizer, .. } = open(&file, told)?;
         fold_prefix(&mut weights)?;
         let slots = packing::slots(&recipe);
+        if recipe.text.is_on() {
+            let tokenizer = match tokenizer {
+                Some(json) => Tokenizer::from_json(json).map_err(|why| Error::file(&file, why))?,
+                None => Tokenizer::open(&recipe.text.tokenizer)?,
+            };
+            let texts = TextSettings::new(&recipe, slots, Arc::new(tokenizer));
+            let towers = CpuTowers::new(&recipe, recipe.packing.tokens, slots)?;
+            let (params, _) = assign(&file, weights, towers.params(), Policy::Exact)?;
+            let towers: Box<dyn Embed> = match device {
+                None => Box::new(CpuEmbed { towers, params }),
+                Some(device) => {
+                    let shape = BatchShape::of_recipe(&recipe, slots, resolution(&recipe));
+                    Box::new(DeviceTowers::new(device, &recipe, shape, &params)?)
+                }
+            };
+            let model = Box::new(ZeroShot::new(towers, &recipe, texts, &classes, &recipe.text.prompts)?);
+            return Ok(Self { path: file, recipe, classes, model });
+        }
         let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
         let model: Box<dyn Forward> = match device {

@@ -5,7 +5,8 @@ use crate::autograd::position::rope::rope_table;
 use crate::autograd::{elementwise, gemm, patch, sharded};
 use crate::error::Result;
 use crate::nn::{block, norm, patch_embed, pool, position, shard};
-use crate::recipe::Recipe;
+use crate::recipe::shapes::Dimensions;
+use crate::recipe::{ModelConfig, Recipe};
 
 /// What a recorded model computes.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,40 @@ pub fn record(
     training: bool,
 ) -> Result<Outputs> {
     let config = &recipe.model;
+    let (x, features) = tower(graph, recipe, tokens, slots, training)?;
+    let width = graph.info(features).cols;
+    let weight = graph.param(ParamSpec {
+        name: "head.weight".into(),
+        shape: vec![classes, width],
+        init: Init::TruncatedNormal(0.02),
+        decay: true,
+        head: true,
+    });
+    let bias = config.head_bias.then(|| {
+        graph.param(ParamSpec {
+            name: "head.bias".into(),
+            shape: vec![classes],
+            init: Init::Constant(config.head_init_bias as f32),
+            decay: false,
+            head: true,
+        })
+    });
+    let logits = gemm::linear(graph, features, weight, bias);
+    Ok(Outputs { tokens: x, features, logits })
+}
+
+/// All of it but the head: tokens `[T, D]` and pooled vectors `[N, D]`.
+///
+/// # Errors
+/// As for [`record`].
+pub fn tower(
+    graph: &mut Graph,
+    recipe: &Recipe,
+    tokens: usize,
+    slots: usize,
+    training: bool,
+) -> Result<(Tensor, Tensor)> {
+    let config = &recipe.model;
     let dims = config.dimensions()?;
     shard::check(config, tokens, graph.shard().size)?;
     let patch_dim = config.patch_dim();
@@ -56,18 +91,7 @@ pub fn record(
     if shared_out {
         x = sharded::own_rows(graph, x);
     }
-    for index in 0..dims.depth {
-        if training && config.checkpoint {
-            graph.begin_segment();
-        }
-        x = block::block(graph, index, x, rope, config, &dims, training);
-        if training && config.checkpoint {
-            graph.end_segment();
-        }
-    }
-    if config.final_norm {
-        x = norm::layer(graph, "norm", x, config);
-    }
+    x = blocks(graph, x, rope, config, &dims, training);
     if shared_out {
         x = sharded::all_rows(graph, x);
     }
@@ -75,22 +99,29 @@ pub fn record(
     if config.head_norm {
         features = norm::layer(graph, "head_norm", features, config);
     }
-    let weight = graph.param(ParamSpec {
-        name: "head.weight".into(),
-        shape: vec![classes, dims.width],
-        init: Init::TruncatedNormal(0.02),
-        decay: true,
-        head: true,
-    });
-    let bias = config.head_bias.then(|| {
-        graph.param(ParamSpec {
-            name: "head.bias".into(),
-            shape: vec![classes],
-            init: Init::Constant(config.head_init_bias as f32),
-            decay: false,
-            head: true,
-        })
-    });
-    let logits = gemm::linear(graph, features, weight, bias);
-    Ok(Outputs { tokens: x, features, logits })
+    Ok((x, features))
+}
+
+/// All blocks and the last norm over tokens `[T, D]`.
+pub fn blocks(
+    graph: &mut Graph,
+    mut x: Tensor,
+    rope: Option<Tensor>,
+    config: &ModelConfig,
+    dims: &Dimensions,
+    training: bool,
+) -> Tensor {
+    for index in 0..dims.depth {
+        if training && config.checkpoint {
+            graph.begin_segment();
+        }
+        x = block::block(graph, index, x, rope, config, dims, training);
+        if training && config.checkpoint {
+            graph.end_segment();
+        }
+    }
+    match config.final_norm {
+        true => norm::layer(graph, "norm", x, config),
+        false => x,
+    }
 }

@@ -27,6 +27,8 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "navit-b16",
     "navit-b32",
     "navit-l16",
+    "navit-b16-contrastive",
+    "captions",
     "vit-ti16",
     "vit-s16",
     "vit-b16",

@@ -13,6 +13,7 @@ pub mod load;
 mod mix;
 mod model;
 pub mod shapes;
+mod text;
 mod train;
 mod validate;
 
@@ -26,6 +27,7 @@ pub use data::*;
 pub use distill::DistillConfig;
 pub use mix::MixConfig;
 pub use model::*;
+pub use text::*;
 pub use train::*;
 pub use validate::MAX_SIDE;
 
@@ -51,6 +53,10 @@ pub struct Recipe {
     pub mix: MixConfig,
     /// Learning from another model.
     pub distill: DistillConfig,
+    /// The text tower, where images are learned from texts.
+    pub text: TextConfig,
+    /// The loss over images and texts.
+    pub contrastive: ContrastiveConfig,
     /// Optimiser, schedule, saving.
     pub train: TrainConfig,
     /// Evaluation.

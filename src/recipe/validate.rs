@@ -31,7 +31,7 @@ fn below(key: &str, value: f64, low: f64, high: f64) -> Result<()> {
     })
 }
 
-fn at_least(key: &str, value: f64, low: f64) -> Result<()> {
+pub(super) fn at_least(key: &str, value: f64, low: f64) -> Result<()> {
     require(value >= low && value.is_finite(), || format!("{key} must be at least {low}, but it is {value}"))
 }
 
@@ -57,7 +57,7 @@ fn epsilon(key: &str, value: f64) -> Result<()> {
     require(value >= MIN_EPS, || format!("{key} must be above 0, at least {MIN_EPS:e}, but it is {value}"))
 }
 
-fn moderate(key: &str, value: f64) -> Result<()> {
+pub(super) fn moderate(key: &str, value: f64) -> Result<()> {
     require(value.abs() <= MAX_FACTOR, || {
         format!("{key} must lie in -{MAX_FACTOR}..{MAX_FACTOR}, but it is {value}")
     })
@@ -72,7 +72,7 @@ const MAX_THETA: f64 = 1e12;
 /// Largest accepted band of rotary frequencies.
 const MAX_BAND: f64 = 1e4;
 /// Largest accepted width, depth or count of the model.
-const MAX_DIMENSION: u64 = 1_000_000;
+pub(super) const MAX_DIMENSION: u64 = 1_000_000;
 /// Largest accepted number of values in a tensor of one batch, or of parameters: in bytes these stay
 /// far below what an address can count.
 const MAX_VALUES: u128 = 1 << 44;
@@ -91,6 +91,7 @@ impl Recipe {
         self.validate_drop()?;
         self.validate_mix()?;
         self.validate_distill()?;
+        self.validate_text()?;
         self.validate_augment()?;
         self.validate_train()
     }

@@ -73,6 +73,10 @@ impl Source for Chosen {
     fn load(&self, index: usize, channels: usize) -> Result<Image> {
         self.inner.load(self.indices[index], channels)
     }
+
+    fn caption(&self, index: usize) -> Result<String> {
+        self.inner.caption(self.indices[index])
+    }
 }
 
 /// Runs the best model of the run at `path` (else the last) over `count` images of its validation set, evenly spread: runs
@@ -86,7 +90,7 @@ pub fn samples(path: &Path, count: usize, device: Option<&Device>) -> Result<Vec
     }
     let mut trained = Trained::load(path, &Told::default(), device, 0)?;
     let mut recipe = trained.recipe.clone();
-    let set = source::open(&recipe.data, recipe.model.channels, recipe.train.seed)
+    let set = source::of_recipe(&recipe)
         .map_err(|cause| Error::usage(format!("{cause}; or leave the predictions out with --samples 0")))?;
     let images = set.match_classes(&trained.classes)?;
     if images.is_empty() {

@@ -128,7 +128,11 @@ impl RunPlan {
 /// A full batch of images of the expected size.
 fn workload(recipe: &Recipe) -> Workload {
     let (tokens, each) = (recipe.packing.tokens as f64, expected_tokens(recipe));
-    Workload { tokens, images: (tokens / each).max(1.0), sum_squared: tokens * each.min(tokens) }
+    let images = (tokens / each).max(1.0);
+    // Texts are taken to be as long as they may be: how long they are, nobody knows yet.
+    let text = recipe.text.max_tokens as f64;
+    let texts = if recipe.text.is_on() { [images * text, images * text * text] } else { [0.0; 2] };
+    Workload { tokens, images, sum_squared: tokens * each.min(tokens), texts }
 }
 
 /// Mean patches of an image under the recipe's resolutions, plus prefix tokens.

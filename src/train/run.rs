@@ -5,6 +5,7 @@ mod steps;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::checkpoint::{Best, Header, Snapshot, load_header};
@@ -17,11 +18,16 @@ use super::report::EvalReport;
 use super::run_dir::RunDir;
 use super::start::mesh_line;
 use super::terminal::quoted;
-use crate::data::loader::{Loader, LoaderState};
-use crate::data::packing::PackingStats;
+use crate::data::loader::{Loader, LoaderReport, LoaderState};
+use crate::data::packing::{self, PackingStats};
 use crate::data::source::Dataset;
+use crate::data::texts::TextSettings;
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::metrics::ClassificationReport;
+use crate::eval::retrieval::retrieval;
 use crate::eval::run::evaluate_on;
+use crate::eval::zero_shot::ZeroShot;
 use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 
@@ -41,10 +47,14 @@ pub(super) struct Parts {
     pub engine: Box<dyn Engine>,
     pub teacher: Option<Teacher>,
     pub loader: Loader,
+    pub tokenizer: Option<Arc<Tokenizer>>,
     pub header: Header,
     pub run: RunDir,
     pub ranks: Rc<MeshGroups>,
 }
+
+/// What an evaluation found, and what it could not read.
+type Evaluated = (ClassificationReport, LoaderReport);
 
 /// A step that the engine has and that was not collected.
 struct Queued {
@@ -62,6 +72,10 @@ pub(super) struct Trainer {
     engine: Box<dyn Engine>,
     teacher: Option<Teacher>,
     loader: Loader,
+    /// Of a run on texts.
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// Whether it was told that texts are cut off.
+    told_cut: bool,
     /// How far the collected steps have come.
     header: Header,
     journal: Journal,
@@ -89,7 +103,7 @@ pub(super) struct Trainer {
 impl Trainer {
     /// Opens the run's files and tells what is about to be done.
     pub(super) fn new(parts: Parts, plan: &RunPlan, notes: &[String]) -> Result<Self> {
-        let Parts { recipe, dataset, engine, teacher, loader, header, run, ranks } = parts;
+        let Parts { recipe, dataset, engine, teacher, loader, tokenizer, header, run, ranks } = parts;
         let done = header.progress.step;
         let journal = match ranks.is_first() {
             true => Journal::open(run, done, &recipe.train),
@@ -132,6 +146,8 @@ impl Trainer {
             engine,
             teacher,
             loader,
+            tokenizer,
+            told_cut: false,
             header,
             journal,
             ranks,
@@ -286,40 +302,56 @@ impl Trainer {
         let begun = Instant::now();
         let interrupt = self.interrupt.clone();
         let stop = || interrupt.requested();
-        let source = self.dataset.validation.clone();
-        let mut model = self.engine.model()?;
-        let done = evaluate_on(&self.ranks, model.as_mut(), source, &self.recipe, 0, &stop)?;
-        drop(model);
-        let Some(done) = done.inspect_err(|_| self.agreed = true)? else { return Ok(None) };
+        let done = self.evaluated(&stop)?;
+        let Some((metrics, loading)) = done.inspect_err(|_| self.agreed = true)? else { return Ok(None) };
         let step = self.header.progress.step;
-        if !done.metrics.loss.is_finite() {
-            return Err(self.diverged(step, &format!("the evaluation's loss is {}", done.metrics.loss)));
+        if !metrics.loss.is_finite() {
+            return Err(self.diverged(step, &format!("the evaluation's loss is {}", metrics.loss)));
         }
-        if done.loading.unreadable > 0 {
-            let example = done.loading.examples.first().map_or("", String::as_str);
+        if loading.unreadable > 0 {
+            let example = loading.examples.first().map_or("", String::as_str);
             self.journal.message(&format!(
                 "skipped {} unreadable validation images, the first: {example}",
-                done.loading.unreadable
+                loading.unreadable
             ));
         }
         self.header.progress.evaluated = Some(step);
-        let metric = done.metrics.top1;
+        let metric = metrics.top1;
         let best = self.header.progress.best.is_none_or(|b| metric > b.metric);
         if best {
             self.header.progress.best = Some(Best { step, metric });
         }
         let report = EvalReport {
             step,
-            loss: done.metrics.loss,
+            loss: metrics.loss,
             top1: metric,
-            top5: done.metrics.top5,
-            images: done.metrics.images,
+            top5: metrics.top5,
+            images: metrics.images,
             best,
             seconds: begun.elapsed().as_secs_f64(),
         };
         let told = self.journal.eval(&report);
         self.keep_unsaid(told)?;
         Ok(Some(best))
+    }
+
+    /// What an evaluation finds: of a model of images and texts how well it tells the classes by their names, or where
+    /// there are none, finds the texts of images. The inner error is that of all ranks.
+    fn evaluated(&mut self, stop: &dyn Fn() -> bool) -> Result<Result<Option<Evaluated>>> {
+        let (source, recipe) = (self.dataset.validation.clone(), &self.recipe);
+        let Some(tokenizer) = &self.tokenizer else {
+            let mut model = self.engine.model()?;
+            let done = evaluate_on(&self.ranks, model.as_mut(), source, recipe, 0, stop)?;
+            return Ok(done.map(|done| done.map(|done| (done.metrics, done.loading))));
+        };
+        let (mut towers, classes) = (self.engine.towers()?, &self.dataset.classes);
+        if classes.len() < 2 {
+            return Ok(retrieval(towers.as_mut(), source, recipe, tokenizer.clone(), stop));
+        }
+        let texts = TextSettings::new(recipe, packing::slots(recipe), tokenizer.clone());
+        let mut model = ZeroShot::new(towers, recipe, texts, classes, &recipe.text.prompts)?;
+        let done = evaluate_on(&self.ranks, &mut model, source, recipe, 0, stop)?;
+        Ok(done.map(|done| done.map(|done| (done.metrics, done.loading))))
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {

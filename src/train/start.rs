@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::checkpoint::{self, Header, Progress as Progressed, SavedTraining};
 use super::distill::Teacher;
@@ -12,20 +13,24 @@ use super::engine::{
 use super::plan::RunPlan;
 use super::run::{Parts, Trainer};
 use super::run_dir::RunDir;
-use super::step::TrainStep;
+use super::step::{TrainStep, one_rank};
 use super::terminal::{quoted, tell};
 use crate::autograd::ParamSpec;
+use crate::autograd::graph::TEXT_PREFIX;
 use crate::data::balance::check_deals;
 use crate::data::loader::{Loader, LoaderState, Share};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
+use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::hash::fnv1a;
+use crate::models::two_tower::{BIAS, SCALE};
+use crate::nn::init::initial;
 use crate::nn::shard;
 use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
-use crate::weights::{Policy, assign, foreign, resize};
+use crate::weights::{Policy, Weights, assign, foreign, resize};
 
 /// What a new run starts from.
 #[derive(Clone, Debug)]
@@ -70,7 +75,8 @@ impl Default for Target {
 /// Bad data, recipe or weights, ranks that differ or cannot share the run, or a device without room or kernels for it,
 /// on every rank before anything is written; later failures name the last checkpoint.
 pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
-    let (recipe, ranks) = (options.recipe, &target.ranks);
+    let (mut recipe, ranks) = (options.recipe, &target.ranks);
+    let tokenizer = ranks.agree(tokenizer_of(&mut recipe, options.init.is_some()))??;
     check_recipes(&recipe, target)?;
     let dataset = ranks.agree(open_data(&recipe))??;
     check_data(&dataset, ranks)?;
@@ -86,17 +92,40 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let teacher = Teacher::of_run(&recipe, &dataset, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
-    let loader = Loader::train_share(dataset.train.clone(), &recipe, None, share(ranks));
+    let loader = Loader::train_texts(dataset.train.clone(), &recipe, None, share(ranks), tokenizer.clone());
     let loader = ranks.agree(loader.and_then(|mut loader| loader.ready().map(|()| loader)))??;
     let header = Header {
         recipe: recipe.to_toml()?,
         classes: dataset.classes.clone(),
+        tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer.json().to_owned()),
         progress: Progressed::default(),
     };
     let run = run_dir(ranks, || RunDir::create(&options.out, &options.name, &header.recipe))?;
     let ranks = ranks.clone();
-    Trainer::new(Parts { recipe, dataset, engine, teacher, loader, header, run, ranks }, &plan, &notes)?
-        .train()
+    let parts = Parts { recipe, dataset, engine, teacher, loader, tokenizer, header, run, ranks };
+    Trainer::new(parts, &plan, &notes)?.train()
+}
+
+/// The tokenizer of a run on texts, whose vocabulary the recipe then tells.
+fn tokenizer_of(recipe: &mut Recipe, given: bool) -> Result<Option<Arc<Tokenizer>>> {
+    if !recipe.text.is_on() {
+        return Ok(None);
+    }
+    if recipe.contrastive.lock_image && !given {
+        return Err(Error::usage(
+            "contrastive.lock_image = true trains a text tower to a trained image tower; give its weights with --init",
+        ));
+    }
+    let tokenizer = Tokenizer::open(&recipe.text.tokenizer)?;
+    let (known, stated) = (tokenizer.vocabulary(), recipe.text.vocabulary);
+    if stated > 0 && stated != known {
+        return Err(Error::usage(format!(
+            "text.vocabulary = {stated}, but text.tokenizer = \"{}\" knows {known} tokens; leave text.vocabulary at 0",
+            recipe.text.tokenizer
+        )));
+    }
+    recipe.text.vocabulary = known;
+    Ok(Some(Arc::new(tokenizer)))
 }
 
 /// The step of a new run, and the weights before the first: fresh ones, or those of a file.
@@ -129,12 +158,13 @@ fn beginning(
 pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     let ranks = &target.ranks;
     let run = run_dir(ranks, || RunDir::resume(folder))?;
-    let read = || -> Result<(Header, Recipe)> {
+    let read = || -> Result<(Header, Recipe, Option<Arc<Tokenizer>>)> {
         let header = checkpoint::load_header(&run.last())?;
         let recipe = Recipe::from_toml(&header.recipe, &run.last())?;
-        Ok((header, recipe))
+        let tokenizer = header.tokenizer(&run.last())?;
+        Ok((header, recipe, tokenizer))
     };
-    let (header, recipe) = ranks.agree(read())??;
+    let (header, recipe, tokenizer) = ranks.agree(read())??;
     let Progressed { step: done, evaluated, .. } = header.progress;
     check_recipes(&recipe, target)?;
     ranks.world.check_same("checkpoints", &format!("step {done} of {}", run.path().display()))?;
@@ -176,10 +206,12 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     let teacher = Teacher::of_run(&recipe, &dataset, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
-    let loader = Loader::train_share(dataset.train.clone(), &recipe, Some(&loader_state), share(ranks));
+    let source = dataset.train.clone();
+    let loader = Loader::train_texts(source, &recipe, Some(&loader_state), share(ranks), tokenizer.clone());
     let loader = ranks.agree(loader)??;
     let ranks = ranks.clone();
-    Trainer::new(Parts { recipe, dataset, engine, teacher, loader, header, run, ranks }, &plan, &[])?.train()
+    let parts = Parts { recipe, dataset, engine, teacher, loader, tokenizer, header, run, ranks };
+    Trainer::new(parts, &plan, &[])?.train()
 }
 
 /// Whether `mesh` can share the training of `recipe`.
@@ -187,6 +219,9 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
 /// # Errors
 /// One sentence that names what it cannot.
 pub fn check_mesh(recipe: &Recipe, mesh: Mesh) -> Result<()> {
+    if recipe.text.is_on() && mesh.data() * mesh.tensor() > 1 {
+        return Err(one_rank(recipe));
+    }
     shard::check(&recipe.model, recipe.packing.tokens, mesh.tensor())?;
     check_deals(recipe.train.accumulate, mesh.data())
 }
@@ -330,7 +365,7 @@ fn engine(
 }
 
 fn open_data(recipe: &Recipe) -> Result<Dataset> {
-    source::open(&recipe.data, recipe.model.channels, recipe.train.seed)
+    source::of_recipe(recipe)
 }
 
 fn initial_weights(
@@ -376,11 +411,33 @@ fn initial_weights(
         ));
     }
     let policy = Policy::NewHead { seed: recipe.train.seed };
+    let drawn = match recipe.text.is_on() {
+        true => draw_texts(&mut weights, step.params(), recipe.train.seed),
+        false => None,
+    };
     let (params, report) = assign(path, weights, step.params(), policy)?;
     notes.push(format!("start             {} tensors from {}", report.taken, path.display()));
+    notes.extend(drawn.map(|drawn| format!("fresh             {drawn}")));
     notes.extend(resized.map(|resized| format!("resized           {resized}")));
     if !report.fresh.is_empty() {
         notes.push(format!("fresh             {}", report.fresh.join(", ")));
     }
     Ok(params)
+}
+
+/// Leaves out the head of a model of classes, and draws what `weights` lack where they are those of an image tower alone;
+/// says so.
+fn draw_texts(weights: &mut Weights, params: &[ParamSpec], seed: u64) -> Option<String> {
+    weights.tensors.retain(|name, _| !name.starts_with("head."));
+    let alone = !weights.tensors.keys().any(|name| name.starts_with(TEXT_PREFIX));
+    if !alone {
+        return None;
+    }
+    let others = params
+        .iter()
+        .filter(|param| param.name.starts_with(TEXT_PREFIX) || [SCALE, BIAS].contains(&param.name.as_str()));
+    for param in others {
+        weights.tensors.insert(param.name.clone(), (param.shape.clone(), initial(param, seed)));
+    }
+    Some("the text tower, and what scores are made with".into())
 }

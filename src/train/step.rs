@@ -1,18 +1,31 @@
 //! One training step as it is recorded: forward, loss and backward of a packed batch.
 
 use crate::autograd::graph::{Graph, ParamSpec, Tensor};
-use crate::autograd::loss::{self, Loss};
+use crate::autograd::loss;
 use crate::autograd::{Plan, Shard, Workload};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::models::two_tower::{self, Towers};
 use crate::models::vit;
 use crate::recipe::{LossKind, Recipe};
+
+/// What a step learns, and what tells how well.
+#[derive(Clone, Copy, Debug)]
+pub enum Objective {
+    /// The classes of images: `[N, classes]`, kept.
+    Classes {
+        /// What the head computes.
+        logits: Tensor,
+    },
+    /// Which text belongs to which image: the vectors `[N, D]` of both are kept.
+    Pairs(Towers),
+}
 
 /// A recorded training step; an [`engine`](super::engine) runs it.
 pub struct TrainStep {
     graph: Graph,
     plan: Plan,
-    loss: Loss,
-    logits: Tensor,
+    per_image: Tensor,
+    objective: Objective,
     classes: usize,
     loss_kind: LossKind,
     /// The forward pass alone.
@@ -57,6 +70,9 @@ impl TrainStep {
     /// If the model's shape is invalid, or cannot be shared out.
     pub fn of_shard(recipe: &Recipe, classes: usize, slots: usize, shard: Shard) -> Result<Self> {
         let tokens = recipe.packing.tokens;
+        if recipe.text.is_on() {
+            return Self::of_pairs(recipe, classes, slots, shard);
+        }
         let mut graph = Graph::of_shard(shard);
         let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, true)?;
         let forward = graph.clone();
@@ -73,8 +89,33 @@ impl TrainStep {
         graph.keep(loss.per_image);
         graph.keep(outputs.logits);
         let plan = Plan::new(&graph);
-        let (logits, loss_kind) = (outputs.logits, recipe.train.loss);
-        Ok(Self { plan, loss, logits, classes, loss_kind, forward, whole, graph })
+        let (objective, loss_kind) = (Objective::Classes { logits: outputs.logits }, recipe.train.loss);
+        let per_image = loss.per_image;
+        Ok(Self { plan, per_image, objective, classes, loss_kind, forward, whole, graph })
+    }
+
+    /// The step over images and texts, which one rank computes whole.
+    fn of_pairs(recipe: &Recipe, classes: usize, slots: usize, shard: Shard) -> Result<Self> {
+        if shard.is_part() {
+            return Err(one_rank(recipe));
+        }
+        let mut graph = Graph::new();
+        let towers = two_tower::record(&mut graph, recipe, recipe.packing.tokens, slots, true)?;
+        let forward = graph.clone();
+        let loss = two_tower::learn(&mut graph, &towers, recipe);
+        graph.keep(loss.per_pair);
+        graph.keep(towers.images);
+        graph.keep(towers.texts);
+        Ok(Self {
+            plan: Plan::new(&graph),
+            per_image: loss.per_pair,
+            objective: Objective::Pairs(towers),
+            classes,
+            loss_kind: recipe.train.loss,
+            forward,
+            whole: None,
+            graph,
+        })
     }
 
     /// The recorded step.
@@ -89,12 +130,12 @@ impl TrainStep {
 
     /// `[N]`, kept: the weighted loss of each image.
     pub fn per_image(&self) -> Tensor {
-        self.loss.per_image
+        self.per_image
     }
 
-    /// `[N, classes]`, kept.
-    pub fn logits(&self) -> Tensor {
-        self.logits
+    /// What is learned.
+    pub fn objective(&self) -> Objective {
+        self.objective
     }
 
     /// Number of classes.
@@ -110,7 +151,10 @@ impl TrainStep {
     /// The forward pass alone, as an evaluation of such a batch runs it.
     pub fn evaluation(&self) -> Graph {
         let mut forward = self.forward.clone();
-        forward.keep(self.logits);
+        match self.objective {
+            Objective::Classes { logits } => forward.keep(logits),
+            Objective::Pairs(towers) => forward.keep(towers.images),
+        }
         forward
     }
 
@@ -121,6 +165,25 @@ impl TrainStep {
 
     /// Model FLOPs of one step over a batch of this workload, those of all ranks of the tensor axis.
     pub fn flops(&self, work: &Workload) -> f64 {
-        3.0 * self.whole.as_ref().unwrap_or(&self.forward).flops(work)
+        let forward = self.whole.as_ref().unwrap_or(&self.forward).flops(work);
+        match self.objective {
+            Objective::Classes { .. } => 3.0 * forward,
+            // A locked image tower has no backward pass.
+            Objective::Pairs(towers) if !self.graph.info(towers.images).requires_grad => {
+                let images = Workload { texts: [0.0; 2], ..*work };
+                let locked = self.forward.flops(&images);
+                3.0 * (forward - locked) + locked
+            }
+            Objective::Pairs(_) => 3.0 * forward,
+        }
     }
+}
+
+/// Pairs are compared with all others of their step, which one rank has alone.
+pub fn one_rank(recipe: &Recipe) -> Error {
+    Error::usage(format!(
+        "text.tokenizer = \"{}\" compares all pairs of a step with each other, which one rank does alone: start it without \
+         --ranks and --tensor",
+        recipe.text.tokenizer
+    ))
 }

@@ -75,7 +75,7 @@ fn state() -> TrainState<'static> {
 
 fn header(step: u64) -> Header {
     let progress = Progress { step, ..Progress::default() };
-    Header { recipe: "seed = 1".into(), classes: vec!["a".into()], progress }
+    Header { recipe: "seed = 1".into(), classes: vec!["a".into()], tokenizer: None, progress }
 }
 
 /// This rank's part of a training from a source; none is the CPU.

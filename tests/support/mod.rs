@@ -67,6 +67,7 @@ pub fn batch(
         sample_ids: used(&|i| 7 + i as u64),
         epochs: vec![0; slots],
         images,
+        texts: None,
     }
 }
 

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use super::super::op::StepState;
 use super::super::split::Shard;
 use super::layout::ALIGNMENT;
-use crate::data::batch::{Mixture, PackedBatch, Patches, Targets};
+use crate::data::batch::{Mixture, Modality, PREFIX, PackedBatch, Patches, Targets};
 use crate::data::positions;
 use crate::data::settings::PackingSettings;
 use crate::device::{Buffer, Device, Pinned, Stream};
@@ -31,6 +31,17 @@ pub struct BatchShape {
     pub image_rows: usize,
     /// Most patches of an image along an axis: what position tables are resampled to.
     pub longest: usize,
+    /// The texts of the slots, where there are any.
+    pub texts: Option<TextShape>,
+}
+
+/// What all texts of a run have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextShape {
+    /// Token rows.
+    pub tokens: usize,
+    /// Most tokens of a text.
+    pub rows: usize,
 }
 
 impl BatchShape {
@@ -49,6 +60,10 @@ impl BatchShape {
             soft_classes: None,
             image_rows: settings.map(rows).into_iter().fold(1, usize::max),
             longest: positions::longest_axis(&recipe.model.position, resolution, recipe.model.patch),
+            texts: recipe
+                .text
+                .is_on()
+                .then(|| TextShape { tokens: recipe.text_tokens(slots), rows: recipe.text.max_tokens }),
         }
     }
 
@@ -73,6 +88,34 @@ impl BatchShape {
             },
             image_rows: image_rows(batch).max(1),
             longest: longest(batch).max(1),
+            texts: batch
+                .texts
+                .as_ref()
+                .map(|texts| TextShape { tokens: texts.tokens(), rows: image_rows(texts).max(1) }),
+        }
+    }
+
+    /// The shape of the images, or of the texts as a batch of their own.
+    ///
+    /// # Errors
+    /// Texts are asked for and there are none.
+    pub fn of_modality(self, modality: Modality) -> Result<Self> {
+        match (modality, self.texts) {
+            (Modality::Images, _) => Ok(self),
+            (Modality::Texts, Some(TextShape { tokens, rows })) => Ok(Self {
+                tokens,
+                patch_dim: 0,
+                wide_patches: false,
+                soft_classes: None,
+                image_rows: rows,
+                // Ids are absolute positions: nothing is resampled.
+                longest: usize::from(PREFIX[0]) - 1,
+                texts: None,
+                ..self
+            }),
+            (Modality::Texts, None) => {
+                Err(Error::failure("the model has a text tower, and its batches are without texts"))
+            }
         }
     }
 }
@@ -168,6 +211,8 @@ pub enum Labels {
 /// one copy from pinned host memory, which runs beside everything else.
 pub struct DeviceBatch {
     shape: BatchShape,
+    /// The texts of the slots.
+    texts: Option<Box<DeviceBatch>>,
     block: Buffer<u8>,
     host: Pinned<u8>,
     /// Patches.
@@ -227,8 +272,13 @@ impl DeviceBatch {
         let (sample_ids, epochs) = (fields.next::<u64>(slots), fields.next::<u64>(slots));
         let (seed, loss_scale) = (fields.next::<u64>(1), fields.next::<f32>(1));
         let block = device.zeros(fields.bytes)?;
+        let texts = match shape.texts {
+            Some(_) => Some(Box::new(Self::new(device, shape.of_modality(Modality::Texts)?, Shard::WHOLE)?)),
+            None => None,
+        };
         Ok(Self {
             shape,
+            texts,
             patches: match shape.wide_patches {
                 true => Pixels::F32(field(&block, patches)?),
                 false => Pixels::U8(field(&block, patches)?),
@@ -258,7 +308,18 @@ impl DeviceBatch {
 
     /// Bytes of device memory.
     pub fn bytes(&self) -> usize {
-        self.block.len()
+        self.block.len() + self.texts.as_ref().map_or(0, |texts| texts.bytes())
+    }
+
+    /// The batch of the images or of the texts.
+    ///
+    /// # Panics
+    /// If texts are asked for and there are none: an executor over them is not made.
+    pub(super) fn of(&self, modality: Modality) -> &Self {
+        match modality {
+            Modality::Images => self,
+            Modality::Texts => self.texts.as_deref().expect("memory was made for texts"),
+        }
     }
 
     /// What its batches have in common.
@@ -273,6 +334,9 @@ impl DeviceBatch {
     pub fn write(&mut self, stream: &Stream, batch: &PackedBatch, step: &StepState) -> Result<()> {
         let BatchShape { image_rows: most, longest: axis, .. } = self.shape;
         let mut shape = BatchShape { image_rows: most, longest: axis, ..BatchShape::of(batch) };
+        // How long the texts are, their own batch checks.
+        shape.texts =
+            shape.texts.zip(self.shape.texts).map(|(given, made)| TextShape { rows: made.rows, ..given });
         if matches!(batch.targets, Targets::Mixed(_)) {
             shape.soft_classes = self.shape.soft_classes;
         }
@@ -296,6 +360,9 @@ impl DeviceBatch {
                 BatchShape::of(batch),
                 self.shape
             )));
+        }
+        if let (Some(to), Some(from)) = (&mut self.texts, &batch.texts) {
+            to.write(stream, from, step)?;
         }
         crate::kernels::check_cu_seqlens(&batch.cu_seqlens, shape.slots, shape.tokens)?;
         self.host_images = [0, batch.images as i32];
@@ -367,6 +434,7 @@ mod tests {
             sample_ids: vec![0; 2],
             epochs: vec![0; 2],
             images: 0,
+            texts: None,
         };
         let device = Device::planned(DeviceInfo::h100());
         let stream = device.stream().unwrap();

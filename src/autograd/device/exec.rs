@@ -4,7 +4,7 @@ mod build;
 
 use std::sync::Arc;
 
-use super::super::graph::{Graph, Kind, Node, Tensor, TensorInfo};
+use super::super::graph::{Graph, Kind, Modality, Node, Tensor, TensorInfo};
 use super::super::op::StepState;
 use super::batch::DeviceBatch;
 use super::gathered::Gathered;
@@ -28,7 +28,11 @@ pub struct DeviceExecutor {
     order: Vec<usize>,
     batches: Vec<DeviceBatch>,
     workspace: Buffer<u8>,
+    /// Whose batch each launch is over.
+    modalities: Vec<Modality>,
     schedules: Vec<Schedule>,
+    /// Whose batch each schedule is of.
+    scheduled: Vec<Modality>,
     rates: Buffer<DropPathRate>,
     /// `[branches, T]` factors of stochastic depth.
     keep: Buffer<f32>,
@@ -151,13 +155,12 @@ impl DeviceExecutor {
     /// What a launch refuses; a failed device.
     pub fn launch(&self, at: usize) -> Result<()> {
         self.launch_tables(at)?;
-        let step = self.step(at);
         let Some(gathered) = self.memory.params.gathered() else {
-            return self.launches.iter().try_for_each(|launch| launch(&step));
+            return (0..self.launches.len()).try_for_each(|node| self.launch_node(at, node));
         };
-        for (node, launch) in self.launches.iter().enumerate() {
+        for node in 0..self.launches.len() {
             gathered.before(node, &self.stream)?;
-            launch(&step)?;
+            self.launch_node(at, node)?;
             gathered.after(node, &self.stream)?;
         }
         gathered.finish(&self.stream)
@@ -169,8 +172,9 @@ impl DeviceExecutor {
     /// # Errors
     /// As for [`launch`](Self::launch).
     pub fn launch_tables(&self, at: usize) -> Result<()> {
-        let (step, batch) = (self.step(at), &self.batches[at]);
-        for schedule in &self.schedules {
+        let (step, batch) = (self.step(at, Modality::Images), &self.batches[at]);
+        for (schedule, modality) in self.schedules.iter().zip(&self.scheduled) {
+            let batch = batch.of(*modality);
             let host = Some(&batch.host_cu_seqlens[..]);
             schedule.launch(&self.stream, &batch.cu_seqlens, host)?;
         }
@@ -205,7 +209,7 @@ impl DeviceExecutor {
     /// # Errors
     /// As for [`launch`](Self::launch).
     pub fn launch_node(&self, at: usize, node: usize) -> Result<()> {
-        self.launches[node](&self.step(at))
+        self.launches[node](&self.step(at, self.modalities[node]))
     }
 
     /// The nodes that [`launch`](Self::launch) queues, in order.
@@ -213,10 +217,10 @@ impl DeviceExecutor {
         self.order.iter().map(|&node| &self.graph.nodes[node])
     }
 
-    fn step(&self, at: usize) -> Step<'_> {
+    fn step(&self, at: usize, modality: Modality) -> Step<'_> {
         Step {
             stream: &self.stream,
-            batch: &self.batches[at],
+            batch: self.batches[at].of(modality),
             workspace: &self.workspace,
             accumulate: &self.accumulate,
             rank: &self.rank,

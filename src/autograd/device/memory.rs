@@ -16,7 +16,10 @@ use crate::error::{Error, Result};
 /// Everything that a step reads and writes, made once.
 pub(super) struct Memory {
     pub device: Device,
+    /// Of the images.
     pub shape: BatchShape,
+    /// Of the texts.
+    pub texts: Option<BatchShape>,
     pub layout: ArenaPlan,
     pub activations: Buffer<u8>,
     pub params: ParamMemory,

@@ -22,7 +22,7 @@ mod gathered;
 mod memory;
 mod site;
 
-pub use batch::{BatchShape, DeviceBatch};
+pub use batch::{BatchShape, DeviceBatch, TextShape};
 pub use exec::DeviceExecutor;
 pub use fuse::fused;
 pub use gathered::MeshAxes;

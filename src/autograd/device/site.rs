@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::super::graph::{Graph, Node, Tensor};
+use super::super::graph::{Graph, Modality, Node, Tensor};
 use super::super::residual::DropPath;
 use super::super::split::Shard;
 use super::batch::{BatchShape, DeviceBatch};
@@ -79,7 +79,7 @@ pub enum LiveRows {
 #[derive(Default)]
 pub(super) struct Needs {
     pub workspace: usize,
-    pub schedules: Vec<Limits>,
+    pub schedules: Vec<(Modality, Limits)>,
     /// Of every residual branch.
     pub rates: Vec<f64>,
 }
@@ -104,7 +104,12 @@ impl Site<'_> {
 
     /// What all batches have in common.
     pub fn shape(&self) -> BatchShape {
-        self.memory.shape
+        let texts = self.memory.texts.filter(|_| self.modality() == Modality::Texts);
+        texts.unwrap_or(self.memory.shape)
+    }
+
+    fn modality(&self) -> Modality {
+        self.graph.modality(self.node)
     }
 
     /// What the tensor axis leaves to this rank.
@@ -229,9 +234,10 @@ impl Site<'_> {
 
     /// The number of the schedule with these limits, made at the beginning of every step.
     pub fn schedule(&mut self, limits: Limits) -> usize {
+        let wanted = (self.modality(), limits);
         let schedules = &mut self.needs.schedules;
-        schedules.iter().position(|known| *known == limits).unwrap_or_else(|| {
-            schedules.push(limits);
+        schedules.iter().position(|known| *known == wanted).unwrap_or_else(|| {
+            schedules.push(wanted);
             schedules.len() - 1
         })
     }

@@ -45,9 +45,9 @@ fn dataset(recipe: &Recipe, data: Option<&str>) -> Result<Dataset> {
     match data {
         Some(path) => {
             use_data(&mut recipe, path)?;
-            source::open_for_eval(&recipe.data, recipe.model.channels)
+            source::of_recipe_for_eval(&recipe)
         }
-        None => source::open(&recipe.data, recipe.model.channels, recipe.train.seed),
+        None => source::of_recipe(&recipe),
     }
 }
 

@@ -57,6 +57,10 @@ pub(super) struct SuiteArgs {
     /// Measurements of which the median is taken (throughput); 10 where it is not given.
     #[arg(long, value_name = "N", requires = "suite")]
     repetitions: Option<usize>,
+    /// Templates for the texts of a class, one a line, such as `a photo of a {}` (zero-shot); the recipe's where it is
+    /// not given.
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    prompts: Option<PathBuf>,
 }
 
 impl SuiteArgs {
@@ -73,8 +77,8 @@ impl SuiteArgs {
 
     /// Refuses what none of the suites would look at.
     fn check(&self) -> Result<()> {
-        use Suite::{Calibration, Fairness, Ood, Resolution, ShapeBias, Throughput};
-        let options: [(&str, bool, &[Suite]); 8] = [
+        use Suite::{Calibration, Fairness, Ood, Resolution, ShapeBias, Throughput, ZeroShot};
+        let options: [(&str, bool, &[Suite]); 9] = [
             ("--attributes", self.attributes.is_some(), &[Fairness, Calibration]),
             ("--label-map", self.label_map.is_some(), &[Ood, ShapeBias]),
             ("--image-labels", self.image_labels.is_some(), &[Ood]),
@@ -83,6 +87,7 @@ impl SuiteArgs {
             ("--positive", self.positive.is_some(), &[Fairness]),
             ("--drop", self.drop, &[Resolution]),
             ("--repetitions", self.repetitions.is_some(), &[Throughput]),
+            ("--prompts", self.prompts.is_some(), &[ZeroShot]),
         ];
         for (option, given, takers) in options {
             if given && !takers.iter().any(|suite| self.suite.contains(suite)) {
@@ -144,6 +149,7 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
         positive: suites.positive.clone(),
         drop: suites.drop,
         repetitions: suites.repetitions.unwrap_or(10),
+        prompts: suites.prompts.clone(),
         sizes,
     };
     for (index, suite) in suites.suite.iter().enumerate() {

@@ -83,4 +83,8 @@ impl Source for Cached {
         }
         Ok(image)
     }
+
+    fn caption(&self, index: usize) -> Result<String> {
+        self.inner.caption(index)
+    }
 }

@@ -106,6 +106,7 @@ fn read(path: &Path, layout: &Layout, part: Part) -> Result<Vec<Sample<Row>>> {
                     image: Image { height: SIDE, width: SIDE, channels: 3, pixels },
                     origin: origin.clone(),
                     row,
+                    caption: None,
                 },
             })
         })

@@ -33,13 +33,29 @@ pub(super) fn open(split: Split) -> Result<Dataset> {
                 Some((&digit, grid)) if grid.len() == SIDE * SIDE && digit < 10 => Ok(Sample {
                     class: Class::Number(digit),
                     part: None,
-                    place: Row { image: crop(grid), origin: origin.clone(), row },
+                    place: Row {
+                        image: crop(grid),
+                        origin: origin.clone(),
+                        row,
+                        caption: Some(caption(digit, row)),
+                    },
                 }),
                 _ => Err(damaged(format!("line {} has {} values", row + 1, values.len()))),
             }
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(memory::dataset(Table::new(&origin, samples, None, split)?, "built-in digits"))
+}
+
+/// What is said of the digits.
+const CAPTIONS: [&str; 4] =
+    ["a handwritten {}", "the digit {}", "a {} written by hand", "a small grey picture of the number {}"];
+const WORDS: [&str; 10] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+
+/// One of the captions, with the digit as a number or as a word, in turn.
+fn caption(digit: usize, row: usize) -> String {
+    let name = if row.is_multiple_of(2) { digit.to_string() } else { WORDS[digit].into() };
+    CAPTIONS[row / 2 % CAPTIONS.len()].replace("{}", &name)
 }
 
 /// The digit cropped to the bounding box of its ink, at least 2x2, scaled to 0..=255.

@@ -56,6 +56,20 @@ impl Source for Files {
         let bytes = fs::read(path).map_err(|e| unreadable(path, e))?;
         decode::decode(&bytes, &self.name(index), channels)
     }
+
+    /// The file beside the image with the extension `txt`.
+    fn caption(&self, index: usize) -> Result<String> {
+        let path = self.0[index].0.with_extension("txt");
+        match fs::read(&path) {
+            Ok(bytes) => super::caption_of(&path.display().to_string(), bytes),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Err(Error::usage(format!(
+                "{}: there is no text; put it into {} beside the image",
+                self.name(index),
+                path.display()
+            ))),
+            Err(cause) => Err(Error::file(&path, format!("the text cannot be read ({cause})"))),
+        }
+    }
 }
 
 fn unreadable(path: &Path, cause: std::io::Error) -> Error {

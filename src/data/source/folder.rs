@@ -12,7 +12,7 @@ use super::files::Files;
 use super::split::{Class, Part, Sample, Split, Table};
 use crate::error::{Error, Result};
 
-pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
+pub(super) fn open(root: &Path, split: Split, captions: bool) -> Result<Dataset> {
     let listing = list(root)?;
     let parts: Vec<(Part, &PathBuf)> = listing
         .folders
@@ -34,6 +34,14 @@ pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
         }
     } else {
         classes.extend(listing.folders.into_iter().map(|class| (None, class)));
+    }
+    if captions && classes.is_empty() && !listing.images.is_empty() {
+        let class = Class::Name(super::CAPTIONED.into());
+        let samples =
+            listing.images.into_iter().map(|place| Sample { class: class.clone(), part: None, place });
+        let table = Table::new(&root.display().to_string(), samples.collect(), None, split)?;
+        let description = format!("images with texts, {}", table.description);
+        return Ok(dataset(table, description));
     }
     let layout = "expected one folder a class, such as `<folder>/cat/1.jpg` or `<folder>/train/cat/1.jpg`";
     if classes.is_empty() {
@@ -58,12 +66,16 @@ pub(super) fn open(root: &Path, split: Split) -> Result<Dataset> {
     if !ignored.is_empty() {
         description += &format!("; not read: {}", ignored.join(", "));
     }
-    Ok(Dataset {
-        description,
+    Ok(dataset(table, description))
+}
+
+fn dataset(table: Table<PathBuf>, description: String) -> Dataset {
+    Dataset {
         classes: table.classes,
+        description,
         train: Arc::new(Files::labelled(table.train)),
         validation: Arc::new(Files::labelled(table.validation)),
-    })
+    }
 }
 
 /// Whether a folder below `root` holds images the way class folders do.

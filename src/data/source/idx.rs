@@ -106,6 +106,7 @@ fn read_pair(path: &Path, name: &str, part: Part) -> Result<Vec<Sample<Row>>> {
                 image: Image { height, width, channels: 1, pixels: pixels.to_vec() },
                 origin: origin.clone(),
                 row,
+                caption: None,
             },
         })
         .collect())

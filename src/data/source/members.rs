@@ -36,20 +36,14 @@ impl Member {
         self.path.rsplit('/').next().unwrap_or("")
     }
 
-    /// Length of the path up to the first dot of the base name.
-    fn key_length(&self) -> usize {
-        let base = self.base();
-        self.path.len() - base.len() + base.find('.').unwrap_or(base.len())
-    }
-
     /// The path up to the first dot of the base name: what the members of one sample share.
     pub fn key(&self) -> &str {
-        &self.path[..self.key_length()]
+        key(&self.path)
     }
 
     /// What follows the first dot of the base name.
     pub fn extension(&self) -> &str {
-        self.path.get(self.key_length() + 1..).unwrap_or("")
+        self.path.get(self.key().len() + 1..).unwrap_or("")
     }
 
     /// The folders above the file.
@@ -58,6 +52,12 @@ impl Member {
         parts.pop();
         parts
     }
+}
+
+/// The path up to the first dot of its base name.
+pub(super) fn key(path: &str) -> &str {
+    let base = path.rsplit('/').next().unwrap_or("");
+    &path[..path.len() - base.len() + base.find('.').unwrap_or(base.len())]
 }
 
 /// Reads the headers of a tar file and the label members. A cut file is an error that names the byte.

@@ -11,6 +11,8 @@ pub(super) struct Row {
     pub image: Image,
     pub origin: Arc<str>,
     pub row: usize,
+    /// What is said of it, where there is something.
+    pub caption: Option<String>,
 }
 
 struct InMemory(Vec<(Row, usize)>);
@@ -36,6 +38,10 @@ impl Source for InMemory {
 
     fn load(&self, index: usize, channels: usize) -> Result<Image> {
         Ok(decode::convert(self.0[index].0.image.clone(), channels))
+    }
+
+    fn caption(&self, index: usize) -> Result<String> {
+        self.0[index].0.caption.clone().ok_or_else(|| super::no_captions(&self.name(index)))
     }
 }
 

@@ -22,8 +22,10 @@ use std::sync::Arc;
 use split::Split;
 
 use crate::error::{Error, Result};
-use crate::recipe::{DataConfig, SourceKind};
+use crate::recipe::{DataConfig, Recipe, SourceKind};
 
+/// Class of the images that have a text and no class.
+const CAPTIONED: &str = "image";
 /// Unknown classes that an error names.
 const NAMED: usize = 5;
 
@@ -63,6 +65,11 @@ pub trait Source: Send + Sync {
 
     /// Decodes the sample to `channels` (1 or 3). An error begins with the sample's name.
     fn load(&self, index: usize, channels: usize) -> Result<Image>;
+
+    /// The text of the sample. An error begins with the sample's name.
+    fn caption(&self, index: usize) -> Result<String> {
+        Err(no_captions(&self.name(index)))
+    }
 }
 
 /// Training and validation images with the names of their classes.
@@ -149,6 +156,23 @@ impl Source for Relabelled {
     fn load(&self, index: usize, channels: usize) -> Result<Image> {
         self.inner.load(index, channels)
     }
+
+    fn caption(&self, index: usize) -> Result<String> {
+        self.inner.caption(index)
+    }
+}
+
+fn no_captions(name: &str) -> Error {
+    Error::usage(format!(
+        "{name}: data of this kind have no texts; train on class folders or tar shards with a .txt for each image"
+    ))
+}
+
+/// The text that `name`'s caption holds.
+fn caption_of(name: &str, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|_| {
+        Error::usage(format!("{name}: the text is not valid UTF-8; write it in UTF-8, or remove the image"))
+    })
 }
 
 /// FNV-1a over base name and label of every sample in order: the same for a set that moved to
@@ -180,17 +204,35 @@ pub fn fingerprint(source: &dyn Source) -> u64 {
 ///
 /// A folder that holds both tar files with images and class folders is refused under `auto`.
 pub fn open(config: &DataConfig, channels: usize, seed: u64) -> Result<Dataset> {
-    open_split(config, channels, Split::Train { share: config.validation, seed })
+    open_split(config, channels, Split::Train { share: config.validation, seed }, false)
+}
+
+/// The set that a run of `recipe` is on. Where images are learned from texts, `.txt` files are these, and images need no
+/// class: those without one are all of one.
+///
+/// # Errors
+/// As for [`open`].
+pub fn of_recipe(recipe: &Recipe) -> Result<Dataset> {
+    let split = Split::Train { share: recipe.data.validation, seed: recipe.train.seed };
+    open_split(&recipe.data, recipe.model.channels, split, recipe.text.is_on())
+}
+
+/// The set that a model of `recipe` is evaluated on and that it was not trained on, see [`open_for_eval`].
+///
+/// # Errors
+/// As for [`open`].
+pub fn of_recipe_for_eval(recipe: &Recipe) -> Result<Dataset> {
+    open_split(&recipe.data, recipe.model.channels, Split::Evaluate, recipe.text.is_on())
 }
 
 /// Opens the set that `config` names to evaluate a model on it that was trained on another: the
 /// validation images are those of its validation part or, without one, all of them. There need not be
 /// training images.
 pub fn open_for_eval(config: &DataConfig, channels: usize) -> Result<Dataset> {
-    open_split(config, channels, Split::Evaluate)
+    open_split(config, channels, Split::Evaluate, false)
 }
 
-fn open_split(config: &DataConfig, channels: usize, split: Split) -> Result<Dataset> {
+fn open_split(config: &DataConfig, channels: usize, split: Split, captions: bool) -> Result<Dataset> {
     if channels != 1 && channels != 3 {
         return Err(Error::usage(format!(
             "model.channels is {channels}; images are loaded with 1 (grey) or 3 (RGB) channels"
@@ -206,10 +248,10 @@ fn open_split(config: &DataConfig, channels: usize, split: Split) -> Result<Data
     let path = Path::new(&config.path);
     let dataset = match kind {
         SourceKind::Digits => digits::open(split)?,
-        SourceKind::Tar => tar::open(&config.path, split)?,
+        SourceKind::Tar => tar::open(&config.path, split, captions)?,
         SourceKind::Idx => idx::open(path, split)?,
         SourceKind::Cifar => cifar::open(path, split)?,
-        SourceKind::Folder | SourceKind::Auto => folder::open(path, split)?,
+        SourceKind::Folder | SourceKind::Auto => folder::open(path, split, captions)?,
     };
     if config.cache_mib == 0 || !matches!(kind, SourceKind::Folder | SourceKind::Tar) {
         return Ok(dataset);

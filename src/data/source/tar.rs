@@ -24,6 +24,8 @@ struct Place {
     offset: u64,
     length: u64,
     member: Box<str>,
+    /// Where its text lies, and how long it is.
+    caption: Option<(u64, u64)>,
 }
 
 /// Reading opens the shard each time: as dear as opening a loose image file and small beside
@@ -35,9 +37,12 @@ struct Members {
 
 impl Members {
     fn read(&self, index: usize, bytes: u64) -> Result<Vec<u8>> {
-        let place = &self.samples[index].0;
-        super::read_at(&self.shards[place.shard as usize], place.offset, bytes)
-            .map_err(|e| Error::usage(format!("{}: the image cannot be read ({e})", self.name(index))))
+        self.read_part(index, "image", (self.samples[index].0.offset, bytes))
+    }
+
+    fn read_part(&self, index: usize, what: &str, (offset, bytes): (u64, u64)) -> Result<Vec<u8>> {
+        super::read_at(&self.shards[self.samples[index].0.shard as usize], offset, bytes)
+            .map_err(|e| Error::usage(format!("{}: the {what} cannot be read ({e})", self.name(index))))
     }
 }
 
@@ -64,14 +69,23 @@ impl Source for Members {
         let bytes = self.read(index, self.samples[index].0.length)?;
         decode::decode(&bytes, &self.name(index), channels)
     }
+
+    fn caption(&self, index: usize) -> Result<String> {
+        let name = self.name(index);
+        let caption = self.samples[index].0.caption.ok_or_else(|| {
+            Error::usage(format!("{name}: there is no text; add a .txt member of the same key"))
+        })?;
+        super::caption_of(&name, self.read_part(index, "text", caption)?)
+    }
 }
 
-pub(super) fn open(path: &str, split: Split) -> Result<Dataset> {
+/// With `captions`, `.txt` members are texts and not classes.
+pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> {
     let shards = shards::find(path)?;
     let indexes: Vec<Vec<Member>> =
         shards.par_iter().map(|shard| members::index(&shard.path)).collect::<Result<_>>()?;
     let origin = if shards.len() == 1 { shards[0].path.display().to_string() } else { path.to_string() };
-    let labelled = indexes.par_iter().map(|members| labels(members)).collect::<Vec<_>>();
+    let labelled = indexes.par_iter().map(|members| labels(members, captions)).collect::<Vec<_>>();
     let web = indexes.iter().zip(&labelled).any(|(members, labels)| {
         members.iter().any(|m| m.is_image && m.extension_is_whole && labels.contains_key(m.key()))
     });
@@ -83,7 +97,13 @@ pub(super) fn open(path: &str, split: Split) -> Result<Dataset> {
     } else {
         let prefix = common_folders(indexes.iter().flatten());
         for (number, shard) in shards.iter().enumerate() {
-            samples.extend(folder_samples(number, shard, &indexes[number], prefix)?);
+            samples.extend(folder_samples(number, shard, &indexes[number], prefix, captions)?);
+        }
+    }
+    if captions {
+        let texts = indexes.par_iter().map(|members| texts(members)).collect::<Vec<_>>();
+        for Sample { place, .. } in &mut samples {
+            place.caption = texts[place.shard as usize].get(members::key(&place.member)).copied();
         }
     }
     if samples.is_empty() {
@@ -142,20 +162,21 @@ fn place(shard: usize, member: &Member) -> Place {
         offset: member.offset,
         length: member.length,
         member: member.path.as_str().into(),
+        caption: None,
     }
 }
 
 type Labels<'a> = HashMap<&'a str, (u8, &'a Member)>;
 
 /// The label member of each key: cls before json before txt, which may be a mere caption.
-fn labels(members: &[Member]) -> Labels<'_> {
+fn labels(members: &[Member], captions: bool) -> Labels<'_> {
     let mut labels = Labels::new();
     for member in members {
         let Some(text) = &member.text else { continue };
         let rank = match member.extension() {
             "cls" => 0,
             "json" if members::json_class(text).is_some() => 1,
-            "txt" => 2,
+            "txt" if !captions => 2,
             _ => continue,
         };
         let entry = labels.entry(member.key()).or_insert((rank, member));
@@ -164,6 +185,12 @@ fn labels(members: &[Member]) -> Labels<'_> {
         }
     }
     labels
+}
+
+/// Where the text of each key lies, and how long it is.
+fn texts(members: &[Member]) -> HashMap<&str, (u64, u64)> {
+    let texts = members.iter().filter(|member| member.extension() == "txt");
+    texts.map(|member| (member.key(), (member.offset, member.length))).collect()
 }
 
 fn web_samples(
@@ -220,6 +247,7 @@ fn folder_samples(
     shard: &Shard,
     members: &[Member],
     prefix: usize,
+    captions: bool,
 ) -> Result<Vec<Sample<Place>>> {
     let mut samples = Vec::new();
     for member in members.iter().filter(|m| m.is_image) {
@@ -227,6 +255,7 @@ fn folder_samples(
         let own = &folders[prefix..];
         let part = own.first().filter(|_| own.len() > 1).and_then(|first| Part::of_folder(first));
         let class = if part.is_some() { own.get(1) } else { own.first() };
+        let class = class.copied().or(captions.then_some(super::CAPTIONED));
         let class = class.ok_or_else(|| {
             Error::usage(format!(
                 "{} member {}: there is neither a label member (.cls, .txt, .json) nor a class folder",

@@ -18,6 +18,7 @@ mod setting;
 mod shape_bias;
 mod text;
 mod throughput;
+mod zero_shot;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub enum Suite {
     Fairness,
     /// Images and tokens a second of the forward pass.
     Throughput,
+    /// Classes by their names in texts, of a model of images and texts: --prompts.
+    ZeroShot,
 }
 
 impl Suite {
@@ -62,6 +65,7 @@ impl Suite {
             Self::ShapeBias => "shape-bias",
             Self::Fairness => "fairness",
             Self::Throughput => "throughput",
+            Self::ZeroShot => "zero-shot",
         }
     }
 
@@ -78,6 +82,7 @@ impl Suite {
             Self::ShapeBias => shape_bias::run(session, options),
             Self::Fairness => fairness::run(session, options),
             Self::Throughput => throughput::run(session, options),
+            Self::ZeroShot => zero_shot::run(session, options),
         }
     }
 }
@@ -103,6 +108,8 @@ pub struct Options {
     pub drop: bool,
     /// How often a measurement is repeated.
     pub repetitions: usize,
+    /// File of templates for the texts of a class; the recipe's where there is none.
+    pub prompts: Option<PathBuf>,
 }
 
 /// Somebody else who has looked at the images.

@@ -129,6 +129,17 @@ impl Session {
         Ok((0..matched.len()).map(|index| matched.label(index)).collect())
     }
 
+    /// Makes a model of texts tell `classes` by `prompts`.
+    ///
+    /// # Errors
+    /// Those of [`Forward::set_classes`](crate::eval::model::Forward::set_classes).
+    pub fn tell_classes(&mut self, classes: &[String], prompts: &[String]) -> Result<()> {
+        self.trained.model.set_classes(classes, prompts)?;
+        self.trained.classes = classes.to_vec();
+        self.done.clear();
+        Ok(())
+    }
+
     /// Runs the model at `setting`, unless it has.
     ///
     /// # Errors

@@ -143,6 +143,10 @@ impl Source for Cropped {
         let pixels = (0..height).flat_map(row).copied().collect();
         Ok(Image { height, width, channels: image.channels, pixels })
     }
+
+    fn caption(&self, index: usize) -> Result<String> {
+        self.inner.caption(index)
+    }
 }
 
 #[cfg(test)]

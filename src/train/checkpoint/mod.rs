@@ -5,6 +5,7 @@
 //! | `trencadis` | version of this layout |
 //! | `recipe` | the resolved recipe, TOML |
 //! | `classes` | class names, JSON |
+//! | `tokenizer` | `tokenizer.json` of a model of texts |
 //! | `progress` | step, images seen, best metric, state of the loader, JSON |
 //! | `optimizer_step` | steps of the optimiser; only with training state |
 //!
@@ -34,6 +35,7 @@ mod save;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -41,9 +43,11 @@ pub use load::{SavedTraining, load_header, load_model, open_training};
 pub use save::{Content, Snapshot};
 
 use crate::data::packing::PackingStats;
+use crate::data::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 const VERSION: &str = "1";
+const TOKENIZER: &str = "tokenizer";
 const TRAINING: &str = "training.";
 const FIRST: &str = "training.m.";
 const SECOND: &str = "training.v.";
@@ -56,6 +60,8 @@ pub struct Header {
     pub recipe: String,
     /// Class names in the order of the logits.
     pub classes: Vec<String>,
+    /// How texts become tokens, where the model knows texts: a `tokenizer.json`.
+    pub tokenizer: Option<String>,
     /// How far the training had come.
     pub progress: Progress,
 }
@@ -87,20 +93,31 @@ pub struct Best {
 }
 
 impl Header {
+    /// The tokenizer of a model of texts; none of another. `path` is where the header is from.
+    ///
+    /// # Errors
+    /// A damaged one.
+    pub fn tokenizer(&self, path: &Path) -> Result<Option<Arc<Tokenizer>>> {
+        let read = |json: &String| Tokenizer::from_json(json.clone()).map(Arc::new);
+        self.tokenizer.as_ref().map(read).transpose().map_err(|why| Error::file(path, why))
+    }
+
     /// The metadata of a file that holds such a model.
     ///
     /// # Errors
     /// Never for class names that are text.
     pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
         let json = |value: serde_json::Result<String>| value.map_err(Error::failure);
-        Ok(BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             // Other programs expect to be told who lays out tensors this way.
             ("format".into(), "pt".into()),
             ("trencadis".into(), VERSION.into()),
             ("recipe".into(), self.recipe.clone()),
             ("classes".into(), json(serde_json::to_string(&self.classes))?),
             ("progress".into(), json(serde_json::to_string(&self.progress))?),
-        ]))
+        ]);
+        metadata.extend(self.tokenizer.clone().map(|tokenizer| (TOKENIZER.to_owned(), tokenizer)));
+        Ok(metadata)
     }
 
     fn read(path: &Path, metadata: &BTreeMap<String, String>) -> Result<Self> {
@@ -124,6 +141,7 @@ impl Header {
         Ok(Self {
             recipe: metadata.get("recipe").ok_or_else(|| damaged(path, "recipe"))?.clone(),
             classes: parse(path, metadata, "classes")?,
+            tokenizer: metadata.get(TOKENIZER).cloned(),
             progress: parse(path, metadata, "progress")?,
         })
     }

@@ -313,6 +313,7 @@ mod tests {
             sample_ids: vec![0; slots],
             epochs: vec![0; slots],
             images: slots - 1,
+            texts: None,
         }
     }
 

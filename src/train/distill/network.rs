@@ -38,6 +38,12 @@ impl Network {
     /// the device.
     pub fn open(student: &Recipe, file: &Path, device: Option<&Device>) -> Result<(Self, Vec<String>)> {
         let Opened { recipe: teacher, classes: known, mut weights, .. } = open(file, &Told::default())?;
+        if teacher.text.is_on() {
+            return Err(Error::file(
+                file,
+                "was trained on texts, and a teacher tells classes; take a model that was trained on them",
+            ));
+        }
         fold_prefix(&mut weights)?;
         check_batches(student, &teacher).map_err(|cause| Error::file(file, cause))?;
         // It runs over the student's batches, whose pixels it normalises as it is used to.

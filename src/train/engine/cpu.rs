@@ -8,20 +8,23 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::slices::{Slices, sum_outcome};
-use super::{Average, Engine, StateKind, StateParts, StateSource};
+use super::{Average, Engine, StateKind, StateParts, StateSource, other_model};
 use crate::autograd::exec::WholeStore;
 use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, Split, StepState, Workload};
+use crate::cpu::contrastive::retrieved;
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::eval::metrics::Classification;
 use crate::eval::model::{Forward, Model};
 use crate::eval::run::labels;
+use crate::eval::towers::{CpuTowers, Embed};
+use crate::models::two_tower::Towers;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::{Channels, PiecedStore, Schedule, Slice};
 use crate::recipe::Recipe;
 use crate::train::optimizer::Optimizer;
-use crate::train::step::{StepOutcome, TrainStep};
+use crate::train::step::{Objective, StepOutcome, TrainStep, one_rank};
 
 /// A training on the CPU device.
 pub struct CpuEngine {
@@ -35,11 +38,19 @@ pub struct CpuEngine {
     ema: Option<Vec<Vec<f32>>>,
     ema_decay: f64,
     optimizer: Optimizer,
-    evaluated: Model,
+    evaluated: Evaluation,
     seed: u64,
     /// Batches of the step that is being queued, but for its last.
     added: Vec<PackedBatch>,
     finished: VecDeque<StepOutcome>,
+}
+
+/// What an evaluation runs.
+enum Evaluation {
+    /// A model of classes.
+    Classes(Box<Model>),
+    /// One of images and texts.
+    Towers(Box<CpuTowers>),
 }
 
 /// When and how the data axis gathers and sums.
@@ -70,11 +81,20 @@ impl CpuEngine {
             )));
         }
         let tokens = recipe.packing.tokens;
-        let evaluated = Model::of_shard(recipe, step.classes(), [tokens, slots], shard)?;
+        let evaluated = match step.objective() {
+            Objective::Pairs(_) => Evaluation::Towers(Box::new(CpuTowers::new(recipe, tokens, slots)?)),
+            Objective::Classes { .. } => Evaluation::Classes(Box::new(Model::of_shard(
+                recipe,
+                step.classes(),
+                [tokens, slots],
+                shard,
+            )?)),
+        };
         let slices = Slices::new(step.graph(), ranks);
-        let data = match slices.ranks().data.size() {
-            1 => None,
-            _ => Some(DataAxis {
+        let data = match (slices.ranks().data.size(), &evaluated) {
+            (1, _) => None,
+            (_, Evaluation::Towers(_)) => return Err(one_rank(recipe)),
+            (_, Evaluation::Classes(evaluated)) => Some(DataAxis {
                 channels: Channels::new(&slices.ranks().data)?,
                 schedule: Schedule::new(step.graph(), step.plan(), slices.units()),
                 forward: Schedule::new(evaluated.graph(), evaluated.plan(), slices.units()),
@@ -138,6 +158,7 @@ impl CpuEngine {
         let state = StepState { seed: self.seed, loss_scale: 1.0 / total[0].max(1.0) };
         let mut outcome = StepOutcome::default();
         let mut counts = Classification::new(step.classes(), step.loss_kind());
+        let mut pairs = Vec::new();
         for batch in batches {
             let feeds = Default::default();
             let (graph, plan) = (step.graph(), step.plan());
@@ -156,14 +177,30 @@ impl CpuEngine {
             }
             let per_image = executor.value(step.per_image());
             outcome.loss += per_image.iter().map(|l| f64::from(*l)).sum::<f64>() * state.loss_scale;
-            counts.add(executor.value(step.logits()), &labels(batch), &batch.weights);
+            match step.objective() {
+                Objective::Classes { logits } => {
+                    counts.add(executor.value(logits), &labels(batch), &batch.weights);
+                }
+                Objective::Pairs(Towers { images, texts, .. }) => {
+                    let width = step.graph().info(images).cols;
+                    let vectors = [images, texts].map(|tensor| executor.value(tensor));
+                    pairs.extend(retrieved(vectors[0], vectors[1], &batch.weights, width));
+                }
+            }
             outcome.tokens += batch.live_tokens();
             outcome.budget += batch.tokens();
             outcome.flops += step.flops(&Workload::of(batch));
         }
         slices.sum_partial(step.graph(), grads)?;
         let report = counts.report();
-        (outcome.accuracy, outcome.images) = (report.top1, report.images);
+        (outcome.accuracy, outcome.images) = match step.objective() {
+            Objective::Classes { .. } => (report.top1, report.images),
+            Objective::Pairs(_) => {
+                let counted = pairs.iter().filter(|ahead| **ahead >= 0).count();
+                let found = pairs.iter().filter(|ahead| **ahead == 0).count();
+                (found as f64 / counted.max(1) as f64, counted as u64)
+            }
+        };
         sum_outcome(&ranks.data, outcome)
     }
 }
@@ -220,9 +257,20 @@ impl Engine for CpuEngine {
     }
 
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
-        let Self { evaluated, slices, data, params, ema, .. } = self;
+        let Self { evaluated: Evaluation::Classes(model), slices, data, params, ema, .. } = self else {
+            return Err(other_model());
+        };
         let params = ema.as_ref().unwrap_or(params);
-        Ok(Box::new(Evaluated { model: evaluated, slices, data: data.as_ref(), params }))
+        Ok(Box::new(Evaluated { model, slices, data: data.as_ref(), params }))
+    }
+
+    fn towers(&mut self) -> Result<Box<dyn Embed + '_>> {
+        match &mut self.evaluated {
+            Evaluation::Towers(towers) => {
+                Ok(Box::new(towers.with_params(self.ema.as_ref().unwrap_or(&self.params))))
+            }
+            Evaluation::Classes(_) => Err(other_model()),
+        }
     }
 }
 

@@ -23,13 +23,14 @@ use crate::autograd::{DeviceExecutor, ParamSpec, Shard};
 use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
 use crate::error::{Error, Result};
 use crate::eval::device::DeviceModel;
+use crate::eval::towers::{self, DeviceTowers};
 use crate::kernels::optim::OptimizerState;
 use crate::models::limits;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::Units;
 use crate::recipe::Recipe;
 use crate::train::optimizer::weight_decay;
-use crate::train::step::{StepOutcome, TrainStep};
+use crate::train::step::{Objective, StepOutcome, TrainStep, one_rank};
 
 /// Batches that have a place on the device.
 const PLACES: usize = 2;
@@ -55,7 +56,7 @@ pub struct DeviceEngine {
     host: Rc<MeshGroups>,
     /// What is gathered together.
     units: Units,
-    evaluated: DeviceModel,
+    evaluated: Evaluation,
     memory: DeviceMemory,
     /// Losses of the batch that ran last, `[N]`.
     per_image: Buffer<f32>,
@@ -73,6 +74,14 @@ pub struct DeviceEngine {
     finished: VecDeque<StepOutcome>,
     /// When the batch that was collected last had run; none where something else ran since.
     ended: Option<Arc<Event>>,
+}
+
+/// What an evaluation runs.
+enum Evaluation {
+    /// A model of classes.
+    Classes(Box<DeviceModel>),
+    /// One of images and texts.
+    Towers(Box<DeviceTowers>),
 }
 
 /// A part of a step, for measuring it.
@@ -147,7 +156,11 @@ impl DeviceEngine {
         options: DeviceOptions,
         (data, ranks): (Shard, Option<DeviceRanks>),
     ) -> Result<Self> {
-        limits::check(&recipe.model)?;
+        let pairs = matches!(step.objective(), Objective::Pairs(_));
+        match pairs {
+            true => towers::check(recipe)?,
+            false => limits::check(&recipe.model)?,
+        }
         let shape = BatchShape::of_training(recipe, step.classes(), slots);
         let device = &device.counted_apart();
         let decay = |param: &ParamSpec| weight_decay(param, &recipe.train);
@@ -183,11 +196,22 @@ impl DeviceEngine {
         let evaluated = match &weights {
             Weights::Whole { params, average } => {
                 let params = average.as_ref().unwrap_or(params).clone();
-                DeviceModel::beside(&executor, recipe, step.classes(), shape, params)?
+                match pairs {
+                    true => {
+                        let towers = DeviceTowers::beside(&executor, recipe, shape, params)?;
+                        Evaluation::Towers(Box::new(towers))
+                    }
+                    false => {
+                        let model = DeviceModel::beside(&executor, recipe, step.classes(), shape, params)?;
+                        Evaluation::Classes(Box::new(model))
+                    }
+                }
             }
+            Weights::Pieces { .. } if pairs => return Err(one_rank(recipe)),
             Weights::Pieces { .. } => {
                 let axes = weights.axes(ranks.as_ref(), false)?;
-                DeviceModel::beside_axes(&executor, recipe, step.classes(), shape, axes, tensor)?
+                let model = DeviceModel::beside_axes(&executor, recipe, step.classes(), shape, axes, tensor)?;
+                Evaluation::Classes(Box::new(model))
             }
         };
         let state = weights.bytes(&executor) + optimizer.bytes();

@@ -24,8 +24,9 @@ pub use whole::{Fresh, TrainState, Whole};
 use super::step::StepOutcome;
 use crate::autograd::ParamSpec;
 use crate::data::batch::PackedBatch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::model::Forward;
+use crate::eval::towers::Embed;
 
 /// Runs training steps. On several ranks all of them make the same calls, each with batches of its own.
 pub trait Engine {
@@ -81,4 +82,15 @@ pub trait Engine {
     /// # Errors
     /// A failed device.
     fn model(&mut self) -> Result<Box<dyn Forward + '_>>;
+
+    /// The same of a model of images and texts.
+    ///
+    /// # Errors
+    /// As for [`model`](Self::model); a model of classes.
+    fn towers(&mut self) -> Result<Box<dyn Embed + '_>>;
+}
+
+/// A model was asked for what it is not.
+fn other_model() -> Error {
+    Error::failure("a model of classes has no towers, and one of images and texts no classes of its own")
 }

@@ -23,7 +23,8 @@ impl Trainer {
                 None => self.loader.next_batch(),
             };
             waiting += begun.elapsed().as_secs_f64();
-            let LoadedBatch { mut batch, state_after, stats, unmixed, .. } = self.agree(loaded)?;
+            let LoadedBatch { mut batch, state_after, stats, unmixed, cut, .. } = self.agree(loaded)?;
+            self.tell_cut(&cut);
             self.ranks.leave_out_unread(&mut batch.weights, &unmixed)?;
             if let Some(teacher) = &mut self.teacher {
                 teacher.teach(&mut batch).inspect_err(|_| self.failed = true)?;
@@ -44,6 +45,17 @@ impl Trainer {
             return Ok(());
         }
         Err(Error::usage("train.accumulate is 0, expected at least 1"))
+    }
+
+    /// Tells of the first text that is cut off.
+    fn tell_cut(&mut self, cut: &[String]) {
+        if let (Some(first), false) = (cut.first(), self.told_cut) {
+            self.told_cut = true;
+            self.journal.message(&format!(
+                "{first}: the text is longer than text.max_tokens = {} and was cut off there, as all longer ones are",
+                self.recipe.text.max_tokens
+            ));
+        }
     }
 
     /// Tells of images that could not be read, on whatever rank, and fails where the step has no other. `weight` is

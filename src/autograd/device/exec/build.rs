@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::super::super::graph::{Graph, ParamSpec};
+use super::super::super::graph::{Graph, Modality, ParamSpec};
 use super::super::super::plan::Plan;
 use super::super::batch::{BatchShape, DeviceBatch};
 use super::super::fuse::fused;
@@ -165,18 +165,25 @@ impl DeviceExecutor {
             activations: room(layout.bytes, beside.map(|beside| &beside.memory.activations))?,
             device: device.clone(),
             shape,
+            texts: shape.texts.map(|_| shape.of_modality(Modality::Texts)).transpose()?,
             layout,
             params,
             asked: Mutex::default(),
         };
         let mut needs = Needs::default();
+        let modalities: Vec<Modality> =
+            plan.order.iter().map(|&index| graph.modality(&graph.nodes[index])).collect();
+        if modalities.contains(&Modality::Texts) {
+            shape.of_modality(Modality::Texts)?;
+        }
         let mut launches = Vec::with_capacity(plan.order.len());
         for (at, (&index, read)) in plan.order.iter().zip(&plan.read).enumerate() {
             let node = &graph.nodes[index];
             let mut site = Site { memory: &memory, graph: &graph, node, at, read, needs: &mut needs };
             launches.push(node.op.prepare(&mut site)?);
         }
-        let schedule = |limits: &_| {
+        let schedule = |(modality, limits): &_| {
+            let shape = shape.of_modality(*modality)?;
             let schedule = Schedule::new(device, *limits, shape.tokens, shape.slots)?;
             Ok(schedule.with_longest(shape.image_rows))
         };
@@ -186,6 +193,8 @@ impl DeviceExecutor {
                 .map(|_| DeviceBatch::new(device, shape, graph.shard()))
                 .collect::<Result<_>>()?,
             workspace: room(needs.workspace, beside.map(|beside| &beside.workspace))?,
+            modalities,
+            scheduled: needs.schedules.iter().map(|(modality, _)| *modality).collect(),
             schedules: needs.schedules.iter().map(schedule).collect::<Result<_>>()?,
             keep: device.alloc(rates.len() * shape.tokens)?,
             own_keep: match graph.shard().is_part() {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use super::super::device_optimizer::Update;
 use super::super::device_weights::DeviceRanks;
 use super::super::slices::sum_outcome;
-use super::super::{Engine, StateParts};
-use super::{Batch, DeviceEngine, PLACES, Partial};
+use super::super::{Engine, StateParts, other_model};
+use super::{Batch, DeviceEngine, Evaluation, PLACES, Partial};
 use crate::autograd::{ParamSpec, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::eval::model::Forward;
+use crate::eval::towers::Embed;
 use crate::kernels::loss;
 use crate::parallel::device::DeviceTransport;
 use crate::train::step::StepOutcome;
@@ -188,6 +189,18 @@ impl Engine for DeviceEngine {
     fn model(&mut self) -> Result<Box<dyn Forward + '_>> {
         self.settle()?;
         self.weights.round_average(self.executor.stream())?;
-        Ok(Box::new(&mut self.evaluated))
+        match &mut self.evaluated {
+            Evaluation::Classes(model) => Ok(Box::new(model.as_mut())),
+            Evaluation::Towers(_) => Err(other_model()),
+        }
+    }
+
+    fn towers(&mut self) -> Result<Box<dyn Embed + '_>> {
+        self.settle()?;
+        self.weights.round_average(self.executor.stream())?;
+        match &mut self.evaluated {
+            Evaluation::Towers(towers) => Ok(Box::new(towers.as_mut())),
+            Evaluation::Classes(_) => Err(other_model()),
+        }
     }
 }
