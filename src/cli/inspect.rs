@@ -8,7 +8,7 @@ use crate::autograd::Workload;
 use crate::autograd::graph::Graph;
 use crate::data::{inspect, preview, source};
 use crate::error::{Error, Result};
-use crate::models::vit;
+use crate::models::{two_tower, vit};
 use crate::recipe::{Recipe, Rope, RopeConfig};
 use crate::train::plan::RunPlan;
 use crate::train::terminal::mib;
@@ -131,7 +131,11 @@ fn model(args: Model) -> Result<()> {
         return print(&step.graph().render());
     }
     let mut forward = Graph::new();
-    vit::record(&mut forward, &recipe, classes, recipe.packing.tokens, slots, false)?;
+    let tokens = recipe.packing.tokens;
+    match recipe.text.is_on() {
+        true => _ = two_tower::record(&mut forward, &recipe, tokens, slots, false)?,
+        false => _ = vit::record(&mut forward, &recipe, classes, tokens, slots, false)?,
+    }
     let dims = recipe.model.dimensions()?;
     let plan = RunPlan::of(&recipe, &step, slots, None);
     let mut text = String::new();
@@ -146,11 +150,30 @@ fn model(args: Model) -> Result<()> {
         if dims.kv_heads == dims.heads { String::new() } else { format!(" over {} kv heads", dims.kv_heads) },
         recipe.model.patch
     );
+    if recipe.text.is_on() {
+        let config = recipe.text_model()?;
+        let dims = config.dimensions()?;
+        let _ = writeln!(
+            text,
+            "text tower        width {}, depth {}, mlp {}, {} heads of {}, {} tokens known, texts of up to {}",
+            dims.width,
+            dims.depth,
+            dims.mlp,
+            dims.heads,
+            dims.head_dim,
+            config.position.rows,
+            recipe.text.max_tokens
+        );
+    }
     let rope = recipe.model.rope.in_effect();
     if rope.kind != Rope::None {
         let _ = writeln!(text, "rotary positions  {}", keys(&rope)?);
     }
-    let _ = writeln!(text, "parameters        {:.3} M, {} classes", plan.parameters as f64 / 1e6, classes);
+    let parameters = plan.parameters as f64 / 1e6;
+    let _ = match recipe.text.is_on() {
+        true => writeln!(text, "parameters        {parameters:.3} M, both towers"),
+        false => writeln!(text, "parameters        {parameters:.3} M, {classes} classes"),
+    };
     let side = if recipe.eval.resolution > 0 { recipe.eval.resolution } else { recipe.resolution.max };
     let n = (side / recipe.model.patch).max(1).pow(2) as f64 + recipe.model.prefix() as f64;
     let one = Workload { tokens: n, images: 1.0, sum_squared: n * n, texts: [0.0; 2] };

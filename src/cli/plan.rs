@@ -6,6 +6,7 @@ use crate::recipe::Recipe;
 use crate::train::plan::report::Report;
 use crate::train::plan::search::{Candidate, Request, search};
 use crate::train::plan::time::{LINK, NETWORK, PEAK, Rates, SHARE};
+use crate::train::step::one_rank;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -67,6 +68,9 @@ pub(super) fn run(args: Args) -> Result<()> {
             network: args.network.unwrap_or(NETWORK),
         },
     };
+    if request.recipe.text.is_on() && request.gpus > 1 {
+        return Err(one_rank(&request.recipe));
+    }
     let found = search(&request)?;
     let report = Report {
         name: &args.recipe,

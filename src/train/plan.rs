@@ -17,7 +17,7 @@ pub mod traffic;
 
 use std::fmt;
 
-use self::memory::{batch_bytes, target_bytes};
+use self::memory::{batch_bytes, target_bytes, text_bytes};
 use crate::autograd::Workload;
 use crate::data::resolution::mean_area;
 use crate::recipe::Recipe;
@@ -34,6 +34,8 @@ pub struct RunPlan {
     pub tokens: usize,
     /// Image slots of a batch.
     pub slots: usize,
+    /// Token budget of the texts of a batch, 0 without.
+    pub text_tokens: usize,
     /// Batches per step.
     pub accumulate: usize,
     /// Model FLOPs of a full step at the expected image size.
@@ -64,7 +66,8 @@ impl RunPlan {
         let memory = cpu::memory(recipe, step, slots, 1, accumulate);
         // Two batches wait and one is being made; a device has two in pinned memory, and another is on its way there.
         let [loaded, given, taken] = target_bytes(recipe, step.classes());
-        let batch = |target| batch_bytes(tokens, slots, recipe.model.patch_dim(), target);
+        let texts = text_bytes(recipe, slots);
+        let batch = |target| texts + batch_bytes(tokens, slots, recipe.model.patch_dim(), target);
         let queue_bytes = match device {
             Some(_) => 3 * batch(loaded) + 2 * batch(taken) + batch(given),
             None => memory.input,
@@ -73,6 +76,7 @@ impl RunPlan {
             parameters,
             tokens,
             slots,
+            text_tokens: if recipe.text.is_on() { recipe.text_tokens(slots) } else { 0 },
             accumulate,
             flops_per_step: step.flops(&work) * accumulate as f64,
             tokens_per_image,
@@ -157,6 +161,9 @@ impl fmt::Display for RunPlan {
             self.slots,
             self.tokens_per_image
         )?;
+        if self.text_tokens > 0 {
+            writeln!(f, "texts             up to {} in {} tokens", self.slots, self.text_tokens)?;
+        }
         let digits = if self.flops_per_step < 1e9 { 3 } else { 1 };
         writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
         write!(f, "{}", self.memory())?;

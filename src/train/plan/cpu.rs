@@ -19,7 +19,7 @@
 //! step. What threads of the pool need for themselves (packed tiles, sums of a part of the rows) is left out, and so is
 //! the unit that rank 0 gathers at a time for a checkpoint.
 
-use super::memory::{RankMemory, batch_bytes, target_bytes};
+use super::memory::{RankMemory, batch_bytes, target_bytes, text_bytes};
 use super::rank::Pieces;
 use crate::autograd::Plan;
 use crate::autograd::exec::serves;
@@ -44,7 +44,8 @@ pub fn memory(recipe: &Recipe, step: &TrainStep, slots: usize, data: usize, batc
     // A step of several batches keeps copies of all, and its last batch is there besides.
     let held = if batches > 1 { batches + 1 } else { 1 };
     let [loaded, given, _] = target_bytes(recipe, step.classes());
-    let batch = |target| batch_bytes(recipe.packing.tokens, slots, recipe.model.patch_dim(), target);
+    let texts = text_bytes(recipe, slots);
+    let batch = |target| texts + batch_bytes(recipe.packing.tokens, slots, recipe.model.patch_dim(), target);
     RankMemory {
         weights: kept,
         moments: 2 * kept,

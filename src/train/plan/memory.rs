@@ -67,6 +67,14 @@ pub fn batch_bytes(tokens: usize, slots: usize, patch_dim: usize, target: usize)
     tokens * (patch_dim + 4) + 4 * (slots + 1) + slots * (4 + 4 + 8 + 8 + target)
 }
 
+/// Bytes of the texts of a batch, where there are any.
+pub fn text_bytes(recipe: &Recipe, slots: usize) -> usize {
+    match recipe.text.is_on() {
+        true => batch_bytes(recipe.text_tokens(slots), slots, 0, size_of::<i32>()),
+        false => 0,
+    }
+}
+
 /// Bytes of an image's target: as it is loaded, as an engine is given it, and as a device takes it.
 pub fn target_bytes(recipe: &Recipe, classes: usize) -> [usize; 3] {
     let soft = classes * size_of::<f32>();

@@ -1,0 +1,182 @@
+//! `trencadis` on texts: trained, resumed, evaluated, and refused.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::{TempDir, tempdir};
+use trencadis::weights::Weights;
+
+use super::{TINY, places};
+
+struct Place(TempDir);
+
+impl Place {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Exit code, and both outputs.
+    fn run(&self, words: &str, sets: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(places::program());
+        command.args(words.split_whitespace()).current_dir(self.0.path()).env("CUDA_VISIBLE_DEVICES", "");
+        sets.iter().for_each(|set| _ = command.args(["--set", set]));
+        let done = command.output().unwrap();
+        (done.status.code(), [done.stdout, done.stderr].map(|text| String::from_utf8(text).unwrap()).concat())
+    }
+
+    #[track_caller]
+    fn succeeds(&self, words: &str, sets: &[&str]) -> String {
+        let (code, text) = self.run(words, sets);
+        assert_eq!(code, Some(0), "{words}: {text}");
+        text
+    }
+
+    #[track_caller]
+    fn refuses(&self, words: &str, sets: &[&str], part: &str) {
+        let (code, text) = self.run(words, sets);
+        assert_eq!(code, Some(2), "{words}: {text}");
+        assert!(
+            text.contains(part) && text.trim_end().lines().last().unwrap().starts_with("error: "),
+            "{text}"
+        );
+    }
+
+    fn bits(&self, name: &str) -> BTreeMap<String, Vec<u32>> {
+        let weights = Weights::load(&self.path(name)).unwrap();
+        weights
+            .tensors
+            .into_iter()
+            .map(|(name, (_, v))| (name, v.iter().map(|x| x.to_bits()).collect()))
+            .collect()
+    }
+}
+
+fn with<'a>(sets: &[&'a str]) -> Vec<&'a str> {
+    [&TINY[..], sets].concat()
+}
+
+/// What is learned from captions tells the digits by their names.
+#[test]
+fn digits_are_told_by_their_names() {
+    let place = Place(tempdir().unwrap());
+    let said = place.succeeds(
+        "train captions --threads 2 --name run",
+        &["train.steps=120", "train.eval_every=60", "train.ema=0.9"],
+    );
+    assert!(said.contains("run               "), "{said}");
+    fs::write(place.path("prompts.txt"), "# two of them\na {} written by hand\nthe number {}\n").unwrap();
+    let said = place.succeeds("eval runs/run-1 --suite zero-shot --prompts prompts.txt", &[]);
+    assert!(said.contains("prompts           a {} written by hand; the number {}"), "{said}");
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(place.path("runs/run-1/eval/zero-shot.json")).unwrap())
+            .unwrap();
+    let top1 = report["top1"].as_f64().unwrap();
+    assert!(top1 > 0.5, "ten classes, {top1}: {said}");
+    assert_eq!(report["alone"].as_array().unwrap().len(), 2);
+    assert_eq!(report["classes"].as_array().unwrap().len(), 10);
+    assert!(
+        fs::read_to_string(place.path("runs/run-1/eval/zero-shot.svg"))
+            .unwrap()
+            .contains("Zero-shot accuracy by class")
+    );
+    // Whatever tells classes works with those of the data, in the recipe's prompts.
+    let said = place.succeeds("eval runs/run-1 --json", &[]);
+    let plain: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert!(plain["top1"].as_f64().unwrap() > 0.5, "{said}");
+    let metrics = fs::read_to_string(place.path("runs/run-1/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert_eq!((last["kind"].as_str(), last["top1"].as_f64()), (Some("eval"), plain["top1"].as_f64()));
+    for (text, part) in [("no place\n", "must stand once"), ("\n# nothing\n", "holds no template")] {
+        fs::write(place.path("prompts.txt"), text).unwrap();
+        place.refuses("eval runs/run-1 --suite zero-shot --prompts prompts.txt", &[], part);
+    }
+}
+
+/// A resumed run has the bits of one that was left alone, by either loss.
+#[test]
+fn resumed_bit_for_bit() {
+    for loss in ["contrastive.loss=softmax", "contrastive.loss=sigmoid"] {
+        let place = Place(tempdir().unwrap());
+        let sets = with(&[
+            loss,
+            "train.steps=8",
+            "train.warmup=2",
+            "train.eval_every=4",
+            "train.keep_every=4",
+            "train.log_every=1",
+        ]);
+        place.succeeds("train captions --threads 2 --name whole", &sets);
+        place.succeeds("train captions --threads 1 --name half", &sets);
+        let half = place.path("runs/half-1");
+        fs::rename(half.join("step-4.safetensors"), half.join("last.safetensors")).unwrap();
+        let (code, said) = place.run("train --threads 2 --resume runs/half-1", &[]);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(
+            place.bits("runs/whole-1/last.safetensors"),
+            place.bits("runs/half-1/last.safetensors"),
+            "{loss}"
+        );
+        let names = place.bits("runs/whole-1/last.safetensors");
+        assert!(names.contains_key("text.embed.token") && names.contains_key("patch_embed.weight"));
+        assert!(!names.contains_key("head.weight"));
+        assert_eq!(names.contains_key("contrastive.bias"), loss.contains("sigmoid"));
+    }
+}
+
+/// Locked-image tuning: the image tower comes out as it went in, and the texts have learned.
+#[test]
+fn a_locked_image_tower_stays() {
+    let place = Place(tempdir().unwrap());
+    let image: Vec<&str> = TINY.iter().copied().filter(|set| !set.starts_with("text.")).collect();
+    let short = ["train.steps=6", "train.warmup=1", "train.eval_every=0"];
+    place.succeeds("train digits --threads 2 --name classes", &[&image[..], &short].concat());
+    let lock = ["contrastive.lock_image=true", "train.ema=0.5", "train.weight_decay=0.3"];
+    let sets = with(&[&short[..], &lock].concat());
+    let said =
+        place.succeeds("train captions --threads 2 --name lit --init runs/classes-1/best.safetensors", &sets);
+    assert!(said.contains("fresh             the text tower"), "{said}");
+    let (before, after) =
+        (place.bits("runs/classes-1/best.safetensors"), place.bits("runs/lit-1/last.safetensors"));
+    let tower: Vec<_> = before
+        .iter()
+        .filter(|(name, _)| !name.starts_with("head.") && !name.starts_with("training."))
+        .collect();
+    assert!(tower.len() > 10);
+    for (name, bits) in tower {
+        assert_eq!(after.get(name), Some(bits), "{name}");
+        assert_eq!(after.get(&format!("training.weights.{name}")), Some(bits), "{name}");
+    }
+    let learned = |name: &str| after[&format!("training.m.{name}")].iter().any(|bits| *bits != 0);
+    assert!(learned("text.embed.token") && learned("contrastive.scale") && !learned("patch_embed.weight"));
+    place.refuses("train captions --threads 2", &sets, "contrastive.lock_image = true trains a text tower to a trained image tower; give its weights with --init");
+    place.refuses("eval runs/classes-1 --suite zero-shot", &[], "was trained on classes and knows no texts");
+}
+
+/// Keys that contradict each other are named together.
+#[test]
+fn contradictions_are_named() {
+    let place = Place(tempdir().unwrap());
+    for (set, parts) in [
+        ("mix.mixup=0.2", ["mix.mixup = 0.2", "text.tokenizer = \"built-in\""]),
+        ("distill.teacher=\"x\"", ["distill.teacher = \"x\"", "text.tokenizer"]),
+        ("train.label_smoothing=0.1", ["train.label_smoothing = 0.1", "text.tokenizer"]),
+        ("train.accumulate=2", ["train.accumulate = 2", "text.tokenizer"]),
+        ("train.loss=sigmoid", ["train.loss = \"sigmoid\"", "contrastive.loss"]),
+        ("text.vocabulary=7", ["text.vocabulary = 7", "knows 159 tokens"]),
+        ("text.max_tokens=0", ["text.max_tokens must lie in 1..65535", ""]),
+        ("text.heads=5", ["text.heads = 5", "text.width = 8"]),
+        ("text.prompts=[]", ["text.prompts holds no template", ""]),
+        ("text.tokenizer=\"gone.json\"", ["gone.json: the tokenizer cannot be read", "built-in"]),
+    ] {
+        for part in parts {
+            place.refuses("train captions --threads 2", &with(&[set]), part);
+        }
+    }
+    place.refuses("train digits --threads 2", &["contrastive.lock_image=true"], "text.tokenizer = \"\"");
+    place.refuses("train captions --threads 2 --ranks 2", &TINY, "one rank does alone");
+    let said = place.succeeds("inspect model captions", &TINY);
+    assert!(said.contains("text.embed.token") && said.contains("text tower"), "{said}");
+    place.succeeds("train captions --dry-run", &TINY);
+}
