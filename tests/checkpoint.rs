@@ -37,6 +37,7 @@ fn header(step: u64) -> Header {
     Header {
         recipe: "description = \"digits\"\n".into(),
         classes: vec!["null".into(), "\"eins\" é".into()],
+        tokenizer: Some("{\"model\": \"é\"}".into()),
         progress: Progress {
             step,
             images_seen: 32 * step,

@@ -231,7 +231,7 @@ impl<R: Precision> CpuExecutor<R> {
             } else {
                 node.op.run(io);
                 if let Some(group) = tensor.filter(|group| group.clock().is_some()) {
-                    group.work(node.op.flops(graph, node, &work.of_modality(graph.modality(node))));
+                    group.work(graph.node_flops(node, &work));
                 }
             }
 

@@ -1,6 +1,7 @@
 //! The record: tensors, nodes, parameters.
 
-use std::fmt::Write as _;
+mod render;
+
 use std::sync::Arc;
 
 use super::op::{Op, Workload};
@@ -382,35 +383,11 @@ impl Graph {
 
     /// Arithmetic of one run in FLOPs (a multiply-add is two), for the given workload.
     pub fn flops(&self, work: &Workload) -> f64 {
-        self.nodes.iter().map(|node| node.op.flops(self, node, &work.of_modality(self.modality(node)))).sum()
+        self.nodes.iter().map(|node| self.node_flops(node, work)).sum()
     }
 
-    /// The record as text, one node a line.
-    pub fn render(&self) -> String {
-        let mut text = String::new();
-        let show = |t: &Option<Tensor>| match t {
-            Some(t) => format!("%{} {}", t.0, self.info(*t).name),
-            None => "-".into(),
-        };
-        for node in &self.nodes {
-            let inputs: Vec<_> = node.inputs.iter().map(show).collect();
-            for (i, output) in node.outputs.iter().enumerate() {
-                let Some(output) = output else { continue };
-                let info = self.info(*output);
-                let extent = match info.extent {
-                    Extent::Fixed => "",
-                    Extent::Tokens if info.modality == Modality::Texts => "text T=",
-                    Extent::Tokens => "T=",
-                    Extent::Images => "N=",
-                    Extent::Shard(_) => "t=",
-                };
-                let plus = if matches!(info.kind, Kind::Gradient(_)) { "+=" } else { "=" };
-                let call =
-                    if i == 0 { format!("{}({})", node.op.name(), inputs.join(", ")) } else { "〃".into() };
-                let _ =
-                    writeln!(text, "%{:<5}[{extent}{}, {}] {plus} {call}", output.0, info.rows, info.cols);
-            }
-        }
-        text
+    /// The same of one node.
+    pub(crate) fn node_flops(&self, node: &Node, work: &Workload) -> f64 {
+        node.op.flops(self, node, &work.of_modality(self.modality(node)))
     }
 }

@@ -2,6 +2,7 @@
 //! much memory the step holds at its peak.
 
 use super::graph::{Graph, Kind, Tensor};
+use super::op::Workload;
 
 /// Which nodes run, and after which node each tensor is free.
 #[derive(Clone, Debug)]
@@ -108,5 +109,10 @@ impl Plan {
             }
         }
         Self { free_after, last_use_of_first, peak_elements, read, order }
+    }
+
+    /// Arithmetic of the planned nodes of `graph`, as [`Graph::flops`] counts all.
+    pub fn flops(&self, graph: &Graph, work: &Workload) -> f64 {
+        self.order.iter().map(|&index| graph.node_flops(&graph.nodes[index], work)).sum()
     }
 }

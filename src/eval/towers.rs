@@ -68,11 +68,6 @@ fn record(recipe: &Recipe, tokens: usize, slots: usize, modality: Modality) -> R
     Ok((graph, towers))
 }
 
-/// FLOPs of the images' part.
-fn image_flops(graph: &Graph, work: &Workload) -> f64 {
-    graph.flops(&Workload { texts: [0.0; 2], ..*work })
-}
-
 fn score_of(params: &[ParamSpec], value: impl Fn(usize) -> Result<f32>) -> Result<Score> {
     let of = |name: &str| params.iter().position(|param| param.name == name).map(&value).transpose();
     let scale = of(SCALE)?.ok_or_else(|| Error::failure(format!("the model has no {SCALE}")))?;
@@ -137,14 +132,16 @@ impl<T: std::borrow::BorrowMut<CpuTowers>, P: AsRef<[Vec<f32>]>> Embed for CpuEm
     }
 
     fn flops(&self, work: &Workload) -> f64 {
-        image_flops(&self.towers.borrow().graph, work)
+        let towers = self.towers.borrow();
+        towers.plans[0].flops(&towers.graph, work)
     }
 }
 
 /// The towers on a device, with their weights.
 pub struct DeviceTowers {
-    /// For FLOPs.
+    /// Of the images, for FLOPs.
     graph: Graph,
+    plan: Plan,
     towers: Towers,
     /// Of the images and of the texts.
     executors: [DeviceExecutor; 2],
@@ -191,7 +188,7 @@ impl DeviceTowers {
         // Images are classified without texts.
         let alone = BatchShape { texts: None, ..shape };
         let executors = [executor(&graph, alone)?, executor(&texts, shape)?];
-        Ok(Self { graph, towers, executors, vectors: Vec::new() })
+        Ok(Self { plan: Plan::new(&graph), graph, towers, executors, vectors: Vec::new() })
     }
 }
 
@@ -228,6 +225,6 @@ impl Embed for DeviceTowers {
     }
 
     fn flops(&self, work: &Workload) -> f64 {
-        image_flops(&self.graph, work)
+        self.plan.flops(&self.graph, work)
     }
 }

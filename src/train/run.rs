@@ -1,6 +1,7 @@
 //! The training loop. All ranks run it with the same control flow: whatever decides on it is the same on all, or is
 //! agreed on.
 
+mod evaluation;
 mod steps;
 
 use std::collections::VecDeque;
@@ -8,26 +9,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::checkpoint::{Best, Header, Snapshot, load_header};
+use super::checkpoint::{Header, Snapshot, load_header};
 use super::distill::Teacher;
 use super::engine::Engine;
 use super::interrupt::Interrupt;
 use super::journal::Journal;
 use super::plan::RunPlan;
-use super::report::EvalReport;
 use super::run_dir::RunDir;
 use super::start::mesh_line;
 use super::terminal::quoted;
-use crate::data::loader::{Loader, LoaderReport, LoaderState};
-use crate::data::packing::{self, PackingStats};
+use crate::data::loader::{Loader, LoaderState};
+use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
-use crate::data::texts::TextSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::eval::metrics::ClassificationReport;
-use crate::eval::retrieval::retrieval;
-use crate::eval::run::evaluate_on;
-use crate::eval::zero_shot::ZeroShot;
 use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 
@@ -52,9 +47,6 @@ pub(super) struct Parts {
     pub run: RunDir,
     pub ranks: Rc<MeshGroups>,
 }
-
-/// What an evaluation found, and what it could not read.
-type Evaluated = (ClassificationReport, LoaderReport);
 
 /// A step that the engine has and that was not collected.
 struct Queued {
@@ -294,64 +286,6 @@ impl Trainer {
         }
         self.clock.since = Instant::now();
         Ok(stop || last)
-    }
-
-    /// Evaluates the weights that will be used, the moving average where there is one. Returns
-    /// whether they are the best so far; `None` if it was interrupted.
-    fn evaluate(&mut self) -> Result<Option<bool>> {
-        let begun = Instant::now();
-        let interrupt = self.interrupt.clone();
-        let stop = || interrupt.requested();
-        let done = self.evaluated(&stop)?;
-        let Some((metrics, loading)) = done.inspect_err(|_| self.agreed = true)? else { return Ok(None) };
-        let step = self.header.progress.step;
-        if !metrics.loss.is_finite() {
-            return Err(self.diverged(step, &format!("the evaluation's loss is {}", metrics.loss)));
-        }
-        if loading.unreadable > 0 {
-            let example = loading.examples.first().map_or("", String::as_str);
-            self.journal.message(&format!(
-                "skipped {} unreadable validation images, the first: {example}",
-                loading.unreadable
-            ));
-        }
-        self.header.progress.evaluated = Some(step);
-        let metric = metrics.top1;
-        let best = self.header.progress.best.is_none_or(|b| metric > b.metric);
-        if best {
-            self.header.progress.best = Some(Best { step, metric });
-        }
-        let report = EvalReport {
-            step,
-            loss: metrics.loss,
-            top1: metric,
-            top5: metrics.top5,
-            images: metrics.images,
-            best,
-            seconds: begun.elapsed().as_secs_f64(),
-        };
-        let told = self.journal.eval(&report);
-        self.keep_unsaid(told)?;
-        Ok(Some(best))
-    }
-
-    /// What an evaluation finds: of a model of images and texts how well it tells the classes by their names, or where
-    /// there are none, finds the texts of images. The inner error is that of all ranks.
-    fn evaluated(&mut self, stop: &dyn Fn() -> bool) -> Result<Result<Option<Evaluated>>> {
-        let (source, recipe) = (self.dataset.validation.clone(), &self.recipe);
-        let Some(tokenizer) = &self.tokenizer else {
-            let mut model = self.engine.model()?;
-            let done = evaluate_on(&self.ranks, model.as_mut(), source, recipe, 0, stop)?;
-            return Ok(done.map(|done| done.map(|done| (done.metrics, done.loading))));
-        };
-        let (mut towers, classes) = (self.engine.towers()?, &self.dataset.classes);
-        if classes.len() < 2 {
-            return Ok(retrieval(towers.as_mut(), source, recipe, tokenizer.clone(), stop));
-        }
-        let texts = TextSettings::new(recipe, packing::slots(recipe), tokenizer.clone());
-        let mut model = ZeroShot::new(towers, recipe, texts, classes, &recipe.text.prompts)?;
-        let done = evaluate_on(&self.ranks, &mut model, source, recipe, 0, stop)?;
-        Ok(done.map(|done| done.map(|done| (done.metrics, done.loading))))
     }
 
     fn save(&mut self, improved: bool, keep: bool) -> Result<()> {

@@ -32,6 +32,8 @@ pub struct TrainStep {
     forward: Graph,
     /// The same of the whole model, for model FLOPs, where the step is of a part.
     whole: Option<Graph>,
+    /// The part of the forward pass that has no backward pass: a locked image tower.
+    locked: Option<Graph>,
 }
 
 /// What a step did.
@@ -39,7 +41,7 @@ pub struct TrainStep {
 pub struct StepOutcome {
     /// Mean loss over the images with weight.
     pub loss: f64,
-    /// Share of the images that were recognised, 0 to 1.
+    /// Share of the images that were recognised, or whose text was found among all of the batch; 0 to 1.
     pub accuracy: f64,
     /// Global gradient norm before clipping. Where it is not finite, nothing was updated.
     pub grad_norm: f64,
@@ -91,7 +93,7 @@ impl TrainStep {
         let plan = Plan::new(&graph);
         let (objective, loss_kind) = (Objective::Classes { logits: outputs.logits }, recipe.train.loss);
         let per_image = loss.per_image;
-        Ok(Self { plan, per_image, objective, classes, loss_kind, forward, whole, graph })
+        Ok(Self { plan, per_image, objective, classes, loss_kind, forward, whole, locked: None, graph })
     }
 
     /// The step over images and texts, which one rank computes whole.
@@ -99,8 +101,14 @@ impl TrainStep {
         if shard.is_part() {
             return Err(one_rank(recipe));
         }
-        let mut graph = Graph::new();
-        let towers = two_tower::record(&mut graph, recipe, recipe.packing.tokens, slots, true)?;
+        let (mut graph, tokens) = (Graph::new(), recipe.packing.tokens);
+        let towers = two_tower::record(&mut graph, recipe, tokens, slots, true)?;
+        let tower = || -> Result<Graph> {
+            let mut tower = Graph::new();
+            vit::tower(&mut tower, recipe, tokens, slots, false)?;
+            Ok(tower)
+        };
+        let locked = recipe.contrastive.lock_image.then(tower).transpose()?;
         let forward = graph.clone();
         let loss = two_tower::learn(&mut graph, &towers, recipe);
         graph.keep(loss.per_pair);
@@ -114,6 +122,7 @@ impl TrainStep {
             loss_kind: recipe.train.loss,
             forward,
             whole: None,
+            locked,
             graph,
         })
     }
@@ -166,16 +175,7 @@ impl TrainStep {
     /// Model FLOPs of one step over a batch of this workload, those of all ranks of the tensor axis.
     pub fn flops(&self, work: &Workload) -> f64 {
         let forward = self.whole.as_ref().unwrap_or(&self.forward).flops(work);
-        match self.objective {
-            Objective::Classes { .. } => 3.0 * forward,
-            // A locked image tower has no backward pass.
-            Objective::Pairs(towers) if !self.graph.info(towers.images).requires_grad => {
-                let images = Workload { texts: [0.0; 2], ..*work };
-                let locked = self.forward.flops(&images);
-                3.0 * (forward - locked) + locked
-            }
-            Objective::Pairs(_) => 3.0 * forward,
-        }
+        3.0 * forward - 2.0 * self.locked.as_ref().map_or(0.0, |locked| locked.flops(work))
     }
 }
 

@@ -37,6 +37,7 @@ fn lay_out(config: &ModelConfig) -> trencadis::Result<()> {
         soft_classes: None,
         image_rows: TOKENS,
         longest: 9,
+        texts: None,
     };
     let mut graph = Graph::new();
     let outputs = vit::record(&mut graph, &recipe, CLASSES, shape.tokens, shape.slots, true)?;

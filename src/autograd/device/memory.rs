@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytemuck::Pod;
 
 use super::super::graph::{Extent, Graph, Kind, Tensor};
-use super::batch::BatchShape;
 use super::gathered::Gathered;
 use super::layout::{ArenaPlan, Element, ROW_UNIT};
 use super::params::DeviceParams;
+use super::shape::BatchShape;
 use super::site::{Live, Matrix};
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result};

@@ -20,13 +20,15 @@ mod exec;
 mod fuse;
 mod gathered;
 mod memory;
+mod shape;
 mod site;
 
-pub use batch::{BatchShape, DeviceBatch, TextShape};
+pub use batch::DeviceBatch;
 pub use exec::DeviceExecutor;
 pub use fuse::fused;
 pub use gathered::MeshAxes;
 pub use layout::{ArenaPlan, Element};
 pub use params::{DeviceParams, ParamLayout};
 pub use pieces::{PieceLayout, PieceParams, Segment};
+pub use shape::{BatchShape, TextShape};
 pub use site::{Launch, Live, LiveRows, Matrix, Site, Step};

@@ -4,12 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::super::graph::{Graph, Modality, ParamSpec};
 use super::super::super::plan::Plan;
-use super::super::batch::{BatchShape, DeviceBatch};
+use super::super::batch::DeviceBatch;
 use super::super::fuse::fused;
 use super::super::gathered::{Gathered, MeshAxes};
 use super::super::layout::{ArenaPlan, Element};
 use super::super::memory::{Memory, ParamMemory};
 use super::super::params::{DeviceParams, ParamLayout};
+use super::super::shape::BatchShape;
 use super::super::site::{Needs, Site};
 use super::DeviceExecutor;
 use crate::device::{Buffer, Device, DeviceInfo, Stream};
