@@ -131,7 +131,7 @@ fn texts_that_cannot_be_used_are_named() {
     let long = "seven ".repeat(40);
     write(dir.path().join("long.png"), png());
     write(dir.path().join("long.txt"), &long);
-    let recipe = on(dir.path(), &["text.max_tokens=12"]);
+    let recipe = on(dir.path(), &["text.max_tokens=12", "resolution.min=12", "resolution.max=12"]);
     let data = of_recipe(&recipe).unwrap();
     let mut loader =
         Loader::eval_texts(data.train.clone(), &recipe, Arc::new(Tokenizer::open(BUILT_IN).unwrap()))
@@ -197,7 +197,9 @@ fn the_digits_have_texts() {
     // Sources without texts say so.
     let cifar = tempdir().unwrap();
     let row: Vec<u8> = [3].into_iter().chain((0..3072).map(|i| i as u8)).collect();
-    write(cifar.path().join("data_batch_1.bin"), row.repeat(4));
+    for part in 1..=5 {
+        write(cifar.path().join(format!("data_batch_{part}.bin")), row.repeat(4));
+    }
     write(cifar.path().join("test_batch.bin"), row.repeat(2));
     let config = DataConfig { path: cifar.path().display().to_string(), ..DataConfig::default() };
     let told = open(&config, 3, 0).unwrap().train.caption(0).unwrap_err().to_string();

@@ -23,6 +23,8 @@ fn small(sets: &[&str]) -> Recipe {
         "model.mlp=8",
         "model.heads=2",
         "model.patch=2",
+        "resolution.min=4",
+        "resolution.max=8",
         "model.position.rows=4",
         "model.position.columns=4",
         "text.vocabulary=10",
@@ -90,11 +92,12 @@ fn gradients_of_a_step() {
                 params[p][i] += by;
                 params
             };
-            let h = 1e-5;
+            // The scores bend: a larger step would see it.
+            let h = 1e-6;
             let numeric = (run(&near(h)).0 - run(&near(-h)).0) / (2.0 * h);
             let rule = grads[p][i];
             assert!(
-                (numeric - rule).abs() <= 1e-7 * (1.0 + numeric.abs()),
+                (numeric - rule).abs() <= 1e-6 * (1.0 + numeric.abs()),
                 "{loss}: d/d {}[{i}]: finite difference {numeric}, rule {rule}",
                 spec.name
             );
@@ -110,7 +113,12 @@ fn packed_is_as_alone() {
     let recipe = small(&[]);
     let vectors = |batch: &PackedBatch, modality| {
         let towers = CpuTowers::new(&recipe, batch.tokens(), batch.slots()).unwrap();
-        let params = initialise(towers.params(), 7);
+        // Fresh vectors are so small that they would hardly differ.
+        let grown = |x: f32| if x.abs() < 0.1 { 20.0 * x } else { x };
+        let params: Vec<Vec<f32>> = initialise(towers.params(), 7)
+            .into_iter()
+            .map(|values| values.into_iter().map(grown).collect())
+            .collect();
         let mut model = CpuEmbed { towers, params };
         (model.embed(modality, batch).unwrap().to_vec(), model.width())
     };
@@ -122,7 +130,7 @@ fn packed_is_as_alone() {
             let packed = &packed[pair * width..][..width];
             let far = alone.iter().zip(packed).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(far < 1e-6, "{modality:?} {pair}: {far}");
-            assert!(alone.iter().any(|x| x.abs() > 1e-4), "the vector says something");
+            assert!(alone.iter().any(|x| x.abs() > 1e-2), "the vector says something");
         }
     }
     let mut graph = Graph::new();
