@@ -198,8 +198,8 @@ impl Recipe {
         }
         require(train.loss == LossKind::Softmax, || {
             format!(
-                "train.loss = \"sigmoid\" is of classes, and text.tokenizer = \"{}\" trains on texts; leave train.loss at \
-                 \"softmax\" and set contrastive.loss",
+                "train.loss is of classes, and text.tokenizer = \"{}\" trains on texts; leave train.loss at \"softmax\" and set \
+                 contrastive.loss",
                 text.tokenizer
             )
         })?;
