@@ -190,11 +190,11 @@ impl Case {
     }
 }
 
-fn bits(answer: &Answer) -> (Vec<u32>, Vec<u16>, Vec<u16>, [u32; 2], &[i32]) {
-    let single = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
-    let half = |x: &[bf16]| x.iter().map(|x| x.to_bits()).collect::<Vec<u16>>();
-    let sums = [answer.dscale.to_bits(), answer.dbias.unwrap_or_default().to_bits()];
-    (single(&answer.per_pair), half(&answer.dimages), half(&answer.dtexts), sums, &answer.rank)
+fn bits(answer: &Answer) -> (Vec<u32>, Vec<u16>, &[i32]) {
+    let sums = [answer.dscale, answer.dbias.unwrap_or_default()];
+    let single = answer.per_pair.iter().chain(&sums).map(|x| x.to_bits()).collect();
+    let half = answer.dimages.iter().chain(&answer.dtexts).map(|x| x.to_bits()).collect();
+    (single, half, &answer.rank)
 }
 
 #[test]
