@@ -160,6 +160,8 @@ fn every_family_gives_lines_of_the_table() {
             "optim_adamw",
             "optim_adamw_average",
             "optim_lamb",
+            "optim_sgd",
+            "optim_adafactor",
             "optim_zero",
             "optim_cast",
             "patch_normalise_u8",

@@ -8,11 +8,11 @@ use trencadis::Result;
 use trencadis::autograd::ParamSpec;
 use trencadis::autograd::graph::Init;
 use trencadis::data::packing::PackingStats;
-use trencadis::recipe::SaveKind;
+use trencadis::recipe::{OptimizerKind, SaveKind};
 use trencadis::train::checkpoint::{
     Best, Content, Header, Progress, Snapshot, load_header, load_model, open_training,
 };
-use trencadis::train::engine::{TrainState, Whole};
+use trencadis::train::engine::{StateKind, StateSource, TrainState, Wanted, Whole};
 use trencadis::train::run_dir::RunDir;
 use trencadis::weights::Weights;
 use trencadis::weights::sharded::{Index, index_of};
@@ -57,6 +57,7 @@ fn state(params: &[ParamSpec], value: f32, average: bool, step: u64) -> TrainSta
         ema: average.then(|| all(0.75)),
         m: all(0.25),
         v: all(0.5),
+        statistics: Vec::new().into(),
         optimizer_step: step,
     }
 }
@@ -88,8 +89,44 @@ fn save(
 }
 
 fn load_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, TrainState<'static>)> {
-    let (header, saved) = open_training(path, params)?;
+    let (header, saved) = open_training(path, params, OptimizerKind::AdamW)?;
     Ok((header, TrainState::of(&saved, params)?))
+}
+
+/// Momentum alone; or momentum, rows and columns of a matrix that is factored, and all elements of another parameter.
+#[test]
+fn round_trip_of_what_other_optimisers_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("last.safetensors");
+    let mut params = params(5);
+    params[0].shape = vec![40, 33];
+    let files = [(path.clone(), Content::Training)];
+    let lens = [40 + 33, params[1].len()];
+    let statistics: Vec<Vec<f32>> = lens.map(|len| (0..len).map(|i| i as f32).collect()).into();
+    for kind in KINDS {
+        let sgd = TrainState { v: Vec::new().into(), ..state(&params, 1.0, true, 3) };
+        let adafactor = TrainState { statistics: statistics.clone().into(), ..sgd.clone() };
+        for (optimizer, state) in [(OptimizerKind::Sgd, sgd), (OptimizerKind::Adafactor, adafactor)] {
+            assert!(write(kind, &files, &header(3), &params, &state).unwrap());
+            let (_, saved) = open_training(&path, &params, optimizer).unwrap();
+            assert_eq!(saved.optimizer_step(), 3);
+            if optimizer == OptimizerKind::Adafactor {
+                assert_eq!(saved.statistics(&lens).unwrap(), statistics);
+            }
+            let whole = |(param, spec): (usize, &ParamSpec)| Wanted {
+                param,
+                runs: std::iter::once(0..spec.len()).collect(),
+            };
+            let wanted: Vec<Wanted> = params.iter().enumerate().map(whole).collect();
+            assert_eq!(saved.read(StateKind::First, &wanted).unwrap(), state.m.to_vec());
+            // What another optimiser would go on from is not there.
+            let message = open_training(&path, &params, OptimizerKind::AdamW).unwrap_err().to_string();
+            assert!(message.contains("missing") || message.contains("has no"), "{message}");
+            assert_eq!(load_model(&path).unwrap().1.tensors.len(), 2);
+        }
+    }
+    let cut = TrainState { statistics: vec![vec![0.0; 3]; 2].into(), ..state(&params, 1.0, false, 3) };
+    assert!(Whole::new(&params, &cut).is_err());
 }
 
 #[test]

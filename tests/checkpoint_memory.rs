@@ -53,7 +53,7 @@ fn peak(folder: &Path, [data, tensor]: [usize; 2]) -> usize {
         let recipe = recipe();
         let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
         let step = TrainStep::of_shard(&recipe, CLASSES, SLOTS, shard)?;
-        let (header, saved) = open_training(&source, step.params())?;
+        let (header, saved) = open_training(&source, step.params(), OptimizerKind::AdamW)?;
         let mut engine = CpuEngine::new(&recipe, step, SLOTS, &saved, Rc::new(ranks))?;
         for kind in [SaveKind::Merged, SaveKind::Sharded] {
             let snapshot = Snapshot { header: &header, state: engine.parts()?, kind };

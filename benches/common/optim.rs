@@ -3,8 +3,9 @@
 use half::bf16;
 use trencadis::device::{Ptr, Stream};
 use trencadis::kernels::optim::{
-    Arena, CastParams, NormParams, OptimizerState, OptimizerStep, TensorSpec, UpdateParams, ZeroParams,
-    launch_adamw, launch_cast, launch_lamb, launch_norm, launch_zero, norm_blocks, workspace_bytes,
+    Arena, CastParams, Lines, NormParams, OptimizerState, OptimizerStep, Statistics, TensorSpec,
+    UpdateParams, WholeSpec, ZeroParams, launch_adafactor_of, launch_adafactor_sums, launch_adamw,
+    launch_cast, launch_lamb, launch_norm, launch_sgd, launch_zero, norm_blocks, workspace_bytes,
 };
 use trencadis::{Error, Result};
 
@@ -36,6 +37,24 @@ fn specs(width: usize, depth: usize) -> Vec<TensorSpec> {
     [matrices.to_vec(), vectors.to_vec()].concat().repeat(depth)
 }
 
+/// What Adafactor keeps of them: rows and columns of the matrices, elements of the vectors.
+fn statistics(specs: &[TensorSpec], width: usize) -> (Vec<WholeSpec>, Vec<Lines>) {
+    let mut end = 0;
+    let mut place = |len: usize| -> Vec<Option<usize>> {
+        end += len;
+        (end - len..end).map(Some).collect()
+    };
+    let of = |spec: &TensorSpec| match (spec.adapts && width >= 32, spec.len / width) {
+        (true, rows) => {
+            let (elements, rows_and_columns) = (0..spec.len, [place(rows), place(width)]);
+            let [of_rows, columns] = rows_and_columns;
+            (WholeSpec::Matrix([rows, width]), Lines::Matrix { elements, rows: of_rows, columns })
+        }
+        (false, _) => (WholeSpec::Elements(spec.len), Lines::Elements(place(spec.len))),
+    };
+    specs.iter().map(of).unzip()
+}
+
 /// The cases of one shape.
 ///
 /// # Errors
@@ -56,6 +75,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         lr: 1e-3,
         beta1: 0.9,
         beta2: 0.999,
+        beta2_power: 0.8,
         eps: 1e-8,
         clip: 1.0,
         ema_decay: 0.9999,
@@ -85,7 +105,7 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
         stochastic: i32::from(full),
         ranks: 0,
         wholes: arena.wholes() as i32,
-        unused: 0,
+        nesterov: 0,
     };
     let norm = |stream: &Stream, set: usize| {
         let params = NormParams {
@@ -109,6 +129,23 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
     // SAFETY: as above.
     let lamb = |stream: &Stream, set: usize| unsafe {
         launch_lamb(kernels, stream.raw(), chunks, arena.tensors().len(), &update(set, false))
+    };
+    // SAFETY: as above.
+    let sgd = |stream: &Stream, set: usize| unsafe {
+        launch_sgd(kernels, stream.raw(), chunks, &UpdateParams { v: Ptr::null(), ..update(set, false) })
+    };
+    let (wholes, lines) = statistics(&specs(width, depth), width);
+    let statistics = Statistics::new(&arena, &lines, &wholes)?;
+    let statistic_tables = statistics.upload(&gpu.device)?;
+    let (half, second) = (gpu.room::<bf16>(sets, len)?, gpu.room::<f32>(sets, statistics.len())?);
+    let adafactor = |stream: &Stream, set: usize| {
+        let update = UpdateParams { m: Ptr::null(), v: Ptr::null(), ..update(set, false) };
+        let (params, blocks) = statistic_tables.params(update, half.ptr(set), second.ptr(set), &arena);
+        // SAFETY: as above; the tables are those of the arena.
+        unsafe {
+            launch_adafactor_sums(kernels, stream.raw(), blocks, &params)?;
+            launch_adafactor_of(kernels, stream.raw(), blocks, &params)
+        }
     };
     let zero = |stream: &Stream, set: usize| {
         let params = ZeroParams { out: average.ptr(set), step: Ptr::null(), size: len as i64 };
@@ -138,6 +175,8 @@ pub fn shape_cases(gpu: &Gpu, width: usize, depth: usize, sink: &mut Sink<'_>) -
     put("optim_adamw", 30, &adamw(false))?;
     put("optim_adamw_average", 38, &adamw(true))?;
     put("optim_lamb", 42, &lamb)?;
+    put("optim_sgd", 22, &sgd)?;
+    put("optim_adafactor", 22, &adafactor)?;
     put("optim_zero", 4, &zero)?;
     put("optim_cast", 6, &cast)
 }

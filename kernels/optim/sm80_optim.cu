@@ -1,4 +1,4 @@
-// The optimiser over flat arenas (step.cuh): gradient norm and what follows from it, AdamW, zeros, bf16 copies.
+// The optimiser over flat arenas (step.cuh): gradient norm and what follows from it, AdamW, SGD, zeros, bf16 copies.
 #include "update.cuh"
 
 struct OptimNorm {
@@ -140,6 +140,36 @@ DEVICE void adamw(const OptimUpdate& p)
     for (int i = 0; i < 8; i++) x[i] -= ptx::fused_multiply_add(decay, x[i], g[i]);
     store(p.m, own.at, m);
     store(p.v, own.at, v);
+    publish(p, own.at, x, average, f);
+}
+
+// SGD: m = beta1 m + g, p -= lr (m + weight_decay p), with Nesterov momentum p -= lr (g + beta1 m + weight_decay p).
+// Block = chunk.
+DEVICE void sgd(const OptimUpdate& p)
+{
+    ptx::dependency_wait();
+    OptimizerFactors f = read_factors(p.state);
+    Eight own = own_elements(p);
+    if (f.skip != 0 || !own.active) return;
+    float x[8];
+    float g[8];
+    float m[8];
+    float average[8] = {};
+    load(x, p.params, own.at);
+    load(g, p.grads, own.at);
+    load(m, p.m, own.at);
+    if (p.average != nullptr) load(average, p.average, own.at);
+    double lr = read(p.state->lr);
+    float rate = float(lr);
+    float decay = float(lr * read(p.tensors[own.tensor].weight_decay));
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        float grad = g[i] * f.grad_scale;
+        m[i] = ptx::fused_multiply_add(f.keep1, m[i], grad);
+        float step = p.nesterov != 0 ? ptx::fused_multiply_add(f.keep1, m[i], grad) : m[i];
+        x[i] -= ptx::fused_multiply_add(decay, x[i], rate * step);
+    }
+    store(p.m, own.at, m);
     publish(p, own.at, x, average, f);
 }
 

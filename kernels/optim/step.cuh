@@ -14,7 +14,8 @@
 struct OptimizerStep {
     double lr;
     double beta1;
-    double beta2;
+    double beta2;       // Adafactor: at most
+    double beta2_power; // Adafactor: step t keeps 1 - t^-power of the second moments
     double eps;
     double clip;      // largest gradient norm; 0 does not clip
     double ema_decay; // of the moving average

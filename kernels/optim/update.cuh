@@ -1,5 +1,5 @@
-// AdamW and LAMB (You et al., "Large batch optimization for deep learning", ICLR 2020) over the chunks of an
-// arena. Both begin with Adam's moments, with the factors of the step:
+// What the update rules share: their operands, and what follows from new parameters. AdamW and LAMB (You et al., "Large
+// batch optimization for deep learning", ICLR 2020) begin with Adam's moments, with the factors of the step:
 //   g = grad_scale g,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // Every operation is that of src/cpu/optim.rs, in the same order and with the same fused multiplications, so that
 // the same factors give the same bits.
@@ -11,7 +11,7 @@ struct OptimUpdate {
     float* params;
     float* grads; // LAMB leaves its update here
     float* m;
-    float* v;
+    float* v; // null: SGD
     bf16* weights;  // rounded parameters, or null
     float* average; // moving average, or null
     const OptimTensor* tensors;
@@ -24,7 +24,7 @@ struct OptimUpdate {
     int stochastic;   // whether `weights` are rounded randomly
     int ranks;        // that `squares` are of; 0: the arena has all of each tensor
     int wholes;       // tensors of which the arena has slices
-    int unused;
+    int nesterov;     // SGD: whether the step looks ahead by one momentum
 };
 
 namespace optim {

@@ -1,4 +1,7 @@
-//! AdamW (Loshchilov & Hutter 2019), LAMB (You et al. 2020), gradient norm, moving average.
+//! AdamW (Loshchilov & Hutter 2019), LAMB (You et al. 2020), SGD with momentum, Adafactor ([`adafactor`]), gradient
+//! norm, moving average.
+
+pub mod adafactor;
 
 use super::simd::{for_each, map, sum_by, task_len, vectorised};
 
@@ -115,6 +118,47 @@ pub fn lamb_apply(config: &Lamb, [size, change]: [f64; 2], p: &mut [f32], update
             || {
                 for (p, &u) in p.iter_mut().zip(update) {
                     *p = (-rate).mul_add(u, *p);
+                }
+            },
+        );
+    });
+}
+
+/// Constants of one SGD step for one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// How much of its momentum a step keeps.
+    pub momentum: f64,
+    /// Whether the step looks ahead by one momentum.
+    pub nesterov: bool,
+    /// Decoupled weight decay, multiplied by the learning rate.
+    pub weight_decay: f64,
+    /// Factor on the gradient (clipping).
+    pub grad_scale: f64,
+}
+
+/// One step in place on parameter `p` and momentum `m`: `m = momentum·m + g`, `p −= lr·(m + weight_decay·p)`, with
+/// Nesterov momentum `p −= lr·(g + momentum·m + weight_decay·p)`.
+///
+/// Momentum is that of `torch.optim.SGD` without dampening and of `optax.trace`. Weight decay stands beside it, as in
+/// big_vision's optimiser of ViT and its transfers (`momentum_hp`), and not within the gradient as PyTorch has it.
+pub fn sgd(config: &Sgd, p: &mut [f32], m: &mut [f32], grad: &[f32]) {
+    let (grad_scale, keep, rate) = (config.grad_scale as f32, config.momentum as f32, config.lr as f32);
+    let decay = (config.lr * config.weight_decay) as f32;
+    let nesterov = config.nesterov;
+    let len = task_len(1);
+    for_each(p.chunks_mut(len).zip(m.chunks_mut(len)).zip(grad.chunks(len)), |((p, m), grad)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((p, m), &g) in p.iter_mut().zip(m).zip(grad) {
+                    let g = g * grad_scale;
+                    *m = keep.mul_add(*m, g);
+                    let step = if nesterov { keep.mul_add(*m, g) } else { *m };
+                    // One rounding of p, as for AdamW.
+                    *p -= decay.mul_add(*p, rate * step);
                 }
             },
         );

@@ -209,7 +209,7 @@ impl<T: Pod> Buffer<T> {
         Ok(Buffer { memory: self.memory.clone(), address, len, element: PhantomData })
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.len * size_of::<T>()
     }
 

@@ -156,10 +156,10 @@ fn ops() -> Vec<Op> {
             ),
         ),
         op(
-            "AdamW, LAMB, gradient norm, EMA",
+            "AdamW, LAMB, SGD, Adafactor, gradient norm, EMA",
             &["optim"],
             "f32 arenas to 2^35 elements",
-            format!("{:e}", to::OPTIMISER),
+            format!("{:e}; Adafactor as one rounding of its momentum to bf16", to::OPTIMISER),
         ),
         op("sums of tensors", &["elementwise"], "a multiple of 8 elements", "one rounding".into()),
         op(

@@ -40,7 +40,7 @@
 //! | [`gemm`] | products with what comes before and after them |
 //! | [`norm`], [`residual`] | LayerNorm and RMSNorm, residual branches, LayerScale, stochastic depth |
 //! | [`patch`], [`position`], [`pool`] | into and out of the sequence: pixels, positions and the rotary table, pooling |
-//! | [`loss`], [`contrastive`], [`optim`] | cross-entropy; losses of images and texts; AdamW, LAMB |
+//! | [`loss`], [`contrastive`], [`optim`] | cross-entropy; losses of images and texts; AdamW, LAMB, SGD, Adafactor |
 //! | [`elementwise`], [`collective`], [`measure`] | sums, sums over ranks, what a device can do at most |
 //!
 //! [`matrix`] is the table of element types, sizes, GPUs and tolerances.

@@ -25,6 +25,22 @@ choice! {
         AdamW = "adamw",
         /// The same step of every parameter that decays, scaled to the parameter's norm.
         Lamb = "lamb",
+        /// Gradient descent with momentum.
+        Sgd = "sgd",
+        /// Steps scaled by second moments of which rows and columns of a matrix keep the means alone.
+        Adafactor = "adafactor",
+    }
+}
+
+impl OptimizerKind {
+    /// As recipes name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AdamW => "adamw",
+            Self::Lamb => "lamb",
+            Self::Sgd => "sgd",
+            Self::Adafactor => "adafactor",
+        }
     }
 }
 
@@ -66,11 +82,15 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Weight decay of the head; negative takes `weight_decay`.
     pub head_weight_decay: f64,
-    /// β1: how much of the first moment a step keeps.
+    /// β1: how much of the first moment, or momentum, a step keeps.
     pub beta1: f64,
-    /// β2: how much of the second moment a step keeps.
+    /// β2: how much of the second moment a step keeps; `adafactor`: at most.
     pub beta2: f64,
-    /// ε, added to the root of the second moment.
+    /// `adafactor`: step t keeps 1 − t^−power of the second moment, up to β2.
+    pub beta2_power: f64,
+    /// Nesterov momentum (`sgd`).
+    pub nesterov: bool,
+    /// ε, added to the root of the second moment (`adamw`, `lamb`).
     pub eps: f64,
     /// Largest global gradient norm; 0 does not clip.
     pub clip: f64,
@@ -120,6 +140,8 @@ impl Default for TrainConfig {
             head_weight_decay: -1.0,
             beta1: 0.9,
             beta2: 0.999,
+            beta2_power: 0.8,
+            nesterov: false,
             eps: 1e-8,
             clip: 1.0,
             ema: 0.0,

@@ -1,10 +1,11 @@
 //! What a recipe must satisfy beyond the types of its values.
 
 mod sampling;
+mod train;
 
 use super::{
-    LossKind, ModelConfig, PoolKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe,
-    ResolutionKind, Rope, RopeCoordinate, RopeFrequencies, ScheduleKind,
+    ModelConfig, PoolKind, PositionBasis, PositionCombination, PositionCoordinate, Recipe, ResolutionKind,
+    Rope, RopeCoordinate, RopeFrequencies,
 };
 use crate::{Error, Result};
 
@@ -182,42 +183,6 @@ impl Recipe {
             })?;
         }
         Ok(())
-    }
-
-    fn validate_train(&self) -> Result<()> {
-        let t = &self.train;
-        positive("train.steps", t.steps)?;
-        within("train.accumulate", t.accumulate as u64, 1, 65_536)?;
-        positive("train.log_every", t.log_every)?;
-        above("train.lr", t.lr, 0.0)?;
-        at_least("train.lr_min", t.lr_min, 0.0)?;
-        if matches!(t.schedule, ScheduleKind::Cosine | ScheduleKind::Linear) {
-            require(t.lr_min <= t.lr, || {
-                format!("train.lr_min = {} must not exceed train.lr = {}", t.lr_min, t.lr)
-            })?;
-        }
-        at_least("train.weight_decay", t.weight_decay, 0.0)?;
-        require(t.head_weight_decay.is_finite(), || "train.head_weight_decay must be finite".into())?;
-        below("train.beta1", t.beta1, 0.0, 1.0)?;
-        below("train.beta2", t.beta2, 0.0, 1.0)?;
-        for (key, value) in [
-            ("train.lr", t.lr),
-            ("train.weight_decay", t.weight_decay),
-            ("train.head_weight_decay", t.head_weight_decay),
-            ("train.clip", t.clip),
-        ] {
-            single(key, value)?;
-        }
-        epsilon("train.eps", t.eps)?;
-        at_least("train.clip", t.clip, 0.0)?;
-        below("train.ema", t.ema, 0.0, 1.0)?;
-        below("train.label_smoothing", t.label_smoothing, 0.0, 1.0)?;
-        require(t.loss == LossKind::Softmax || t.label_smoothing == 0.0, || {
-            format!(
-                "train.label_smoothing = {} needs train.loss = \"softmax\"; set one of them",
-                t.label_smoothing
-            )
-        })
     }
 }
 

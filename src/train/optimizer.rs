@@ -1,26 +1,96 @@
-//! AdamW or LAMB over all parameters of a model: moments, weight-decay groups, clipping.
+//! The optimiser over all parameters of a model: moments, weight-decay groups, clipping.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::autograd::ParamSpec;
-use crate::cpu::optim::{AdamW, Lamb, adamw, lamb_apply, lamb_update, sum_of_squares};
+use crate::cpu::optim::adafactor::{self, Adafactor, Factoring};
+use crate::cpu::optim::{AdamW, Lamb, Sgd, adamw, lamb_apply, lamb_update, sgd, sum_of_squares};
 use crate::recipe::{OptimizerKind, TrainConfig};
 
-/// Optimiser state and settings. All tensors are in the order of the parameters.
+/// Optimiser state and settings. Tensors are in the order of the slices of parameters that it was made for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Optimizer {
-    /// First moments.
-    pub m: Vec<Vec<f32>>,
-    /// Second moments.
-    pub v: Vec<Vec<f32>>,
+    moments: Moments,
     /// Steps taken.
     pub step: u64,
     kind: OptimizerKind,
+    /// Number of parameters of the model.
+    params: usize,
+    slices: Vec<OwnSlice>,
     decay: Vec<f64>,
     beta1: f64,
     beta2: f64,
+    beta2_power: f64,
+    nesterov: bool,
     eps: f64,
     clip: f64,
+}
+
+/// What is kept of gradients.
+#[derive(Clone, Debug, PartialEq)]
+enum Moments {
+    /// SGD.
+    Momentum(Vec<Vec<f32>>),
+    /// AdamW and LAMB: first and second.
+    Adam([Vec<Vec<f32>>; 2]),
+    /// Adafactor: momentum of the slices, and the statistics of all parameters.
+    Factored { m: Vec<Vec<bf16>>, factorings: Vec<Factoring>, v: Vec<Vec<f32>> },
+}
+
+/// Elements of a parameter that an optimiser steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnSlice {
+    /// Place of the parameter.
+    pub param: usize,
+    /// Elements of the whole parameter, rising.
+    pub runs: Vec<Range<usize>>,
+    /// Whether they count here in sums over all ranks: where several have them, the first alone counts them.
+    pub counted: bool,
+}
+
+impl OwnSlice {
+    /// Number of elements.
+    fn len(&self) -> usize {
+        self.runs.iter().map(Range::len).sum()
+    }
+
+    /// The runs, and where they are in the slice.
+    fn places(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let mut end = 0;
+        self.runs.iter().map(move |run| {
+            end += run.len();
+            (run.clone(), end - run.len()..end)
+        })
+    }
+}
+
+/// What a step sums over all ranks.
+#[derive(Debug)]
+pub enum Sums<'a> {
+    /// LAMB: squares of each parameter and of its update.
+    Squares(&'a mut [f64]),
+    /// Adafactor: squared gradients of rows and columns.
+    Statistics(&'a mut [f32]),
+}
+
+impl OptimizerKind {
+    /// Whether every element of a parameter has a second moment of its own.
+    pub fn keeps_second(self) -> bool {
+        matches!(self, Self::AdamW | Self::Lamb)
+    }
+
+    /// What is kept of the second moments of each parameter instead, on every rank; nothing by other optimisers than
+    /// Adafactor.
+    pub fn factorings(self, params: &[ParamSpec]) -> Vec<Factoring> {
+        match self {
+            Self::Adafactor => params.iter().map(|param| Factoring::of(&param.shape)).collect(),
+            Self::AdamW | Self::Lamb | Self::Sgd => Vec::new(),
+        }
+    }
 }
 
 /// What a step would have done with gradients that are not finite: nothing was changed.
@@ -50,27 +120,88 @@ pub fn squares(grads: &[Vec<f32>]) -> Vec<f64> {
 impl Optimizer {
     /// Zero moments.
     pub fn new(params: &[ParamSpec], config: &TrainConfig) -> Self {
-        Self::sliced(params.iter().map(|param| (param, param.len())), config)
+        let all = |(param, spec): (usize, &ParamSpec)| OwnSlice {
+            param,
+            runs: std::iter::once(0..spec.len()).collect(),
+            counted: true,
+        };
+        Self::sliced(params, params.iter().enumerate().map(all).collect(), config)
     }
 
-    /// The same for some of the elements of each parameter.
-    pub fn sliced<'a>(slices: impl Iterator<Item = (&'a ParamSpec, usize)>, config: &TrainConfig) -> Self {
-        let (decay, m): (Vec<f64>, Vec<Vec<f32>>) =
-            slices.map(|(param, len)| (weight_decay(param, config), vec![0.0; len])).unzip();
+    /// The same for slices of `params`, at most one of each.
+    pub fn sliced(params: &[ParamSpec], slices: Vec<OwnSlice>, config: &TrainConfig) -> Self {
+        let kind = config.optimizer;
+        let zeros = || -> Vec<Vec<f32>> { slices.iter().map(|slice| vec![0.0; slice.len()]).collect() };
+        let moments = match kind {
+            OptimizerKind::Sgd => Moments::Momentum(zeros()),
+            OptimizerKind::AdamW | OptimizerKind::Lamb => Moments::Adam([zeros(), zeros()]),
+            OptimizerKind::Adafactor => {
+                let factorings = kind.factorings(params);
+                Moments::Factored {
+                    m: slices.iter().map(|slice| vec![bf16::ZERO; slice.len()]).collect(),
+                    v: factorings.iter().map(|factoring| vec![0.0; factoring.len()]).collect(),
+                    factorings,
+                }
+            }
+        };
         Self {
-            v: m.clone(),
-            m,
+            moments,
             step: 0,
-            kind: config.optimizer,
-            decay,
+            kind,
+            params: params.len(),
+            decay: slices.iter().map(|slice| weight_decay(&params[slice.param], config)).collect(),
+            slices,
             beta1: config.beta1,
             beta2: config.beta2,
+            beta2_power: config.beta2_power,
+            nesterov: config.nesterov,
             eps: config.eps,
             clip: config.clip,
         }
     }
 
-    /// Weight decay of each parameter.
+    /// Whether every element has a second moment of its own.
+    pub fn keeps_second(&self) -> bool {
+        self.kind.keeps_second()
+    }
+
+    /// First moments of slice `i`.
+    pub fn first(&self, i: usize) -> Cow<'_, [f32]> {
+        match &self.moments {
+            Moments::Momentum(m) | Moments::Adam([m, _]) => m[i].as_slice().into(),
+            Moments::Factored { m, .. } => m[i].iter().map(|m| m.to_f32()).collect(),
+        }
+    }
+
+    /// Second moments of the elements of slice `i`; nothing where there are none.
+    pub fn second(&self, i: usize) -> &[f32] {
+        match &self.moments {
+            Moments::Adam([_, v]) => &v[i],
+            Moments::Momentum(_) | Moments::Factored { .. } => &[],
+        }
+    }
+
+    /// What is kept of the second moments of each whole parameter ([`Factoring`]); nothing by others than Adafactor.
+    pub fn statistics(&self) -> &[Vec<f32>] {
+        match &self.moments {
+            Moments::Factored { v, .. } => v,
+            Moments::Momentum(_) | Moments::Adam(_) => &[],
+        }
+    }
+
+    /// Replaces the moments: `second` and `statistics` where the optimiser keeps them.
+    pub fn set_moments(&mut self, first: Vec<Vec<f32>>, second: Vec<Vec<f32>>, statistics: Vec<Vec<f32>>) {
+        match &mut self.moments {
+            Moments::Momentum(m) => *m = first,
+            Moments::Adam(moments) => *moments = [first, second],
+            Moments::Factored { m, v, .. } => {
+                *m = first.into_iter().map(|m| m.into_iter().map(bf16::from_f32).collect()).collect();
+                *v = statistics;
+            }
+        }
+    }
+
+    /// Weight decay of each slice.
     pub fn decay(&self) -> &[f64] {
         &self.decay
     }
@@ -93,11 +224,11 @@ impl Optimizer {
         Ok(norm)
     }
 
-    /// The same on slices of the parameters, with the norm of all gradients, which is finite. LAMB hands the squares
-    /// of each slice of a parameter and of its update to `whole`, which replaces them by those of the whole parameter.
+    /// The same on slices of the parameters, with the norm of all gradients, which is finite. What is summed over all
+    /// of a parameter goes to `sum`, which adds the sums of the other ranks.
     ///
     /// # Errors
-    /// That of `whole`; the moments have changed then, the parameters have not.
+    /// That of `sum`; the moments may have changed then, the parameters have not.
     ///
     /// # Panics
     /// As [`step`](Self::step).
@@ -107,10 +238,13 @@ impl Optimizer {
         norm: f64,
         params: &mut [Vec<f32>],
         grads: &[Vec<f32>],
-        whole: impl FnOnce(&mut [[f64; 2]]) -> Result<(), E>,
+        sum: impl FnOnce(Sums<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        assert!(params.len() == self.m.len() && grads.len() == self.m.len(), "one tensor a parameter");
+        let len = self.slices.len();
+        assert!(params.len() == len && grads.len() == len, "one tensor a slice");
         self.step += 1;
+        let (momentum, nesterov) = (self.beta1, self.nesterov);
+        let keep = adafactor::second_decay(self.step, self.beta2_power, self.beta2);
         let grad_scale = if self.clip > 0.0 && norm > self.clip { self.clip / norm } else { 1.0 };
         let common = AdamW {
             lr,
@@ -121,23 +255,57 @@ impl Optimizer {
             step: self.step,
             grad_scale,
         };
-        let moments = self.m.par_iter_mut().zip(&mut self.v);
-        let tensors = params.par_iter_mut().zip(moments).zip(grads).zip(&self.decay);
-        match self.kind {
-            OptimizerKind::AdamW => tensors.for_each(|(((p, (m, v)), grad), &weight_decay)| {
-                adamw(&AdamW { weight_decay, ..common }, p, m, v, grad);
+        let Self { slices, decay, moments, .. } = self;
+        let tensors = params.par_iter_mut().zip(grads).zip(&*decay);
+        match moments {
+            Moments::Momentum(m) => tensors.zip(m).for_each(|(((p, grad), &weight_decay), m)| {
+                sgd(&Sgd { lr, momentum, nesterov, weight_decay, grad_scale }, p, m, grad);
             }),
-            OptimizerKind::Lamb => {
-                let updates = tensors.map(|(((p, (m, v)), grad), &weight_decay)| {
+            Moments::Adam([m, v]) => {
+                let tensors = tensors.zip(m.par_iter_mut().zip(v));
+                if self.kind != OptimizerKind::Lamb {
+                    tensors.for_each(|(((p, grad), &weight_decay), (m, v))| {
+                        adamw(&AdamW { weight_decay, ..common }, p, m, v, grad);
+                    });
+                    return Ok(());
+                }
+                let updates = tensors.map(|(((p, grad), &weight_decay), (m, v))| {
                     let update = lamb_update(&AdamW { weight_decay, ..common }, p, m, v, grad);
                     ([sum_of_squares(p), sum_of_squares(&update)], update)
                 });
-                let (mut squares, updates): (Vec<_>, Vec<_>) = updates.unzip();
-                whole(&mut squares)?;
-                let tensors = params.par_iter_mut().zip(&updates).zip(squares).zip(&self.decay);
-                tensors.for_each(|(((p, update), squares), &weight_decay)| {
-                    let adam = AdamW { weight_decay, ..common };
-                    lamb_apply(&Lamb { adam, adapts: weight_decay != 0.0 }, squares, p, update);
+                let (own, updates): (Vec<_>, Vec<_>) = updates.unzip();
+                let mut squares = vec![0.0; 2 * self.params];
+                for (slice, own) in slices.iter().zip(own).filter(|(slice, _)| slice.counted) {
+                    squares[2 * slice.param..][..2].copy_from_slice(&own);
+                }
+                sum(Sums::Squares(&mut squares))?;
+                let tensors = params.par_iter_mut().zip(&updates).zip(&*slices).zip(&*decay);
+                tensors.for_each(|(((p, update), slice), &weight_decay)| {
+                    let lamb = Lamb { adam: AdamW { weight_decay, ..common }, adapts: weight_decay != 0.0 };
+                    lamb_apply(&lamb, [0, 1].map(|i| squares[2 * slice.param + i]), p, update);
+                });
+            }
+            Moments::Factored { m, factorings, v } => {
+                let mut sums = statistics(factorings, slices, grads, grad_scale);
+                sum(Sums::Statistics(&mut sums))?;
+                let mut rest = &sums[..];
+                let of_param = factorings.iter().zip(v).map(|(factoring, v)| {
+                    let (own, others) = rest.split_at(factoring.len());
+                    rest = others;
+                    (*factoring, own, v)
+                });
+                let of_param: Vec<_> = of_param.collect();
+                let update = |(factoring, sums, v): (Factoring, &[f32], &mut Vec<f32>)| {
+                    adafactor::update(factoring, keep, sums, v)
+                };
+                let factors: Vec<Vec<f32>> = of_param.into_par_iter().map(update).collect();
+                tensors.zip(m).zip(&*slices).for_each(|((((p, grad), &weight_decay), m), slice)| {
+                    let config = Adafactor { lr, momentum, weight_decay, grad_scale };
+                    let (factoring, factors) = (factorings[slice.param], &factors[slice.param]);
+                    for (run, at) in slice.places() {
+                        let (p, m) = (&mut p[at.clone()], &mut m[at.clone()]);
+                        adafactor::apply((&config, factoring), run, factors, p, m, &grad[at]);
+                    }
                 });
             }
         }
@@ -145,122 +313,28 @@ impl Optimizer {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::autograd::graph::Init;
-
-    fn spec(name: &str, len: usize, decay: bool, head: bool) -> ParamSpec {
-        ParamSpec { name: name.into(), shape: vec![len], init: Init::Constant(0.0), decay, head }
+/// Sums of the squared gradients of these slices over rows and columns of the whole parameters.
+fn statistics(
+    factorings: &[Factoring],
+    slices: &[OwnSlice],
+    grads: &[Vec<f32>],
+    grad_scale: f64,
+) -> Vec<f32> {
+    let mut of_param: Vec<Option<(&OwnSlice, &Vec<f32>)>> = vec![None; factorings.len()];
+    for (slice, grad) in slices.iter().zip(grads).filter(|(slice, _)| slice.counted) {
+        of_param[slice.param] = Some((slice, grad));
     }
-
-    fn params() -> [ParamSpec; 4] {
-        [
-            spec("w", 3, true, false),
-            spec("gain", 2, false, false),
-            spec("head.weight", 2, true, true),
-            spec("head.bias", 1, false, true),
-        ]
-    }
-
-    /// The first step of AdamW is `lr · g / |g|` plus decay.
-    fn config() -> TrainConfig {
-        TrainConfig { weight_decay: 0.1, clip: 0.0, ..TrainConfig::default() }
-    }
-
-    #[test]
-    fn decay_groups() {
-        assert_eq!(Optimizer::new(&params(), &config()).decay(), [0.1, 0.0, 0.1, 0.0]);
-        let own = TrainConfig { head_weight_decay: 3.0, ..config() };
-        assert_eq!(Optimizer::new(&params(), &own).decay(), [0.1, 0.0, 3.0, 0.0]);
-        let none = TrainConfig { head_weight_decay: 0.0, ..config() };
-        assert_eq!(Optimizer::new(&params(), &none).decay(), [0.1, 0.0, 0.0, 0.0]);
-    }
-
-    #[test]
-    fn a_step_moves_by_the_sign_and_decays() {
-        let mut optimizer = Optimizer::new(&params(), &config());
-        let mut p = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0; 2], vec![1.0]];
-        let grads = vec![vec![2.0, -2.0, 1.0], vec![4.0, -4.0], vec![2.0, 2.0], vec![0.5]];
-        let norm = optimizer.step(0.01, &mut p, &grads).unwrap();
-        assert!((norm - (4.0 + 4.0 + 1.0 + 32.0 + 8.0 + 0.25f64).sqrt()).abs() < 1e-6, "{norm}");
-        let expected = [vec![0.989, 1.009, 0.989], vec![0.99, 1.01], vec![0.989, 0.989], vec![0.99f32]];
-        for (got, want) in p.iter().flatten().zip(expected.iter().flatten()) {
-            assert!((got - want).abs() < 1e-6, "{p:?}");
-        }
-        assert_eq!(optimizer.step, 1);
-    }
-
-    #[test]
-    fn clipping_scales_every_gradient_alike() {
-        let clipped = TrainConfig { clip: 0.5, ..config() };
-        let mut optimizer = Optimizer::new(&params(), &clipped);
-        let mut p = vec![vec![0.0; 3], vec![0.0; 2], vec![0.0; 2], vec![0.0]];
-        let grads = vec![vec![3.0, 0.0, 0.0], vec![0.0, 4.0], vec![0.0; 2], vec![0.0]];
-        // The first step does not show the scale, the moments do.
-        assert!((optimizer.step(0.01, &mut p, &grads).unwrap() - 5.0).abs() < 1e-9);
-        assert!((optimizer.m[0][0] - 0.1 * 0.3).abs() < 1e-7 && (optimizer.m[1][1] - 0.1 * 0.4).abs() < 1e-7);
-        // A norm below the bound is left alone.
-        let mut other = Optimizer::new(&params(), &TrainConfig { clip: 10.0, ..config() });
-        other.step(0.01, &mut p, &grads).unwrap();
-        assert!((other.m[0][0] - 0.3).abs() < 1e-6);
-    }
-
-    /// Whole parameters, and the halves of each with what they tell each other: those that decay move by `lr` times
-    /// their norm, and by AdamW's step the others.
-    #[test]
-    fn lamb_takes_the_norms_of_whole_parameters() {
-        let lamb = TrainConfig { optimizer: OptimizerKind::Lamb, ..config() };
-        let start = vec![vec![3.0, 0.0, 4.0], vec![1.0; 2], vec![0.6, 0.8], vec![1.0f32]];
-        let grads = vec![vec![2.0, -2.0, 1.0], vec![4.0, -4.0], vec![2.0, 2.0], vec![0.5f32]];
-        let (mut optimizer, mut whole) = (Optimizer::new(&params(), &lamb), start.clone());
-        let norm = optimizer.step(0.01, &mut whole, &grads).unwrap();
-        let moved = |p: usize| -> f64 {
-            let change = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
-            whole[p].iter().zip(&start[p]).map(change).sum::<f64>().sqrt()
-        };
-        for (p, want) in [0.05, 0.01 * 2f64.sqrt(), 0.01, 0.01].into_iter().enumerate() {
-            assert!((moved(p) - want).abs() < 1e-6, "{p}: {}", moved(p));
-        }
-
-        let cut = |values: &[Vec<f32>], half: usize| -> Vec<Vec<f32>> {
-            let part = |x: &Vec<f32>| [&x[..x.len() / 2], &x[x.len() / 2..]][half].to_vec();
-            values.iter().map(part).collect()
-        };
-        let specs = params();
-        let halves = [0, 1].map(|half| {
-            let own = cut(&start, half);
-            let slices = specs.iter().zip(&own).map(|(spec, own)| (spec, own.len()));
-            (Optimizer::sliced(slices, &lamb), own, cut(&grads, half))
-        });
-        let mut told = Vec::new();
-        for (mut optimizer, mut own, grads) in halves.clone() {
-            let tell = |squares: &mut [[f64; 2]]| Err(squares.to_vec());
-            told.push(optimizer.step_of_slices(0.01, norm, &mut own, &grads, tell).unwrap_err());
-        }
-        for (half, (mut optimizer, mut own, grads)) in halves.into_iter().enumerate() {
-            let sum = |squares: &mut [[f64; 2]]| {
-                let sums = told[0].iter().zip(&told[1]).map(|(a, b)| [a[0] + b[0], a[1] + b[1]]);
-                squares.iter_mut().zip(sums).for_each(|(squares, sum)| *squares = sum);
-                Ok::<_, NonFinite>(())
-            };
-            optimizer.step_of_slices(0.01, norm, &mut own, &grads, sum).unwrap();
-            for (got, want) in own.iter().flatten().zip(cut(&whole, half).iter().flatten()) {
-                assert!((got - want).abs() < 1e-6, "{own:?} and {whole:?}");
+    let sums = factorings.par_iter().zip(of_param).map(|(factoring, slice)| {
+        let mut sums = vec![0.0; factoring.len()];
+        if let Some((slice, grad)) = slice {
+            for (run, at) in slice.places() {
+                adafactor::add_squares(*factoring, run, &grad[at], grad_scale, &mut sums);
             }
         }
-    }
-
-    #[test]
-    fn a_norm_that_is_not_finite_changes_nothing() {
-        for (bad, kind) in [(f32::NAN, OptimizerKind::AdamW), (f32::INFINITY, OptimizerKind::Lamb)] {
-            let mut optimizer = Optimizer::new(&params(), &TrainConfig { optimizer: kind, ..config() });
-            let mut p = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0; 2], vec![1.0]];
-            let before = (optimizer.clone(), p.clone());
-            let grads = vec![vec![1.0; 3], vec![1.0; 2], vec![1.0, bad], vec![1.0]];
-            let error = optimizer.step(0.01, &mut p, &grads).unwrap_err();
-            assert!(!error.norm.is_finite());
-            assert_eq!((optimizer, p), before);
-        }
-    }
+        sums.into_iter().map(|sum| sum as f32).collect::<Vec<f32>>()
+    });
+    sums.collect::<Vec<_>>().concat()
 }
+
+#[cfg(test)]
+mod tests;

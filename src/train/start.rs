@@ -195,7 +195,7 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     let from = || -> Result<(TrainStep, Header, SavedTraining, LoaderState)> {
         let (classes, slots) = (dataset.classes.len(), packing::slots(&recipe));
         let step = TrainStep::of_shard(&recipe, classes, slots, ranks.place().tensor)?;
-        let (header, state) = checkpoint::open_training(&run.last(), step.params())?;
+        let (header, state) = checkpoint::open_training(&run.last(), step.params(), recipe.train.optimizer)?;
         let loader_state: LoaderState = serde_json::from_value(header.progress.loader.clone())
             .map_err(|e| Error::file(&run.last(), format!("the position in the data is damaged ({e})")))?;
         Ok((step, header, state, loader_state))

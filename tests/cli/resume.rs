@@ -114,6 +114,18 @@ fn a_kill_costs_nothing_with_every_kind_of_chance() {
 }
 
 #[test]
+fn a_kill_costs_nothing_with_factored_moments_on_ranks() {
+    let sets = ["train.optimizer=\"adafactor\"", "train.accumulate=2", "train.ema=0.9"];
+    survives_a_kill_on("--ranks 2", &sets);
+}
+
+#[test]
+fn a_kill_costs_nothing_with_momentum_or_factored_moments() {
+    survives_a_kill(&["train.optimizer=\"sgd\"", "train.nesterov=true"]);
+    survives_a_kill(&["train.optimizer=\"adafactor\""]);
+}
+
+#[test]
 fn a_kill_costs_nothing_with_mixed_images_and_a_teacher() {
     let place = Place::new();
     place.train("--name teacher", &["model.depth=2", "train.lr=0.01"]).succeeds();

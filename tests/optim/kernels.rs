@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use trencadis::cpu::optim::{self as oracle, AdamW, Lamb};
+use trencadis::cpu::optim::{self as oracle, AdamW, Lamb, Sgd};
 use trencadis::device::{Buffer, Device};
 use trencadis::kernels::optim::{
-    Arena, Operands, OptimizerState, OptimizerStep, Tables, TensorSpec, cast, workspace_bytes, zero,
+    Arena, Moments, Operands, OptimizerState, OptimizerStep, Tables, TensorSpec, cast, workspace_bytes, zero,
 };
 use trencadis::kernels::tolerance as to;
 use trencadis::rng::{Purpose, philox};
@@ -18,6 +18,7 @@ const STEP: OptimizerStep = OptimizerStep {
     lr: 3e-3,
     beta1: 0.9,
     beta2: 0.99,
+    beta2_power: 0.8,
     eps: 1e-8,
     clip: 1.0,
     ema_decay: 0.75,
@@ -40,7 +41,11 @@ fn specs() -> Vec<TensorSpec> {
 enum Rule {
     AdamW,
     Lamb,
+    Sgd { nesterov: bool },
 }
+
+const RULES: [Rule; 4] =
+    [Rule::AdamW, Rule::Lamb, Rule::Sgd { nesterov: false }, Rule::Sgd { nesterov: true }];
 
 /// What lies in the arenas; tensors of it are those of the CPU device.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,8 +115,7 @@ impl OnDevice {
             tables: &self.tables,
             params: &self.params,
             grads: &self.grads,
-            m: &self.m,
-            v: &self.v,
+            moments: self.moments(rule),
             weights: full.then_some(&self.weights),
             average: full.then_some(&self.average),
             step: &self.step,
@@ -122,9 +126,17 @@ impl OnDevice {
         match rule {
             Rule::AdamW => operands.adamw(&stream).unwrap(),
             Rule::Lamb => operands.lamb(&stream).unwrap(),
+            Rule::Sgd { .. } => operands.sgd(&stream).unwrap(),
         }
         stream.synchronize().unwrap();
         self.state.download().unwrap()[0]
+    }
+
+    fn moments(&self, rule: Rule) -> Moments<'_> {
+        match rule {
+            Rule::AdamW | Rule::Lamb => Moments::Adam { m: &self.m, v: &self.v },
+            Rule::Sgd { nesterov } => Moments::Momentum { m: &self.m, nesterov },
+        }
     }
 
     fn values(&self) -> Values {
@@ -158,6 +170,11 @@ fn expected(values: &mut Values, arena: &Arena, rule: Rule, t: u64, grads: &[f32
         match rule {
             Rule::AdamW => oracle::adamw(&adam, p, m, v, &grads[range.clone()]),
             Rule::Lamb => oracle::lamb(&Lamb { adam, adapts: spec.adapts }, p, m, v, &grads[range.clone()]),
+            Rule::Sgd { nesterov } => {
+                let OptimizerStep { lr, beta1: momentum, .. } = STEP;
+                let sgd = Sgd { lr, momentum, nesterov, weight_decay: spec.weight_decay, grad_scale };
+                oracle::sgd(&sgd, p, m, &grads[range.clone()]);
+            }
         }
         oracle::moving_average(&mut average[range.clone()], &params[range], STEP.ema_decay);
     }
@@ -178,9 +195,9 @@ fn alike(name: &str, got: &[f32], want: &[f32], tolerance: f32) {
 
 /// Factors may differ in their last bit, by the way in which powers are taken.
 #[test]
-fn steps_of_both_rules() {
+fn steps_of_all_rules() {
     for device in devices() {
-        for rule in [Rule::AdamW, Rule::Lamb] {
+        for rule in RULES {
             let on_device = OnDevice::new(&device, STEP);
             let arena = &on_device.arena;
             let mut values = on_device.values();
@@ -214,7 +231,7 @@ fn steps_of_both_rules() {
 #[test]
 fn copies_are_optional_and_steps_repeat() {
     for device in devices() {
-        for rule in [Rule::AdamW, Rule::Lamb] {
+        for rule in RULES {
             let (one, other) = (OnDevice::new(&device, STEP), OnDevice::new(&device, STEP));
             let grads = scatter(&one.arena, 50, 1.0);
             let before = other.values();
@@ -231,7 +248,7 @@ fn copies_are_optional_and_steps_repeat() {
 #[test]
 fn gradients_that_are_not_finite_change_nothing() {
     for device in devices() {
-        for rule in [Rule::AdamW, Rule::Lamb] {
+        for rule in RULES {
             let on_device = OnDevice::new(&device, STEP);
             let good = scatter(&on_device.arena, 50, 1.0);
             on_device.run(&device, rule, false, true, &good);
@@ -259,7 +276,7 @@ fn gradients_that_are_not_finite_change_nothing() {
 #[test]
 fn batches_of_a_step() {
     for device in devices() {
-        for rule in [Rule::AdamW, Rule::Lamb] {
+        for rule in RULES {
             let on_device = OnDevice::new(&device, OptimizerStep { unfinished: 1, ..STEP });
             let grads = scatter(&on_device.arena, 50, 1.0);
             let before = on_device.values();
@@ -356,8 +373,7 @@ fn zeros_and_sizes() {
             tables: &on_device.tables,
             params: &on_device.params,
             grads: &x,
-            m: &on_device.m,
-            v: &on_device.v,
+            moments: on_device.moments(Rule::AdamW),
             weights: None,
             average: None,
             step: &on_device.step,
@@ -369,5 +385,7 @@ fn zeros_and_sizes() {
         let small = device.alloc::<u8>(8).unwrap();
         let lamb = Operands { grads: &on_device.grads, workspace: &small, ..operands }.lamb(&stream);
         assert!(lamb.unwrap_err().to_string().contains("the workspace has 8 bytes"));
+        let sgd = Operands { grads: &on_device.grads, ..operands }.sgd(&stream).unwrap_err();
+        assert_eq!(sgd.to_string(), "SGD was given the moments of AdamW and LAMB; give its own");
     }
 }

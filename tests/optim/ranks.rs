@@ -1,9 +1,10 @@
 //! Steps of ranks that have slices of the parameters each: whatever crosses them is carried by the test.
 
-use trencadis::cpu::optim::{self as oracle, AdamW, Lamb};
+use trencadis::cpu::optim::{self as oracle, AdamW, Lamb, Sgd};
 use trencadis::device::{Buffer, Device};
 use trencadis::kernels::optim::{
-    Arena, Operands, OptimizerState, OptimizerStep, SliceSpec, Tables, TensorSpec, add, workspace_bytes,
+    Arena, Moments, Operands, OptimizerState, OptimizerStep, SliceSpec, Tables, TensorSpec, add,
+    workspace_bytes,
 };
 use trencadis::parallel::collectives::part_of;
 
@@ -21,6 +22,7 @@ const STEP: OptimizerStep = OptimizerStep {
     lr: 3e-3,
     beta1: 0.9,
     beta2: 0.99,
+    beta2_power: 0.8,
     eps: 1e-8,
     clip: 1.0,
     ema_decay: 0.0,
@@ -34,6 +36,7 @@ const STEP: OptimizerStep = OptimizerStep {
 enum Rule {
     AdamW,
     Lamb,
+    Sgd,
 }
 
 /// One tensor each.
@@ -120,14 +123,16 @@ impl Rank {
         if self.rank == 0 { self.arena.len() } else { shared() }
     }
 
-    fn operands(&self) -> Operands<'_> {
+    fn operands(&self, rule: Rule) -> Operands<'_> {
         Operands {
             arena: &self.arena,
             tables: &self.tables,
             params: &self.params,
             grads: &self.grads,
-            m: &self.m,
-            v: &self.v,
+            moments: match rule {
+                Rule::AdamW | Rule::Lamb => Moments::Adam { m: &self.m, v: &self.v },
+                Rule::Sgd => Moments::Momentum { m: &self.m, nesterov: false },
+            },
             weights: None,
             average: None,
             step: &self.step,
@@ -160,21 +165,27 @@ fn step(device: &Device, ranks: &[Rank], rule: Rule, grads: &Values) {
     let stream = device.stream().unwrap();
     for rank in ranks {
         rank.grads.write(&stream, &rank.cut(grads)).unwrap();
-        rank.operands().squares(&stream, 0..rank.counted(), &rank.own[0]).unwrap();
+        rank.operands(rule).squares(&stream, 0..rank.counted(), &rank.own[0]).unwrap();
     }
     stream.synchronize().unwrap();
     gather(device, ranks, 0);
-    if rule == Rule::AdamW {
-        ranks.iter().for_each(|rank| rank.operands().adamw_of(&stream, &rank.all[0]).unwrap());
+    if rule != Rule::Lamb {
+        ranks.iter().for_each(|rank| {
+            let (operands, squares) = (rank.operands(rule), &rank.all[0]);
+            match rule {
+                Rule::Sgd => operands.sgd_of(&stream, squares).unwrap(),
+                _ => operands.adamw_of(&stream, squares).unwrap(),
+            }
+        });
         return stream.synchronize().unwrap();
     }
     for rank in ranks {
         let Rank { all, own, .. } = rank;
-        rank.operands().lamb_squares(&stream, &all[0], rank.counted(), &own[1]).unwrap();
+        rank.operands(rule).lamb_squares(&stream, &all[0], rank.counted(), &own[1]).unwrap();
     }
     stream.synchronize().unwrap();
     gather(device, ranks, 1);
-    ranks.iter().for_each(|rank| rank.operands().lamb_of(&stream, &rank.all[1]).unwrap());
+    ranks.iter().for_each(|rank| rank.operands(rule).lamb_of(&stream, &rank.all[1]).unwrap());
     stream.synchronize().unwrap();
 }
 
@@ -182,7 +193,7 @@ fn step(device: &Device, ranks: &[Rank], rule: Rule, grads: &Values) {
 #[test]
 fn slices_step_as_whole_tensors_do() {
     for device in devices() {
-        for rule in [Rule::AdamW, Rule::Lamb] {
+        for rule in [Rule::AdamW, Rule::Lamb, Rule::Sgd] {
             let mut p = values(1, 1.0);
             let ranks = ranks(&device, &p);
             let zeros: Values = p.iter().map(|p| vec![0.0; p.len()]).collect();
@@ -200,6 +211,10 @@ fn slices_step_as_whole_tensors_do() {
                     let (p, m, v) = (&mut p[i], &mut m[i], &mut v[i]);
                     match rule {
                         Rule::AdamW => oracle::adamw(&adam, p, m, v, &grads[i]),
+                        Rule::Sgd => {
+                            let sgd = Sgd { lr, momentum: beta1, nesterov: false, weight_decay, grad_scale };
+                            oracle::sgd(&sgd, p, m, &grads[i]);
+                        }
                         Rule::Lamb => {
                             oracle::lamb(&Lamb { adam, adapts: weight_decay != 0.0 }, p, m, v, &grads[i]);
                         }
@@ -242,7 +257,7 @@ fn slices_step_as_whole_tensors_do() {
 #[test]
 fn what_no_step_follows_from_changes_nothing() {
     for device in devices() {
-        for rule in [Rule::AdamW, Rule::Lamb] {
+        for rule in [Rule::AdamW, Rule::Lamb, Rule::Sgd] {
             let ranks = ranks(&device, &values(1, 1.0));
             let before: Vec<_> = ranks.iter().map(|rank| rank.download().0).collect();
             let unchanged = || ranks.iter().zip(&before).all(|(rank, before)| rank.download().0 == *before);
@@ -281,22 +296,23 @@ fn ranges_and_sums_are_checked() {
         let (rank, stream) = (&ranks[0], device.stream().unwrap());
         let (len, none) = (rank.arena.len(), device.alloc::<f64>(0).unwrap());
         for (counted, out) in [(4..8, &rank.own[0]), (0..len + 8, &rank.own[0]), (0..len, &none)] {
-            let refused = rank.operands().squares(&stream, counted, out).unwrap_err().to_string();
+            let refused = rank.operands(Rule::Lamb).squares(&stream, counted, out).unwrap_err().to_string();
             assert!(refused.contains("cannot be counted"), "{refused}");
         }
         // Those of a part, and of nothing.
         rank.grads.write(&stream, &rank.cut(&values(100, 1.0))).unwrap();
         let grads = rank.grads.download().unwrap();
         for counted in [8..2024, 16..16] {
-            rank.operands().squares(&stream, counted.clone(), &rank.own[0]).unwrap();
+            rank.operands(Rule::Lamb).squares(&stream, counted.clone(), &rank.own[0]).unwrap();
             let sum: f64 = rank.own[0].download().unwrap().iter().sum();
             let want = oracle::sum_of_squares(&grads[counted]);
             assert!((sum - want).abs() <= 1e-12 * want, "{sum} and {want}");
         }
-        let short = rank.operands().lamb_squares(&stream, &rank.all[0], len, &rank.own[0]).unwrap_err();
+        let short =
+            rank.operands(Rule::Lamb).lamb_squares(&stream, &rank.all[0], len, &rank.own[0]).unwrap_err();
         assert!(short.to_string().contains("out has 2 elements, expected 12"), "{short}");
         let odd = device.alloc::<f64>(13).unwrap();
-        let odd = rank.operands().lamb_of(&stream, &odd).unwrap_err();
+        let odd = rank.operands(Rule::Lamb).lamb_of(&stream, &odd).unwrap_err();
         assert!(odd.to_string().contains("squares has 13 elements, expected 12"), "{odd}");
     }
 }

@@ -69,6 +69,7 @@ fn state() -> TrainState<'static> {
         ema: Some(numbers().into()),
         m: numbers().into(),
         v: numbers().into(),
+        statistics: Vec::new().into(),
         optimizer_step: 7,
     }
 }
@@ -117,7 +118,7 @@ fn on_mesh<T: Send + 'static>(
 fn convert(device: Option<&Device>, mesh: [usize; 2], from: &Path, to: &[(PathBuf, SaveKind)], step: u64) {
     let (device, from, to) = (device.cloned(), from.to_owned(), to.to_vec());
     on_mesh(mesh, move |ranks| {
-        let (_, saved) = open_training(&from, &params())?;
+        let (_, saved) = open_training(&from, &params(), OptimizerKind::AdamW)?;
         let mut engine = engine(device.as_ref(), ranks, &saved)?;
         for (path, kind) in &to {
             let snapshot = Snapshot { header: &header(step), state: engine.parts()?, kind: *kind };
@@ -211,6 +212,10 @@ impl StateSource for Counted<'_> {
         self.state.average()
     }
 
+    fn statistics(&self, lens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        self.state.statistics(lens)
+    }
+
     fn read(&self, kind: StateKind, wanted: &[Wanted]) -> Result<Vec<Vec<f32>>> {
         let values = self.state.read(kind, wanted)?;
         *self.elements.lock().unwrap() += values.iter().map(Vec::len).sum::<usize>();
@@ -269,7 +274,7 @@ fn a_save_that_fails_leaves_the_former_one() {
     std::fs::create_dir(at("last.11-00003-of-00004.safetensors")).unwrap();
     let (source, path) = (reference.clone(), last.clone());
     let told = on_mesh([2, 2], move |ranks| {
-        let (_, saved) = open_training(&source, &params())?;
+        let (_, saved) = open_training(&source, &params(), OptimizerKind::AdamW)?;
         let mut engine = engine(None, ranks.clone(), &saved)?;
         let header = header(11);
         let snapshot = Snapshot { header: &header, state: engine.parts()?, kind: SaveKind::Sharded };
@@ -318,7 +323,7 @@ fn damaged_sets_are_refused() {
     let whole = std::fs::read(&file).unwrap();
     #[track_caller]
     fn refused(path: &Path, named: &Path, part: &str) {
-        let error: Error = open_training(path, &params()).unwrap_err();
+        let error: Error = open_training(path, &params(), OptimizerKind::AdamW).unwrap_err();
         let text = error.to_string();
         assert!(error.exit_code() == 2 && text.starts_with(&format!("{}: ", named.display())), "{text}");
         assert!(text.contains(part) && text.lines().count() == 1, "{text}");
@@ -331,7 +336,7 @@ fn damaged_sets_are_refused() {
     std::fs::write(&file, &whole[..whole.len() - 4]).unwrap();
     refused(&last, &file, "is not a readable safetensors file");
     std::fs::write(&file, &whole).unwrap();
-    open_training(&last, &params()).unwrap();
+    open_training(&last, &params(), OptimizerKind::AdamW).unwrap();
 
     let with = |change: &dyn Fn(&mut Index)| {
         let mut changed = index.clone();

@@ -11,7 +11,7 @@ use trencadis::parallel::collectives::part_of;
 use trencadis::parallel::zero::{Schedule, Units};
 use trencadis::parallel::{Group, Mesh, MeshGroups, run_ranks};
 use trencadis::recipe::*;
-use trencadis::train::engine::{CpuEngine, Engine, TrainState};
+use trencadis::train::engine::{CpuEngine, Engine, Fresh, StateSource, TrainState};
 use trencadis::train::step::{StepOutcome, TrainStep};
 use trencadis::{Error, Result};
 
@@ -134,8 +134,9 @@ fn train(recipe: &Recipe, count: usize, ranks: MeshGroups, from: Option<Trained>
     let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
     let step = TrainStep::of_shard(recipe, CLASSES, SLOTS, shard)?;
     let first = from.as_ref().map_or(0, |from| from.state.optimizer_step as usize);
-    let state = from.map_or_else(|| begin(&step), |from| from.state);
-    let mut engine = CpuEngine::new(recipe, step, SLOTS, &state, ranks.clone())?;
+    let fresh = Fresh::given(step.params(), begin(&step).weights.into_owned(), true);
+    let state: &dyn StateSource = from.as_ref().map_or(&fresh, |from| &from.state);
+    let mut engine = CpuEngine::new(recipe, step, SLOTS, state, ranks.clone())?;
     let mut outcomes = Vec::new();
     let (rank, size) = (ranks.data.rank(), ranks.data.size());
     for number in first..first + STEPS {
@@ -191,18 +192,24 @@ fn alike(what: &str, got: &Trained, want: &Trained, params: &[ParamSpec]) {
         assert!(close(got.flops, want.flops) && close(got.accuracy, want.accuracy), "{what}");
     }
     assert_eq!(got.state.optimizer_step, want.state.optimizer_step);
+    let bf16 = &want.state.statistics;
     for (i, spec) in params.iter().enumerate() {
         let ema = |state: &TrainState<'_>| state.ema.as_ref().unwrap()[i].clone();
         let of = |state: &TrainState<'static>| {
-            [state.weights[i].clone(), state.m[i].clone(), state.v[i].clone(), ema(state)]
+            let [v, statistics] =
+                [&state.v, &state.statistics].map(|x| x.get(i).cloned().unwrap_or_default());
+            [state.weights[i].clone(), ema(state), v, statistics, state.m[i].clone()]
         };
-        for (kind, (got, want)) in
-            ["weights", "m", "v", "average"].iter().zip(of(&got.state).iter().zip(&of(&want.state)))
+        for (kind, (got, want)) in ["weights", "average", "v", "statistics", "m"]
+            .iter()
+            .zip(of(&got.state).iter().zip(&of(&want.state)))
         {
             let apart = apart(got, want);
             // What is nothing but rounding has no relative error.
             let noise = want.iter().fold(0.0f32, |max, x| max.max(x.abs())) < 1e-8;
-            assert!(apart <= 1e-5 || noise, "{what}: {kind} of {}: {apart:.1e} apart", spec.name);
+            // Of momentum in bf16 a few numbers are rounded to the other side.
+            let tolerance = if *kind == "m" && !bf16.is_empty() { 1e-3 } else { 1e-5 };
+            assert!(apart <= tolerance || noise, "{what}: {kind} of {}: {apart:.1e} apart", spec.name);
         }
     }
     assert!(apart(&got.logits, &want.logits) <= 1e-5, "{what}: logits");
@@ -248,17 +255,25 @@ fn meshes_change_nothing() {
     }
 }
 
-/// LAMB takes the norms of whole parameters, of which every rank has slices; going on elsewhere too.
+/// LAMB takes the norms of whole parameters, Adafactor their rows and columns, of which every rank has slices; going on
+/// elsewhere too.
 #[test]
-fn lamb_on_meshes_changes_nothing() {
-    for (name, model) in models().into_iter().take(3) {
-        let mut recipe = recipe(&model);
+fn other_optimisers_on_meshes_change_nothing() {
+    use OptimizerKind::{Adafactor, Lamb, Sgd};
+    let all = models();
+    let [serial, per_head, parallel] = [0, 1, 2].map(|i| &all[i]);
+    for (optimizer, (name, model)) in
+        [(Lamb, serial), (Lamb, per_head), (Lamb, parallel), (Sgd, serial), (Adafactor, parallel)]
+    {
+        let mut recipe = recipe(model);
         let adamw = recipe_on_mesh(recipe.clone(), 6, [1, 1], None);
-        recipe.train.optimizer = OptimizerKind::Lamb;
+        recipe.train.optimizer = optimizer;
+        recipe.train.nesterov = optimizer == Sgd;
+        let name = format!("{optimizer:?}, {name}");
         let want = recipe_on_mesh(recipe.clone(), 6, [1, 1], None);
         let head = want.state.weights.len() - 2;
         assert!(apart(&want.state.weights[head], &adamw.state.weights[head]) > 1e-3, "another optimiser");
-        let params = params(&model);
+        let params = params(model);
         for mesh in [[2, 1], [3, 1], [1, 2], [2, 2]] {
             let got = recipe_on_mesh(recipe.clone(), 6, mesh, None);
             alike(&format!("{name}, {mesh:?}"), &got, &want, &params);

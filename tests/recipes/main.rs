@@ -78,6 +78,16 @@ fn recipes_carry_the_published_settings() {
     assert!(!deit.model.drop_path_linear && deit.model.pool == PoolKind::Cls);
     assert_eq!((deit.train.optimizer, deit.train.lr), (OptimizerKind::Lamb, 3e-3));
 
+    for name in ["g14", "G14", "e14", "so400m14", "vit-22b", "vit-22b-b16", "vit-22b-l16"] {
+        let train = load(name, &[]).unwrap().train;
+        assert_eq!(
+            (train.optimizer, train.beta1, train.beta2),
+            (OptimizerKind::Adafactor, 0.9, 0.999),
+            "{name}"
+        );
+        assert_eq!((train.beta2_power, train.clip), (0.8, 1.0), "{name}");
+        assert_eq!((train.weight_decay, train.head_weight_decay), (0.03, 3.0), "{name}");
+    }
     let big = load("vit-22b", &[]).unwrap();
     assert_eq!(big.model.block, BlockKind::Parallel);
     let d = big.model.dimensions().unwrap();
@@ -468,4 +478,42 @@ fn mixing_and_teaching_that_contradict_themselves_are_refused() {
     }
     let deit = load("deit3-l16", &[]).unwrap();
     assert_eq!((deit.mix.mixup, deit.mix.cutmix, deit.mix.binarise), (0.8, 1.0, true));
+}
+
+#[test]
+fn keys_of_another_optimiser_are_refused() {
+    for (optimizer, key, sentence) in [
+        (
+            "adamw",
+            "nesterov=true",
+            "train.nesterov = true is of train.optimizer = \"sgd\", but that is \"adamw\"; change one of them",
+        ),
+        (
+            "lamb",
+            "beta2_power=0.7",
+            "train.beta2_power = 0.7 is of train.optimizer = \"adafactor\", but that is \"lamb\"; change one of them",
+        ),
+        (
+            "adafactor",
+            "eps=1e-6",
+            "train.eps = 1e-6 has no part in train.optimizer = \"adafactor\": leave it at 1e-8, or use \"adamw\" or \"lamb\"",
+        ),
+        (
+            "sgd",
+            "beta2=0.95",
+            "train.beta2 = 0.95 has no part in train.optimizer = \"sgd\", which keeps no second moments: leave it at 0.999, or \
+             use another optimizer",
+        ),
+    ] {
+        let message =
+            mistake("vit-b16", &[&format!("train.optimizer=\"{optimizer}\""), &format!("train.{key}")]);
+        assert_eq!(message, sentence);
+    }
+    let message = mistake("vit-b16", &["train.optimizer=\"sgd\"", "train.nesterov=true", "train.beta1=0"]);
+    assert_eq!(message, "train.nesterov = true needs momentum, but train.beta1 is 0; change one of them");
+    let message = mistake("vit-b16", &["train.optimizer=\"adafactor\"", "train.beta2_power=0"]);
+    assert_eq!(message, "train.beta2_power must be above 0, but it is 0");
+    load("vit-b16", &["train.optimizer=\"sgd\"", "train.nesterov=true"]).unwrap();
+    load("vit-b16", &["train.optimizer=\"adafactor\"", "train.beta2=0.99", "train.beta2_power=1"]).unwrap();
+    says(&mistake("vit-b16", &["train.optimizer=\"adam\""]), &["adam"]);
 }

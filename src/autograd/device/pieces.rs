@@ -59,6 +59,8 @@ pub struct PieceLayout {
     /// Segment and elements of each parameter.
     places: Vec<(usize, Range<usize>)>,
     arena: Arena,
+    /// The parameter of each tensor of the arena, and which of its padded elements; none of what lies between them.
+    slices: Vec<Option<(usize, Range<usize>)>>,
     /// Elements that the tensor axis shares out; those behind them are on all of its ranks.
     split: usize,
     rank: Shard,
@@ -114,21 +116,24 @@ impl PieceLayout {
                 split = end;
             }
         }
-        let mut slices = Vec::new();
+        let (mut slices, mut of_params) = (Vec::new(), Vec::new());
         for segment in &segments {
             let mut at = 0;
             for (p, range, start) in segment.members_of(rank.rank) {
                 fill(&mut slices, at, start);
+                of_params.resize(slices.len(), None);
+                of_params.push(Some((p, range.clone())));
                 let weight_decay = decay(&graph.params()[p]);
                 let spec = TensorSpec { len: range.len(), weight_decay, adapts: weight_decay != 0.0 };
                 slices.push(SliceSpec { spec, whole: Some(p) });
                 at = (start + range.len()).next_multiple_of(ALIGNMENT);
             }
             fill(&mut slices, at, segment.piece.len());
+            of_params.resize(slices.len(), None);
         }
         let arena = Arena::of_slices(&slices, places.len())?;
         debug_assert_eq!(arena.len(), end);
-        Ok(Self { params, segments, places, arena, split, rank })
+        Ok(Self { params, segments, places, arena, slices: of_params, split, rank })
     }
 
     /// The segments in the order of their pieces.
@@ -139,6 +144,11 @@ impl PieceLayout {
     /// The arena of this rank's pieces.
     pub fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// The parameter of each tensor of the arena, and which of its padded elements that is; none of what lies between.
+    pub fn slices(&self) -> &[Option<(usize, Range<usize>)>] {
+        &self.slices
     }
 
     /// Shapes of the parameters on the device.

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::adafactor::{StatisticTables, Statistics};
 use super::arena::{Arena, Tables};
 use super::raw::{
     AddParams, CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_add, launch_cast,
-    launch_finish, launch_lamb, launch_lamb_rates, launch_lamb_squares, launch_norm, launch_squares,
-    launch_zero, norm_blocks,
+    launch_finish, launch_lamb, launch_lamb_rates, launch_lamb_squares, launch_norm, launch_sgd,
+    launch_squares, launch_zero, norm_blocks,
 };
 use super::step::{OptimizerState, OptimizerStep};
 use crate::device::{Buffer, Device, Ptr, Stream};
@@ -26,6 +27,46 @@ fn rates_offset(arena: &Arena) -> usize {
     arena.chunks().len() * 2 * size_of::<f64>()
 }
 
+/// What a rule keeps of the gradients.
+#[derive(Clone, Copy)]
+pub enum Moments<'a> {
+    /// Of SGD.
+    Momentum {
+        /// An arena.
+        m: &'a Buffer<f32>,
+        /// Whether a step looks ahead by one momentum.
+        nesterov: bool,
+    },
+    /// Of AdamW and LAMB.
+    Adam {
+        /// First moments, an arena.
+        m: &'a Buffer<f32>,
+        /// Second moments, an arena.
+        v: &'a Buffer<f32>,
+    },
+    /// Of Adafactor.
+    Factored {
+        /// Momentum, an arena.
+        m: &'a Buffer<bf16>,
+        /// What is kept of the second moments of whole parameters, as long as `statistics`.
+        v: &'a Buffer<f32>,
+        /// For which parameters.
+        statistics: &'a Statistics,
+        /// Its tables.
+        tables: &'a StatisticTables,
+    },
+}
+
+/// A rule that was given what another keeps.
+pub(super) fn another(rule: &str, moments: Moments<'_>) -> Error {
+    let of = match moments {
+        Moments::Momentum { .. } => "SGD",
+        Moments::Adam { .. } => "AdamW and LAMB",
+        Moments::Factored { .. } => "Adafactor",
+    };
+    Error::usage(format!("{rule} was given the moments of {of}; give its own"))
+}
+
 /// Operands of a step. All arenas have the layout of [`arena`](Self::arena) and its length.
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
@@ -37,10 +78,8 @@ pub struct Operands<'a> {
     pub params: &'a Buffer<f32>,
     /// Gradients. LAMB leaves its update here.
     pub grads: &'a Buffer<f32>,
-    /// First moments, changed in place.
-    pub m: &'a Buffer<f32>,
-    /// Second moments, changed in place.
-    pub v: &'a Buffer<f32>,
+    /// What the rule keeps of the gradients, changed in place.
+    pub moments: Moments<'a>,
     /// Parameters in bf16, written.
     pub weights: Option<&'a Buffer<bf16>>,
     /// Moving average of the parameters, changed in place.
@@ -63,13 +102,36 @@ impl Operands<'_> {
     /// # Errors
     /// Buffers of another size than the arena asks for, a launch that the device refuses.
     pub fn adamw(&self, stream: &Stream) -> Result<()> {
-        let (norm, update) = (self.norm_params(stream)?, self.update_params(stream)?);
-        let kernels = stream.device().kernels();
+        let update = self.adam_params("AdamW", stream)?;
+        self.norm(stream)?;
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
-        unsafe {
-            launch_norm(kernels, stream.raw(), &norm)?;
-            launch_adamw(kernels, stream.raw(), self.arena.chunks().len(), &update)
-        }
+        unsafe { launch_adamw(stream.device().kernels(), stream.raw(), self.arena.chunks().len(), &update) }
+    }
+
+    /// Queues norm and clipping of the gradients, then SGD; as [`adamw`](Self::adamw) where the norm is not finite.
+    ///
+    /// # Errors
+    /// As for [`adamw`](Self::adamw).
+    pub fn sgd(&self, stream: &Stream) -> Result<()> {
+        let update = self.sgd_params(stream)?;
+        self.norm(stream)?;
+        // SAFETY: as above.
+        unsafe { launch_sgd(stream.device().kernels(), stream.raw(), self.arena.chunks().len(), &update) }
+    }
+
+    /// Queues norm, factors and the decision whether the step is taken.
+    pub(super) fn norm(&self, stream: &Stream) -> Result<()> {
+        let norm = self.norm_params(stream)?;
+        // SAFETY: as above.
+        unsafe { launch_norm(stream.device().kernels(), stream.raw(), &norm) }
+    }
+
+    /// The same from sums of `squares`.
+    pub(super) fn norm_of(&self, stream: &Stream, squares: &Buffer<f64>) -> Result<()> {
+        let mut norm = self.norm_params(stream)?;
+        (norm.partial, norm.blocks) = (squares.ptr(), squares.len() as i32);
+        // SAFETY: as above; the sums are as many as the kernel is told.
+        unsafe { launch_finish(stream.device().kernels(), stream.raw(), &norm) }
     }
 
     /// Queues the sums of squares of the gradients `counted`, as many as `out` has; their ends are multiples of
@@ -100,14 +162,21 @@ impl Operands<'_> {
     /// # Errors
     /// As for [`adamw`](Self::adamw).
     pub fn adamw_of(&self, stream: &Stream, squares: &Buffer<f64>) -> Result<()> {
-        let (mut norm, update) = (self.norm_params(stream)?, self.update_params(stream)?);
-        (norm.partial, norm.blocks) = (squares.ptr(), squares.len() as i32);
-        let kernels = stream.device().kernels();
-        // SAFETY: as above; the sums are as many as the kernel is told.
-        unsafe {
-            launch_finish(kernels, stream.raw(), &norm)?;
-            launch_adamw(kernels, stream.raw(), self.arena.chunks().len(), &update)
-        }
+        let update = self.adam_params("AdamW", stream)?;
+        self.norm_of(stream, squares)?;
+        // SAFETY: as above.
+        unsafe { launch_adamw(stream.device().kernels(), stream.raw(), self.arena.chunks().len(), &update) }
+    }
+
+    /// [`sgd`](Self::sgd) with the norm of gradients whose sums of `squares` are given.
+    ///
+    /// # Errors
+    /// As for [`adamw`](Self::adamw).
+    pub fn sgd_of(&self, stream: &Stream, squares: &Buffer<f64>) -> Result<()> {
+        let update = self.sgd_params(stream)?;
+        self.norm_of(stream, squares)?;
+        // SAFETY: as above.
+        unsafe { launch_sgd(stream.device().kernels(), stream.raw(), self.arena.chunks().len(), &update) }
     }
 
     /// Queues norm and clipping of the gradients, then LAMB; as [`adamw`](Self::adamw) where the norm is not
@@ -116,13 +185,11 @@ impl Operands<'_> {
     /// # Errors
     /// As for [`adamw`](Self::adamw).
     pub fn lamb(&self, stream: &Stream) -> Result<()> {
-        let (norm, update) = (self.norm_params(stream)?, self.update_params(stream)?);
-        let (kernels, arena) = (stream.device().kernels(), self.arena);
+        let (update, arena) = (self.adam_params("LAMB", stream)?, self.arena);
+        self.norm(stream)?;
+        let kernels = stream.device().kernels();
         // SAFETY: as above.
-        unsafe {
-            launch_norm(kernels, stream.raw(), &norm)?;
-            launch_lamb(kernels, stream.raw(), arena.chunks().len(), arena.tensors().len(), &update)
-        }
+        unsafe { launch_lamb(kernels, stream.raw(), arena.chunks().len(), arena.tensors().len(), &update) }
     }
 
     /// Queues norm and clipping of gradients whose sums of `squares` are given, then LAMB up to what a tensor's step
@@ -138,16 +205,13 @@ impl Operands<'_> {
         counted: usize,
         out: &Buffer<f64>,
     ) -> Result<()> {
-        let (mut norm, mut update) = (self.norm_params(stream)?, self.update_params(stream)?);
-        (norm.partial, norm.blocks) = (squares.ptr(), squares.len() as i32);
+        let mut update = self.adam_params("LAMB", stream)?;
         update.squares = check_len("out", out, &[self.arena.wholes(), 2])?;
+        self.norm_of(stream, squares)?;
         let slices = self.arena.ranges().partition_point(|slice| slice.end <= counted);
         let kernels = stream.device().kernels();
         // SAFETY: as above; the slices are those of the arena, and each has its place in `out`.
-        unsafe {
-            launch_finish(kernels, stream.raw(), &norm)?;
-            launch_lamb_squares(kernels, stream.raw(), self.arena.chunks().len(), slices, &update)
-        }
+        unsafe { launch_lamb_squares(kernels, stream.raw(), self.arena.chunks().len(), slices, &update) }
     }
 
     /// Queues the rest of LAMB from `squares`, of shape `[ranks, wholes, 2]`: what
@@ -156,7 +220,7 @@ impl Operands<'_> {
     /// # Errors
     /// As for [`adamw`](Self::adamw).
     pub fn lamb_of(&self, stream: &Stream, squares: &Buffer<f64>) -> Result<()> {
-        let (mut update, arena) = (self.update_params(stream)?, self.arena);
+        let (mut update, arena) = (self.adam_params("LAMB", stream)?, self.arena);
         let ranks = (squares.len() / (2 * arena.wholes()).max(1)).max(1);
         update.squares = check_len("squares", squares, &[ranks, arena.wholes(), 2])?;
         update.ranks = ranks as i32;
@@ -181,15 +245,31 @@ impl Operands<'_> {
         })
     }
 
-    fn update_params(&self, stream: &Stream) -> Result<UpdateParams> {
+    fn adam_params(&self, rule: &str, stream: &Stream) -> Result<UpdateParams> {
+        let Moments::Adam { m, v } = self.moments else { return Err(another(rule, self.moments)) };
+        let len = &[self.arena.len()];
+        let (m, v) = (check_len("m", m, len)?, check_len("v", v, len)?);
+        Ok(UpdateParams { m, v, ..self.update_params(stream)? })
+    }
+
+    fn sgd_params(&self, stream: &Stream) -> Result<UpdateParams> {
+        let Moments::Momentum { m, nesterov } = self.moments else {
+            return Err(another("SGD", self.moments));
+        };
+        let m = check_len("m", m, &[self.arena.len()])?;
+        Ok(UpdateParams { m, nesterov: i32::from(nesterov), ..self.update_params(stream)? })
+    }
+
+    /// Without moments.
+    pub(super) fn update_params(&self, stream: &Stream) -> Result<UpdateParams> {
         let Self { arena, tables, .. } = self;
         let len = &[arena.len()];
         let workspace = check_workspace(self.workspace, workspace_bytes(arena, stream.device()))?;
         Ok(UpdateParams {
             params: check_len("params", self.params, len)?,
             grads: check_len("grads", self.grads, len)?,
-            m: check_len("m", self.m, len)?,
-            v: check_len("v", self.v, len)?,
+            m: Ptr::null(),
+            v: Ptr::null(),
             weights: check_some("weights", self.weights, len)?,
             average: check_some("average", self.average, len)?,
             tensors: check_len("tensors", &tables.tensors, &[arena.tensors().len()])?,
@@ -202,7 +282,7 @@ impl Operands<'_> {
             stochastic: i32::from(self.stochastic),
             ranks: 0,
             wholes: arena.wholes() as i32,
-            unused: 0,
+            nesterov: 0,
         })
     }
 }

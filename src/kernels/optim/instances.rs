@@ -23,6 +23,7 @@ pub fn sources() -> Vec<Source> {
                 kernel("squares", "sum_squares", "OptimNorm", 4),
                 kernel("finish", "finish", "OptimNorm", 1),
                 kernel("adamw", "adamw", "OptimUpdate", 4),
+                kernel("sgd", "sgd", "OptimUpdate", 4),
                 kernel("zero", "zero", "OptimZero", 4),
                 kernel("add", "add", "OptimAdd", 4),
                 kernel("cast", "cast", "OptimCast", 4),
@@ -35,6 +36,16 @@ pub fn sources() -> Vec<Source> {
                 kernel("lamb_squares", "lamb_squares", "OptimUpdate", 4),
                 kernel("lamb_rates", "lamb_rates", "OptimUpdate", 4),
                 kernel("lamb_apply", "lamb_apply", "OptimUpdate", 4),
+            ],
+        ),
+        source(
+            "optim/sm80_adafactor.cu",
+            vec![
+                kernel("adafactor_squares", "adafactor_squares", "OptimAdafactor", 4),
+                kernel("adafactor_sums", "adafactor_sums", "OptimAdafactor", 4),
+                kernel("adafactor_moments", "adafactor_moments", "OptimAdafactor", 4),
+                kernel("adafactor_lines", "adafactor_lines", "OptimAdafactor", 4),
+                kernel("adafactor_apply", "adafactor_apply", "OptimAdafactor", 4),
             ],
         ),
     ]

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// Elements of a block of the flat kernels: eight a thread, four times.
 const FLAT_ELEMENTS: u64 = THREADS as u64 * 8 * 4;
 /// Two sums in f64 a warp.
-const SHARED_BYTES: u32 = THREADS / 32 * 2 * 8;
+pub(super) const SHARED_BYTES: u32 = THREADS / 32 * 2 * 8;
 
 /// Arguments of the gradient norm, mirror of `OptimNorm`.
 #[repr(C)]
@@ -34,7 +34,7 @@ pub struct NormParams {
     pub unused: i32,
 }
 
-/// Arguments of AdamW and LAMB, mirror of `OptimUpdate`. Arenas of one layout, 16-byte aligned.
+/// Arguments of AdamW, LAMB and SGD, mirror of `OptimUpdate`. Arenas of one layout, 16-byte aligned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct UpdateParams {
@@ -44,7 +44,7 @@ pub struct UpdateParams {
     pub grads: Ptr<f32>,
     /// First moments, changed in place.
     pub m: Ptr<f32>,
-    /// Second moments, changed in place.
+    /// Second moments, changed in place; null for SGD.
     pub v: Ptr<f32>,
     /// Parameters in bf16, written; may be null.
     pub weights: Ptr<bf16>,
@@ -70,8 +70,8 @@ pub struct UpdateParams {
     pub ranks: i32,
     /// Tensors of which the arena has slices.
     pub wholes: i32,
-    /// Fills the struct.
-    pub unused: i32,
+    /// SGD: whether the step looks ahead by one momentum.
+    pub nesterov: i32,
 }
 
 /// Arguments of [`launch_zero`], mirror of `OptimZero`.
@@ -176,6 +176,24 @@ pub unsafe fn launch_adamw(
     let launch = Launch::new(grid(chunks as u64)?, THREADS, 0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
     unsafe { kernels.launch("optim_adamw_f32", launch, stream, params) }
+}
+
+/// Queues SGD over `chunks` chunks, after [`launch_norm`]. Allocates nothing and waits for nothing.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_sgd(
+    kernels: &Kernels,
+    stream: RawStream,
+    chunks: usize,
+    params: &UpdateParams,
+) -> Result<()> {
+    let launch = Launch::new(grid(chunks as u64)?, THREADS, 0);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("optim_sgd_f32", launch, stream, params) }
 }
 
 /// Queues LAMB over `chunks` chunks of `tensors` tensors, after [`launch_norm`]. Allocates nothing and waits for
@@ -291,7 +309,7 @@ pub unsafe fn launch_cast(kernels: &Kernels, stream: RawStream, params: &CastPar
     unsafe { kernels.launch("optim_cast_f32", launch, stream, params) }
 }
 
-fn grid(blocks: u64) -> Result<[u32; 3]> {
+pub(super) fn grid(blocks: u64) -> Result<[u32; 3]> {
     match i32::try_from(blocks) {
         Ok(blocks) => Ok([blocks as u32, 1, 1]),
         Err(_) => Err(Error::usage(format!(

@@ -11,8 +11,10 @@ pub struct OptimizerStep {
     pub lr: f64,
     /// β1, at least 0 and less than 1.
     pub beta1: f64,
-    /// β2, at least 0 and less than 1.
+    /// β2, at least 0 and less than 1; of Adafactor the most that a step keeps.
     pub beta2: f64,
+    /// Adafactor: step t keeps `1 − t^−power` of the second moments; above 0.
+    pub beta2_power: f64,
     /// ε, added to √v̂; more than 0.
     pub eps: f64,
     /// Largest global gradient norm; 0 does not clip.

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::{FIRST, Header, SECOND, TRAINING, WEIGHTS, damaged};
+use super::{FIRST, Header, SECOND, STATISTICS, TRAINING, WEIGHTS, damaged};
 use crate::autograd::ParamSpec;
+use crate::cpu::optim::adafactor::Factoring;
+use crate::recipe::OptimizerKind;
 use crate::train::engine::{Average, StateKind, StateSource, Wanted};
 use crate::weights::{Tensors, Weights, check_fit, foreign};
 use crate::{Error, Result};
@@ -50,12 +52,16 @@ pub fn load_header(path: &Path) -> Result<Header> {
     Header::read(path, &Tensors::load_metadata(path)?)
 }
 
-/// Opens everything that resuming needs, of which a rank then reads what it keeps.
+/// Opens everything that resuming with `optimizer` needs, of which a rank then reads what it keeps.
 ///
 /// # Errors
 /// [`Error::Usage`] naming the file, if it is absent, damaged, not written by trencadis, holds no
 /// training state, or does not fit `params`.
-pub fn open_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, SavedTraining)> {
+pub fn open_training(
+    path: &Path,
+    params: &[ParamSpec],
+    optimizer: OptimizerKind,
+) -> Result<(Header, SavedTraining)> {
     let tensors = Tensors::open(path)?;
     let path = tensors.path();
     let names = tensors.names();
@@ -66,7 +72,7 @@ pub fn open_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, Saved
         return Err(Error::file(path, "holds a model without training state; resume from last.safetensors"));
     };
     let optimizer_step = optimizer_step.parse().map_err(|_| damaged(path, "optimizer_step"))?;
-    let mut found = [WEIGHTS, FIRST, SECOND, ""].map(|prefix| (prefix, BTreeMap::new()));
+    let mut found = [WEIGHTS, FIRST, SECOND, STATISTICS, ""].map(|prefix| (prefix, BTreeMap::new()));
     for name in &names {
         let shape = tensors.shape(name).unwrap_or_default();
         for (prefix, found) in &mut found {
@@ -76,12 +82,23 @@ pub fn open_training(path: &Path, params: &[ParamSpec]) -> Result<(Header, Saved
             }
         }
     }
-    let [(_, raw), (_, first), (_, second), (_, model)] = found;
+    let [(_, raw), (_, first), (_, second), (_, statistics), (_, model)] = found;
     let average = !raw.is_empty();
-    for found in [Some(model), average.then_some(raw), Some(first), Some(second)].into_iter().flatten() {
+    let second = optimizer.keeps_second().then_some(second);
+    for found in [Some(model), average.then_some(raw), Some(first), second].into_iter().flatten() {
         check_fit(path, &found, params.iter())?;
     }
+    let factorings = optimizer.factorings(params);
+    let summed: Vec<ParamSpec> = params.iter().zip(&factorings).map(statistic).collect();
+    if !summed.is_empty() {
+        check_fit(path, &statistics, summed.iter())?;
+    }
     Ok((header, SavedTraining { params: params.to_vec(), average, optimizer_step, tensors }))
+}
+
+/// A parameter as what is kept of its second moments.
+fn statistic((param, factoring): (&ParamSpec, &Factoring)) -> ParamSpec {
+    ParamSpec { shape: vec![factoring.len()], ..param.clone() }
 }
 
 /// An open checkpoint to resume from.
@@ -100,6 +117,13 @@ impl StateSource for SavedTraining {
 
     fn average(&self) -> Average {
         if self.average { Average::Own } else { Average::None }
+    }
+
+    fn statistics(&self, lens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let read = |(param, &len): (&ParamSpec, &usize)| {
+            self.tensors.read(&format!("{STATISTICS}{}", param.name), std::slice::from_ref(&(0..len)))
+        };
+        self.params.iter().zip(lens).map(read).collect()
     }
 
     fn read(&self, kind: StateKind, wanted: &[Wanted]) -> Result<Vec<Vec<f32>>> {

@@ -11,8 +11,10 @@
 //!
 //! The model's tensors stand under their own names, so that every checkpoint is a self-contained
 //! model for evaluation, prediction and other programs. Where a moving average is kept, these are the
-//! averaged weights. Training state stands beside them: `training.m.<name>`, `training.v.<name>`,
-//! and, with a moving average, the raw weights as `training.weights.<name>`.
+//! averaged weights. Training state stands beside them: `training.m.<name>`, with AdamW and LAMB `training.v.<name>`,
+//! with Adafactor `training.statistics.<name>` (means over rows, then over columns, of a matrix that is factored), and,
+//! with a moving average, the raw weights as `training.weights.<name>`. All of it is f32, in which Adafactor's bf16 is
+//! exact.
 //!
 //! # A kill at any time
 //!
@@ -51,6 +53,7 @@ const TOKENIZER: &str = "tokenizer";
 const TRAINING: &str = "training.";
 const FIRST: &str = "training.m.";
 const SECOND: &str = "training.v.";
+const STATISTICS: &str = "training.statistics.";
 const WEIGHTS: &str = "training.weights.";
 
 /// What a checkpoint says about its model.

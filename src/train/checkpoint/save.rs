@@ -67,11 +67,15 @@ impl Snapshot<'_> {
 
     fn write_merged(&self, files: &[(PathBuf, Content)]) -> Result<Result<bool>> {
         let ranks = self.state.ranks();
+        let statistics = self.state.statistics()?;
+        let lens: Vec<[usize; 1]> = statistics.iter().map(|values| [values.len()]).collect();
         let create = |(path, content): &(PathBuf, Content)| -> Result<TensorWriter> {
             let names = self.names(*content);
             let shapes = self.kinds(*content).flat_map(|_| self.state.params()).map(|p| p.shape.as_slice());
             let tensors = names.iter().map(String::as_str).zip(shapes);
-            TensorWriter::create(path, tensors, &self.metadata(*content)?)
+            let summed = self.statistic_names(*content, statistics.len());
+            let summed = summed.iter().map(String::as_str).zip(lens.iter().map(<[usize; 1]>::as_slice));
+            TensorWriter::create(path, tensors.chain(summed), &self.metadata(*content)?)
         };
         let created = match ranks.is_first() {
             true => files.iter().map(create).collect::<Result<Vec<_>>>(),
@@ -91,6 +95,10 @@ impl Snapshot<'_> {
             if let Err(error) = gathered {
                 return Ok(Err(error));
             }
+        }
+        let written = write_statistics(&mut writers, files, &statistics);
+        if let Err(error) = ranks.agree(written)? {
+            return Ok(Err(error));
         }
         if ranks.any(!finite)? {
             return Ok(Ok(false));
@@ -153,6 +161,9 @@ impl Snapshot<'_> {
             return Ok(Some(Vec::new()));
         }
         let shapes: Vec<Vec<usize>> = own.iter().map(|slice| self.shape(slice)).collect();
+        // What all ranks have is written by the first.
+        let statistics = if world.rank() == 0 { state.statistics()? } else { Vec::new() };
+        let lens: Vec<[usize; 1]> = statistics.iter().map(|values| [values.len()]).collect();
         let mut writers = Vec::new();
         for ((path, content), set) in files.iter().zip(sets) {
             let prefixes = self.kinds(*content);
@@ -167,7 +178,9 @@ impl Snapshot<'_> {
             let path = path.with_file_name(sharded::file_name(set, world.rank(), world.size()));
             let metadata = BTreeMap::from([("format".into(), "pt".into()), (SET.into(), (*set).to_owned())]);
             let tensors = named.iter().map(|(name, shape)| (name.as_str(), *shape));
-            writers.push(TensorWriter::create(&path, tensors, &metadata)?);
+            let summed = self.statistic_names(*content, statistics.len());
+            let summed = summed.iter().map(String::as_str).zip(lens.iter().map(<[usize; 1]>::as_slice));
+            writers.push(TensorWriter::create(&path, tensors.chain(summed), &metadata)?);
         }
         let mut finite = true;
         for (kind, prefix) in self.kinds(all_of(files)) {
@@ -179,6 +192,7 @@ impl Snapshot<'_> {
                 })?;
             }
         }
+        write_statistics(&mut writers, files, &statistics)?;
         let whole = || writers.into_iter().map(TensorWriter::finish).collect::<Result<Vec<_>>>();
         finite.then(whole).transpose()
     }
@@ -207,10 +221,18 @@ impl Snapshot<'_> {
         };
         let names = self.names(content).into_iter();
         let tensors = self.kinds(content).flat_map(|_| params.iter().zip(&slices)).map(tensor);
+        let first = sharded::file_name(set, 0, ranks.world.size());
+        let statistics = state.statistics()?;
+        let summed = self.statistic_names(content, statistics.len()).into_iter().zip(&statistics);
+        let summed = summed.map(|(name, values)| {
+            let (file, range) = (first.clone(), [0, values.len()]);
+            let slice = StoredSlice { file, split: Split::Whole, part: [0, 1], range };
+            (name, Sliced { shape: vec![values.len()], slices: vec![slice] })
+        });
         Ok(Index {
             set: set.into(),
             metadata: self.metadata(content)?,
-            weight_map: names.zip(tensors).collect(),
+            weight_map: names.zip(tensors).chain(summed).collect(),
         })
     }
 
@@ -224,9 +246,12 @@ impl Snapshot<'_> {
     fn kinds(&self, content: Content) -> impl Iterator<Item = (StateKind, &'static str)> + use<> {
         let average = self.state.keeps_average();
         let model = if average { StateKind::Average } else { StateKind::Weights };
-        let training =
-            [Some((StateKind::First, super::FIRST)), Some((StateKind::Second, super::SECOND))].into_iter();
-        let training = training.chain([average.then_some((StateKind::Weights, super::WEIGHTS))]).flatten();
+        let training = [
+            Some((StateKind::First, super::FIRST)),
+            self.state.keeps_second().then_some((StateKind::Second, super::SECOND)),
+            average.then_some((StateKind::Weights, super::WEIGHTS)),
+        ];
+        let training = training.into_iter().flatten();
         std::iter::once((model, "")).chain(training.filter(move |_| content == Content::Training))
     }
 
@@ -237,6 +262,12 @@ impl Snapshot<'_> {
         self.kinds(content).flat_map(named).collect()
     }
 
+    /// Names of what is kept of the second moments of so many whole parameters, which follow the others.
+    fn statistic_names(&self, content: Content, count: usize) -> Vec<String> {
+        let params = self.state.params().iter().take(if content == Content::Training { count } else { 0 });
+        params.map(|param| format!("{}{}", super::STATISTICS, param.name)).collect()
+    }
+
     fn metadata(&self, content: Content) -> Result<BTreeMap<String, String>> {
         let mut metadata = self.header.metadata()?;
         if content == Content::Training {
@@ -244,6 +275,19 @@ impl Snapshot<'_> {
         }
         Ok(metadata)
     }
+}
+
+/// Appends what is kept of whole parameters to the files that hold it.
+fn write_statistics(
+    writers: &mut [TensorWriter],
+    files: &[(PathBuf, Content)],
+    statistics: &[Vec<f32>],
+) -> Result<()> {
+    let holding = writers.iter_mut().zip(files).filter(|(_, file)| file.1 == Content::Training);
+    for (writer, _) in holding {
+        statistics.iter().try_for_each(|values| writer.write(values))?;
+    }
+    Ok(())
 }
 
 /// The most that any of the files holds.

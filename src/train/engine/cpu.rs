@@ -3,6 +3,7 @@
 //! On several ranks the data axis shares out parameters, gradients and optimiser state ([`zero`]), the tensor axis
 //! the layers; a rank holds its slices of its part of each parameter. One rank has one slice of each: all of it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
@@ -23,7 +24,7 @@ use crate::models::two_tower::Towers;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::{Channels, PiecedStore, Schedule, Slice};
 use crate::recipe::Recipe;
-use crate::train::optimizer::Optimizer;
+use crate::train::optimizer::{Optimizer, Sums};
 use crate::train::step::{Objective, StepOutcome, TrainStep, one_rank};
 
 /// A training on the CPU device.
@@ -100,10 +101,13 @@ impl CpuEngine {
                 forward: Schedule::new(evaluated.graph(), evaluated.plan(), slices.units()),
             }),
         };
-        let mut optimizer = Optimizer::sliced(slices.specs(step.params()), &recipe.train);
         let graph = step.graph();
+        let mut optimizer = Optimizer::sliced(step.params(), slices.own(graph), &recipe.train);
         let read = |kind| slices.read(graph, state, kind);
-        (optimizer.m, optimizer.v) = (read(StateKind::First)?, read(StateKind::Second)?);
+        let second = if optimizer.keeps_second() { read(StateKind::Second)? } else { Vec::new() };
+        let lens: Vec<usize> = optimizer.statistics().iter().map(Vec::len).collect();
+        let statistics = if lens.is_empty() { Vec::new() } else { state.statistics(&lens)? };
+        optimizer.set_moments(read(StateKind::First)?, second, statistics);
         optimizer.step = state.optimizer_step();
         let params = read(StateKind::Weights)?;
         let ema = match state.average() {
@@ -231,8 +235,8 @@ impl Engine for CpuEngine {
             let Self { slices, step, optimizer, params, grads, .. } = self;
             outcome.grad_norm = slices.norm(step.graph(), grads)?;
             if outcome.grad_norm.is_finite() {
-                let whole = |squares: &mut [[f64; 2]]| slices.sum_squares(step.graph(), squares);
-                optimizer.step_of_slices(lr, outcome.grad_norm, params, grads, whole)?;
+                let sum = |sums: Sums<'_>| slices.sum(sums);
+                optimizer.step_of_slices(lr, outcome.grad_norm, params, grads, sum)?;
             }
         }
         if let Some(ema) = &mut self.ema
@@ -295,6 +299,14 @@ impl StateParts for CpuEngine {
         self.ema.is_some()
     }
 
+    fn keeps_second(&self) -> bool {
+        self.optimizer.keeps_second()
+    }
+
+    fn statistics(&self) -> Result<Vec<Vec<f32>>> {
+        Ok(self.optimizer.statistics().to_vec())
+    }
+
     fn units(&self) -> Vec<Range<usize>> {
         self.slices.units().units().iter().map(|unit| unit.params.clone()).collect()
     }
@@ -309,14 +321,16 @@ impl StateParts for CpuEngine {
         unit: usize,
         take: &mut dyn FnMut(&Slice, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        let tensors = match kind {
-            StateKind::Weights => &self.params,
-            StateKind::Average => self.ema.as_ref().unwrap_or(&self.params),
-            StateKind::First => &self.optimizer.m,
-            StateKind::Second => &self.optimizer.v,
+        let tensor = |i: usize| -> Cow<'_, [f32]> {
+            match kind {
+                StateKind::Weights => self.params[i].as_slice().into(),
+                StateKind::Average => self.ema.as_ref().unwrap_or(&self.params)[i].as_slice().into(),
+                StateKind::First => self.optimizer.first(i),
+                StateKind::Second => self.optimizer.second(i).into(),
+            }
         };
         let units = self.slices.units();
-        units.slices_in(unit).try_for_each(|i| take(&units.slices()[i], &tensors[i]))
+        units.slices_in(unit).try_for_each(|i| take(&units.slices()[i], &tensor(i)))
     }
 }
 

@@ -18,6 +18,7 @@ use super::StateSource;
 use super::device_optimizer::{DeviceOptimizer, Squares};
 use super::device_weights::{DeviceRanks, Weights, pieces};
 use super::memory::DeviceMemory;
+use super::statistics::lines;
 use crate::autograd::device::{BatchShape, DeviceParams, ParamLayout, PieceLayout, fused};
 use crate::autograd::{DeviceExecutor, ParamSpec, Shard};
 use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
@@ -167,10 +168,13 @@ impl DeviceEngine {
         let (graph, keep_average) = (fused(step.graph()), recipe.train.ema > 0.0);
         let tensor = step.graph().shard();
         let whole = !data.is_part() && !tensor.is_part();
-        let (weights, executor, arena, squares);
+        let (weights, executor, arena, squares, statistics);
         if whole {
             let layout = ParamLayout::new(&graph, &decay)?;
             arena = layout.arena().clone();
+            let all = |p| layout.shape(p).iter().product();
+            let all: Vec<_> = (0..graph.params().len()).map(|p| Some((p, 0..all(p)))).collect();
+            statistics = (layout.clone(), all);
             let average =
                 keep_average.then(|| DeviceParams::new(device, layout.clone()).map(Arc::new)).transpose()?;
             let params = Arc::new(DeviceParams::new(device, layout)?);
@@ -182,6 +186,7 @@ impl DeviceEngine {
             let layout = Arc::new(PieceLayout::new(&graph, &Units::new(&graph, data), &elements, &decay)?);
             arena = layout.arena().clone();
             let counted = layout.counted(tensor.rank == 0);
+            statistics = (layout.params().clone(), layout.slices().to_vec());
             weights = pieces(device, layout, keep_average)?;
             let axes = weights.axes(ranks.as_ref(), true)?;
             executor = DeviceExecutor::with_axes(device, step.graph(), shape, PLACES, axes)?;
@@ -190,7 +195,8 @@ impl DeviceEngine {
             let kind = recipe.train.optimizer;
             squares = Some(Squares::new(device, world, size, (&arena, counted), kind)?);
         }
-        let optimizer = DeviceOptimizer::new(device, &arena, squares, &recipe.train, PLACES)?;
+        let lines = || lines(&graph, &statistics.0, &statistics.1);
+        let optimizer = DeviceOptimizer::new(device, &arena, lines, squares, &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
         let shape = BatchShape { soft_classes: None, ..shape };
         let evaluated = match &weights {
@@ -219,6 +225,7 @@ impl DeviceEngine {
         let [gathered, unit_gradients] = executor.gathered_bytes();
         let memory = DeviceMemory {
             state,
+            moments: optimizer.bytes(),
             gathered,
             unit_gradients,
             activations,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::device_optimizer::{Arenas, DeviceOptimizer};
+use super::device_optimizer::{Arenas, DeviceOptimizer, Values};
 use super::slices::wanted;
 use super::state::{Average, StateKind, StateSource, Wanted, portions};
 use crate::autograd::device::{DeviceParams, MeshAxes, PieceLayout, PieceParams};
@@ -95,19 +95,14 @@ impl Weights {
 
     /// What the optimiser works on.
     pub(super) fn arenas<'a>(&'a self, executor: &'a DeviceExecutor) -> Arenas<'a> {
+        let (master, average) = (self.master(), self.average());
         match self {
-            Self::Whole { params, average } => Arenas {
-                master: params.master(),
-                weights: params.weights(),
-                grads: executor.grads(),
-                average: average.as_ref().map(|average| average.master()),
-            },
-            Self::Pieces { params, average, grads } => Arenas {
-                master: params.master(),
-                weights: params.weights(),
-                grads,
-                average: average.as_ref().map(|average| average.master()),
-            },
+            Self::Whole { params, .. } => {
+                Arenas { master, weights: params.weights(), grads: executor.grads(), average }
+            }
+            Self::Pieces { params, grads, .. } => {
+                Arenas { master, weights: params.weights(), grads, average }
+            }
         }
     }
 
@@ -120,26 +115,33 @@ impl Weights {
         }
     }
 
-    /// Where the tensors of `kind` are; none where no average is kept.
-    fn arena<'a>(&'a self, optimizer: &'a DeviceOptimizer, kind: StateKind) -> Option<&'a Buffer<f32>> {
-        let [m, v] = optimizer.moments();
-        match (kind, self) {
-            (StateKind::First, _) => Some(m),
-            (StateKind::Second, _) => Some(v),
-            (StateKind::Weights, Self::Whole { params, .. }) => Some(params.master()),
-            (StateKind::Weights, Self::Pieces { params, .. }) => Some(params.master()),
-            (StateKind::Average, Self::Whole { average, .. }) => {
-                average.as_ref().map(|average| average.master())
-            }
-            (StateKind::Average, Self::Pieces { average, .. }) => {
-                average.as_ref().map(|average| average.master())
-            }
+    /// Where the tensors of `kind` are; none where none are kept.
+    fn arena<'a>(&'a self, optimizer: &'a DeviceOptimizer, kind: StateKind) -> Option<Values<'a>> {
+        match kind {
+            StateKind::First => Some(optimizer.first()),
+            StateKind::Second => optimizer.second(),
+            StateKind::Weights => Some(Values::Single(self.master())),
+            StateKind::Average => self.average().map(Values::Single),
+        }
+    }
+
+    fn master(&self) -> &Buffer<f32> {
+        match self {
+            Self::Whole { params, .. } => params.master(),
+            Self::Pieces { params, .. } => params.master(),
+        }
+    }
+
+    fn average(&self) -> Option<&Buffer<f32>> {
+        match self {
+            Self::Whole { average, .. } => average.as_ref().map(|average| average.master()),
+            Self::Pieces { average, .. } => average.as_ref().map(|average| average.master()),
         }
     }
 
     /// Whether an average is kept.
     pub(super) fn keeps_average(&self) -> bool {
-        matches!(self, Self::Whole { average: Some(_), .. } | Self::Pieces { average: Some(_), .. })
+        self.average().is_some()
     }
 
     /// Replaces everything by `state`.
@@ -170,16 +172,18 @@ impl Weights {
             (Average::None, false) => {}
             (Average::Own, true) => load(StateKind::Average)?,
             (Average::Weights, true) => {
-                let [average, weights] =
-                    [StateKind::Average, StateKind::Weights].map(|kind| self.arena(optimizer, kind));
-                if let (Some(average), Some(weights)) = (average, weights) {
-                    average.copy_from(stream, weights)?;
+                if let Some(average) = self.average() {
+                    average.copy_from(stream, self.master())?;
                 }
             }
             _ => return Err(Error::failure("a state with a moving average goes with train.ema alone")),
         }
         load(StateKind::First)?;
         load(StateKind::Second)?;
+        let lens = optimizer.statistic_lens(graph.params());
+        if !lens.is_empty() {
+            optimizer.write_statistics(stream, &state.statistics(&lens)?)?;
+        }
         optimizer.write_step(stream, state.optimizer_step())?;
         match self {
             Self::Whole { params, .. } => params.round(stream)?,
@@ -203,7 +207,7 @@ impl Weights {
     fn write(
         &self,
         stream: &Stream,
-        arena: &Buffer<f32>,
+        arena: Values<'_>,
         units: &Units,
         portion: Range<usize>,
         tensors: Vec<Vec<f32>>,
@@ -219,7 +223,7 @@ impl Weights {
                     let place = ranges[p].start - range.start..ranges[p].end - range.start;
                     layout.pack_one(p, &mut packed[place], &values)?;
                 }
-                part(arena, range)?.write(stream, &packed)
+                arena.write(stream, range, &packed)
             }
             Self::Pieces { params, .. } => {
                 let (layout, mut tensors) = (params.layout(), tensors.into_iter());
@@ -227,7 +231,7 @@ impl Weights {
                     let count = layout.slices_of(segment, layout.rank().rank).len();
                     let slices: Vec<Vec<f32>> = tensors.by_ref().take(count).collect();
                     let piece = layout.segments()[segment].piece.clone();
-                    part(arena, piece)?.write(stream, &layout.pack(segment, &slices))?;
+                    arena.write(stream, piece, &layout.pack(segment, &slices))?;
                 }
                 Ok(())
             }
@@ -247,7 +251,7 @@ impl Weights {
             Self::Whole { params, .. } => {
                 let (layout, ranges) = (params.layout(), params.layout().arena().ranges());
                 let range = span(ranges, units.units()[unit].params.clone());
-                let packed = part(arena, range.clone())?.download()?;
+                let packed = arena.read(range.clone())?;
                 for slice in units.slices_of(unit, 0) {
                     let place = &ranges[slice.param];
                     let padded = &packed[place.start - range.start..place.end - range.start];
@@ -257,7 +261,7 @@ impl Weights {
             Self::Pieces { params, .. } => {
                 let layout = params.layout();
                 for segment in segments(layout, unit) {
-                    let piece = part(arena, layout.segments()[segment].piece.clone())?.download()?;
+                    let piece = arena.read(layout.segments()[segment].piece.clone())?;
                     let slices = layout.slices_of(segment, layout.rank().rank);
                     for (slice, values) in slices.iter().zip(layout.unpack(segment, &piece)) {
                         take(slice, &values)?;
@@ -267,11 +271,6 @@ impl Weights {
         }
         Ok(())
     }
-}
-
-/// Elements of an arena.
-fn part(arena: &Buffer<f32>, range: Range<usize>) -> Result<Buffer<f32>> {
-    arena.view(range.start * size_of::<f32>()..range.end * size_of::<f32>())
 }
 
 /// From the first of these parameters to the last.

@@ -23,6 +23,8 @@ const LEAST_RESERVED: usize = 256 << 20;
 pub struct DeviceMemory {
     /// Weights, their copies in bf16, gradients, moments and moving average.
     pub state: usize,
+    /// Of that, the moments.
+    pub moments: usize,
     /// Weights that are gathered from other ranks when a block needs them.
     pub gathered: usize,
     /// Gradients that are not summed over the ranks yet.

@@ -11,6 +11,7 @@ mod device_weights;
 mod memory;
 mod slices;
 mod state;
+mod statistics;
 mod whole;
 
 pub use cpu::CpuEngine;

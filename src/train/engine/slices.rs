@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use super::state::{StateKind, StateSource, Wanted, portions};
-use crate::autograd::{Graph, ParamSpec, Shard, Split};
+use crate::autograd::{Graph, Shard, Split};
 use crate::error::Result;
 use crate::parallel::zero::{Slice, Unit, Units};
 use crate::parallel::{Group, MeshGroups};
-use crate::train::optimizer::squares;
+use crate::train::optimizer::{OwnSlice, Sums, squares};
 use crate::train::step::StepOutcome;
 
 /// This rank's slices of the parameters, and of all tensors of their shape.
@@ -33,12 +33,14 @@ impl Slices {
         &self.units
     }
 
-    /// The parameter of each slice, and the number of elements.
-    pub(super) fn specs<'a>(
-        &'a self,
-        params: &'a [ParamSpec],
-    ) -> impl Iterator<Item = (&'a ParamSpec, usize)> {
-        self.units.slices().iter().map(|slice| (&params[slice.param], slice.range.len()))
+    /// The slices as an optimiser takes them.
+    pub(super) fn own(&self, graph: &Graph) -> Vec<OwnSlice> {
+        let first = self.ranks.tensor.rank() == 0;
+        let own = |slice: &Slice| {
+            let Wanted { param, runs } = wanted(graph, slice);
+            OwnSlice { param, runs, counted: first || !graph.split(param).is_replicated() }
+        };
+        self.units.slices().iter().map(own).collect()
     }
 
     /// This rank's slices of the tensors of `kind`.
@@ -107,23 +109,15 @@ impl Slices {
         Ok(sum[0].sqrt())
     }
 
-    /// Replaces two sums for each slice by those of its whole parameter, what several ranks hold counted once.
+    /// Adds the sums of all ranks.
     ///
     /// # Errors
     /// A rank that is gone or silent.
-    pub(super) fn sum_squares(&self, graph: &Graph, squares: &mut [[f64; 2]]) -> Result<()> {
-        let first = self.ranks.tensor.rank() == 0;
-        let mut sums = vec![0.0; 2 * graph.params().len()];
-        for (slice, own) in self.units.slices().iter().zip(&*squares) {
-            if first || !graph.split(slice.param).is_replicated() {
-                sums[2 * slice.param..][..2].copy_from_slice(own);
-            }
+    pub(super) fn sum(&self, sums: Sums<'_>) -> Result<()> {
+        match sums {
+            Sums::Squares(squares) => self.ranks.world.all_reduce(squares),
+            Sums::Statistics(sums) => self.ranks.world.all_reduce(sums),
         }
-        self.ranks.world.all_reduce(&mut sums)?;
-        for (slice, own) in self.units.slices().iter().zip(squares) {
-            own.copy_from_slice(&sums[2 * slice.param..][..2]);
-        }
-        Ok(())
     }
 }
 

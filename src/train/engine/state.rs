@@ -19,7 +19,7 @@ pub enum StateKind {
     Average,
     /// First moments.
     First,
-    /// Second moments.
+    /// Second moments of the elements, where the optimiser keeps them.
     Second,
 }
 
@@ -51,6 +51,14 @@ pub trait StateSource {
     /// Whether there is a moving average.
     fn average(&self) -> Average;
 
+    /// What Adafactor keeps of the second moments of each whole parameter ([`Factoring`]), of so many numbers each.
+    ///
+    /// [`Factoring`]: crate::cpu::optim::adafactor::Factoring
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    fn statistics(&self, lens: &[usize]) -> Result<Vec<Vec<f32>>>;
+
     /// What is asked for of the tensors of `kind`, one vector for each.
     ///
     /// # Errors
@@ -77,6 +85,16 @@ pub trait StateParts {
 
     /// Whether there is a moving average.
     fn keeps_average(&self) -> bool;
+
+    /// Whether every element has a second moment.
+    fn keeps_second(&self) -> bool;
+
+    /// What Adafactor keeps of the second moments of each whole parameter, on every rank the same; nothing with other
+    /// optimisers.
+    ///
+    /// # Errors
+    /// A failed device.
+    fn statistics(&self) -> Result<Vec<Vec<f32>>>;
 
     /// Parameters of each unit, in order. No rank should have to hold more than one beside its own.
     fn units(&self) -> Vec<Range<usize>>;

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::nn::init::initial;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::Slice;
+use crate::recipe::OptimizerKind;
 
 /// The state before the first step: weights, which are their own average where one is kept, and zero moments.
 #[derive(Clone, Debug)]
@@ -40,6 +41,10 @@ impl StateSource for Fresh {
 
     fn average(&self) -> Average {
         if self.keep_average { Average::Weights } else { Average::None }
+    }
+
+    fn statistics(&self, lens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        Ok(lens.iter().map(|&len| vec![0.0; len]).collect())
     }
 
     fn read(&self, kind: StateKind, wanted: &[Wanted]) -> Result<Vec<Vec<f32>>> {
@@ -92,14 +97,17 @@ pub struct TrainState<'a> {
     pub ema: Option<Cow<'a, [Vec<f32>]>>,
     /// First moments.
     pub m: Cow<'a, [Vec<f32>]>,
-    /// Second moments.
+    /// Second moments; empty where elements have none.
     pub v: Cow<'a, [Vec<f32>]>,
+    /// What Adafactor keeps of the second moments of each parameter; empty with other optimisers.
+    pub statistics: Cow<'a, [Vec<f32>]>,
     /// Steps of the optimiser.
     pub optimizer_step: u64,
 }
 
 impl TrainState<'static> {
-    /// The state before the first step: `weights`, which are their own average where one is kept, and zero moments.
+    /// The state of AdamW or LAMB before the first step: `weights`, which are their own average where one is kept, and
+    /// zero moments.
     pub fn fresh(weights: Vec<Vec<f32>>, keep_average: bool) -> Self {
         let zeros: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; w.len()]).collect();
         Self {
@@ -107,11 +115,12 @@ impl TrainState<'static> {
             weights: weights.into(),
             m: zeros.clone().into(),
             v: zeros.into(),
+            statistics: Vec::new().into(),
             optimizer_step: 0,
         }
     }
 
-    /// All that a source has of a model of `params`.
+    /// All that a source has of a model of `params` that AdamW or LAMB trains.
     ///
     /// # Errors
     /// Those of the source.
@@ -131,6 +140,7 @@ impl TrainState<'static> {
             },
             m: read(StateKind::First)?,
             v: read(StateKind::Second)?,
+            statistics: Vec::new().into(),
             optimizer_step: source.optimizer_step(),
         })
     }
@@ -152,7 +162,8 @@ impl TrainState<'static> {
             weights: whole(StateKind::Weights)?,
             ema: state.keeps_average().then(|| whole(StateKind::Average)).transpose()?,
             m: whole(StateKind::First)?,
-            v: whole(StateKind::Second)?,
+            v: if state.keeps_second() { whole(StateKind::Second)? } else { Vec::new().into() },
+            statistics: if state.ranks().is_first() { state.statistics()?.into() } else { Vec::new().into() },
             optimizer_step: state.optimizer_step()?,
         })
     }
@@ -178,6 +189,13 @@ impl StateSource for TrainState<'_> {
         if self.ema.is_some() { Average::Own } else { Average::None }
     }
 
+    fn statistics(&self, lens: &[usize]) -> Result<Vec<Vec<f32>>> {
+        match self.statistics.iter().map(Vec::len).eq(lens.iter().copied()) {
+            true => Ok(self.statistics.to_vec()),
+            false => Err(Error::usage("the state is not of this model trained with Adafactor: give its own")),
+        }
+    }
+
     fn read(&self, kind: StateKind, wanted: &[Wanted]) -> Result<Vec<Vec<f32>>> {
         cut_all(self.tensors(kind), wanted)
     }
@@ -198,8 +216,12 @@ impl<'a> Whole<'a> {
     pub fn new(params: &'a [ParamSpec], state: &'a TrainState<'a>) -> Result<Self> {
         let lens = || params.iter().map(ParamSpec::len);
         let fits = |tensors: &[Vec<f32>]| tensors.iter().map(Vec::len).eq(lens());
-        let all = [Some(&state.weights), state.ema.as_ref(), Some(&state.m), Some(&state.v)];
-        match all.into_iter().flatten().all(|tensors| fits(tensors)) {
+        let second = (!state.v.is_empty()).then_some(&state.v);
+        let all = [Some(&state.weights), state.ema.as_ref(), Some(&state.m), second];
+        let statistics = OptimizerKind::Adafactor.factorings(params);
+        let statistics = statistics.iter().map(|factoring| factoring.len());
+        let known = state.statistics.is_empty() || state.statistics.iter().map(Vec::len).eq(statistics);
+        match known && all.into_iter().flatten().all(|tensors| fits(tensors)) {
             true => Ok(Self { params, state, alone: MeshGroups::alone() }),
             false => Err(Error::usage("the state is of another model than the parameters: give its own")),
         }
@@ -225,6 +247,14 @@ impl StateParts for Whole<'_> {
 
     fn keeps_average(&self) -> bool {
         self.state.ema.is_some()
+    }
+
+    fn keeps_second(&self) -> bool {
+        !self.state.v.is_empty()
+    }
+
+    fn statistics(&self) -> Result<Vec<Vec<f32>>> {
+        Ok(self.state.statistics.to_vec())
     }
 
     fn units(&self) -> Vec<Range<usize>> {

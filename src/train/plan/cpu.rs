@@ -6,7 +6,7 @@
 //! | kind | elements | source |
 //! |---|---|---|
 //! | weights, gradients | P/D each | a rank's slices, [`Units`](crate::parallel::zero::Units) |
-//! | moments | 2P/D | AdamW |
+//! | moments | 2P/D (AdamW, LAMB), P/D (SGD), P/2D and those of all rows and columns (Adafactor) | `train::optimizer` |
 //! | moving average | P/D where it is kept | |
 //! | activations, evaluation | all buffers that the two executors' pools have come to hold | `autograd::exec` |
 //! | gathered weights | the unit that is visited | [`PiecedStore`](crate::parallel::zero::PiecedStore) |
@@ -19,13 +19,16 @@
 //! step. What threads of the pool need for themselves (packed tiles, sums of a part of the rows) is left out, and so is
 //! the unit that rank 0 gathers at a time for a checkpoint.
 
+use half::bf16;
+
 use super::memory::{RankMemory, batch_bytes, target_bytes, text_bytes};
 use super::rank::Pieces;
 use crate::autograd::Plan;
 use crate::autograd::exec::serves;
 use crate::autograd::graph::{Graph, Kind};
+use crate::cpu::optim::adafactor::Factoring;
 use crate::parallel::zero::Action;
-use crate::recipe::Recipe;
+use crate::recipe::{OptimizerKind, Recipe};
 use crate::train::step::TrainStep;
 
 /// Runs after which pools have come to hold what they will: buffers that fit other tensors are handed on.
@@ -48,7 +51,7 @@ pub fn memory(recipe: &Recipe, step: &TrainStep, slots: usize, data: usize, batc
     let batch = |target| texts + batch_bytes(recipe.packing.tokens, slots, recipe.model.patch_dim(), target);
     RankMemory {
         weights: kept,
-        moments: 2 * kept,
+        moments: moments(recipe, step, pieces.kept()),
         average: if recipe.train.ema > 0.0 { kept } else { 0 },
         gradients: kept,
         gathered: size_of::<f32>() * most.gathered,
@@ -59,6 +62,18 @@ pub fn memory(recipe: &Recipe, step: &TrainStep, slots: usize, data: usize, batc
         messages: size_of::<f32>() * most.messages,
         evaluation: size_of::<f32>() * evaluation,
     }
+}
+
+/// Bytes of what an optimiser keeps of the gradients of so many elements.
+fn moments(recipe: &Recipe, step: &TrainStep, elements: usize) -> usize {
+    let kind = recipe.train.optimizer;
+    let of_element = match kind {
+        OptimizerKind::AdamW | OptimizerKind::Lamb => 2 * size_of::<f32>(),
+        OptimizerKind::Sgd => size_of::<f32>(),
+        OptimizerKind::Adafactor => size_of::<bf16>(),
+    };
+    let statistics: usize = kind.factorings(step.params()).into_iter().map(Factoring::len).sum();
+    of_element * elements + size_of::<f32>() * statistics
 }
 
 /// Elements that come and go.

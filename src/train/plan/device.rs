@@ -6,7 +6,7 @@
 //! | kind | bytes | source |
 //! |---|---|---|
 //! | weights | 6P: f32, and the copy in bf16 that products read or others gather | `autograd::device` |
-//! | moments | 8P | AdamW, f32 |
+//! | moments | 8P (AdamW, LAMB), 4P (SGD), 2P and 4 for each row and column (Adafactor) | `train::engine` |
 //! | moving average | 6P where it is kept, as the weights | |
 //! | gradients | 4P, f32 | |
 //! | gathered weights, gradients of blocks | the two arenas of what comes and goes with the units, and sums on their way | `autograd::device::gathered` |
@@ -21,8 +21,8 @@ use crate::parallel::Mesh;
 use crate::recipe::Recipe;
 use crate::train::engine::DeviceMemory;
 
-/// Bytes of an element of weights with their copies, of moments, of the moving average with its copy, of gradients.
-const STATE: [usize; 4] = [6, 8, 6, 4];
+/// Bytes of an element of weights with their copies, of the moving average with its copy, of gradients.
+const STATE: [usize; 3] = [6, 6, 4];
 
 /// Memory of the first rank of `mesh` on such a device.
 ///
@@ -41,12 +41,12 @@ pub fn memory(
 
 /// The memory of an engine by what it is for; `average` tells whether it keeps a moving average.
 pub fn by_kind(memory: &DeviceMemory, average: bool) -> RankMemory {
-    let [weights, moments, averages, gradients] = STATE;
+    let [weights, averages, gradients] = STATE;
     let averages = if average { averages } else { 0 };
-    let elements = memory.state / (weights + moments + averages + gradients);
+    let elements = (memory.state - memory.moments) / (weights + averages + gradients);
     RankMemory {
         weights: weights * elements,
-        moments: moments * elements,
+        moments: memory.moments,
         average: averages * elements,
         gradients: gradients * elements,
         gathered: memory.gathered,

@@ -10,8 +10,9 @@
 //!   reduction, and what takes longer than the block that it runs beside.
 //! * An axis whose ranks are all in one node uses the link, else the network. The tensor axis is K neighbours, the data
 //!   axis spans K·D.
-//! * A step is its batches one after another, the sums over the tensor axis, and the update: 30 bytes of memory traffic
-//!   for each element that the rank keeps (AdamW on f32 with a copy in bf16).
+//! * A step is its batches one after another, the sums over the tensor axis, and the update: memory traffic of 14
+//!   bytes for each element that the rank keeps (parameter, gradient, copy in bf16), and what the optimiser reads and
+//!   writes beside them: AdamW 16, LAMB 28, SGD 8, Adafactor 8.
 //! * MFU = model FLOPs of the step / (time · GPUs · peak), where model FLOPs are three times the forward pass's (Chowdhery
 //!   et al. 2022, "PaLM").
 
@@ -21,6 +22,7 @@ use super::rank::{Pieces, RankStep};
 use super::traffic::Traffic;
 use crate::autograd::Workload;
 use crate::parallel::zero::{Action, Schedule};
+use crate::recipe::OptimizerKind;
 
 /// Dense bf16 FLOP/s of an H100 or H200 with SXM socket (NVIDIA H100 Tensor Core GPU data sheet).
 pub const PEAK: f64 = 989e12;
@@ -33,8 +35,6 @@ pub const LINK: f64 = 450e9;
 pub const NETWORK: f64 = 50e9;
 /// Bytes a second that streams reach of an H100's memory.
 const MEMORY_RATE: f64 = 3e12;
-/// Bytes that an update moves for each element.
-const UPDATE_BYTES: f64 = 30.0;
 
 /// What the GPUs and what connects them are stated to do.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -117,9 +117,21 @@ impl StepTime {
             compute: times * compute,
             tensor: times * (busy - compute),
             data: times * (length - busy).max(0.0),
-            update: sums + UPDATE_BYTES * pieces.kept() as f64 / MEMORY_RATE,
+            update: sums + update_bytes(rank.recipe.train.optimizer) * pieces.kept() as f64 / MEMORY_RATE,
         }
     }
+}
+
+/// Bytes that an update moves for each element: parameter and gradient in f32, the copy in bf16, and what the optimiser
+/// keeps; LAMB writes its update and reads it with the parameter again, Adafactor reads gradients twice.
+fn update_bytes(optimizer: OptimizerKind) -> f64 {
+    let of_optimizer = match optimizer {
+        OptimizerKind::AdamW => 16,
+        OptimizerKind::Lamb => 16 + 12,
+        OptimizerKind::Sgd => 8,
+        OptimizerKind::Adafactor => 4 + 4,
+    };
+    f64::from(14 + of_optimizer)
 }
 
 /// FLOPs of a batch.

@@ -8,12 +8,13 @@
 //! | activations | tensor | e·a·[`sharded::volume`] | (K − 1)/K of T·W for each gather and reduction, `nn::block` |
 //! | weights | data | e·a·Σ over visits of (D − 1) pieces | ZeRO-3 gathers for each [`Visit`](crate::parallel::zero::Visit) |
 //! | gradients | data | 4·a·Σ over units of all but the own piece | f32; with the weights it is [`Schedule::volume`](crate::parallel::zero::Schedule::volume) |
-//! | small sums | both | all-reduces of gradients whose summands the tensor axis has, of norm (LAMB: and norms of all parameters), loss weights and counts | once a step, `CpuEngine` |
+//! | small sums | both | all-reduces of gradients whose summands the tensor axis has, of norm (LAMB: and norms of all parameters; Adafactor: 4 bytes for each row and column of all), loss weights and counts | once a step, `CpuEngine` |
 
 use serde::Serialize;
 
 use super::rank::{Pieces, RankStep};
 use crate::autograd::{Split, sharded};
+use crate::cpu::optim::adafactor::Factoring;
 use crate::parallel::collectives::part_of;
 use crate::recipe::OptimizerKind;
 
@@ -43,10 +44,9 @@ impl Traffic {
         let summed = pieces.units.slices().iter().filter(|slice| graph.split(slice.param) == Split::Summed);
         let summed = summed.map(|slice| slice.range.len()).sum();
         let (batches, world) = (batches as u64, pieces.data() * rank.tensor());
-        let norms = match rank.recipe.train.optimizer {
-            OptimizerKind::AdamW => 0,
-            OptimizerKind::Lamb => all_reduce(2 * graph.params().len(), world),
-        };
+        let kind = rank.recipe.train.optimizer;
+        let statistics: usize = kind.factorings(graph.params()).into_iter().map(Factoring::len).sum();
+        let norms = if kind == OptimizerKind::Lamb { all_reduce(2 * graph.params().len(), world) } else { 0 };
         Self {
             activations: element * batches * sharded::volume(graph, order, 0),
             weights: element * batches * weights,
@@ -57,7 +57,8 @@ impl Traffic {
                 * (all_reduce(1, pieces.data())
                     + all_reduce(6, pieces.data())
                     + all_reduce(1, world)
-                    + norms),
+                    + norms)
+                + 4 * all_reduce(statistics, world),
         }
     }
 

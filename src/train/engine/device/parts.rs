@@ -30,6 +30,14 @@ impl StateParts for DeviceEngine {
         self.weights.keeps_average()
     }
 
+    fn keeps_second(&self) -> bool {
+        self.optimizer.second().is_some()
+    }
+
+    fn statistics(&self) -> Result<Vec<Vec<f32>>> {
+        self.optimizer.statistics(self.step.params())
+    }
+
     fn units(&self) -> Vec<Range<usize>> {
         self.units.units().iter().map(|unit| unit.params.clone()).collect()
     }
