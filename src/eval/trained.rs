@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::device::DeviceModel;
-use super::model::{Forward, Model, WithParams};
+use super::model::{Embed, Model, WithParams};
 use super::open::{Opened, Told, open};
 use crate::autograd::device::BatchShape;
 use crate::data::packing;
@@ -23,7 +23,7 @@ pub struct Trained {
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
     /// The forward pass for batches of the recipe's size, with its weights.
-    pub model: Box<dyn Forward>,
+    pub model: Box<dyn Embed>,
 }
 
 impl Trained {
@@ -34,10 +34,10 @@ impl Trained {
     /// # Errors
     /// Those of [`open`]; a model that does not run on the device.
     pub fn load(path: &Path, told: &Told<'_>, device: Option<&Device>, resolution: usize) -> Result<Self> {
-        Self::load_for(path, told, device, |_| resolution)
+        Self::load_for(path, told, device, |recipe, slots| BatchShape::of_recipe(recipe, slots, resolution))
     }
 
-    /// The same where the recipe decides up to how many pixels.
+    /// The same where recipe and image slots decide the shape of the batches that a device makes room for.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -45,19 +45,19 @@ impl Trained {
         path: &Path,
         told: &Told<'_>,
         device: Option<&Device>,
-        resolution: impl FnOnce(&Recipe) -> usize,
+        shape: impl FnOnce(&Recipe, usize) -> BatchShape,
     ) -> Result<Self> {
         let file = run_dir::model_file(path)?;
         let Opened { recipe, classes, mut weights, .. } = open(&file, told)?;
         fold_prefix(&mut weights)?;
         let slots = packing::slots(&recipe);
-        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
+        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, true)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
-        let model: Box<dyn Forward> = match device {
+        let model: Box<dyn Embed> = match device {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
-                let shape = BatchShape::of_recipe(&recipe, slots, resolution(&recipe));
-                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, false, &params)?)
+                let shape = shape(&recipe, slots);
+                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, true, &params)?)
             }
         };
         Ok(Self { path: file, recipe, classes, model })
