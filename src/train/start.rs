@@ -11,7 +11,7 @@ use super::engine::{
 };
 use super::plan::RunPlan;
 use super::run::{Parts, Trainer};
-use super::run_dir::RunDir;
+use super::run_dir::{RunDir, model_file};
 use super::step::TrainStep;
 use super::terminal::{quoted, tell};
 use crate::autograd::ParamSpec;
@@ -36,7 +36,7 @@ pub struct TrainOptions {
     pub recipe: Recipe,
     /// Where run folders are made.
     pub out: PathBuf,
-    /// Weights to start from.
+    /// Weights to start from: a file, or the folder of a run, whose best model is meant.
     pub init: Option<PathBuf>,
 }
 
@@ -340,6 +340,7 @@ fn initial_weights(
     step: &TrainStep,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Vec<f32>>> {
+    let path = &model_file(path)?;
     let (header, mut weights) = checkpoint::load_model(path)?;
     let converted = if let Some(header) = header {
         let mut described = Recipe::from_toml(&header.recipe, path)?.model;

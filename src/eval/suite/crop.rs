@@ -54,7 +54,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     table += &format!("recipe            eval.crop = {}\n", session.recipe().eval.crop);
     if let Some((point, ratio)) = best {
         table += &format!(
-            "best              {} % at ratio {ratio}, {}; chosen by these images, so a little better than on others\n\n",
+            "best              {} % at ratio {ratio}, {}; chosen by these very images\n\n",
             text::percent(point.top1),
             point.setting.size
         );

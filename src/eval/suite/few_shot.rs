@@ -28,13 +28,10 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     shots.dedup();
     let most = shots.last().copied().unwrap_or(1);
     let seed = session.recipe().train.seed;
-    let drawn: Vec<Vec<Vec<usize>>> = (0..options.seeds)
-        .map(|number| {
-            draw(&set, most, Suite::FewShot, |image| {
-                Stream::new(seed, number as u64, image as u64, Purpose::FewShot).bits()
-            })
-        })
-        .collect::<Result<_>>()?;
+    let draws = |number: usize| {
+        draw(&set, most, |image| Stream::new(seed, number as u64, image as u64, Purpose::FewShot).bits())
+    };
+    let drawn: Vec<Vec<Vec<usize>>> = (0..options.seeds).map(draws).collect::<Result<_>>()?;
     let wanted: Vec<usize> =
         drawn.iter().flatten().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect();
     let train = probed.train(session, Some(wanted.clone()))?;
@@ -108,14 +105,13 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
 }
 
 /// The first `most` training images of each class in the order that `bits` gives.
-fn draw(set: &Dataset, most: usize, suite: Suite, bits: impl Fn(usize) -> u32) -> Result<Vec<Vec<usize>>> {
+fn draw(set: &Dataset, most: usize, bits: impl Fn(usize) -> u32) -> Result<Vec<Vec<usize>>> {
     let mut by_class: Vec<Vec<usize>> = vec![Vec::new(); set.classes.len()];
     (0..set.train.len()).for_each(|image| by_class[set.train.label(image)].push(image));
     for (images, name) in by_class.iter_mut().zip(&set.classes) {
         if images.len() < most {
             return Err(Error::usage(format!(
-                "--suite {} draws {most} training images of each class, and `{name}` has {}; {}",
-                suite.name(),
+                "--suite few-shot draws {most} training images of each class, and `{name}` has {}; {}",
                 images.len(),
                 match images.len() {
                     0 => "add some, or take the class out of the set".to_owned(),
@@ -143,21 +139,23 @@ fn deviation(values: &[f64]) -> Option<f64> {
 /// Accuracy by shots, a line a regularisation with the spread of its draws.
 fn figure(found: &[Shots], l2: &[f64]) -> Figure {
     let percent = |x: f64| 100.0 * x;
-    let each = found.iter().flat_map(|shots| shots.by_l2.iter().flatten()).copied().map(percent);
+    let ends = |each: &Vec<f64>| {
+        let spread = deviation(each).unwrap_or(0.0);
+        [mean(each) - spread, mean(each) + spread].map(percent)
+    };
+    let shown = found.iter().flat_map(|shots| &shots.by_l2).flat_map(ends);
     let mut panel = Panel::new(
         "Few-shot linear regression",
         Axis::new(
             "training images of a class",
             Scale::log_around(found.iter().map(|shots| shots.shots as f64)),
         ),
-        Axis::new("top-1 (%)", Scale::around(each, (0.0, 100.0))),
+        Axis::new("top-1 (%)", Scale::around(shown, (0.0, 100.0))),
     );
     for (index, l2) in l2.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         for Shots { shots, by_l2 } in found {
-            let (x, mean) = (*shots as f64, mean(&by_l2[index]));
-            let spread = deviation(&by_l2[index]).unwrap_or(0.0);
-            let points = vec![(x, percent(mean - spread)), (x, percent(mean + spread))];
+            let points = ends(&by_l2[index]).map(|y| (*shots as f64, y)).to_vec();
             panel.marks.push(Mark::Line { points, colour, dashed: false });
         }
         let points = found.iter().map(|shots| (shots.shots as f64, percent(mean(&shots.by_l2[index]))));

@@ -1,4 +1,4 @@
-//! What the features tell of people's attributes, at the images' own shapes and squeezed into squares (NaViT, section 3.8):
+//! What the features tell of people's attributes, at the images' own shapes and squeezed into squares (as NaViT does):
 //! a linear probe of each attribute, fitted on one half of the images and judged by the other.
 
 use serde_json::{Value, json};
