@@ -58,6 +58,10 @@ pub enum Purpose {
     ColorJitter = 34,
     /// RandAugment: operations with their magnitudes.
     RandAugment = 35,
+    /// Images of a few-shot evaluation; the epoch is its seed.
+    FewShot = 64,
+    /// A linear probe: which images are held out of it, then in which order an epoch takes the others.
+    Probe = 65,
     /// Stochastic depth (drop-path); residual branch `l` uses `DropPath as u32 + l`.
     DropPath = 0x1000,
 }

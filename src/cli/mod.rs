@@ -41,7 +41,7 @@ enum Command {
     /// Train a model, or resume a run.
     Train(train::Args),
     /// Evaluate a trained model.
-    Eval(eval::Args),
+    Eval(Box<eval::Args>),
     /// Classify images.
     Predict(predict::Args),
     /// Write one page that compares runs.
@@ -215,7 +215,7 @@ fn run(cli: Cli) -> Result<()> {
     }
     match cli.command {
         Command::Train(args) => train::run(args),
-        Command::Eval(args) => eval::run(args),
+        Command::Eval(args) => eval::run(*args),
         Command::Predict(args) => predict::run(args),
         Command::Report(args) => report::run(args),
         Command::Plan(args) => plan::run(args),

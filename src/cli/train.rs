@@ -20,8 +20,8 @@ use crate::weights::Tensors;
 pub(super) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Start from these weights; the head starts afresh unless it knows the same classes.
-    #[arg(long, value_name = "W.safetensors")]
+    /// Start from these weights, or the best of a run; the head starts afresh unless it knows the same classes.
+    #[arg(long, value_name = "RUN|W.safetensors")]
     init: Option<PathBuf>,
     /// Continue this run folder exactly where it was saved last.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["recipe", "data", "sets", "init", "name", "out"])]

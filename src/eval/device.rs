@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::model::{Forward, record, whole};
+use super::model::{Features, Forward, record, whole};
 use crate::autograd::device::{BatchShape, DeviceParams, MeshAxes, ParamLayout, fused};
 use crate::autograd::graph::Graph;
 use crate::autograd::{DeviceExecutor, Shard, StepState, Workload};
@@ -111,5 +111,15 @@ impl Forward for DeviceModel {
         self.executor.launch(0)?;
         self.logits = self.executor.value(self.outputs.logits)?;
         Ok(&self.logits)
+    }
+}
+
+impl Features for DeviceModel {
+    /// # Errors
+    /// Also where the model was recorded without `features_too`.
+    fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>> {
+        self.executor.write(batch, &StepState::default())?;
+        self.executor.launch(0)?;
+        self.features()
     }
 }

@@ -7,6 +7,7 @@ pub mod metrics;
 pub mod model;
 pub mod open;
 pub mod predict;
+pub mod probe;
 pub mod retrieval;
 pub mod run;
 pub mod suite;

@@ -36,6 +36,15 @@ pub trait Forward {
     }
 }
 
+/// A model of which what the head sees can be had too.
+pub trait Features: Forward {
+    /// Runs the batch and returns the pooled vectors `[N, D]`, of no meaning on unused slots.
+    ///
+    /// # Errors
+    /// As for [`Forward::logits`].
+    fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>>;
+}
+
 impl<F: Forward + ?Sized> Forward for &mut F {
     fn classes(&self) -> usize {
         (**self).classes()
@@ -208,5 +217,15 @@ impl<M: BorrowMut<Model>, P: AsRef<[Vec<f32>]>> Forward for WithParams<M, P> {
 
     fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]> {
         Ok(self.model.borrow_mut().run(self.params.as_ref(), batch))
+    }
+}
+
+impl<M: BorrowMut<Model>, P: AsRef<[Vec<f32>]>> Features for WithParams<M, P> {
+    /// # Panics
+    /// If the model was recorded without `features_too`.
+    fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>> {
+        let model = self.model.borrow_mut();
+        model.run(self.params.as_ref(), batch);
+        Ok(model.features().to_vec())
     }
 }

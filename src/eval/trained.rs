@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::device::DeviceModel;
-use super::model::{Forward, Model, WithParams};
+use super::model::{Features, Model, WithParams};
 use super::open::{Opened, Told, open};
 use super::towers::{CpuEmbed, CpuTowers, DeviceTowers, Embed};
 use super::zero_shot::ZeroShot;
@@ -28,7 +28,7 @@ pub struct Trained {
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
     /// The forward pass for batches of the recipe's size, with its weights.
-    pub model: Box<dyn Forward>,
+    pub model: Box<dyn Features>,
 }
 
 impl Trained {
@@ -39,10 +39,10 @@ impl Trained {
     /// # Errors
     /// Those of [`open`]; a model that does not run on the device.
     pub fn load(path: &Path, told: &Told<'_>, device: Option<&Device>, resolution: usize) -> Result<Self> {
-        Self::load_for(path, told, device, |_| resolution)
+        Self::load_for(path, told, device, |recipe, slots| BatchShape::of_recipe(recipe, slots, resolution))
     }
 
-    /// The same where the recipe decides up to how many pixels.
+    /// The same where recipe and image slots decide the shape of the batches that a device makes room for.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -50,7 +50,7 @@ impl Trained {
         path: &Path,
         told: &Told<'_>,
         device: Option<&Device>,
-        resolution: impl FnOnce(&Recipe) -> usize,
+        shape: impl FnOnce(&Recipe, usize) -> BatchShape,
     ) -> Result<Self> {
         let file = run_dir::model_file(path)?;
         let Opened { recipe, classes, mut weights, tokenizer, .. } = open(&file, told)?;
@@ -67,20 +67,20 @@ impl Trained {
             let towers: Box<dyn Embed> = match device {
                 None => Box::new(CpuEmbed { towers, params }),
                 Some(device) => {
-                    let shape = BatchShape::of_recipe(&recipe, slots, resolution(&recipe));
+                    let shape = shape(&recipe, slots);
                     Box::new(DeviceTowers::new(device, &recipe, shape, &params)?)
                 }
             };
             let model = Box::new(ZeroShot::new(towers, &recipe, texts, &classes, &recipe.text.prompts)?);
             return Ok(Self { path: file, recipe, classes, model });
         }
-        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
+        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, true)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
-        let model: Box<dyn Forward> = match device {
+        let model: Box<dyn Features> = match device {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
-                let shape = BatchShape::of_recipe(&recipe, slots, resolution(&recipe));
-                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, false, &params)?)
+                let shape = shape(&recipe, slots);
+                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, true, &params)?)
             }
         };
         Ok(Self { path: file, recipe, classes, model })

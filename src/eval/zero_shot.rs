@@ -1,6 +1,6 @@
 //! Classes by what texts say of them: an image is of the class whose texts its vector is nearest to (CLIP, section 3.1).
 
-use super::model::Forward;
+use super::model::{Features, Forward};
 use super::towers::{Embed, Score};
 use crate::autograd::Workload;
 use crate::autograd::graph::Modality;
@@ -71,6 +71,12 @@ pub fn normalise(rows: &mut [f32], width: usize) {
         if norm > 0.0 {
             row.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
         }
+    }
+}
+
+impl Features for ZeroShot<'_> {
+    fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>> {
+        self.towers.embed(Modality::Images, batch).map(<[f32]>::to_vec)
     }
 }
 

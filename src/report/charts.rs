@@ -114,7 +114,7 @@ fn total_at(run: &RunLog, totals: &[Total], step: u64) -> Option<Total> {
     Some((between(before.0, after.0), between(before.1, after.1), between(before.2, after.2)))
 }
 
-/// What the suites `resolution`, `calibration` and `cascade` have found.
+/// What the suites `resolution`, `calibration`, `cascade` and `few-shot` have found.
 pub fn evaluations(runs: &[RunLog]) -> Vec<Figure> {
     let resized = |x: &str, y: &str, factor: f64| -> Vec<Points> {
         let points = |run: &RunLog| {
@@ -147,6 +147,16 @@ pub fn evaluations(runs: &[RunLog]) -> Vec<Figure> {
             points.map_or_else(Vec::new, |points| points.iter().filter_map(point).collect())
         })
         .collect();
+    let few_shot: Vec<Points> = runs
+        .iter()
+        .map(|run| {
+            let suite = run.suites.get("few-shot");
+            let points = suite.and_then(|suite| suite["few_shot"].as_array());
+            // With the first regularisation that was given.
+            let point = |p: &Value| Some((p["shots"].as_f64()?, 100.0 * p["by_l2"][0]["top1"].as_f64()?));
+            points.map_or_else(Vec::new, |points| points.iter().filter_map(point).collect())
+        })
+        .collect();
     let mut figures: Vec<Figure> = [
         panel(
             "Accuracy by tokens",
@@ -173,6 +183,14 @@ pub fn evaluations(runs: &[RunLog]) -> Vec<Figure> {
             true,
         ),
         panel("Cascade by confidence", "GFLOP an image", "top-1 (%)", cascade, Kind::Percent, true),
+        panel(
+            "Few-shot regression",
+            "training images of a class",
+            "top-1 (%)",
+            few_shot,
+            Kind::Percent,
+            true,
+        ),
     ]
     .into_iter()
     .flatten()

@@ -15,8 +15,12 @@ use crate::eval::predict::Scored;
 type Condition = fn(&Value) -> String;
 
 /// What the numbers of a suite depend on.
-const CONDITIONS: [(&str, Condition); 3] =
-    [("data", |suite| shown(&suite["data"])), ("crop", |suite| shown(&suite["crop"])), ("sizes", sizes)];
+const CONDITIONS: [(&str, Condition); 4] = [
+    ("data", |suite| shown(&suite["data"])),
+    ("crop", |suite| shown(&suite["crop"])),
+    ("sizes", sizes),
+    ("L2", |suite| shown(&suite["l2"][0])),
+];
 
 const STYLE: &str = "\
 :root { color: #24292f; background: #f6f7f9; font: 15px/1.45 system-ui, sans-serif; }
@@ -56,6 +60,7 @@ pub fn page(runs: &[RunLog], samples: &[Vec<Sample>]) -> String {
     other_conditions(&mut out, runs);
     section(&mut out, "Evaluations", charts::evaluations(runs).iter().map(|figure| card(&figure.to_svg())));
     calibration(&mut out, runs);
+    linear_probe(&mut out, runs);
     predictions(&mut out, runs, samples);
     tables(&mut out, runs);
     out + "</body>\n</html>\n"
@@ -205,6 +210,20 @@ fn calibration(out: &mut String, runs: &[RunLog]) {
             &["run", "ECE %", "ECE %, held-out half", "temperature", "ECE % with it"],
             rows.into_iter(),
         );
+    }
+}
+
+fn linear_probe(out: &mut String, runs: &[RunLog]) {
+    let row = |(index, run): (usize, &RunLog)| {
+        let suite = run.suites.get("linear-probe")?;
+        let percent = |key: &str| Some(format!("{:.2}", 100.0 * suite[key].as_f64()?));
+        let cells = [percent("top1")?, percent("top5")?, percent("ece")?, shown(&suite["learning_rate"])];
+        Some(std::iter::once(name(runs, index)).chain(cells).collect::<Vec<_>>())
+    };
+    let rows: Vec<_> = runs.iter().enumerate().filter_map(row).collect();
+    if !rows.is_empty() {
+        let _ = writeln!(out, "<h2>Linear probe</h2>");
+        table(out, &["run", "top-1 %", "top-5 %", "ECE %", "learning rate"], rows.into_iter());
     }
 }
 

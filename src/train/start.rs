@@ -40,7 +40,7 @@ pub struct TrainOptions {
     pub recipe: Recipe,
     /// Where run folders are made.
     pub out: PathBuf,
-    /// Weights to start from.
+    /// Weights to start from: a file, or the folder of a run, whose best model is meant.
     pub init: Option<PathBuf>,
 }
 

@@ -74,6 +74,14 @@ fn a_run_on_a_device_follows_the_cpu() {
                 assert!(close, "{run}: {top1} {loss} instead of {wanted} {wanted_loss}");
             }
         }
+        // What the head sees of the images.
+        let few_shot = |device: &str| {
+            let words = "eval runs/here-1 --suite few-shot --shots 3 --seeds 1 --json --device";
+            let done = place.run(&format!("{words} {device}")).succeeds();
+            json_lines(&done.out)[0]["few_shot"][0]["by_l2"][0]["top1"].as_f64().unwrap()
+        };
+        let (top1, wanted) = (few_shot(device), few_shot("cpu"));
+        assert!((top1 - wanted).abs() <= 0.05, "{top1} instead of {wanted}");
     }
 }
 

@@ -2,11 +2,13 @@
 
 mod bad_input;
 mod device;
+mod finetune;
 mod inspect;
 #[path = "../support/places.rs"]
 mod places;
 mod plan;
 mod predict;
+mod probes;
 mod ranks;
 mod report;
 mod resume;

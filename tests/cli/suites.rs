@@ -6,7 +6,7 @@ use super::*;
 
 /// The report of one suite, and that its three files are there and say the same.
 #[track_caller]
-fn report(place: &Place, suite: &str, words: &str) -> Value {
+pub(super) fn report(place: &Place, suite: &str, words: &str) -> Value {
     let done = place.run(&format!("eval runs/digits-1 --suite {suite} {words} --json")).succeeds();
     let printed = json_lines(&done.out);
     assert_eq!(printed.len(), 1, "{}", done.out);
@@ -21,22 +21,22 @@ fn report(place: &Place, suite: &str, words: &str) -> Value {
     written
 }
 
-fn number(value: &Value) -> f64 {
+pub(super) fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }
 
 #[track_caller]
-fn close(a: &Value, b: &Value) {
+pub(super) fn close(a: &Value, b: &Value) {
     assert!((number(a) - number(b)).abs() < 1e-5, "{a} {b}");
 }
 
 /// What `eval` without a suite says.
-fn plain(place: &Place, words: &str) -> Vec<Value> {
+pub(super) fn plain(place: &Place, words: &str) -> Vec<Value> {
     json_lines(&place.run(&format!("eval runs/digits-1 --json {words}")).succeeds().out)
 }
 
 /// Grey pictures of any shape, `root/<class>/<name>.png`.
-fn pictures(place: &Place, root: &str, names: &[(&str, &str)]) {
+pub(super) fn pictures(place: &Place, root: &str, names: &[(&str, &str)]) {
     for (i, (class, name)) in names.iter().enumerate() {
         let i = i as u32;
         let image = RgbImage::from_fn(8 + i % 5, 8 + i % 3, |x, y| {

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::print;
+use super::super::{print, use_data};
 use super::Args;
-use crate::data::source::Dataset;
+use crate::autograd::device::BatchShape;
+use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::open::Told;
 use crate::eval::suite::{Crop, Observer, Options, Session, Setting, Size, Suite};
 use crate::eval::trained::Trained;
-use crate::recipe::Recipe;
+use crate::recipe::{AspectKind, Recipe};
 
 /// Options of the suites; each takes what concerns it.
 #[derive(Debug, clap::Args)]
@@ -61,6 +62,27 @@ pub(super) struct SuiteArgs {
     /// not given.
     #[arg(long, value_name = "FILE", requires = "suite")]
     prompts: Option<PathBuf>,
+    /// Training images of each class, several numbers (few-shot); 1,5,10,25 where they are not given.
+    #[arg(long, value_name = "N", value_delimiter = ',', requires = "suite", value_parser = clap::value_parser!(u32).range(1..))]
+    shots: Vec<u32>,
+    /// How often they are drawn (few-shot); 3 where it is not given.
+    #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u32).range(1..))]
+    seeds: Option<u32>,
+    /// Regularisations of the regression (few-shot); 1024,32,1 where they are not given. Reports compare the first.
+    #[arg(long, value_name = "L2", value_delimiter = ',', requires = "suite")]
+    l2: Vec<f64>,
+    /// Learning rates to choose from (linear-probe, fairness); 0.003,0.01,0.03,0.1,0.3,1 where they are not given.
+    #[arg(long, value_name = "LR", value_delimiter = ',', requires = "suite")]
+    lr: Vec<f64>,
+    /// Epochs of a linear probe (linear-probe, fairness); 10 where it is not given.
+    #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
+    /// Tell the attributes from the features, at the native and at the square aspect (fairness).
+    #[arg(long, requires = "suite")]
+    probe: bool,
+    /// Crop ratios, as eval.crop (crop); 0.75,0.8,0.875,0.9,0.95,1 where they are not given.
+    #[arg(long, value_name = "RATIO", value_delimiter = ',', requires = "suite")]
+    ratios: Vec<f64>,
 }
 
 impl SuiteArgs {
@@ -77,8 +99,10 @@ impl SuiteArgs {
 
     /// Refuses what none of the suites would look at.
     fn check(&self) -> Result<()> {
-        use Suite::{Calibration, Fairness, Ood, Resolution, ShapeBias, Throughput, ZeroShot};
-        let options: [(&str, bool, &[Suite]); 9] = [
+        use Suite::{
+            Calibration, Crop, Fairness, FewShot, LinearProbe, Ood, Resolution, ShapeBias, Throughput, ZeroShot,
+        };
+        let options: [(&str, bool, &[Suite]); 16] = [
             ("--attributes", self.attributes.is_some(), &[Fairness, Calibration]),
             ("--label-map", self.label_map.is_some(), &[Ood, ShapeBias]),
             ("--image-labels", self.image_labels.is_some(), &[Ood]),
@@ -88,6 +112,13 @@ impl SuiteArgs {
             ("--drop", self.drop, &[Resolution]),
             ("--repetitions", self.repetitions.is_some(), &[Throughput]),
             ("--prompts", self.prompts.is_some(), &[ZeroShot]),
+            ("--shots", !self.shots.is_empty(), &[FewShot]),
+            ("--seeds", self.seeds.is_some(), &[FewShot]),
+            ("--l2", !self.l2.is_empty(), &[FewShot]),
+            ("--lr", !self.lr.is_empty(), &[LinearProbe, Fairness]),
+            ("--epochs", self.epochs.is_some(), &[LinearProbe, Fairness]),
+            ("--probe", self.probe, &[Fairness]),
+            ("--ratios", !self.ratios.is_empty(), &[Crop]),
         ];
         for (option, given, takers) in options {
             if given && !takers.iter().any(|suite| self.suite.contains(suite)) {
@@ -97,6 +128,18 @@ impl SuiteArgs {
                     takers[0].name()
                 )));
             }
+        }
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        for (option, values) in [("--l2", &self.l2), ("--lr", &self.lr)] {
+            if let Some(value) = values.iter().find(|value| !positive(**value)) {
+                return Err(Error::usage(format!("{option} {value}: expected numbers above 0")));
+            }
+        }
+        if let Some(ratio) = self.ratios.iter().find(|ratio| **ratio != 0.0 && !(0.01..=1.0).contains(*ratio))
+        {
+            return Err(Error::usage(format!(
+                "--ratios {ratio}: a crop ratio is 0, for the whole image, or lies in 0.01..1"
+            )));
         }
         Ok(())
     }
@@ -117,6 +160,45 @@ impl SuiteArgs {
         }
         Ok(sizes)
     }
+
+    /// The set with training images that linear models are fitted to: `set`, which has been opened to evaluate on, or the
+    /// same opened as for training.
+    fn probed(
+        &self,
+        recipe: &Recipe,
+        data: Option<&str>,
+        set: &Arc<Dataset>,
+    ) -> Result<Option<Arc<Dataset>>> {
+        if data.is_none() || ![Suite::FewShot, Suite::LinearProbe].iter().any(|s| self.suite.contains(s)) {
+            return Ok(None);
+        }
+        if !set.train.is_empty() {
+            return Ok(Some(set.clone()));
+        }
+        let mut recipe = recipe.clone();
+        use_data(&mut recipe, data.unwrap_or_default())?;
+        source::open(&recipe.data, recipe.model.channels, recipe.train.seed).map(Arc::new).map(Some)
+    }
+
+    /// Of a device: at the largest of `sizes`, and at both aspects where both are looked at.
+    fn shape(&self, recipe: &Recipe, slots: usize, sizes: &[Size]) -> BatchShape {
+        let highest = sizes.iter().map(|size| Setting::whole(*size).highest(recipe)).max().unwrap_or(0);
+        let mut shape = BatchShape::of_recipe(recipe, slots, highest);
+        if self.probe {
+            for aspect in [AspectKind::Native, AspectKind::Square] {
+                let setting =
+                    Setting { aspect: Some(aspect), crop: Some(0.0), ..Setting::whole(Size::Recipe) };
+                let other = BatchShape::of_recipe(&setting.applied(recipe), slots, highest);
+                shape.image_rows = shape.image_rows.max(other.image_rows);
+            }
+        }
+        shape
+    }
+}
+
+/// What was given, or else these.
+fn given<T: Clone>(values: &[T], usual: &[T]) -> Vec<T> {
+    if values.is_empty() { usual } else { values }.to_vec()
 }
 
 pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
@@ -127,15 +209,15 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
         Some(folder) => folder.clone(),
         None => beside(&args.model)?,
     };
-    let highest =
-        |recipe: &Recipe| sizes.iter().map(|size| Setting::whole(*size).highest(recipe)).max().unwrap_or(0);
-    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, highest)?;
+    let shape = |recipe: &Recipe, slots| suites.shape(recipe, slots, &sizes);
+    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, shape)?;
     let set: Arc<Dataset> = Arc::new(super::dataset(&trained.recipe, args.data.as_deref())?);
+    let probed = suites.probed(&trained.recipe, args.data.as_deref(), &set)?;
     let against = match &suites.against {
         None => None,
         Some(path) if is_table(path) => Some(Observer::Decisions(path.clone())),
         Some(path) => {
-            let other = Trained::load_for(path, &Told::default(), device, highest)?;
+            let other = Trained::load_for(path, &Told::default(), device, shape)?;
             Some(Observer::Model(Box::new(Session::new(other, set.clone(), crop)?)))
         }
     };
@@ -150,6 +232,14 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
         drop: suites.drop,
         repetitions: suites.repetitions.unwrap_or(10),
         prompts: suites.prompts.clone(),
+        probed,
+        shots: given(&suites.shots, &[1, 5, 10, 25]).into_iter().map(|shots| shots as usize).collect(),
+        seeds: suites.seeds.unwrap_or(3) as usize,
+        l2: given(&suites.l2, &[1024.0, 32.0, 1.0]),
+        lrs: given(&suites.lr, &[0.003, 0.01, 0.03, 0.1, 0.3, 1.0]),
+        epochs: suites.epochs.unwrap_or(10) as usize,
+        probe: suites.probe,
+        ratios: given(&suites.ratios, &[0.75, 0.8, 0.875, 0.9, 0.95, 1.0]),
         sizes,
     };
     for (index, suite) in suites.suite.iter().enumerate() {

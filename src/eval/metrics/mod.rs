@@ -4,6 +4,7 @@
 pub mod agreement;
 pub mod calibration;
 mod classification;
+pub mod paired;
 pub mod parity;
 pub mod probability;
 pub mod shape_bias;

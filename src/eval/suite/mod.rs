@@ -7,11 +7,16 @@
 mod attributes;
 mod calibration;
 mod cascade;
+mod crop;
 mod csv;
 mod fairness;
+mod few_shot;
 mod label_map;
+mod linear_probe;
 mod names;
 mod ood;
+mod pass;
+mod probed;
 mod resolution;
 mod session;
 mod setting;
@@ -22,13 +27,16 @@ mod zero_shot;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ValueEnum;
 
+pub use pass::Pass;
 pub use session::{Scores, Session};
 pub use setting::{Crop, Setting, Size};
 
 use super::chart::Figure;
+use crate::data::source::Dataset;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::rng::{Purpose, Stream};
@@ -46,8 +54,14 @@ pub enum Suite {
     Ood,
     /// Shape against texture on cue-conflict images; error consistency with --against.
     ShapeBias,
-    /// Accuracy and decisions by group of --attributes.
+    /// Accuracy and decisions by group of --attributes; with --probe what the features tell of them.
     Fairness,
+    /// Linear regression on frozen features from a few training images of each class.
+    FewShot,
+    /// Linear classifier on frozen features of the training images.
+    LinearProbe,
+    /// Accuracy by crop ratio, at each size.
+    Crop,
     /// Images and tokens a second of the forward pass.
     Throughput,
     /// Classes by their names in texts, of a model of images and texts: --prompts.
@@ -64,6 +78,9 @@ impl Suite {
             Self::Ood => "ood",
             Self::ShapeBias => "shape-bias",
             Self::Fairness => "fairness",
+            Self::FewShot => "few-shot",
+            Self::LinearProbe => "linear-probe",
+            Self::Crop => "crop",
             Self::Throughput => "throughput",
             Self::ZeroShot => "zero-shot",
         }
@@ -81,6 +98,9 @@ impl Suite {
             Self::Ood => ood::run(session, options),
             Self::ShapeBias => shape_bias::run(session, options),
             Self::Fairness => fairness::run(session, options),
+            Self::FewShot => few_shot::run(session, options),
+            Self::LinearProbe => linear_probe::run(session, options),
+            Self::Crop => crop::run(session, options),
             Self::Throughput => throughput::run(session, options),
             Self::ZeroShot => zero_shot::run(session, options),
         }
@@ -110,6 +130,22 @@ pub struct Options {
     pub repetitions: usize,
     /// File of templates for the texts of a class; the recipe's where there is none.
     pub prompts: Option<PathBuf>,
+    /// Set with the training images of linear models; that of the session where it is not given.
+    pub probed: Option<Arc<Dataset>>,
+    /// Numbers of training images of a class, each at least 1.
+    pub shots: Vec<usize>,
+    /// How often these are drawn, at least once.
+    pub seeds: usize,
+    /// Regularisations of a regression, each above 0.
+    pub l2: Vec<f64>,
+    /// Learning rates among which a linear classifier chooses, each above 0; at least one.
+    pub lrs: Vec<f64>,
+    /// Epochs of a linear classifier, at least 1.
+    pub epochs: usize,
+    /// Whether attributes are told from features.
+    pub probe: bool,
+    /// Crop ratios, as `eval.crop`.
+    pub ratios: Vec<f64>,
 }
 
 /// Somebody else who has looked at the images.

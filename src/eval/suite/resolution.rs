@@ -10,16 +10,16 @@ use crate::eval::metrics::calibration::Labelled;
 use crate::eval::metrics::rank;
 
 /// A size and what came of it.
-struct Point {
-    setting: Setting,
-    top1: f64,
-    top5: f64,
-    loss: f64,
-    ece: f64,
-    tokens: f64,
-    flops: f64,
-    seconds: f64,
-    downscaled: u64,
+pub(super) struct Point {
+    pub setting: Setting,
+    pub top1: f64,
+    pub top5: f64,
+    pub loss: f64,
+    pub ece: f64,
+    pub tokens: f64,
+    pub flops: f64,
+    pub seconds: f64,
+    pub downscaled: u64,
 }
 
 pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
@@ -51,7 +51,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
                     smaller.setting.size, largest.setting.size
                 )));
             }
-            let setting = Setting { size: largest.setting.size, keep };
+            let setting = Setting { keep, ..Setting::whole(largest.setting.size) };
             let scores = session.scores(setting)?;
             dropped.push(point(session, setting, &scores, &labels));
         }
@@ -125,7 +125,8 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     Ok(Outcome { json, table, figure: Figure { panels }, files: Vec::new() })
 }
 
-fn point(session: &Session, setting: Setting, scores: &Scores, labels: &[usize]) -> Point {
+/// What the model is worth at `setting`, for which `scores` are.
+pub(super) fn point(session: &Session, setting: Setting, scores: &Scores, labels: &[usize]) -> Point {
     let labels: Vec<usize> = scores.samples.iter().map(|&sample| labels[sample]).collect();
     let labelled = Labelled { logits: &scores.logits, labels: &labels, loss: session.loss() };
     let ranks: Vec<usize> =

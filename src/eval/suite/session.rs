@@ -1,13 +1,11 @@
 //! A model over a set, once for each size that the suites ask for.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::pass::{Of, Pass};
 use super::setting::{Crop, Setting};
-use crate::autograd::Workload;
-use crate::data::loader::{Loader, Share};
 use crate::data::source::{Dataset, Source};
 use crate::error::{Error, Result};
 use crate::eval::trained::Trained;
@@ -98,12 +96,17 @@ impl Session {
 
     /// The set, for people.
     pub fn described(&self) -> String {
+        self.described_as(&self.set)
+    }
+
+    /// `set`, seen as the images of the session are.
+    pub(super) fn described_as(&self, set: &Dataset) -> String {
         let seen = match self.crop {
             Some(Crop::Sides(share)) => format!(", the central {share} of height and width"),
             Some(Crop::Square(share)) => format!(", a central square of {share} of the shorter side"),
             None => String::new(),
         };
-        self.set.description.clone() + &seen
+        set.description.clone() + &seen
     }
 
     /// What a report says of the model and the set.
@@ -154,58 +157,58 @@ impl Session {
     }
 
     fn run(&mut self, setting: Setting) -> Result<Scores> {
-        let settings = setting.packing(self.recipe())?;
-        let recipe = self.recipe().clone();
-        let mut loader = Loader::eval_as(self.images.clone(), &recipe, settings, Share::ALL)?;
-        let model = self.trained.model.as_mut();
-        let classes = model.classes();
-        let mut rows: Vec<(usize, Vec<f32>)> = Vec::with_capacity(self.images.len());
-        let (mut images, mut tokens, mut flops, mut seconds) = (0, 0, 0.0, 0.0);
-        let mut downscaled = 0;
-        while let Some(loaded) = loader.next().transpose()? {
-            downscaled += loaded.stats.downscaled;
-            let batch = &loaded.batch;
-            if batch.images == 0 {
-                continue;
-            }
-            if images == 0 {
-                // The first run makes room and warms up; it is not timed.
-                model.logits(batch)?;
-            }
-            let start = Instant::now();
-            let logits = model.logits(batch)?;
-            seconds += start.elapsed().as_secs_f64();
-            for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
-                let row = logits[slot * classes..][..classes].to_vec();
-                rows.push((batch.sample_ids[slot] as usize, row));
-            }
-            images += batch.images;
-            tokens += batch.live_tokens();
-            flops += model.flops(&Workload::of(batch));
-        }
-        let unreadable = loader.report().unreadable;
-        if rows.is_empty() {
-            return Err(Error::usage(format!("{}: no image can be read", self.set.description)));
-        }
-        // Whatever they were packed with: all that follows goes by the order of the set.
-        rows.sort_by_key(|(sample, _)| *sample);
-        if let Some((sample, _)) = rows.iter().find(|(_, row)| !row.iter().all(|x| x.is_finite())) {
+        let pass =
+            self.pass(self.images.clone(), setting, |model, batch| Ok(model.logits(batch)?.to_vec()))?;
+        if let Some(sample) = pass.broken() {
             return Err(Error::failure(format!(
                 "the model gives {} logits that are no finite numbers; its training has diverged, or the weights are \
                  damaged",
-                self.images.name(*sample)
+                self.images.name(sample)
             )));
         }
-        let mean = |total: f64| total / images as f64;
         Ok(Scores {
-            classes,
-            samples: rows.iter().map(|(sample, _)| *sample).collect(),
-            logits: rows.into_iter().flat_map(|(_, row)| row).collect(),
-            tokens: mean(tokens as f64),
-            flops: mean(flops),
-            seconds: mean(seconds),
-            downscaled,
-            unreadable,
+            classes: pass.width,
+            samples: pass.samples,
+            logits: pass.values,
+            tokens: pass.tokens,
+            flops: pass.flops,
+            seconds: pass.seconds,
+            downscaled: pass.downscaled,
+            unreadable: pass.unreadable,
         })
+    }
+
+    /// What the head sees of every image of `source` that can be read, cropped as the images of the session are.
+    ///
+    /// # Errors
+    /// As for [`scores`](Self::scores).
+    pub fn features(&mut self, source: Arc<dyn Source>, setting: Setting) -> Result<Pass> {
+        let source = self.cropped(source);
+        let pass = self.pass(source.clone(), setting, |model, batch| model.pooled(batch))?;
+        match pass.broken() {
+            None => Ok(pass),
+            Some(sample) => Err(Error::failure(format!(
+                "the model gives {} features that are no finite numbers; its training has diverged, or the weights are \
+                 damaged",
+                source.name(sample)
+            ))),
+        }
+    }
+
+    fn pass(&mut self, source: Arc<dyn Source>, setting: Setting, of: Of) -> Result<Pass> {
+        let of_set = || Error::usage(format!("{}: no image can be read", self.set.description));
+        Pass::over(self.trained.model.as_mut(), &self.trained.recipe, source, setting, of)?.ok_or_else(of_set)
+    }
+
+    fn cropped(&self, source: Arc<dyn Source>) -> Arc<dyn Source> {
+        match self.crop {
+            Some(crop) => crop.apply(source),
+            None => source,
+        }
+    }
+
+    /// Whether a part of the images was cut out, whatever the recipe says.
+    pub fn is_cropped(&self) -> bool {
+        self.crop.is_some()
     }
 }

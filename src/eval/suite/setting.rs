@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::data::packing::PackingSettings;
 use crate::data::source::{Image, Source};
 use crate::error::{Error, Result};
-use crate::recipe::{DropKind, Recipe, ResolutionKind};
+use crate::recipe::{AspectKind, DropKind, Recipe, ResolutionKind};
 
 /// Size of the images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,19 +20,31 @@ pub enum Size {
     Tokens(usize),
 }
 
-/// A size, and the share of its patches that the model sees.
+/// A size, and what of the images the model sees at it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Setting {
     /// Size of the images.
     pub size: Size,
     /// In (0, 1]; below 1 the other patches are dropped at random, as in training.
     pub keep: f64,
+    /// In place of the recipe's `eval.crop`.
+    pub crop: Option<f64>,
+    /// In place of the recipe's `resolution.aspect`.
+    pub aspect: Option<AspectKind>,
 }
 
 impl Setting {
     /// Every patch at this size.
     pub fn whole(size: Size) -> Self {
-        Self { size, keep: 1.0 }
+        Self { size, keep: 1.0, crop: None, aspect: None }
+    }
+
+    /// The recipe that decides how images are seen.
+    pub fn applied(&self, recipe: &Recipe) -> Recipe {
+        let mut recipe = recipe.clone();
+        recipe.eval.crop = self.crop.unwrap_or(recipe.eval.crop);
+        recipe.resolution.aspect = self.aspect.unwrap_or(recipe.resolution.aspect);
+        recipe
     }
 
     /// Resolution in pixels that no image exceeds, for the recipe's own size 0.
@@ -48,8 +60,9 @@ impl Setting {
     /// What planning follows.
     ///
     /// # Errors
-    /// More tokens than a batch has.
+    /// More tokens than a batch has; a crop that does not go with the aspect.
     pub fn packing(&self, recipe: &Recipe) -> Result<PackingSettings> {
+        let recipe = &self.applied(recipe);
         let mut settings = PackingSettings::eval(recipe, self.highest(recipe))?;
         if let Size::Tokens(patches) = self.size {
             let room = settings.capacity() - settings.prefix;
@@ -207,7 +220,7 @@ mod tests {
         assert_eq!(settings.plan(Draw::default(), (3, 3)).target.grid.patches(), 64, "enlarged");
         let error = Setting::whole(Size::Tokens(4096)).packing(&recipe).unwrap_err().to_string();
         assert!(error.contains("--tokens 4096") && error.contains("packing.tokens = 2048"), "{error}");
-        let half = Setting { size: Size::Tokens(64), keep: 0.5 }.packing(&recipe).unwrap();
+        let half = Setting { keep: 0.5, ..Setting::whole(Size::Tokens(64)) }.packing(&recipe).unwrap();
         assert_eq!(half.plan(Draw::default(), (50, 50)).kept, 32);
     }
 }

@@ -9,10 +9,11 @@ use crate::models::two_tower::{BIAS, SCALE};
 use crate::nn::init::initial;
 use crate::recipe::Recipe;
 use crate::train::checkpoint;
+use crate::train::run_dir::model_file;
 use crate::train::step::TrainStep;
 use crate::weights::{Policy, Weights, assign, foreign, resize};
 
-/// The weights in `path` as parameters of `step`, with notes on what was done to them.
+/// The weights in `path`, a file or the folder of a run, as parameters of `step`, with notes on what was done to them.
 ///
 /// # Errors
 /// Weights of another model.
@@ -23,6 +24,7 @@ pub(super) fn initial_weights(
     step: &TrainStep,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Vec<f32>>> {
+    let path = &model_file(path)?;
     let (header, mut weights) = checkpoint::load_model(path)?;
     let converted = if let Some(header) = header {
         let mut described = Recipe::from_toml(&header.recipe, path)?.model;

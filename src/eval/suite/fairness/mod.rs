@@ -1,5 +1,8 @@
 //! Accuracy and decisions by group. With --positive a decision between yes and no is looked at: its demographic-parity gap
-//! as it is, and with thresholds by group that are fitted on one half of the images and shown on the other.
+//! as it is, and with thresholds by group that are fitted on one half of the images and shown on the other. With
+//! --probe linear probes tell the attributes from the features.
+
+mod probe;
 
 use serde_json::{Value, json};
 
@@ -38,8 +41,41 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         ));
     };
     let attributes = attributes::read(path, session.images.as_ref())?;
+    let mut json = session.header();
+    json["suite"] = json!("fairness");
+    json["size"] = json!(setting.size.to_string());
+    json["positive"] = json!(options.positive);
+    let mut out = Outcome { json, table: String::new(), figure: Figure::default(), files: Vec::new() };
+    // What the features tell asks for no class.
+    match session.labels() {
+        Err(cause) if options.probe && options.positive.is_none() => {
+            out.table += &format!(
+                "model             {}\ndata              {}\ndecisions         left out: {cause}\n",
+                session.trained.path.display(),
+                session.described()
+            );
+        }
+        labels => decisions(session, options, &labels?, &attributes, &mut out)?,
+    }
+    if options.probe {
+        let (text, numbers, panel) = probe::run(session, options, &attributes)?;
+        out.table += &text;
+        out.json["probe"] = numbers;
+        out.figure.panels.push(panel);
+    }
+    Ok(out)
+}
+
+/// Adds what the model decides, by group.
+fn decisions(
+    session: &mut Session,
+    options: &Options,
+    labels: &[usize],
+    attributes: &[Attribute],
+    out: &mut Outcome,
+) -> Result<()> {
+    let setting = options.setting(Suite::Fairness)?;
     let positive = options.positive.as_deref().map(|name| class(session, name)).transpose()?;
-    let labels = session.labels()?;
     let scores = session.scores(setting)?;
     let loss = session.loss();
     let decisions: Vec<usize> =
@@ -54,23 +90,18 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         fit: fitting_half(session.recipe().train.seed, &scores.samples),
     });
 
-    let mut table = preamble(session, &scores, setting.size);
-    let mut panels = Vec::new();
+    out.table += &preamble(session, &scores, setting.size);
     let mut of_attributes = Vec::new();
-    for attribute in &attributes {
+    for attribute in attributes {
         let (text, json, drawn) = of_attribute(session, attribute, &answers, positive.as_ref())?;
-        table += &text;
+        out.table += &text;
         of_attributes.push(json);
-        panels.extend(drawn);
+        out.figure.panels.extend(drawn);
     }
-    let mut json = session.header();
-    json["suite"] = json!("fairness");
-    json["size"] = json!(setting.size.to_string());
-    json["images"] = json!(scores.images());
-    json["unreadable"] = json!(scores.unreadable);
-    json["positive"] = json!(options.positive);
-    json["attributes"] = json!(of_attributes);
-    Ok(Outcome { json, table, figure: Figure { panels }, files: Vec::new() })
+    out.json["images"] = json!(scores.images());
+    out.json["unreadable"] = json!(scores.unreadable);
+    out.json["attributes"] = json!(of_attributes);
+    Ok(())
 }
 
 fn class(session: &Session, name: &str) -> Result<usize> {
