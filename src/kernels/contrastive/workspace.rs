@@ -81,6 +81,7 @@ mod tests {
             assert!(bytes(4 * pairs) <= 4 * MAX_SPLITS * bytes(pairs));
             assert!(bytes(pairs) <= 4 * (2 * MAX_SPLITS * pairs * 768 + 32 * pairs) + 128);
         }
-        assert!(bytes(32768) < 32768 * 32768 / 10, "{}", bytes(32768));
+        let scores = 4 * 32768 * 32768;
+        assert!(bytes(32768) < scores / 10, "{}", bytes(32768));
     }
 }
