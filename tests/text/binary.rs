@@ -68,7 +68,7 @@ fn digits_are_told_by_their_names() {
     let place = Place(tempdir().unwrap());
     let said = place.succeeds(
         "train captions --threads 2 --name run",
-        &["train.steps=250", "train.eval_every=125", "train.ema=0.9"],
+        &["train.steps=400", "train.schedule=constant", "train.eval_every=200", "train.ema=0.9"],
     );
     assert!(said.contains("run               "), "{said}");
     fs::write(place.path("prompts.txt"), "# two of them\na {} written by hand\nthe number {}\n").unwrap();
@@ -78,7 +78,7 @@ fn digits_are_told_by_their_names() {
         serde_json::from_str(&fs::read_to_string(place.path("runs/run-1/eval/zero-shot.json")).unwrap())
             .unwrap();
     let top1 = report["top1"].as_f64().unwrap();
-    assert!(top1 > 0.2, "ten classes, {top1}: {said}");
+    assert!(top1 > 0.4, "ten classes, {top1}: {said}");
     assert_eq!(report["alone"].as_array().unwrap().len(), 2);
     assert_eq!(report["classes"].as_array().unwrap().len(), 10);
     assert!(
@@ -89,7 +89,7 @@ fn digits_are_told_by_their_names() {
     // Whatever tells classes works with those of the data, in the recipe's prompts.
     let said = place.succeeds("eval runs/run-1 --json", &[]);
     let plain: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
-    assert!(plain["top1"].as_f64().unwrap() > 0.2, "{said}");
+    assert!(plain["top1"].as_f64().unwrap() > 0.4, "{said}");
     let metrics = fs::read_to_string(place.path("runs/run-1/metrics.jsonl")).unwrap();
     let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
     assert_eq!((last["kind"].as_str(), last["top1"].as_f64()), (Some("eval"), plain["top1"].as_f64()));
