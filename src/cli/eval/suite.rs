@@ -71,10 +71,10 @@ pub(super) struct SuiteArgs {
     /// Regularisations of the regression (few-shot); 1024,32,1 where they are not given. Reports compare the first.
     #[arg(long, value_name = "L2", value_delimiter = ',', requires = "suite")]
     l2: Vec<f64>,
-    /// Learning rates to choose from (linear-probe, fairness); 0.003,0.01,0.03,0.1,0.3,1 where they are not given.
+    /// Learning rates to choose from (linear-probe, fairness with --probe); 0.003,0.01,0.03,0.1,0.3,1 where they are not given.
     #[arg(long, value_name = "LR", value_delimiter = ',', requires = "suite")]
     lr: Vec<f64>,
-    /// Epochs of a linear probe (linear-probe, fairness); 10 where it is not given.
+    /// Epochs of a linear probe (linear-probe, fairness with --probe); 10 where it is not given.
     #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Tell the attributes from the features, at the native and at the square aspect (fairness).
@@ -100,8 +100,11 @@ impl SuiteArgs {
     /// Refuses what none of the suites would look at.
     fn check(&self) -> Result<()> {
         use Suite::{
-            Calibration, Crop, Fairness, FewShot, LinearProbe, Ood, Resolution, ShapeBias, Throughput, ZeroShot,
+            Calibration, Crop, Fairness, FewShot, LinearProbe, Ood, Resolution, ShapeBias, Throughput,
+            ZeroShot,
         };
+        // Fairness fits linear classifiers for its probes alone.
+        let fitting: &[Suite] = if self.probe { &[LinearProbe, Fairness] } else { &[LinearProbe] };
         let options: [(&str, bool, &[Suite]); 16] = [
             ("--attributes", self.attributes.is_some(), &[Fairness, Calibration]),
             ("--label-map", self.label_map.is_some(), &[Ood, ShapeBias]),
@@ -115,8 +118,8 @@ impl SuiteArgs {
             ("--shots", !self.shots.is_empty(), &[FewShot]),
             ("--seeds", self.seeds.is_some(), &[FewShot]),
             ("--l2", !self.l2.is_empty(), &[FewShot]),
-            ("--lr", !self.lr.is_empty(), &[LinearProbe, Fairness]),
-            ("--epochs", self.epochs.is_some(), &[LinearProbe, Fairness]),
+            ("--lr", !self.lr.is_empty(), fitting),
+            ("--epochs", self.epochs.is_some(), fitting),
             ("--probe", self.probe, &[Fairness]),
             ("--ratios", !self.ratios.is_empty(), &[Crop]),
         ];
