@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::model::Model;
+use super::model::{Keep, Model};
 use crate::error::{Error, Result};
 use crate::recipe::{AspectKind, ModelConfig, PackingKind, PoolKind, Recipe, ResolutionKind};
 use crate::train::checkpoint::{self, Header, Progress};
@@ -174,7 +174,7 @@ fn suit(recipe: &mut Recipe, side: usize, sets: &[String]) -> Result<()> {
 
 /// Whether the weights are those of the model that the recipe describes.
 fn check(path: &Path, opened: &Opened) -> Result<()> {
-    let model = Model::new(&opened.recipe, opened.classes.len(), 128, 1, false)?;
+    let model = Model::new(&opened.recipe, opened.classes.len(), 128, 1, Keep::Logits)?;
     let found = opened.weights.tensors.iter().map(|(name, (shape, _))| (name.as_str(), shape.as_slice()));
     let found = found.filter(|(name, _)| *name != PREFIX_POSITIONS).collect();
     check_fit(path, &found, model.params().iter())

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::device::DeviceModel;
-use super::model::{Forward, Model, WithParams};
+use super::model::{Keep, Model, Observed, WithParams};
 use super::open::{Opened, Told, open};
 use crate::autograd::device::BatchShape;
 use crate::data::packing;
@@ -23,7 +23,7 @@ pub struct Trained {
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
     /// The forward pass for batches of the recipe's size, with its weights.
-    pub model: Box<dyn Forward>,
+    pub model: Box<dyn Observed>,
 }
 
 impl Trained {
@@ -34,10 +34,10 @@ impl Trained {
     /// # Errors
     /// Those of [`open`]; a model that does not run on the device.
     pub fn load(path: &Path, told: &Told<'_>, device: Option<&Device>, resolution: usize) -> Result<Self> {
-        Self::load_for(path, told, device, |_| resolution)
+        Self::load_for(path, told, device, Keep::Logits, |_| resolution)
     }
 
-    /// The same where the recipe decides up to how many pixels.
+    /// The same where the recipe decides up to how many pixels, and what can be read besides the logits.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -45,19 +45,20 @@ impl Trained {
         path: &Path,
         told: &Told<'_>,
         device: Option<&Device>,
+        keep: Keep,
         resolution: impl FnOnce(&Recipe) -> usize,
     ) -> Result<Self> {
         let file = run_dir::model_file(path)?;
         let Opened { recipe, classes, mut weights, .. } = open(&file, told)?;
         fold_prefix(&mut weights)?;
         let slots = packing::slots(&recipe);
-        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, false)?;
+        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, keep)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
-        let model: Box<dyn Forward> = match device {
+        let model: Box<dyn Observed> = match device {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
                 let shape = BatchShape::of_recipe(&recipe, slots, resolution(&recipe));
-                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, false, &params)?)
+                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, keep, &params)?)
             }
         };
         Ok(Self { path: file, recipe, classes, model })

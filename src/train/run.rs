@@ -1,6 +1,7 @@
 //! The training loop. All ranks run it with the same control flow: whatever decides on it is the same on all, or is
 //! agreed on.
 
+mod attention;
 mod steps;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use crate::data::loader::{Loader, LoaderState};
 use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
 use crate::error::{Error, Result};
+use crate::eval::attention::probe::AttentionProbe;
 use crate::eval::run::evaluate_on;
 use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
@@ -66,6 +68,8 @@ pub(super) struct Trainer {
     header: Header,
     journal: Journal,
     ranks: Rc<MeshGroups>,
+    /// On the first rank of a run that logs attention.
+    probe: Option<AttentionProbe>,
     queued: VecDeque<Queued>,
     interrupt: Interrupt,
     /// Whether the ranks have agreed to stop.
@@ -96,6 +100,7 @@ impl Trainer {
             false => Ok(Journal::silent(run)),
         };
         let journal = ranks.agree(journal)??;
+        let probe = ranks.agree(attention::probe(&recipe, &dataset, &ranks))??;
         notes.iter().for_each(|note| journal.say(note));
         journal.say(&format!(
             "data              {}\nimages            {} to train on, {} to validate, {} classes",
@@ -126,6 +131,7 @@ impl Trainer {
             failed: false,
             agreed: false,
             unsaid: None,
+            probe,
             queued: VecDeque::new(),
             recipe,
             dataset,
@@ -319,6 +325,9 @@ impl Trainer {
         };
         let told = self.journal.eval(&report);
         self.keep_unsaid(told)?;
+        if self.recipe.train.log_attention {
+            self.log_attention(step)?;
+        }
         Ok(Some(best))
     }
 

@@ -8,6 +8,7 @@ use super::Args;
 use crate::data::source::Dataset;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::eval::model::Keep;
 use crate::eval::open::Told;
 use crate::eval::suite::{Crop, Observer, Options, Session, Setting, Size, Suite};
 use crate::eval::trained::Trained;
@@ -124,13 +125,13 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
     };
     let highest =
         |recipe: &Recipe| sizes.iter().map(|size| Setting::whole(*size).highest(recipe)).max().unwrap_or(0);
-    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, highest)?;
+    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, Keep::Logits, highest)?;
     let set: Arc<Dataset> = Arc::new(super::dataset(&trained.recipe, args.data.as_deref())?);
     let against = match &suites.against {
         None => None,
         Some(path) if is_table(path) => Some(Observer::Decisions(path.clone())),
         Some(path) => {
-            let other = Trained::load_for(path, &Told::default(), device, highest)?;
+            let other = Trained::load_for(path, &Told::default(), device, Keep::Logits, highest)?;
             Some(Observer::Model(Box::new(Session::new(other, set.clone(), crop)?)))
         }
     };
