@@ -93,7 +93,13 @@ fn draw_attention(
     trained: &Trained,
     predictions: &[Prediction],
 ) -> Result<Vec<Option<PathBuf>>> {
-    std::fs::create_dir_all(folder).map_err(|cause| Error::write(folder, cause))?;
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::file(
+            folder,
+            "this is no folder; --attention names one, in which pictures are written",
+        ));
+    }
+    std::fs::create_dir_all(folder).map_err(|cause| Error::io(folder, cause))?;
     let source = Files::new(args.images.clone());
     let mut taken = HashSet::new();
     let mut draw = |(sample, prediction): (usize, &Prediction)| -> Result<Option<PathBuf>> {

@@ -109,6 +109,9 @@ pub fn probabilities<R: Real>(
     queries: Range<usize>,
     take: impl FnMut(&[R], R),
 ) {
+    if queries.is_empty() {
+        return;
+    }
     let heads = Heads { config, qkv, affine, rotation: rotation(config, rope) };
     heads.get(head, image).probabilities(queries, take);
 }

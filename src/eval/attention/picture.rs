@@ -149,7 +149,7 @@ pub fn draw(drawing: &Drawing<'_>) -> Canvas {
         let x = MARGIN + index % columns * (head_width + SPACE);
         let y = first_head + index / columns * head_pitch;
         let range = overlay(&mut canvas, image, (head, map), (x, y + 18), (head_height, head_width));
-        let told = format!("{index}: to {}", percent(range.1));
+        let told = shortened(&format!("head {index}: to {}", percent(range.1)), head_width, 1, 0);
         canvas.text((x, y), 1, &told, dim);
     }
     canvas
