@@ -11,7 +11,7 @@
 //!
 //! ```
 //! use trencadis::data::batch::{PackedBatch, Patches, Targets};
-//! use trencadis::eval::model::Model;
+//! use trencadis::eval::model::{Keep, Model};
 //! use trencadis::recipe::Recipe;
 //! use trencadis::nn::init::initialise;
 //!
@@ -43,7 +43,7 @@
 //! };
 //!
 //! let classes = 10;
-//! let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), false)?;
+//! let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), Keep::Logits)?;
 //! let params = initialise(model.params(), 0);
 //! let logits = model.run(&params, &batch); // [2, 10]
 //! assert_eq!(logits.len(), 2 * classes);

@@ -6,7 +6,7 @@ mod support;
 use support::{batch, gradcheck};
 use trencadis::autograd::Workload;
 use trencadis::autograd::graph::Graph;
-use trencadis::eval::model::Model;
+use trencadis::eval::model::{Keep, Model};
 use trencadis::models::vit;
 use trencadis::nn::init::initialise;
 use trencadis::recipe::*;
@@ -115,7 +115,7 @@ fn recipe(model: &ModelConfig) -> Recipe {
 
 fn run(config: &ModelConfig, grids: &[[u16; 2]], tokens: usize, spare: usize) -> (Vec<f32>, Vec<Vec<f32>>) {
     let b = batch(grids, config.prefix(), config.patch_dim(), CLASSES, tokens, spare);
-    let mut model = Model::new(&recipe(config), CLASSES, b.tokens(), b.slots(), true).unwrap();
+    let mut model = Model::new(&recipe(config), CLASSES, b.tokens(), b.slots(), Keep::Features).unwrap();
     // Ten times the usual scale, so that attention and norms do something.
     let params: Vec<Vec<f32>> = initialise(model.params(), 5)
         .into_iter()

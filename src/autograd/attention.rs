@@ -7,7 +7,7 @@
 
 use super::device::{Element, Launch, Site};
 use super::graph::{Graph, Node, Tensor};
-use super::op::{Args, Io, Op, Workload, on_cpu};
+use super::op::{Args, Io, Op, Workload, downcast, on_cpu};
 use crate::cpu;
 use crate::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad};
 use crate::cpu::real::Real;
@@ -31,6 +31,10 @@ pub struct QkParams {
 impl QkParams {
     pub(super) fn operands(&self) -> [Option<Tensor>; 4] {
         [self.q_gain, self.k_gain, self.q_bias, self.k_bias]
+    }
+
+    pub(super) fn of_operands(operands: &[Option<Tensor>]) -> Self {
+        Self { q_gain: operands[0], k_gain: operands[1], q_bias: operands[2], k_bias: operands[3] }
     }
 }
 
@@ -99,6 +103,31 @@ pub fn attention(
     inputs.push(rope);
     graph.record(Attention(config), inputs, vec![Some(out), Some(lse)]);
     out
+}
+
+/// What an attention op of a graph reads.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionOperands {
+    /// Its constants.
+    pub config: AttentionConfig,
+    /// `[T, (heads + 2·kv_heads)·head_dim]`, rows `[q | k | v]`.
+    pub qkv: Tensor,
+    /// Gains and biases of QK-norm.
+    pub params: QkParams,
+    /// The table of rotary positions.
+    pub rope: Option<Tensor>,
+}
+
+impl AttentionOperands {
+    /// Those of all attention ops of `graph`, in the order in which they run.
+    pub fn of(graph: &Graph) -> Vec<Self> {
+        let of_node = |node: &Node| {
+            let Attention(config) = *downcast(node)?;
+            let params = QkParams::of_operands(&node.inputs[1..5]);
+            Some(Self { config, qkv: node.input(0), params, rope: node.inputs[5] })
+        };
+        graph.nodes().iter().filter_map(of_node).collect()
+    }
 }
 
 #[derive(Debug)]

@@ -223,3 +223,9 @@ pub trait Op: Any + Debug + Send + Sync {
         0.0
     }
 }
+
+/// The op of a node, where it is a `T`.
+pub(super) fn downcast<T: Op>(node: &Node) -> Option<&T> {
+    let op: &dyn Any = node.op.as_ref();
+    op.downcast_ref()
+}

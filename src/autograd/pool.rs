@@ -13,7 +13,7 @@ use super::attention::{
 };
 use super::device::{Element, Launch, Matrix, Site, Step};
 use super::graph::{Extent, Graph, Node, Tensor};
-use super::op::{Io, Op, Workload, on_cpu};
+use super::op::{Io, Op, Workload, downcast, on_cpu};
 use crate::cpu;
 use crate::cpu::attention::AttentionConfig;
 use crate::data::batch::PackedBatch;
@@ -87,6 +87,32 @@ fn pool_operands<'a>(
         error: None,
         out: &out.buffer,
         lse,
+    }
+}
+
+/// What the attention pooling of a graph reads.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolOperands {
+    /// Its constants.
+    pub config: AttentionConfig,
+    /// Leading tokens of every image that are left out.
+    pub skip: usize,
+    /// `[1, heads·head_dim]`.
+    pub q: Tensor,
+    /// `[T, 2·heads·head_dim]`, rows `[k | v]`.
+    pub kv: Tensor,
+    /// Gains and biases of QK-norm.
+    pub params: QkParams,
+}
+
+impl PoolOperands {
+    /// Those of the attention pooling of `graph`, where it has one.
+    pub fn of(graph: &Graph) -> Option<Self> {
+        graph.nodes().iter().find_map(|node| {
+            let AttentionPool { config, skip } = *downcast(node)?;
+            let params = QkParams::of_operands(&node.inputs[2..6]);
+            Some(Self { config, skip, q: node.input(0), kv: node.input(1), params })
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Images are the unit of parallel work; sums over images run in their order.
 
 use std::ops::Range;
+use std::slice::ChunksExact;
 
 use rayon::prelude::*;
 
@@ -11,7 +12,7 @@ use super::attention::{AttentionConfig, QkAffine, QkAffineGrad, take_front};
 use super::real::Real;
 use super::scratch::with_scratch;
 use super::simd::{add_assign, add_scaled, sum2_by, task_len, vectorised};
-use super::softmax::{exp_row, padded};
+use super::softmax::{exp_row, padded, softmax_row};
 
 /// Masked attention pooling: `out[N, heads·head_dim]` and `lse[N, heads]` from one query
 /// `q[heads·head_dim]` shared by all images and `kv[T, 2·heads·head_dim]`, rows `[k | v]`.
@@ -48,10 +49,8 @@ pub fn attention_forward<R: Real>(
                 vectorised(
                     #[inline(always)]
                     || {
-                        for (score, row) in scores.iter_mut().zip(rows.chunks_exact(2 * width)) {
-                            norm.forward_row(k_hat, &row[columns.clone()]);
-                            *score = scale * sum2_by(query, k_hat, |q, k| q * k);
-                        }
+                        let keys = rows.chunks_exact(2 * width);
+                        score_rows(scores, &norm, query, keys, columns.clone(), scale, k_hat);
                         let (max, sum) = exp_row(scores, image.len());
                         *lse = max + sum.ln();
                         let factor = R::ONE / sum;
@@ -63,6 +62,49 @@ pub fn attention_forward<R: Real>(
             }
         });
     });
+}
+
+/// The probabilities of the pooled tokens `image` of one image: `take` gets those of each head in turn, which add up to 1,
+/// and its largest score. The other operands are those of [`attention_forward`].
+pub fn probabilities<R: Real>(
+    config: &AttentionConfig,
+    q: &[R],
+    kv: &[R],
+    affine: QkAffine<'_, R>,
+    image: Range<usize>,
+    mut take: impl FnMut(&[R], R),
+) {
+    let (dim, width) = (config.head_dim, config.heads * config.head_dim);
+    let query = normalised_query(config, q, affine);
+    let rows = &kv[image.start * 2 * width..image.end * 2 * width];
+    with_scratch([padded(image.len()), dim], |[scores, k_hat]| {
+        for index in 0..config.heads {
+            let norm = HeadNorm::new(config, index, affine.k_gain, affine.k_bias);
+            let columns = index * dim..(index + 1) * dim;
+            let query = &query[columns.clone()];
+            let keys = rows.chunks_exact(2 * width);
+            score_rows(scores, &norm, query, keys, columns, R::of(config.scale), k_hat);
+            let max = softmax_row(scores, image.len());
+            take(&scores[..image.len()], max);
+        }
+    });
+}
+
+/// Scaled scores of one head's `query` with the keys in `columns` of rows `[k | v]`; `k_hat` holds a normalised key.
+#[inline(always)]
+fn score_rows<R: Real>(
+    scores: &mut [R],
+    norm: &HeadNorm<'_, R>,
+    query: &[R],
+    rows: ChunksExact<'_, R>,
+    columns: Range<usize>,
+    scale: R,
+    k_hat: &mut [R],
+) {
+    for (score, row) in scores.iter_mut().zip(rows) {
+        norm.forward_row(k_hat, &row[columns.clone()]);
+        *score = scale * sum2_by(query, k_hat, |q, k| q * k);
+    }
 }
 
 /// `dq` and `dkv` (written, `dq` summed over the images) and the gradients of the gains (added).

@@ -4,7 +4,7 @@
 //! of a row would live in memory rather than in a register.
 
 use crate::cpu::real::Real;
-use crate::cpu::simd::{LANES, fold};
+use crate::cpu::simd::{LANES, fold, vectorised};
 
 /// Length of a row of `keys` scores with its padding.
 pub(crate) fn padded(keys: usize) -> usize {
@@ -39,6 +39,22 @@ pub(crate) fn exp_row<R: Real>(row: &mut [R], keys: usize) -> (R, R) {
         }
     }
     (max, fold(lanes, |a, b| a + b))
+}
+
+/// Turns the first `keys` scores of a padded row into their softmax and the padding into zeros; returns the largest
+/// score.
+pub(crate) fn softmax_row<R: Real>(row: &mut [R], keys: usize) -> R {
+    vectorised(
+        #[inline(always)]
+        || {
+            let (max, sum) = exp_row(row, keys);
+            let factor = R::ONE / sum;
+            for x in row {
+                *x *= factor;
+            }
+            max
+        },
+    )
 }
 
 /// Replaces scores by `p = exp(score − lse)` and dP by `p·(dP − delta)`, in padded rows whose

@@ -1,10 +1,11 @@
 //! A model that only runs forward, on a device.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::model::{Features, Forward, record, whole};
+use super::model::{Features, Forward, Keep, Observed, record, whole};
 use crate::autograd::device::{BatchShape, DeviceParams, MeshAxes, ParamLayout, fused};
-use crate::autograd::graph::Graph;
+use crate::autograd::graph::{Graph, Kind, Tensor};
 use crate::autograd::{DeviceExecutor, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::device::Device;
@@ -25,7 +26,7 @@ pub struct DeviceModel {
 
 impl DeviceModel {
     /// Records the model of `recipe` for batches of `shape` and copies its weights, which are in the order of its
-    /// parameters. `features_too` keeps tokens and pooled vectors besides the logits.
+    /// parameters.
     ///
     /// # Errors
     /// A model that the kernels do not take; weights of another one; no room on the device.
@@ -34,12 +35,11 @@ impl DeviceModel {
         recipe: &Recipe,
         classes: usize,
         shape: BatchShape,
-        features_too: bool,
+        keep: Keep,
         weights: &[Vec<f32>],
     ) -> Result<Self> {
         limits::check(&recipe.model)?;
-        let (graph, outputs) =
-            record(recipe, classes, shape.tokens, shape.slots, features_too, Shard::WHOLE)?;
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, keep, Shard::WHOLE)?;
         let params = Arc::new(DeviceParams::new(device, ParamLayout::new(&fused(&graph), &|_| 0.0)?)?);
         let executor = DeviceExecutor::forward(device, &graph, shape, params.clone())?;
         params.write(executor.stream(), weights)?;
@@ -57,7 +57,8 @@ impl DeviceModel {
         shape: BatchShape,
         params: Arc<DeviceParams>,
     ) -> Result<Self> {
-        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, Shard::WHOLE)?;
+        let (graph, outputs) =
+            record(recipe, classes, shape.tokens, shape.slots, Keep::Logits, Shard::WHOLE)?;
         let executor = training.beside(&graph, shape, params)?;
         Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
     }
@@ -74,7 +75,7 @@ impl DeviceModel {
         axis: MeshAxes,
         shard: Shard,
     ) -> Result<Self> {
-        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, false, shard)?;
+        let (graph, outputs) = record(recipe, classes, shape.tokens, shape.slots, Keep::Logits, shard)?;
         let executor = training.beside_axes(&graph, shape, axis)?;
         let graph = whole(recipe, classes, shape.tokens, shape.slots, shard)?.unwrap_or(graph);
         Ok(Self { graph, executor, outputs, classes, logits: Vec::new() })
@@ -83,7 +84,7 @@ impl DeviceModel {
     /// Tokens `[T, D]` of the last run.
     ///
     /// # Errors
-    /// The model was recorded without `features_too`; a failed device.
+    /// The model was recorded without [`Keep::Features`]; a failed device.
     pub fn tokens(&self) -> Result<Vec<f32>> {
         self.executor.value(self.outputs.tokens)
     }
@@ -116,10 +117,27 @@ impl Forward for DeviceModel {
 
 impl Features for DeviceModel {
     /// # Errors
-    /// Also where the model was recorded without `features_too`.
+    /// Also where the model was recorded without [`Keep::Features`].
     fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>> {
         self.executor.write(batch, &StepState::default())?;
         self.executor.launch(0)?;
         self.features()
+    }
+
+    fn observed(&self) -> Result<&dyn Observed> {
+        Ok(self)
+    }
+}
+
+impl Observed for DeviceModel {
+    fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn value(&self, tensor: Tensor) -> Result<Cow<'_, [f32]>> {
+        Ok(Cow::Owned(match self.graph.info(tensor).kind {
+            Kind::Parameter(p) => self.executor.params().read_one(p)?,
+            _ => self.executor.value(tensor)?,
+        }))
     }
 }

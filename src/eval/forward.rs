@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::device::DeviceModel;
-use super::model::{Forward, Model};
+use super::model::{Forward, Keep, Model};
 use crate::autograd::device::BatchShape;
 use crate::data::batch::{PREFIX, PackedBatch, Patches, Targets};
 use crate::data::positions;
@@ -58,7 +58,7 @@ pub fn run(
     };
     let batch = pack(&recipe.model, images)?;
     positions::check(&batch, &recipe.model.position)?;
-    let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), true)?;
+    let mut model = Model::new(&recipe, classes, batch.tokens(), batch.slots(), Keep::Features)?;
     let (params, _) = assign(Path::new("the weights"), weights, model.params(), Policy::Exact)?;
     let (logits, features, all_tokens) = match device {
         None => {
@@ -67,7 +67,7 @@ pub fn run(
         }
         Some(device) => {
             let shape = BatchShape::of(&batch);
-            let mut model = DeviceModel::new(device, &recipe, classes, shape, true, &params)?;
+            let mut model = DeviceModel::new(device, &recipe, classes, shape, Keep::Features, &params)?;
             let logits = model.logits(&batch)?.to_vec();
             (logits, model.features()?, model.tokens()?)
         }

@@ -1,5 +1,6 @@
 //! Evaluation: a recorded forward pass and the metrics over its results.
 
+pub mod attention;
 pub mod chart;
 pub mod device;
 pub mod forward;

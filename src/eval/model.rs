@@ -1,8 +1,10 @@
 //! A model that only runs forward, on the CPU device; what evaluations ask of a model on any device.
 
-use std::borrow::BorrowMut;
+use std::borrow::{BorrowMut, Cow};
 
-use crate::autograd::graph::{Graph, ParamSpec};
+use crate::autograd::attention::AttentionOperands;
+use crate::autograd::graph::{Graph, Kind, ParamSpec, Tensor};
+use crate::autograd::pool::PoolOperands;
 use crate::autograd::{CpuExecutor, Plan, Rank, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -36,13 +38,34 @@ pub trait Forward {
     }
 }
 
-/// A model of which what the head sees can be had too.
+/// A model of which more than the logits can be had.
 pub trait Features: Forward {
     /// Runs the batch and returns the pooled vectors `[N, D]`, of no meaning on unused slots.
     ///
     /// # Errors
     /// As for [`Forward::logits`].
     fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>>;
+
+    /// What the newest run has kept.
+    ///
+    /// # Errors
+    /// A model of texts, which keeps nothing.
+    fn observed(&self) -> Result<&dyn Observed>;
+}
+
+/// A model whose kept values can be read after a run.
+pub trait Observed: Forward {
+    /// The recorded pass.
+    fn graph(&self) -> &Graph;
+
+    /// All rows of a parameter, or of what was kept of the last run.
+    ///
+    /// # Errors
+    /// A failed device; on one, a tensor that was not kept.
+    ///
+    /// # Panics
+    /// On the CPU, if the tensor was not kept.
+    fn value(&self, tensor: Tensor) -> Result<Cow<'_, [f32]>>;
 }
 
 impl<F: Forward + ?Sized> Forward for &mut F {
@@ -59,24 +82,52 @@ impl<F: Forward + ?Sized> Forward for &mut F {
     }
 }
 
+/// What can be read after a forward pass besides the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Logits,
+    /// Tokens and pooled vectors.
+    Features,
+    /// What the image's vector attends with: the operands of attention pooling, or of attention in the last block.
+    Pooling,
+    /// The operands of attention in every block.
+    Blocks,
+}
+
+impl Keep {
+    fn mark(self, graph: &mut Graph, outputs: &Outputs) {
+        let kept: Vec<Tensor> = match self {
+            Self::Logits => Vec::new(),
+            Self::Features => vec![outputs.tokens, outputs.features],
+            Self::Pooling => match PoolOperands::of(graph) {
+                Some(pool) => vec![pool.q, pool.kv],
+                None => AttentionOperands::of(graph).last().map_or_else(Vec::new, activations),
+            },
+            Self::Blocks => AttentionOperands::of(graph).iter().flat_map(activations).collect(),
+        };
+        kept.into_iter().for_each(|tensor| graph.keep(tensor));
+    }
+}
+
+fn activations(attention: &AttentionOperands) -> Vec<Tensor> {
+    [Some(attention.qkv), attention.rope].into_iter().flatten().collect()
+}
+
 /// What `shard` of the tensor axis computes of the forward pass of `recipe` for batches of `tokens` tokens and
-/// `slots` images. `features_too` keeps tokens and
-/// pooled vectors besides the logits.
+/// `slots` images.
 pub(super) fn record(
     recipe: &Recipe,
     classes: usize,
     tokens: usize,
     slots: usize,
-    features_too: bool,
+    keep: Keep,
     shard: Shard,
 ) -> Result<(Graph, Outputs)> {
     let mut graph = Graph::of_shard(shard);
     let outputs = vit::record(&mut graph, recipe, classes, tokens, slots, false)?;
     graph.keep(outputs.logits);
-    if features_too {
-        graph.keep(outputs.tokens);
-        graph.keep(outputs.features);
-    }
+    keep.mark(&mut graph, &outputs);
     Ok((graph, outputs))
 }
 
@@ -88,7 +139,7 @@ pub(super) fn whole(
     slots: usize,
     shard: Shard,
 ) -> Result<Option<Graph>> {
-    let whole = || record(recipe, classes, tokens, slots, false, Shard::WHOLE).map(|(graph, _)| graph);
+    let whole = || record(recipe, classes, tokens, slots, Keep::Logits, Shard::WHOLE).map(|(graph, _)| graph);
     shard.is_part().then(whole).transpose()
 }
 
@@ -105,18 +156,11 @@ pub struct Model {
 
 impl Model {
     /// Records the model of `recipe` for batches of `tokens` tokens and `slots` images.
-    /// `features_too` keeps tokens and pooled vectors besides the logits.
     ///
     /// # Errors
     /// If the model's shape is invalid.
-    pub fn new(
-        recipe: &Recipe,
-        classes: usize,
-        tokens: usize,
-        slots: usize,
-        features_too: bool,
-    ) -> Result<Self> {
-        let (graph, outputs) = record(recipe, classes, tokens, slots, features_too, Shard::WHOLE)?;
+    pub fn new(recipe: &Recipe, classes: usize, tokens: usize, slots: usize, keep: Keep) -> Result<Self> {
+        let (graph, outputs) = record(recipe, classes, tokens, slots, keep, Shard::WHOLE)?;
         Ok(Self::of_graph(graph, outputs, classes))
     }
 
@@ -130,7 +174,7 @@ impl Model {
         [tokens, slots]: [usize; 2],
         shard: Shard,
     ) -> Result<Self> {
-        let (graph, outputs) = record(recipe, classes, tokens, slots, false, shard)?;
+        let (graph, outputs) = record(recipe, classes, tokens, slots, Keep::Logits, shard)?;
         Ok(Self {
             whole: whole(recipe, classes, tokens, slots, shard)?,
             ..Self::of_graph(graph, outputs, classes)
@@ -187,7 +231,7 @@ impl Model {
     /// Tokens `[T, D]` of the last run.
     ///
     /// # Panics
-    /// If the model was recorded without `features_too`.
+    /// If the model was recorded without [`Keep::Features`].
     pub fn tokens(&self) -> &[f32] {
         self.executor.value(self.outputs.tokens)
     }
@@ -222,10 +266,28 @@ impl<M: BorrowMut<Model>, P: AsRef<[Vec<f32>]>> Forward for WithParams<M, P> {
 
 impl<M: BorrowMut<Model>, P: AsRef<[Vec<f32>]>> Features for WithParams<M, P> {
     /// # Panics
-    /// If the model was recorded without `features_too`.
+    /// If the model was recorded without [`Keep::Features`].
     fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>> {
         let model = self.model.borrow_mut();
         model.run(self.params.as_ref(), batch);
         Ok(model.features().to_vec())
+    }
+
+    fn observed(&self) -> Result<&dyn Observed> {
+        Ok(self)
+    }
+}
+
+impl<M: BorrowMut<Model>, P: AsRef<[Vec<f32>]>> Observed for WithParams<M, P> {
+    fn graph(&self) -> &Graph {
+        self.model.borrow().graph()
+    }
+
+    fn value(&self, tensor: Tensor) -> Result<Cow<'_, [f32]>> {
+        let model = self.model.borrow();
+        Ok(Cow::Borrowed(match model.graph.info(tensor).kind {
+            Kind::Parameter(p) => &self.params.as_ref()[p],
+            _ => model.executor.value(tensor),
+        }))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::model::Model;
+use super::model::{Keep, Model};
 use super::towers::CpuTowers;
 use crate::error::{Error, Result};
 use crate::recipe::{AspectKind, ModelConfig, PackingKind, PoolKind, Recipe, ResolutionKind};
@@ -189,7 +189,7 @@ fn check(path: &Path, opened: &Opened) -> Result<()> {
     let (recipe, classes) = (&opened.recipe, opened.classes.len());
     let params = match recipe.text.is_on() {
         true => CpuTowers::new(recipe, 128, 1)?.params().to_vec(),
-        false => Model::new(recipe, classes, 128, 1, false)?.params().to_vec(),
+        false => Model::new(recipe, classes, 128, 1, Keep::Logits)?.params().to_vec(),
     };
     let found = opened.weights.tensors.iter().map(|(name, (shape, _))| (name.as_str(), shape.as_slice()));
     let found = found.filter(|(name, _)| *name != PREFIX_POSITIONS).collect();

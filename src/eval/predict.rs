@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::attention::{PoolingMap, PoolingMaps, check_pooling};
 use super::metrics::probability::probabilities;
 use super::trained::Trained;
 use crate::data::loader::Loader;
@@ -18,6 +19,9 @@ pub struct Prediction {
     pub image: String,
     /// Class and probability, most probable first.
     pub top: Vec<Scored>,
+    /// What the image's vector attends to, where that was asked for.
+    #[serde(skip)]
+    pub attention: Option<PoolingMap>,
     /// Why there is no prediction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -32,32 +36,49 @@ pub struct Scored {
     pub probability: f64,
 }
 
-/// Classifies `images`, packed together, at `resolution` (0: the recipe's). An image that cannot
-/// be read gets a prediction with `error`.
+/// Classifies `images`, packed together, at `resolution` (0: the recipe's), with maps of `attention` where they are wanted of
+/// a model that keeps [`Keep::Pooling`](super::model::Keep::Pooling). An image that cannot be read gets a prediction with
+/// `error`.
 ///
 /// # Errors
-/// If an image has no place in the position tables.
+/// If an image has no place in the position tables; a model without such maps; a failed device.
 pub fn predict(
     trained: &mut Trained,
     images: Vec<PathBuf>,
     top: usize,
     resolution: usize,
+    attention: bool,
 ) -> Result<Vec<Prediction>> {
+    if attention {
+        check_pooling(&trained.recipe.model)?;
+    }
     let mut recipe = trained.recipe.clone();
     recipe.data.max_unreadable = 1.0;
     let mut predictions: Vec<Prediction> = images
         .iter()
-        .map(|path| Prediction { image: path.display().to_string(), top: Vec::new(), error: None })
+        .map(|path| Prediction {
+            image: path.display().to_string(),
+            top: Vec::new(),
+            attention: None,
+            error: None,
+        })
         .collect();
     let mut loader = Loader::eval(Arc::new(Files::new(images)), &recipe, resolution)?;
     while let Some(loaded) = loader.next().transpose()? {
         let batch = &loaded.batch;
         // Without a readable image there is nothing to run.
         let logits = if batch.images > 0 { trained.model.logits(batch)? } else { &[] };
-        for slot in (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0) {
+        let read = || (0..batch.images).filter(|slot| batch.weights[*slot] > 0.0);
+        for slot in read() {
             let logits = &logits[slot * trained.classes.len()..][..trained.classes.len()];
             let probabilities = probabilities(logits, recipe.train.loss);
             predictions[batch.sample_ids[slot] as usize].top = ranked(&probabilities, &trained.classes, top);
+        }
+        if attention {
+            let maps = PoolingMaps::read(trained.model.observed()?)?;
+            for slot in read() {
+                predictions[batch.sample_ids[slot] as usize].attention = Some(maps.of(batch, slot));
+            }
         }
         for (sample, cause) in &loaded.unreadable {
             let prediction = &mut predictions[*sample as usize];

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::device::DeviceModel;
-use super::model::{Features, Model, WithParams};
+use super::model::{Features, Keep, Model, WithParams};
 use super::open::{Opened, Told, open};
 use super::towers::{CpuEmbed, CpuTowers, DeviceTowers, Embed};
 use super::zero_shot::ZeroShot;
@@ -39,10 +39,12 @@ impl Trained {
     /// # Errors
     /// Those of [`open`]; a model that does not run on the device.
     pub fn load(path: &Path, told: &Told<'_>, device: Option<&Device>, resolution: usize) -> Result<Self> {
-        Self::load_for(path, told, device, |recipe, slots| BatchShape::of_recipe(recipe, slots, resolution))
+        let shape = |recipe: &Recipe, slots| BatchShape::of_recipe(recipe, slots, resolution);
+        Self::load_for(path, told, device, Keep::Logits, shape)
     }
 
-    /// The same where recipe and image slots decide the shape of the batches that a device makes room for.
+    /// The same where recipe and image slots decide the shape of the batches that a device makes room for, and what can be
+    /// read besides the logits.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -50,6 +52,7 @@ impl Trained {
         path: &Path,
         told: &Told<'_>,
         device: Option<&Device>,
+        keep: Keep,
         shape: impl FnOnce(&Recipe, usize) -> BatchShape,
     ) -> Result<Self> {
         let file = run_dir::model_file(path)?;
@@ -74,13 +77,13 @@ impl Trained {
             let model = Box::new(ZeroShot::new(towers, &recipe, texts, &classes, &recipe.text.prompts)?);
             return Ok(Self { path: file, recipe, classes, model });
         }
-        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, true)?;
+        let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, keep)?;
         let (params, _) = assign(&file, weights, model.params(), Policy::Exact)?;
         let model: Box<dyn Features> = match device {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
                 let shape = shape(&recipe, slots);
-                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, true, &params)?)
+                Box::new(DeviceModel::new(device, &recipe, classes.len(), shape, keep, &params)?)
             }
         };
         Ok(Self { path: file, recipe, classes, model })

@@ -1,6 +1,6 @@
 //! Classes by what texts say of them: an image is of the class whose texts its vector is nearest to (CLIP, section 3.1).
 
-use super::model::{Features, Forward};
+use super::model::{Features, Forward, Observed};
 use super::towers::{Embed, Score};
 use crate::autograd::Workload;
 use crate::autograd::graph::Modality;
@@ -77,6 +77,12 @@ pub fn normalise(rows: &mut [f32], width: usize) {
 impl Features for ZeroShot<'_> {
     fn pooled(&mut self, batch: &PackedBatch) -> Result<Vec<f32>> {
         self.towers.embed(Modality::Images, batch).map(<[f32]>::to_vec)
+    }
+
+    fn observed(&self) -> Result<&dyn Observed> {
+        Err(Error::usage(
+            "maps of attention are of models that were trained on classes, and this one was trained on texts",
+        ))
     }
 }
 

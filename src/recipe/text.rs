@@ -186,6 +186,7 @@ impl Recipe {
                 format!("mix.mixup = {} and mix.cutmix = {}", self.mix.mixup, self.mix.cutmix),
             ),
             (self.distill.is_on(), format!("distill.teacher = \"{}\"", self.distill.teacher)),
+            (train.log_attention, "train.log_attention = true".into()),
             (train.label_smoothing > 0.0, format!("train.label_smoothing = {}", train.label_smoothing)),
         ];
         for (on, key) in excluded {

@@ -110,6 +110,8 @@ pub struct TrainConfig {
     pub save_as: SaveKind,
     /// Steps between metric lines.
     pub log_every: u64,
+    /// Whether each evaluation also logs the attention of a few validation images: entropies and largest logits by block.
+    pub log_attention: bool,
 }
 
 /// Evaluation.
@@ -152,6 +154,7 @@ impl Default for TrainConfig {
             keep_every: 0,
             save_as: SaveKind::Merged,
             log_every: 10,
+            log_attention: false,
         }
     }
 }

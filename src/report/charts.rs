@@ -313,6 +313,7 @@ mod tests {
             recipe: Default::default(),
             steps: vec![step(10, 3), step(30, 5)],
             evaluations: Vec::new(),
+            attention: Vec::new(),
             suites: Default::default(),
             tables: Default::default(),
         };

@@ -46,11 +46,25 @@ pub struct Evaluation {
     pub top1: f64,
 }
 
+/// One line of the attention of an evaluation; numbers that were not finite are missing.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Attention {
+    /// Steps before it.
+    pub step: u64,
+    /// Mean entropy of each block, in nats.
+    pub entropy: Vec<Option<f64>>,
+    /// Largest scaled score of each block.
+    pub max_logit: Vec<Option<f64>>,
+    /// The entropy of uniform attention.
+    pub uniform_entropy: f64,
+}
+
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Line {
     Train(Step),
     Eval(Evaluation),
+    Attention(Attention),
     #[serde(other)]
     Other,
 }
@@ -69,6 +83,8 @@ pub struct RunLog {
     pub steps: Vec<Step>,
     /// Evaluations in order.
     pub evaluations: Vec<Evaluation>,
+    /// Attention at evaluations, in order.
+    pub attention: Vec<Attention>,
     /// Results of `trencadis eval --suite` by name of the suite.
     pub suites: BTreeMap<String, Value>,
     /// Their tables by name of the suite.
@@ -124,6 +140,7 @@ impl RunLog {
             recipe: keys,
             steps: Vec::new(),
             evaluations: Vec::new(),
+            attention: Vec::new(),
             suites: BTreeMap::new(),
             tables: BTreeMap::new(),
         };
@@ -144,6 +161,7 @@ impl RunLog {
             match serde_json::from_str(line) {
                 Ok(Line::Train(step)) => self.steps.push(step),
                 Ok(Line::Eval(evaluation)) => self.evaluations.push(evaluation),
+                Ok(Line::Attention(attention)) => self.attention.push(attention),
                 Ok(Line::Other) => {}
                 Err(cause) => {
                     return Err(Error::file(
@@ -236,8 +254,10 @@ mod tests {
             )
         };
         let unknown = "{\"step\":4,\"kind\":\"entropy\",\"values\":[1]}\n";
+        let attention = "{\"step\":1,\"kind\":\"attention\",\"entropy\":[2.5,null],\"min_head_entropy\":[2.0,null],\"max_logit\":[3.0,null],\"uniform_entropy\":3.5,\"images\":16,\"seconds\":0.1}\n";
         let text = line("1")
             + &eval(1, 0.7)
+            + attention
             + &line("4")
             + unknown
             + &eval(4, 0.9)
@@ -252,6 +272,7 @@ mod tests {
         let run = RunLog::read(dir.path()).unwrap();
         assert_eq!((run.steps.len(), run.evaluations.len()), (2, 3));
         assert_eq!(run.steps[0].loss, None);
+        assert_eq!((run.attention.len(), &run.attention[0].entropy[..]), (1, &[Some(2.5), None][..]));
         assert_eq!(run.best().map(|best| best.step), Some(4));
         assert_eq!(run.totals(), [(3.0, 5.0, 0.5), (12.0, 20.0, 2.0)]);
         assert_eq!(run.recipe["train.loss"], "\"softmax\"");

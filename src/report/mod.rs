@@ -3,6 +3,7 @@
 //! It shows what the runs' folders hold: recipes, `metrics.jsonl`, under `eval/` what `trencadis eval --suite` has left, and
 //! the predictions of their models on a few images. Parts without data are left out.
 
+mod attention;
 mod charts;
 mod log;
 mod page;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::attention;
 use super::charts;
 use super::log::RunLog;
 use super::samples::Sample;
@@ -57,6 +58,11 @@ pub fn page(runs: &[RunLog], samples: &[Vec<Sample>]) -> String {
     summary(&mut out, runs);
     differences(&mut out, runs);
     section(&mut out, "Training", charts::training(runs).iter().map(|figure| card(&figure.to_svg())));
+    section(
+        &mut out,
+        "Attention by block",
+        attention::figures(runs).iter().map(|figure| card(&figure.to_svg())),
+    );
     other_conditions(&mut out, runs);
     section(&mut out, "Evaluations", charts::evaluations(runs).iter().map(|figure| card(&figure.to_svg())));
     calibration(&mut out, runs);
@@ -325,6 +331,7 @@ mod tests {
             recipe: BTreeMap::from([("train.lr".into(), lr.into()), ("train.seed".into(), "0".into())]),
             steps: (1..=4).map(step).collect(),
             evaluations: vec![Evaluation { step: 4, loss: Some(0.3), top1: 0.875 }],
+            attention: Vec::new(),
             suites: BTreeMap::from([("cascade".into(), cascade)]),
             tables: BTreeMap::from([("cascade".into(), "alpha < 1".into())]),
         }

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use image::{DynamicImage, ImageFormat, imageops::FilterType};
 
 use crate::data::loader::Loader;
+use crate::data::source::chosen::Chosen;
 use crate::data::source::{self, Image, Source};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -47,38 +48,6 @@ impl Sample {
     }
 }
 
-/// Some images of a source, evenly spread over it.
-struct Chosen {
-    inner: Arc<dyn Source>,
-    indices: Vec<usize>,
-}
-
-impl Source for Chosen {
-    fn len(&self) -> usize {
-        self.indices.len()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.inner.name(self.indices[index])
-    }
-
-    fn label(&self, index: usize) -> usize {
-        self.inner.label(self.indices[index])
-    }
-
-    fn size(&self, index: usize) -> Result<(usize, usize)> {
-        self.inner.size(self.indices[index])
-    }
-
-    fn load(&self, index: usize, channels: usize) -> Result<Image> {
-        self.inner.load(self.indices[index], channels)
-    }
-
-    fn caption(&self, index: usize) -> Result<String> {
-        self.inner.caption(self.indices[index])
-    }
-}
-
 /// Runs the best model of the run at `path` (else the last) over `count` images of its validation set, evenly spread: runs
 /// over the same set show the same images. None where no model has been saved yet. Images that cannot be read are left out.
 ///
@@ -96,11 +65,9 @@ pub fn samples(path: &Path, count: usize, device: Option<&Device>) -> Result<Vec
     if images.is_empty() {
         return Ok(Vec::new());
     }
-    let count = count.min(images.len());
-    let indices = (0..count).map(|i| i * images.len() / count).collect();
-    let chosen: Arc<dyn Source> = Arc::new(Chosen { inner: images, indices });
+    let chosen: Arc<dyn Source> = Arc::new(Chosen::spread(images, count));
     recipe.data.max_unreadable = 1.0;
-    let mut found: Vec<Option<Sample>> = vec![None; count];
+    let mut found: Vec<Option<Sample>> = vec![None; chosen.len()];
     let mut loader = Loader::eval(chosen.clone(), &recipe, 0)?;
     while let Some(loaded) = loader.next().transpose()? {
         let batch = &loaded.batch;

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::checkpoint::Snapshot;
 use super::metrics::MetricsLog;
 use super::progress::Progress;
-use super::report::{EvalReport, StepReport};
+use super::report::{AttentionReport, EvalReport, StepReport};
 use super::run_dir::RunDir;
 use super::tensorboard::EventWriter;
 use super::terminal::{say, tell};
@@ -108,6 +108,25 @@ impl Journal {
         progress.eval(report);
         metrics.eval(report)?;
         let scalars = [("eval/loss", report.loss), ("eval/top1", report.top1), ("eval/top5", report.top5)];
+        events.scalars(report.step, &scalars)
+    }
+
+    /// The attention of an evaluation.
+    pub fn attention(&mut self, report: &AttentionReport) -> Result<()> {
+        let Some(Kept { metrics, events, .. }) = &mut self.kept else { return Ok(()) };
+        metrics.attention(report)?;
+        let tags = |what: &str, values: &[f64]| -> Vec<(String, f64)> {
+            let of_block =
+                |(block, value): (usize, &f64)| (format!("attention_{what}/block_{block:02}"), *value);
+            values.iter().enumerate().map(of_block).collect()
+        };
+        let scalars = [
+            tags("entropy", &report.entropy),
+            tags("min_head_entropy", &report.min_head_entropy),
+            tags("max_logit", &report.max_logit),
+        ]
+        .concat();
+        let scalars: Vec<(&str, f64)> = scalars.iter().map(|(tag, value)| (tag.as_str(), *value)).collect();
         events.scalars(report.step, &scalars)
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{EvalReport, StepReport};
+use super::report::{AttentionReport, EvalReport, StepReport};
 use crate::{Error, Result};
 
 /// Appends metric lines to a file.
@@ -57,6 +57,14 @@ impl MetricsLog {
     /// [`Error::Failure`] if it cannot be written.
     pub fn eval(&mut self, report: &EvalReport) -> Result<()> {
         self.write("eval", report.step, report)
+    }
+
+    /// Writes the attention of an evaluation, kind `attention`.
+    ///
+    /// # Errors
+    /// [`Error::Failure`] if it cannot be written.
+    pub fn attention(&mut self, report: &AttentionReport) -> Result<()> {
+        self.write("attention", report.step, report)
     }
 
     /// Writes a line of any kind; `fields` is a struct or map. `step` may not fall from line to line.

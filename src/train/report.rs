@@ -55,3 +55,23 @@ pub struct EvalReport {
     /// Wall time in seconds; the one field that differs between equal runs.
     pub seconds: f64,
 }
+
+/// Attention of every block over the same validation images at each evaluation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct AttentionReport {
+    /// Optimiser steps before it.
+    #[serde(skip)]
+    pub step: u64,
+    /// Mean entropy over heads, queries and images of each block, in nats.
+    pub entropy: Vec<f64>,
+    /// That of the head where it is lowest, of each block.
+    pub min_head_entropy: Vec<f64>,
+    /// Largest scaled score of each block.
+    pub max_logit: Vec<f64>,
+    /// What the entropy would be if all queries attended to all tokens alike.
+    pub uniform_entropy: f64,
+    /// Images.
+    pub images: u64,
+    /// Wall time in seconds; the one field that differs between equal runs.
+    pub seconds: f64,
+}

@@ -1,6 +1,7 @@
 //! The training loop. All ranks run it with the same control flow: whatever decides on it is the same on all, or is
 //! agreed on.
 
+mod attention;
 mod evaluation;
 mod steps;
 
@@ -23,6 +24,7 @@ use crate::data::packing::PackingStats;
 use crate::data::source::Dataset;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::eval::attention::probe::AttentionProbe;
 use crate::parallel::MeshGroups;
 use crate::recipe::Recipe;
 
@@ -72,6 +74,8 @@ pub(super) struct Trainer {
     header: Header,
     journal: Journal,
     ranks: Rc<MeshGroups>,
+    /// On the first rank of a run that logs attention.
+    probe: Option<AttentionProbe>,
     queued: VecDeque<Queued>,
     interrupt: Interrupt,
     /// Whether the ranks have agreed to stop.
@@ -102,6 +106,7 @@ impl Trainer {
             false => Ok(Journal::silent(run)),
         };
         let journal = ranks.agree(journal)??;
+        let probe = ranks.agree(attention::probe(&recipe, &dataset, &ranks))??;
         notes.iter().for_each(|note| journal.say(note));
         journal.say(&format!(
             "data              {}\nimages            {} to train on, {} to validate, {} classes",
@@ -132,6 +137,7 @@ impl Trainer {
             failed: false,
             agreed: false,
             unsaid: None,
+            probe,
             queued: VecDeque::new(),
             recipe,
             dataset,

@@ -1,7 +1,7 @@
 //! Packed attention against a naive reference and finite differences, and its independence of
 //! packing and threads.
 
-use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward};
+use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, backward, forward, probabilities};
 use trencadis::cpu::real::Real;
 use trencadis::recipe::{QkNormKind, Rope};
 use trencadis::rng::{Purpose, Stream};
@@ -437,4 +437,52 @@ fn thread_count_changes_no_bit() {
 fn no_images_is_no_work() {
     let case = case(QkNormKind::Rms, true, [true; 4], &[0, 0]);
     assert!(case.run().daffine.iter().flatten().flatten().all(|&x| x == 0.0));
+}
+
+/// The probabilities are those with which the forward pass sums v, and the largest score is that of its log-sum-exp.
+#[test]
+fn probabilities_are_those_of_the_forward_pass() {
+    for rope in ROPES {
+        for kind in KINDS {
+            let case = grouped_case(kind, 3, rope, &SHORT);
+            let AttentionConfig { heads, head_dim, .. } = case.config;
+            let (out, lse) = case.forward();
+            let mut rows = 0;
+            for image in case.cu_seqlens.windows(2).map(|pair| pair[0] as usize..pair[1] as usize) {
+                for head in 0..heads {
+                    let mut query = image.start;
+                    let rope = case.rope.as_deref();
+                    let take = |p: &[f64], max: f64| {
+                        assert_eq!(p.len(), image.len());
+                        assert!((p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+                        let largest = p.iter().copied().fold(0.0, f64::max);
+                        assert!((largest.ln() + lse[query * heads + head] - max).abs() < 1e-10);
+                        for column in 0..head_dim {
+                            let v = |token: usize| {
+                                let first =
+                                    (heads + case.config.kv_heads + head / case.config.group()) * head_dim;
+                                case.qkv[token * case.config.qkv_width() + first + column]
+                            };
+                            let sum: f64 = p.iter().zip(image.clone()).map(|(p, token)| p * v(token)).sum();
+                            let want = out[(query * heads + head) * head_dim + column];
+                            assert!((sum - want).abs() < 1e-12, "{kind:?} {rope:?}: {sum} instead of {want}");
+                        }
+                        (query, rows) = (query + 1, rows + 1);
+                    };
+                    let queries = image.clone();
+                    probabilities(
+                        &case.config,
+                        &case.qkv,
+                        case.affine(),
+                        rope,
+                        image.clone(),
+                        head,
+                        queries,
+                        take,
+                    );
+                }
+            }
+            assert_eq!(rows, SHORT.iter().sum::<usize>() * heads);
+        }
+    }
 }

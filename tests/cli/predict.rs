@@ -74,3 +74,56 @@ fn predictions_name_classes() {
     assert_eq!((done.code, done.err.as_str()), (Some(2), "error: 1 of 1 images could not be read\n"));
     assert!(done.out.contains("not read: the image cannot be read"), "{}", done.out);
 }
+
+/// Width and height of a PNG.
+fn size(place: &Place, name: &str) -> (u32, u32) {
+    let picture = image::open(place.path(name)).unwrap();
+    (picture.width(), picture.height())
+}
+
+#[test]
+fn attention_is_drawn() {
+    let place = Place::new();
+    place.train("", &["model.heads=2", "model.head_dim=8"]).succeeds();
+    for (name, width, height) in [("wide.png", 40, 10), ("tall.png", 8, 30), ("b/wide.jpg", 12, 12)] {
+        let format = if name.ends_with("jpg") { ImageFormat::Jpeg } else { ImageFormat::Png };
+        place.write(name, encode(&picture(width, height, 200).into(), format));
+    }
+    let plain = json_lines(&place.run("predict runs/digits-1 wide.png --json").succeeds().out);
+    let words = "predict runs/digits-1 wide.png tall.png b/wide.jpg --attention maps/here --json";
+    let lines = json_lines(&place.run(words).succeeds().out);
+    let drawn: Vec<_> = lines.iter().map(|line| line["attention"].as_str().unwrap()).collect();
+    assert_eq!(drawn, ["maps/here/wide.png", "maps/here/tall.png", "maps/here/wide-2.png"]);
+    assert_eq!(lines[0]["top"], plain[0]["top"], "the prediction is the same");
+    assert!(plain[0].get("attention").is_none());
+    let sizes: Vec<_> = drawn.iter().map(|name| size(&place, name)).collect();
+    // The image of 4 x 1 beside its map, each 480 pixels wide, and so on.
+    assert_eq!(sizes[0].0, 2 * 480 + 16 + 48);
+    assert!(sizes[0].1 < sizes[1].1 && sizes[1].0 < sizes[0].0, "{sizes:?}");
+    let done = place.run("predict runs/digits-1 wide.png --attention maps --attention-heads").succeeds();
+    done.says(&["  attention maps/wide.png\n"]);
+    assert!(size(&place, "maps/wide.png").1 > sizes[0].1, "the heads are below");
+
+    // What cannot be read has no picture, and costs the others nothing.
+    let done = place.run("predict runs/digits-1 absent.png tall.png --attention some --json");
+    assert_eq!((done.code, done.err.as_str()), (Some(2), "error: 1 of 2 images could not be read\n"));
+    assert!(exists(place.path("some/tall.png")) && !exists(place.path("some/absent.png")));
+}
+
+#[test]
+fn attention_of_a_class_token_and_of_none() {
+    let place = Place::new();
+    place.write("a.png", encode(&picture(8, 10, 200).into(), ImageFormat::Png));
+    place.train("", &["model.pool=\"cls\"", "model.class_token=true"]).succeeds();
+    place.run("predict runs/digits-1 a.png --attention maps").succeeds();
+    assert!(exists(place.path("maps/a.png")));
+    place.train("", &["model.pool=\"mean\""]).succeeds();
+    place.run("predict runs/digits-2 a.png --attention none").refuses(&[
+        "model.pool = \"mean\"",
+        "all patches count alike",
+        "no attention to draw",
+    ]);
+    assert!(!exists(place.path("none")), "nothing is written");
+    place.run("predict runs/digits-1 a.png --attention a.png").refuses(&["a.png: this is no folder"]);
+    place.run("predict runs/digits-1 a.png --attention-heads").refuses(&["--attention <DIR>"]);
+}

@@ -90,6 +90,15 @@ fn a_kill_costs_nothing_with_an_average_and_accumulation() {
 }
 
 #[test]
+fn a_kill_costs_nothing_where_attention_is_logged() {
+    let place = Place::new();
+    survives_a_kill_in(&place, "", &["train.log_attention=true", "train.ema=0.9"]);
+    let lines = place.metrics("runs/cut-1");
+    let attention: Vec<_> = lines.iter().filter(|line| line["kind"] == "attention").collect();
+    assert_eq!(attention.len(), 6, "one an evaluation");
+}
+
+#[test]
 fn a_kill_costs_nothing_on_the_same_ranks() {
     let sets = ["train.ema=0.9", "train.accumulate=4", "drop.kind=\"constant\"", "train.optimizer=\"lamb\""];
     survives_a_kill_on("--ranks 2", &sets);

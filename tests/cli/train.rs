@@ -210,3 +210,61 @@ fn the_planned_memory_is_what_is_used() {
     assert!(child.wait().unwrap().success());
     assert!(peak > 0.7 * planned && peak < planned + 60.0, "planned {planned} MiB and used {peak} MiB");
 }
+
+/// The lines of kind `attention`.
+fn attention(place: &Place, run: &str) -> Vec<serde_json::Value> {
+    place.metrics(run).into_iter().filter(|line| line["kind"] == "attention").collect()
+}
+
+#[test]
+fn attention_is_logged_where_it_is_asked_for() {
+    let place = Place::new();
+    let sets = ["train.eval_every=6", "model.depth=2", "model.heads=2", "train.accumulate=2"];
+    let logged = [&sets[..], &["train.log_attention=true"]].concat();
+    place.train("--name without", &sets).succeeds();
+    place.train("--name with", &logged).succeeds();
+    assert!(attention(&place, "runs/without-1").is_empty());
+    let lines = attention(&place, "runs/with-1");
+    assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [6, 12]);
+    for line in &lines {
+        let numbers = |key: &str| -> Vec<f64> {
+            line[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let uniform = line["uniform_entropy"].as_f64().unwrap();
+        let (entropy, least) = (numbers("entropy"), numbers("min_head_entropy"));
+        assert_eq!(
+            (entropy.len(), numbers("max_logit").len(), &line["images"]),
+            (2, 2, &4.into()),
+            "as many as a batch holds"
+        );
+        for (entropy, least) in entropy.iter().zip(&least) {
+            assert!(0.0 < *least && least <= entropy && *entropy <= uniform + 1e-6, "{line}");
+        }
+    }
+    // What is trained does not depend on it.
+    let bits = |run: &str| place.bits(&format!("runs/{run}-1/last.safetensors"));
+    assert!(bits("with") == bits("without"));
+    // Of several ranks the first logs the whole model.
+    for (name, words) in [("data", "--ranks 2"), ("tensor", "--ranks 2 --tensor 2")] {
+        place.train(&format!("--name {name} {words}"), &logged).succeeds();
+        let there = attention(&place, &format!("runs/{name}-1"));
+        assert_eq!(there.len(), 2);
+        for (there, here) in there.iter().zip(&lines) {
+            for (there, here) in
+                there["entropy"].as_array().unwrap().iter().zip(here["entropy"].as_array().unwrap())
+            {
+                let (there, here) = (there.as_f64().unwrap(), here.as_f64().unwrap());
+                assert!((there - here).abs() < 1e-3, "{name}: {there} instead of {here}");
+            }
+        }
+    }
+    let events = fs::read_dir(place.path("runs/with-1")).unwrap().map(|entry| entry.unwrap().path());
+    let events =
+        events.filter(|path| path.to_string_lossy().contains("tfevents")).map(|path| fs::read(path).unwrap());
+    let tag = b"attention_entropy/block_01";
+    assert!(events.into_iter().any(|bytes| bytes.windows(tag.len()).any(|window| window == tag)));
+    place.run("report runs/with-1 runs/without-1 --samples 0 --out page.html").succeeds();
+    let page = fs::read_to_string(place.path("page.html")).unwrap();
+    assert!(page.contains("Attention entropy: with-1") && page.contains("Largest attention logit: with-1"));
+    assert!(!page.contains("Attention entropy: without-1"));
+}

@@ -2,7 +2,7 @@
 
 use trencadis::cpu::attention::{AttentionConfig, QkAffine, QkAffineGrad, forward};
 use trencadis::cpu::pool::{
-    attention_backward, attention_forward, gather, gather_grad, mean_backward, mean_forward,
+    attention_backward, attention_forward, gather, gather_grad, mean_backward, mean_forward, probabilities,
 };
 use trencadis::cpu::real::Real;
 use trencadis::recipe::{QkNormKind, Rope};
@@ -267,4 +267,34 @@ fn gather_and_its_gradient() {
     let mut dx = [f32::NAN; 10];
     gather_grad(&mut dx, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[4, 0, 4], 2);
     assert_eq!(dx, [3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 6.0, 8.0]);
+}
+
+/// The probabilities are those with which the forward pass sums v, and the largest score is that of its log-sum-exp.
+#[test]
+fn probabilities_are_those_of_the_forward_pass() {
+    for kind in KINDS {
+        let case = case(kind, true, kind != QkNormKind::None, &LENGTHS, 2);
+        let (out, lse) = case.forward();
+        for (slot, pair) in case.cu_seqlens.windows(2).enumerate() {
+            let (start, end) = (pair[0] as usize, pair[1] as usize);
+            let image = end.min(start + case.skip)..end;
+            if image.is_empty() {
+                continue;
+            }
+            let mut head = 0;
+            let take = |p: &[f64], max: f64| {
+                assert!(p.len() == image.len() && (p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+                let largest = p.iter().copied().fold(0.0, f64::max);
+                assert!((largest.ln() + lse[slot * HEADS + head] - max).abs() < 1e-10);
+                for column in head * DIM..(head + 1) * DIM {
+                    let v = |token: usize| case.kv[token * 2 * WIDTH + WIDTH + column];
+                    let sum: f64 = p.iter().zip(image.clone()).map(|(p, token)| p * v(token)).sum();
+                    assert!((sum - out[slot * WIDTH + column]).abs() < 1e-12, "{kind:?}");
+                }
+                head += 1;
+            };
+            probabilities(&case.config, &case.q, &case.kv, case.affine(), image.clone(), take);
+            assert_eq!(head, HEADS);
+        }
+    }
 }

@@ -1,22 +1,15 @@
 //! Nodes that are one launch on a device: what passes between them never leaves the registers.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use super::super::elementwise::Add;
 use super::super::gemm::{BiasGrad, GeluGrad, InputGeluGrad, InputGrad, Linear, LinearResidual};
 use super::super::graph::{Graph, Node, Tensor};
 use super::super::norm::{NormGrad, NormGradAdd};
-use super::super::op::Op;
+use super::super::op::{Op, downcast};
 use super::super::position::{AddPosition, Fourier, Table};
 use super::super::residual::Residual;
 use super::super::sharded::ColumnLinearGrad;
-
-/// The op of a node, where it is a `T`.
-fn op<T: Op>(node: &Node) -> Option<&T> {
-    let op: &dyn Any = node.op.as_ref();
-    op.downcast_ref()
-}
 
 /// The graph as a device runs it. It computes the same.
 pub fn fused(graph: &Graph) -> Graph {
@@ -34,7 +27,7 @@ pub fn fused(graph: &Graph) -> Graph {
 fn producer<T: Op>(graph: &Graph, tensor: Tensor, at: usize, later: bool) -> Option<usize> {
     let reads = |node: &Node| node.inputs.contains(&Some(tensor));
     let product = graph.nodes[..at].iter().rposition(|node| node.outputs.contains(&Some(tensor)))?;
-    op::<T>(&graph.nodes[product])?;
+    downcast::<T>(&graph.nodes[product])?;
     let read_before = graph.nodes[..at].iter().any(reads);
     let read_after = graph.nodes[at + 1..].iter().any(reads) || graph.kept.contains(&tensor);
     (!read_before && (later || !read_after)).then_some(product)
@@ -54,10 +47,10 @@ fn gelu_grad(graph: &mut Graph) {
     let mut gone = Vec::new();
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        let Some(&GeluGrad(kind)) = op(node) else { continue };
+        let Some(&GeluGrad(kind)) = downcast(node) else { continue };
         let (dy, pre, dpre) = (node.input(0), node.input(1), node.output(0));
         let Some(product) = producer::<InputGrad>(graph, dy, at, false) else { continue };
-        let sums = |node: &Node| op::<BiasGrad>(node).is_some() && node.inputs[0] == Some(dpre);
+        let sums = |node: &Node| downcast::<BiasGrad>(node).is_some() && node.inputs[0] == Some(dpre);
         let sums = graph.nodes[at..].iter().position(sums).map(|sums| at + sums);
         let factors = &graph.nodes[product].inputs;
         let inputs = vec![Some(pre), factors[0], factors[1]];
@@ -75,12 +68,12 @@ fn sharded_gelu_grad(graph: &mut Graph) {
     let mut gone = Vec::new();
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        let Some(&GeluGrad(kind)) = op(node) else { continue };
+        let Some(&GeluGrad(kind)) = downcast(node) else { continue };
         let (dy, pre, dpre) = (node.input(0), node.input(1), node.output(0));
         let Some(product) = producer::<ColumnLinearGrad>(graph, dy, at, false) else { continue };
         let mut fused = graph.nodes[product].clone();
         let Some(part) = fused.outputs.iter().position(|output| *output == Some(dy)) else { continue };
-        let Some(ColumnLinearGrad { shard, gelu }) = op(&fused) else { continue };
+        let Some(ColumnLinearGrad { shard, gelu }) = downcast(&fused) else { continue };
         let (shard, mut gelu) = (*shard, gelu.clone());
         gelu[part / 3] = Some(kind);
         (fused.outputs[part], fused.inputs[part + 3]) = (Some(dpre), Some(pre));
@@ -97,7 +90,7 @@ fn residual(graph: &mut Graph) {
     let mut gone = Vec::new();
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        let Some(&Residual { drop_path, .. }) = op(node) else { continue };
+        let Some(&Residual { drop_path, .. }) = downcast(node) else { continue };
         let (x, branch, gamma, out) = (node.inputs[0], node.input(1), node.inputs[2], node.outputs[0]);
         let Some(product) = producer::<Linear>(graph, branch, at, true) else { continue };
         let factors = &graph.nodes[product].inputs;
@@ -115,12 +108,12 @@ fn norm_grad(graph: &mut Graph) {
     let mut gone = Vec::new();
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        if op::<Add>(node).is_none() || node.inputs[0] == node.inputs[1] {
+        if downcast::<Add>(node).is_none() || node.inputs[0] == node.inputs[1] {
             continue;
         }
         let (passing, dx, sum) = (node.inputs[0], node.input(1), node.outputs[0]);
         let Some(grad) = producer::<NormGrad>(graph, dx, at, false) else { continue };
-        let Some(&NormGrad(kind)) = op(&graph.nodes[grad]) else { continue };
+        let Some(&NormGrad(kind)) = downcast(&graph.nodes[grad]) else { continue };
         let (operands, results) = (&graph.nodes[grad].inputs, &graph.nodes[grad].outputs);
         let inputs = [passing].iter().chain(operands).copied().collect();
         let outputs = [sum].iter().chain(&results[1..]).copied().collect();
@@ -136,14 +129,14 @@ fn position(graph: &mut Graph) {
     let mut gone = Vec::new();
     for at in 0..graph.nodes.len() {
         let node = &graph.nodes[at];
-        if op::<Add>(node).is_none() || node.inputs[0] == node.inputs[1] {
+        if downcast::<Add>(node).is_none() || node.inputs[0] == node.inputs[1] {
             continue;
         }
         let (x, embedding, sum) = (node.inputs[0], node.input(1), node.outputs[0]);
         let table = producer::<Table>(graph, embedding, at, false);
         let Some(made) = table.or_else(|| producer::<Fourier>(graph, embedding, at, false)) else { continue };
         let node = &graph.nodes[made];
-        let added = match (op::<Table>(node), op::<Fourier>(node)) {
+        let added = match (downcast::<Table>(node), downcast::<Fourier>(node)) {
             (Some(table), _) => AddPosition::Table(table.clone()),
             (_, Some(fourier)) => AddPosition::Fourier(fourier.clone()),
             _ => continue,

@@ -69,6 +69,16 @@ impl DeviceParams {
     pub fn read(&self) -> Result<Vec<Vec<f32>>> {
         Ok(self.layout.unpack(&self.master.download()?))
     }
+
+    /// The same of parameter `p` alone.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn read_one(&self, p: usize) -> Result<Vec<f32>> {
+        let range = &self.layout.arena().ranges()[p];
+        let padded = self.master.view::<f32>(range.start * size_of::<f32>()..range.end * size_of::<f32>())?;
+        Ok(self.layout.unpack_one(p, &padded.download()?))
+    }
 }
 
 /// How parameters, gradients and everything of their shape lie on a device.

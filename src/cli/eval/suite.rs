@@ -9,6 +9,7 @@ use crate::autograd::device::BatchShape;
 use crate::data::source::{self, Dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::eval::model::Keep;
 use crate::eval::open::Told;
 use crate::eval::suite::{Crop, Observer, Options, Session, Setting, Size, Suite};
 use crate::eval::trained::Trained;
@@ -213,14 +214,14 @@ pub(super) fn run(args: Args, device: Option<&Device>) -> Result<()> {
         None => beside(&args.model)?,
     };
     let shape = |recipe: &Recipe, slots| suites.shape(recipe, slots, &sizes);
-    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, shape)?;
+    let trained = Trained::load_for(&args.model, &args.told.told(None)?, device, Keep::Features, shape)?;
     let set: Arc<Dataset> = Arc::new(super::dataset(&trained.recipe, args.data.as_deref())?);
     let probed = suites.probed(&trained.recipe, args.data.as_deref(), &set)?;
     let against = match &suites.against {
         None => None,
         Some(path) if is_table(path) => Some(Observer::Decisions(path.clone())),
         Some(path) => {
-            let other = Trained::load_for(path, &Told::default(), device, shape)?;
+            let other = Trained::load_for(path, &Told::default(), device, Keep::Logits, shape)?;
             Some(Observer::Model(Box::new(Session::new(other, set.clone(), crop)?)))
         }
     };

@@ -9,7 +9,7 @@ use crate::cpu::gemm::{Mat, MatMut, gemm};
 use crate::cpu::real::Real;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::simd::{sum2_by, vectorised};
-use crate::cpu::softmax::{exp_grad_row, exp_row, padded};
+use crate::cpu::softmax::{exp_grad_row, exp_row, padded, softmax_row};
 
 /// Query rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;
@@ -101,16 +101,7 @@ impl<R: Real> Head<'_, R> {
                 let block = start..rows.end.min(start + BLOCK_ROWS);
                 let n = block.len();
                 let (q, scores) = (&mut q[..n * dim], &mut scores[..n * stride]);
-                self.queries(q, &block);
-                let scale = R::of(self.config.scale);
-                gemm(
-                    MatMut::new(scores, n, keys, stride),
-                    false,
-                    scale,
-                    Mat::new(q, n, dim, dim),
-                    k.t(),
-                    false,
-                );
+                self.scores(scores, q, k, &block);
                 // The sum is divided out of the result, which is narrower than the scores.
                 let sums = &mut q[..n];
                 vectorised(
@@ -132,6 +123,27 @@ impl<R: Real> Head<'_, R> {
                     for x in &mut out[..dim] {
                         *x *= factor;
                     }
+                }
+            }
+        });
+    }
+
+    /// Hands over, for each of the tokens `rows` in order, its probabilities over the keys of the image and its largest
+    /// score.
+    pub fn probabilities(&self, rows: Range<usize>, mut take: impl FnMut(&[R], R)) {
+        let (dim, keys) = (self.config.head_dim, self.image.len());
+        let (block, stride) = (BLOCK_ROWS.min(rows.len()), padded(keys));
+        with_scratch([block * dim, keys * dim, block * stride], |[q, k, scores]| {
+            self.keys(k);
+            let k = Mat::new(k, keys, dim, dim);
+            for start in rows.clone().step_by(BLOCK_ROWS) {
+                let block = start..rows.end.min(start + BLOCK_ROWS);
+                let n = block.len();
+                let (q, scores) = (&mut q[..n * dim], &mut scores[..n * stride]);
+                self.scores(scores, q, k, &block);
+                for row in scores.chunks_exact_mut(stride) {
+                    let max = softmax_row(row, keys);
+                    take(&row[..keys], max);
                 }
             }
         });
@@ -160,9 +172,8 @@ impl<R: Real> Head<'_, R> {
                 let (scores, dscores) = (&mut scores[..n * stride], &mut dscores[..n * stride]);
                 let scale = R::of(self.config.scale);
 
-                self.queries(q, &block);
+                self.scores(scores, q, k, &block);
                 let q = Mat::new(q, n, dim, dim);
-                gemm(MatMut::new(scores, n, keys, stride), false, scale, q, k.t(), false);
                 let dout_block = Mat::new(dout, n, dim, width);
                 gemm(MatMut::new(dscores, n, keys, stride), false, R::ONE, dout_block, v.t(), false);
                 vectorised(
@@ -235,6 +246,15 @@ impl<R: Real> Head<'_, R> {
     pub fn place_in_group(&self) -> (bool, bool) {
         let group = self.config.group();
         (self.index.is_multiple_of(group), (self.index + 1).is_multiple_of(group))
+    }
+
+    /// The scaled scores of the queries of some tokens, which go to `q`, with the keys `k` of the image, in rows of
+    /// [`padded`] length.
+    fn scores(&self, scores: &mut [R], q: &mut [R], k: Mat<'_, R>, tokens: &Range<usize>) {
+        let (dim, keys, n) = (self.config.head_dim, self.image.len(), tokens.len());
+        self.queries(q, tokens);
+        let (scores, q) = (MatMut::new(scores, n, keys, padded(keys)), Mat::new(q, n, dim, dim));
+        gemm(scores, false, R::of(self.config.scale), q, k.t(), false);
     }
 
     /// The queries of some tokens as they meet the keys.

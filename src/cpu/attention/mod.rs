@@ -92,6 +92,30 @@ pub fn forward<R: Real>(
     });
 }
 
+/// The probabilities of query head `head` of one image, whose tokens are `image`: for each of the tokens `queries` among
+/// them, in order, `take` gets those over all of the image's keys, which add up to 1, and the largest score. The other
+/// operands are those of [`forward`].
+///
+/// # Panics
+/// As [`forward`].
+#[allow(clippy::too_many_arguments)]
+pub fn probabilities<R: Real>(
+    config: &AttentionConfig,
+    qkv: &[R],
+    affine: QkAffine<'_, R>,
+    rope: Option<&[R]>,
+    image: Range<usize>,
+    head: usize,
+    queries: Range<usize>,
+    take: impl FnMut(&[R], R),
+) {
+    if queries.is_empty() {
+        return;
+    }
+    let heads = Heads { config, qkv, affine, rotation: rotation(config, rope) };
+    heads.get(head, image).probabilities(queries, take);
+}
+
 /// `dqkv` (written) and the gradients of the gains (added) from `dout`. Probabilities are made
 /// again from the scores and `lse`.
 ///

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::canvas::{Canvas, Colour, GROUND, INK, mix, palette};
+use super::canvas::{Canvas, Colour, GROUND, INK, fitted, mix, palette};
 use super::font;
 use crate::data::augment::Op;
 use crate::data::draw::Draw;
@@ -11,7 +11,7 @@ use crate::data::frame::Framing;
 use crate::data::order::Order;
 use crate::data::packing::PackingSettings;
 use crate::data::source::{Dataset, Image, Source};
-use crate::data::view::{ViewSettings, Viewer, resized};
+use crate::data::view::{ViewSettings, Viewer};
 use crate::error::{Error, Result};
 use crate::recipe::{CropKind, Recipe};
 
@@ -159,7 +159,7 @@ fn draw(rows: &[Row], recipe: &Recipe, name: &str) -> Canvas {
                 let around = (corner.0 - FRAME, corner.1 - FRAME);
                 canvas.paint(around, (width + 2 * FRAME, height + 2 * FRAME), |_, _| palette(draw));
             }
-            picture(&mut canvas, pixels, corner, (height, width));
+            canvas.picture(pixels, corner, (height, width));
             for (line, text) in wrapped(caption, CELL / (font::WIDTH + 1)).iter().take(LINES).enumerate() {
                 canvas.text((x, y + CELL + 4 + line * LINE), 1, text, dim);
             }
@@ -182,7 +182,7 @@ fn original(canvas: &mut Canvas, row: &Row, boxes: &[[f64; 4]], at: (usize, usiz
     let down = |y: f64| at.1 as f64 + CELL as f64 / 2.0 + (y - low[0] - tall / 2.0) * scale;
     let across = |x: f64| at.0 as f64 + ORIGINAL as f64 / 2.0 + (x - low[1] - wide / 2.0) * scale;
     let shown = [height, width].map(|pixels| ((pixels * scale).round() as usize).max(1));
-    picture(canvas, &row.original, (across(0.0).round() as usize, down(0.0).round() as usize), shown.into());
+    canvas.picture(&row.original, (across(0.0).round() as usize, down(0.0).round() as usize), shown.into());
     for (draw, &[top, left, tall, wide]) in boxes.iter().enumerate() {
         let edges = [across(left), down(top), across(left + wide), down(top + tall)];
         let edges = edges.map(|place| place.round() as usize);
@@ -200,21 +200,6 @@ fn outline(canvas: &mut Canvas, [left, top, right, bottom]: [usize; 4], reach: u
     for x in [left, right] {
         canvas.paint((x - reach, top - reach), (2 * reach, tall), |_, _| colour);
     }
-}
-
-/// (height, width) of the image at the largest scale that fits.
-fn fitted(image: &Image, height: usize, width: usize) -> (usize, usize) {
-    let scale = (height as f64 / image.height as f64).min(width as f64 / image.width as f64);
-    let scaled = |pixels: usize, most: usize| ((pixels as f64 * scale).round() as usize).clamp(1, most);
-    (scaled(image.height, height), scaled(image.width, width))
-}
-
-fn picture(canvas: &mut Canvas, image: &Image, corner: (usize, usize), size: (usize, usize)) {
-    let Ok(shown) = resized(image.clone(), size) else { return };
-    canvas.paint(corner, (shown.width, shown.height), |x, y| {
-        let pixel = &shown.pixels[(y * shown.width + x) * shown.channels..][..shown.channels];
-        std::array::from_fn(|channel| pixel[channel % shown.channels])
-    });
 }
 
 /// Lines of at most `most` characters, broken at spaces behind commas.

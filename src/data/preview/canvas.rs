@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use super::font;
+use crate::data::source::Image;
+use crate::data::view::resized;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 
@@ -82,6 +84,12 @@ impl Canvas {
         x
     }
 
+    /// Draws an image with its top left corner at `corner`, resized to `size` (height, width).
+    pub fn picture(&mut self, image: &Image, corner: (usize, usize), size: (usize, usize)) {
+        let Ok(shown) = resized(image.clone(), size) else { return };
+        self.paint(corner, (shown.width, shown.height), |x, y| shown.colour(x, y));
+    }
+
     /// Saves as PNG.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut png = std::io::Cursor::new(Vec::new());
@@ -96,6 +104,13 @@ impl Canvas {
         .map_err(|e| Error::write(path, e))?;
         write_atomic(path, |file| file.write_all(png.get_ref()))
     }
+}
+
+/// (height, width) of the image at the largest scale that fits.
+pub fn fitted(image: &Image, height: usize, width: usize) -> (usize, usize) {
+    let scale = (height as f64 / image.height as f64).min(width as f64 / image.width as f64);
+    let scaled = |pixels: usize, most: usize| ((pixels as f64 * scale).round() as usize).clamp(1, most);
+    (scaled(image.height, height), scaled(image.width, width))
 }
 
 /// The colour of the `index`-th image: hues a golden angle apart at equal lightness and chroma in

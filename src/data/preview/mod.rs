@@ -2,8 +2,8 @@
 //! tokens that are left of them, in memory order, every image with a colour of its own.
 
 mod augment;
-mod canvas;
-mod font;
+pub(crate) mod canvas;
+pub(crate) mod font;
 mod picture;
 
 pub use augment::augmentations;

@@ -1,6 +1,7 @@
 //! Where images come from: one trait, one file per kind of source.
 
 pub mod cache;
+pub mod chosen;
 mod cifar;
 pub mod decode;
 mod digits;
@@ -40,6 +41,14 @@ pub struct Image {
     pub channels: usize,
     /// `[height, width, channels]`.
     pub pixels: Vec<u8>,
+}
+
+impl Image {
+    /// Red, green and blue of the pixel in column `x` of row `y`.
+    pub fn colour(&self, x: usize, y: usize) -> [u8; 3] {
+        let pixel = &self.pixels[(y * self.width + x) * self.channels..][..self.channels];
+        std::array::from_fn(|channel| pixel[channel % self.channels])
+    }
 }
 
 /// A labelled set of images with random access. Implementations are cheap to ask for labels and

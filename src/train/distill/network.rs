@@ -12,7 +12,7 @@ use crate::data::settings::{PackingSettings, has_absolute_table, position_limits
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::eval::device::DeviceModel;
-use crate::eval::model::{Forward, Model, WithParams};
+use crate::eval::model::{Forward, Keep, Model, WithParams};
 use crate::eval::open::{Opened, Told, open};
 use crate::hash::fnv1a;
 use crate::recipe::{AspectKind, DataConfig, Recipe};
@@ -58,7 +58,7 @@ impl Network {
             false => student.packing.tokens,
         };
         let prefix = (here != there).then_some([here, there, tokens]);
-        let model = Model::new(&recipe, known.len(), tokens, slots, false)?;
+        let model = Model::new(&recipe, known.len(), tokens, slots, Keep::Logits)?;
         let parameters = model.params().iter().map(ParamSpec::len).sum();
         let (params, _) = assign(file, weights, model.params(), Policy::Exact)?;
         let fingerprint = fingerprint(&params);
@@ -73,7 +73,7 @@ impl Network {
                     longest: longest_axis(&recipe.model.position, resolution, recipe.model.patch),
                     ..shape
                 };
-                Box::new(DeviceModel::new(device, &recipe, known.len(), shape, false, &params)?)
+                Box::new(DeviceModel::new(device, &recipe, known.len(), shape, Keep::Logits, &params)?)
             }
         };
         Ok((Self { file: file.into(), model, parameters, fingerprint, prefix }, known))

@@ -54,6 +54,9 @@ impl Trainer {
         };
         let told = self.journal.eval(&report);
         self.keep_unsaid(told)?;
+        if self.recipe.train.log_attention {
+            self.log_attention(step)?;
+        }
         Ok(Some(best))
     }
 
