@@ -3,8 +3,6 @@
 mod binary;
 mod captions;
 mod device;
-#[path = "../support/places.rs"]
-mod places;
 #[path = "../support/mod.rs"]
 mod support;
 mod towers;

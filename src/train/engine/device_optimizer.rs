@@ -36,7 +36,7 @@ pub(super) struct DeviceOptimizer {
 enum Kept {
     Momentum { m: Buffer<f32>, nesterov: bool },
     Adam { m: Buffer<f32>, v: Buffer<f32> },
-    Factored { m: Buffer<bf16>, v: Buffer<f32>, statistics: Statistics, tables: StatisticTables },
+    Factored { m: Buffer<bf16>, v: Buffer<f32>, statistics: Statistics, tables: Box<StatisticTables> },
 }
 
 impl Kept {
@@ -57,7 +57,7 @@ impl Kept {
                 let (wholes, lines) = lines();
                 let statistics = Statistics::new(arena, &lines, &wholes)?;
                 let (m, v) = (device.zeros(arena.len())?, device.zeros(statistics.len())?);
-                Ok(Self::Factored { m, v, tables: statistics.upload(device)?, statistics })
+                Ok(Self::Factored { m, v, tables: Box::new(statistics.upload(device)?), statistics })
             }
         }
     }

@@ -148,7 +148,10 @@ impl Statistics {
     fn push(&mut self, tensor: usize, range: &Range<usize>, lines: &Lines) -> Result<()> {
         let none: &[Option<usize>] = &[];
         let (elements, rows, columns) = match lines {
-            Lines::None => return Ok(self.tensors.push(FactoredEntry::default())),
+            Lines::None => {
+                self.tensors.push(FactoredEntry::default());
+                return Ok(());
+            }
             Lines::Elements(places) => (0..places.len(), none, places.as_slice()),
             Lines::Matrix { elements, rows, columns } => {
                 (elements.clone(), rows.as_slice(), columns.as_slice())
