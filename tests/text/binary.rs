@@ -9,7 +9,8 @@ use std::time::Duration;
 use tempfile::{TempDir, tempdir};
 use trencadis::weights::Weights;
 
-use super::{TINY, places};
+use super::TINY;
+use super::support::places;
 
 struct Place(TempDir);
 
