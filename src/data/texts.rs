@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::batch::{PackedBatch, Patches, Targets};
 use super::tokenizer::{Tokenizer, Tokens};
-use crate::error::Result;
-use crate::recipe::Recipe;
+use crate::error::{Error, Result};
+use crate::recipe::{PLACE_OF_CLASS, Recipe};
 
 /// How texts become tokens.
 #[derive(Clone, Debug)]
@@ -32,6 +32,28 @@ impl TextSettings {
     /// What is wrong with it.
     pub fn encode(&self, text: &str) -> Result<Tokens, String> {
         self.tokenizer.encode(text, self.max_tokens)
+    }
+
+    /// The tokens of what `classes` are called by `prompt`, a template with `{}` in the place of a class.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming a text without a token, or with more than there is room for.
+    pub fn encode_classes(&self, prompt: &str, classes: &[String]) -> Result<Vec<Vec<u16>>> {
+        let encode = |class: &String| {
+            let text = prompt.replace(PLACE_OF_CLASS, class);
+            match self.encode(&text) {
+                Ok(Tokens { ids, cut: false }) => Ok(ids),
+                Ok(_) => Err(Error::usage(format!(
+                    "the prompt `{text}` has more tokens than text.max_tokens = {}; shorten the class's name or its template, \
+                     or train with a larger text.max_tokens",
+                    self.max_tokens
+                ))),
+                Err(why) => {
+                    Err(Error::usage(format!("the prompt `{text}`: {why}; change the class or its template")))
+                }
+            }
+        };
+        classes.iter().map(encode).collect()
     }
 
     /// A batch of the texts with these tokens, as many as there are slots at most.
@@ -61,6 +83,7 @@ impl TextSettings {
             texts: None,
         }
     }
+
     /// A batch of texts alone, for a model whose batches of images have so many tokens, and patches of so many values.
     pub fn alone(&self, texts: &[Vec<u16>], [tokens, patch_dim]: [usize; 2]) -> PackedBatch {
         let texts = self.pack(texts);

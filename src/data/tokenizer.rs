@@ -58,14 +58,21 @@ impl Tokenizer {
         inner.with_padding(None);
         // Ids may have gaps.
         let vocabulary = inner.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1);
-        match vocabulary {
-            0 => Err("the tokenizer knows no token".into()),
-            1..=MAX_VOCABULARY => Ok(Self { json, inner, vocabulary }),
-            _ => Err(format!(
-                "the tokenizer knows {vocabulary} tokens, and the text tower takes up to {MAX_VOCABULARY}; take one with a \
-                 smaller vocabulary"
-            )),
+        let tokenizer = match vocabulary {
+            0 => return Err("the tokenizer knows no token".into()),
+            1..=MAX_VOCABULARY => Self { json, inner, vocabulary },
+            _ => {
+                return Err(format!(
+                    "the tokenizer knows {vocabulary} tokens, and the text tower takes up to {MAX_VOCABULARY}; take one with a \
+                     smaller vocabulary"
+                ));
+            }
+        };
+        // What it adds to every text shows in any; a text that it has no tokens for says nothing.
+        if let Ok(encoded) = tokenizer.inner.encode("a", true) {
+            tokenizer.known(encoded.get_ids())?;
         }
+        Ok(tokenizer)
     }
 
     /// What describes it, for [`from_json`](Self::from_json).
@@ -81,17 +88,29 @@ impl Tokenizer {
     /// The first `most` tokens of `text`.
     ///
     /// # Errors
-    /// What is wrong with the text: it has no token.
+    /// What is wrong with the text: it has no token, but those that every text has, or one beyond the vocabulary.
     pub fn encode(&self, text: &str, most: usize) -> Result<Tokens, String> {
         if text.trim().is_empty() {
             return Err("the text is empty".into());
         }
         let encoded = self.inner.encode(text.trim(), true).map_err(|cause| cause.to_string())?;
-        let ids: Vec<u16> = encoded.get_ids().iter().take(most).map(|&id| id as u16).collect();
-        match ids.is_empty() {
-            true => Err(format!("the tokenizer makes no token of the text `{}`", text.trim())),
-            false => Ok(Tokens { cut: encoded.get_ids().len() > ids.len(), ids }),
+        if encoded.get_special_tokens_mask().iter().all(|special| *special == 1) {
+            return Err(format!("the tokenizer makes no token of the text `{}`", text.trim()));
         }
+        let ids = self.known(encoded.get_ids())?;
+        Ok(Tokens { cut: ids.len() > most, ids: ids.into_iter().take(most).collect() })
+    }
+
+    /// Ids that the vocabulary holds. A post-processor may name others.
+    fn known(&self, ids: &[u32]) -> Result<Vec<u16>, String> {
+        let known =
+            |id: &u32| u16::try_from(*id).ok().filter(|id| usize::from(*id) < self.vocabulary).ok_or(*id);
+        ids.iter().map(known).collect::<Result<_, u32>>().map_err(|id| {
+            format!(
+                "the tokenizer makes a token of number {id}, and its vocabulary ends at {}; add the token to its vocabulary",
+                self.vocabulary - 1
+            )
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use crate::cpu::gemm::linear;
 use crate::data::batch::PackedBatch;
 use crate::data::texts::TextSettings;
 use crate::error::{Error, Result};
-use crate::recipe::{PLACE_OF_CLASS, Recipe};
+use crate::recipe::Recipe;
 
 /// A model of images and texts that tells classes. A class has the mean of the unit vectors of its texts, made a unit
 /// vector again; logits are the scores of image and class.
@@ -28,7 +28,7 @@ impl<'a> ZeroShot<'a> {
     /// Tells `classes` by `prompts`, templates with `{}` in the place of a class.
     ///
     /// # Errors
-    /// A text without a token, no template, no class; a failed device.
+    /// A text without a token or with too many, no template; a failed device.
     pub fn new(
         towers: Box<dyn Embed + 'a>,
         recipe: &Recipe,
@@ -44,15 +44,8 @@ impl<'a> ZeroShot<'a> {
         Ok(model)
     }
 
-    /// Unit vectors `[texts, D]`.
-    fn embed(&mut self, texts: &[String]) -> Result<Vec<f32>> {
-        let encode = |text: &String| match self.texts.encode(text) {
-            Ok(tokens) => Ok(tokens.ids),
-            Err(why) => {
-                Err(Error::usage(format!("the prompt `{text}`: {why}; change the class or its template")))
-            }
-        };
-        let tokens: Vec<Vec<u16>> = texts.iter().map(encode).collect::<Result<_>>()?;
+    /// Unit vectors `[texts, D]` of texts with these tokens.
+    fn embed(&mut self, tokens: &[Vec<u16>]) -> Result<Vec<f32>> {
         let (width, mut vectors) = (self.towers.width(), Vec::new());
         for tokens in tokens.chunks(self.texts.slots) {
             let batch = self.texts.alone(tokens, self.images);
@@ -112,9 +105,8 @@ impl Forward for ZeroShot<'_> {
         let width = self.towers.width();
         let mut mean = vec![0.0; classes.len() * width];
         for prompt in prompts {
-            let texts: Vec<String> =
-                classes.iter().map(|class| prompt.replace(PLACE_OF_CLASS, class)).collect();
-            mean.iter_mut().zip(self.embed(&texts)?).for_each(|(sum, x)| *sum += x);
+            let tokens = self.texts.encode_classes(prompt, classes)?;
+            mean.iter_mut().zip(self.embed(&tokens)?).for_each(|(sum, x)| *sum += x);
         }
         normalise(&mut mean, width);
         (self.classes, self.vectors) = (classes.len(), mean);

@@ -204,6 +204,13 @@ impl Recipe {
                 text.tokenizer
             )
         })?;
+        require(self.augment.repeats == 1, || {
+            format!(
+                "augment.repeats = {} puts an image into a batch more than once, and with text.tokenizer = \"{}\" its text \
+                 would then belong to the one and not to the other; set augment.repeats = 1",
+                self.augment.repeats, text.tokenizer
+            )
+        })?;
         require(train.accumulate == 1, || {
             format!(
                 "train.accumulate = {} splits a step, and with text.tokenizer = \"{}\" the pairs of a step are compared \

@@ -23,6 +23,7 @@ use crate::data::balance::check_deals;
 use crate::data::loader::{Loader, LoaderState, Share};
 use crate::data::packing;
 use crate::data::source::{self, Dataset};
+use crate::data::texts::TextSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -79,6 +80,7 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     check_recipes(&recipe, target)?;
     let dataset = ranks.agree(open_data(&recipe))??;
     check_data(&dataset, ranks)?;
+    ranks.agree(check_prompts(&recipe, &dataset, tokenizer.as_ref()))??;
     let mut notes = Vec::new();
     let from = beginning(&recipe, ranks, options.init.as_deref(), &dataset.classes, &mut notes);
     let (step, state) = ranks.agree(from)??;
@@ -125,6 +127,14 @@ fn tokenizer_of(recipe: &mut Recipe, given: bool) -> Result<Option<Arc<Tokenizer
     }
     recipe.text.vocabulary = known;
     Ok(Some(Arc::new(tokenizer)))
+}
+
+/// Refuses classes that a run on texts could not tell by their prompts when it evaluates.
+fn check_prompts(recipe: &Recipe, dataset: &Dataset, tokenizer: Option<&Arc<Tokenizer>>) -> Result<()> {
+    let Some(tokenizer) = tokenizer.filter(|_| dataset.classes.len() > 1) else { return Ok(()) };
+    let texts = TextSettings::new(recipe, packing::slots(recipe), tokenizer.clone());
+    let prompts = recipe.text.prompts.iter();
+    prompts.map(|prompt| texts.encode_classes(prompt, &dataset.classes).map(drop)).collect()
 }
 
 /// The step of a new run, and the weights before the first: fresh ones, or those of a file.

@@ -166,6 +166,7 @@ fn contradictions_are_named() {
         ("mix.mixup=0.2", ["mix.mixup = 0.2", "text.tokenizer = \"built-in\""]),
         ("distill.teacher=\"x\"", ["distill.teacher = \"x\"", "text.tokenizer"]),
         ("train.label_smoothing=0.1", ["train.label_smoothing = 0.1", "text.tokenizer"]),
+        ("augment.repeats=2", ["augment.repeats = 2", "text.tokenizer = \"built-in\""]),
         ("train.accumulate=2", ["train.accumulate = 2", "text.tokenizer"]),
         ("train.loss=sigmoid", ["train.loss is of classes", "contrastive.loss"]),
         ("text.vocabulary=7", ["text.vocabulary = 7", "knows 159 tokens"]),
@@ -178,6 +179,14 @@ fn contradictions_are_named() {
             place.refuses("train captions --threads 2", &with(&[set]), part);
         }
     }
+    // Before anything is written.
+    let few = ["text.max_tokens=2", "text.prompts=[\"the digit {}\"]"];
+    place.refuses(
+        "train captions --threads 2",
+        &with(&few),
+        "the prompt `the digit 0` has more tokens than text.max_tokens = 2; shorten the class's name or its template",
+    );
+    assert!(!place.path("runs").exists());
     place.refuses("train digits --threads 2", &["contrastive.lock_image=true"], "text.tokenizer = \"\"");
     place.refuses("train captions --threads 2 --ranks 2", &TINY, "one rank does alone");
     let said = place.succeeds("inspect model captions", &TINY);

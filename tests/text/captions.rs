@@ -84,7 +84,7 @@ fn shards_have_a_text_member_of_the_same_key() {
         ],
     );
     let data = of_recipe(&on(&path, &[])).unwrap();
-    assert_eq!(texts(&data)[..2], ["ein Café", "two"]);
+    assert_eq!(texts(&data), ["ein Café", "two"], "a segmentation is no image of the text");
     assert_eq!(data.classes, ["a"], "the folder, and no text");
     // A class number besides.
     let path = dir.path().join("classes.tar");
@@ -109,6 +109,67 @@ fn shards_have_a_text_member_of_the_same_key() {
         ..DataConfig::default()
     };
     assert_eq!(open(&config, 1, 0).unwrap().classes, ["ein Café", "two"]);
+}
+
+/// A text is that of the image of the same name, dots and all, and of no other.
+#[test]
+fn names_with_dots_have_their_own_texts() {
+    let (dir, image) = (tempdir().unwrap(), png());
+    let path = dir.path().join("dots.tar");
+    let (first, second, other) =
+        (("p.v1.txt", &b"first"[..]), ("p.v2.txt", &b"second"[..]), ("p.txt", &b"p"[..]));
+    tar_of(&path, &[("p.v1.png", &image), first, ("p.v2.png", &image), second, other]);
+    assert_eq!(texts(&of_recipe(&on(&path, &[])).unwrap()), ["first", "second"]);
+    tar_of(&path, &[("p.v1.png", &image), first, ("p.png", &image), other, ("p.depth.png", &image)]);
+    assert_eq!(texts(&of_recipe(&on(&path, &[])).unwrap()), ["first", "p"]);
+    tar_of(&path, &[("p.v1.png", &image), other]);
+    assert!(texts(&of_recipe(&on(&path, &[])).unwrap())[0].contains("p.v1.png: there is no text"));
+    let refused = |members: &[(&str, &[u8])]| {
+        tar_of(&path, members);
+        of_recipe(&on(&path, &[])).err().unwrap().to_string()
+    };
+    let told = refused(&[("p.png", &image), other, ("p.jpg", &image)]);
+    assert!(
+        told.contains("member p.jpg: the key has a second image, p.png; give every image a key"),
+        "{told}"
+    );
+    let told = refused(&[("p.png", &image), ("p.cls", b"0"), other, ("q.png", &image), ("q.txt", b"q")]);
+    assert!(told.contains("member q.png: there is no label; add a .cls or .json (with `label`)"), "{told}");
+}
+
+/// `train/` and `val/` that hold images themselves are the parts, in folders and in shards.
+#[test]
+fn parts_need_no_classes() {
+    let (dir, image) = (tempdir().unwrap(), png());
+    let names = ["train/1", "train/2", "val/3"];
+    for name in names {
+        write(dir.path().join(format!("{name}.png")), &image);
+        write(dir.path().join(format!("{name}.txt")), name);
+    }
+    let shards = tempdir().unwrap();
+    let shard = shards.path().join("set.tar");
+    let files: Vec<String> = names.iter().flat_map(|n| [format!("{n}.png"), format!("{n}.txt")]).collect();
+    let members: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|file| {
+            (
+                file.as_str(),
+                if file.ends_with("png") { &image[..] } else { &file.as_bytes()[..file.len() - 4] },
+            )
+        })
+        .collect();
+    tar_of(&shard, &members);
+    for path in [dir.path(), &shard] {
+        let data = of_recipe(&on(path, &[])).unwrap();
+        assert_eq!(texts(&data), names[..2], "{}", path.display());
+        assert_eq!((data.validation.len(), data.validation.caption(0).unwrap()), (1, "val/3".into()));
+        assert_eq!(data.classes, ["image"]);
+        assert!(data.description.contains("validation: the val part"), "{}", data.description);
+    }
+    // Among other classes `train` is one.
+    write(dir.path().join("plane/4.png"), &image);
+    fs::remove_dir_all(dir.path().join("val")).unwrap();
+    assert_eq!(of_recipe(&on(dir.path(), &[])).unwrap().classes, ["plane", "train"]);
 }
 
 /// Each is passed over with one sentence that names it, and the others are trained on.
@@ -223,6 +284,27 @@ fn tokenizers_are_checked() {
     assert!(told(&path).contains("tokenizer.json: the tokenizer cannot be read"), "{}", told(&path));
     write(&path, "{}");
     assert!(told(&path).contains("this is no tokenizer.json that can be read"), "{}", told(&path));
+    // What a post-processor adds may be beyond the vocabulary, and is no token of the text.
+    let adding = |id: usize| {
+        let template = r#"{"version":"1.0","added_tokens":[],"normalizer":{"type":"Replace","pattern":{"String":"x"},"content":""},
+            "pre_tokenizer":{"type":"Whitespace"},"post_processor":{"type":"TemplateProcessing","single":[
+            {"SpecialToken":{"id":"[S]","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[
+            {"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":1}}],"special_tokens":
+            {"[S]":{"id":"[S]","ids":[ID],"tokens":["[S]"]}}},
+            "model":{"type":"WordLevel","vocab":{"w":0,"a":1,"[S]":2},"unk_token":"w"}}"#;
+        template.replace("ID", &id.to_string())
+    };
+    for beyond in [3, 70_000] {
+        write(&path, adding(beyond));
+        let told = told(&path);
+        assert!(
+            told.contains(&format!("a token of number {beyond}, and its vocabulary ends at 2")),
+            "{told}"
+        );
+    }
+    let adds = Tokenizer::from_json(adding(2)).unwrap();
+    assert_eq!(adds.encode("a", 5).unwrap().ids, [2, 1]);
+    assert_eq!(adds.encode("x", 5).unwrap_err(), "the tokenizer makes no token of the text `x`");
     let vocabulary: Vec<String> = (0..65_536).map(|i| format!("\"w{i}\":{i}")).collect();
     let words = format!(
         r#"{{"version":"1.0","added_tokens":[],"model":{{"type":"WordLevel","vocab":{{{}}},"unk_token":"w0"}}}}"#,

@@ -1,5 +1,5 @@
 //! Class folders: `root/train/<class>/*` with `root/val|validation|test/<class>/*`, or
-//! `root/<class>/*` with an automatic split.
+//! `root/<class>/*` with an automatic split. Images with texts need no class folders.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,42 +9,42 @@ use rayon::prelude::*;
 
 use super::Dataset;
 use super::files::Files;
-use super::split::{Class, Part, Sample, Split, Table};
+use super::split::{self, Class, Part, Sample, Split, Table};
 use crate::error::{Error, Result};
 
 pub(super) fn open(root: &Path, split: Split, captions: bool) -> Result<Dataset> {
     let listing = list(root)?;
-    let parts: Vec<(Part, &PathBuf)> = listing
-        .folders
-        .iter()
-        .filter_map(|folder| Some((Part::of_folder(&file_name(folder))?, folder)))
-        .filter(|(_, folder)| {
-            list(folder).is_ok_and(|inner| inner.images.is_empty() && !inner.folders.is_empty())
-        })
-        .collect();
-    let divided = parts.iter().any(|(part, _)| *part == Part::Train)
-        || (!parts.is_empty() && parts.len() == listing.folders.len());
+    let part_of = |folder: &PathBuf| -> Option<(Part, Listing)> {
+        let part = Part::of_folder(&file_name(folder))?;
+        let inner = list(folder).ok()?;
+        let of_classes = inner.images.is_empty() && !inner.folders.is_empty();
+        (of_classes || (captions && !inner.images.is_empty())).then_some((part, inner))
+    };
+    let parts: Vec<(&PathBuf, Option<(Part, Listing)>)> =
+        listing.folders.iter().map(|folder| (folder, part_of(folder))).collect();
+    let is_train = |part: &(Part, Listing)| part.0 == Part::Train && part.1.images.is_empty();
+    let divided = parts.iter().any(|(_, part)| part.as_ref().is_some_and(is_train))
+        || split::are_parts(parts.iter().map(|(_, part)| part.as_ref().map(|part| part.0)));
     let mut classes: Vec<(Option<Part>, PathBuf)> = Vec::new();
     let mut ignored = Vec::new();
-    if divided {
-        let is_part = |folder: &PathBuf| parts.iter().any(|(_, part)| *part == folder);
-        ignored.extend(listing.folders.iter().filter(|f| !is_part(f)).map(|f| file_name(f)));
-        for (part, folder) in parts {
-            classes.extend(list(folder)?.folders.into_iter().map(|class| (Some(part), class)));
+    // Images of no class.
+    let mut loose: Vec<(Option<Part>, PathBuf)> = Vec::new();
+    for (folder, part) in parts {
+        match part {
+            Some((part, inner)) if divided => {
+                classes.extend(inner.folders.into_iter().map(|class| (Some(part), class)));
+                loose.extend(inner.images.into_iter().map(|image| (Some(part), image)));
+            }
+            _ if divided => ignored.push(file_name(folder)),
+            _ => classes.push((None, folder.clone())),
         }
-    } else {
-        classes.extend(listing.folders.into_iter().map(|class| (None, class)));
     }
-    if captions && classes.is_empty() && !listing.images.is_empty() {
-        let class = Class::Name(super::CAPTIONED.into());
-        let samples =
-            listing.images.into_iter().map(|place| Sample { class: class.clone(), part: None, place });
-        let table = Table::new(&root.display().to_string(), samples.collect(), None, split)?;
-        let description = format!("images with texts, {}", table.description);
-        return Ok(dataset(table, description));
+    if captions && classes.is_empty() && loose.is_empty() {
+        loose.extend(listing.images.iter().map(|image| (None, image.clone())));
     }
+    let what = if classes.is_empty() { "images with texts" } else { "class folders" };
     let layout = "expected one folder a class, such as `<folder>/cat/1.jpg` or `<folder>/train/cat/1.jpg`";
-    if classes.is_empty() {
+    if classes.is_empty() && loose.is_empty() {
         return Err(Error::file(
             root,
             if !listing.images.is_empty() {
@@ -60,22 +60,20 @@ pub(super) fn open(root: &Path, split: Split, captions: bool) -> Result<Dataset>
         .into_par_iter()
         .map(|(part, folder)| class_samples(part, &folder, root))
         .collect::<Result<Vec<_>>>()?;
-    let table =
-        Table::new(&root.display().to_string(), samples.into_iter().flatten().collect(), None, split)?;
-    let mut description = format!("class folders, {}", table.description);
+    let class = Class::Name(super::CAPTIONED.into());
+    let loose = loose.into_iter().map(|(part, place)| Sample { class: class.clone(), part, place });
+    let samples = samples.into_iter().flatten().chain(loose).collect();
+    let table = Table::new(&root.display().to_string(), samples, None, split)?;
+    let mut description = format!("{what}, {}", table.description);
     if !ignored.is_empty() {
         description += &format!("; not read: {}", ignored.join(", "));
     }
-    Ok(dataset(table, description))
-}
-
-fn dataset(table: Table<PathBuf>, description: String) -> Dataset {
-    Dataset {
+    Ok(Dataset {
         classes: table.classes,
         description,
         train: Arc::new(Files::labelled(table.train)),
         validation: Arc::new(Files::labelled(table.validation)),
-    }
+    })
 }
 
 /// Whether a folder below `root` holds images the way class folders do.

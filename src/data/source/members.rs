@@ -38,7 +38,13 @@ impl Member {
 
     /// The path up to the first dot of the base name: what the members of one sample share.
     pub fn key(&self) -> &str {
-        key(&self.path)
+        let base = self.base();
+        &self.path[..self.path.len() - base.len() + base.find('.').unwrap_or(base.len())]
+    }
+
+    /// The path without the extension after its last dot.
+    pub fn stem(&self) -> &str {
+        self.path.rsplit_once('.').map_or(&self.path, |(stem, _)| stem)
     }
 
     /// What follows the first dot of the base name.
@@ -54,14 +60,14 @@ impl Member {
     }
 }
 
-/// The path up to the first dot of its base name.
-pub(super) fn key(path: &str) -> &str {
-    let base = path.rsplit('/').next().unwrap_or("");
-    &path[..path.len() - base.len() + base.find('.').unwrap_or(base.len())]
+/// The path of a text without its extension; `None` of another member.
+pub(super) fn caption_stem(path: &str) -> Option<&str> {
+    path.strip_suffix(".txt")
 }
 
-/// Reads the headers of a tar file and the label members. A cut file is an error that names the byte.
-pub(super) fn index(path: &Path) -> Result<Vec<Member>> {
+/// Reads the headers of a tar file and the label members. With `captions`, `.txt` members are no labels and stay where they
+/// are. A cut file is an error that names the byte.
+pub(super) fn index(path: &Path, captions: bool) -> Result<Vec<Member>> {
     let unreadable = |e: std::io::Error| Error::file(path, format!("the tar file cannot be read ({e})"));
     let mut file = File::open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
@@ -128,12 +134,13 @@ pub(super) fn index(path: &Path) -> Result<Vec<Member>> {
             }
             continue;
         }
-        if matches!(member.extension(), "cls" | "txt" | "json") && size <= MAX_LABEL {
+        let is_caption = captions && caption_stem(&member.path).is_some();
+        if !is_caption && matches!(member.extension(), "cls" | "txt" | "json") && size <= MAX_LABEL {
             let mut text = Vec::new();
             entry.read_to_end(&mut text).map_err(unreadable)?;
             member.text = Some(String::from_utf8_lossy(&text).into_owned());
         }
-        if member.is_image || member.text.is_some() {
+        if member.is_image || is_caption || member.text.is_some() {
             members.push(member);
         }
     }

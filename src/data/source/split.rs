@@ -36,6 +36,14 @@ impl Part {
     }
 }
 
+/// Whether folders that hold images themselves are the parts of a set: all of them are named as parts, or one to train on
+/// and one to validate on are among them. A lone `train` among others may be a class.
+pub(super) fn are_parts(folders: impl Iterator<Item = Option<Part>>) -> bool {
+    let folders: Vec<Option<Part>> = folders.collect();
+    let has = |train: bool| folders.iter().flatten().any(|part| (*part == Part::Train) == train);
+    (has(true) && has(false)) || (!folders.is_empty() && folders.iter().all(Option::is_some))
+}
+
 /// What a source says about a sample's class.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {

@@ -5,6 +5,9 @@
 //! being the path up to the first dot of its base name. Class folders: `train/<class>/1.jpg`, as
 //! `tar` makes them from a folder. A set is in the first convention if any image has a label
 //! member, and then every image must have one.
+//!
+//! Where images are learned from texts, `a/0001.txt` is the text of `a/0001.jpg` and no label; other
+//! images of the key, `a/0001.seg.png`, are no samples.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -82,8 +85,8 @@ impl Source for Members {
 /// With `captions`, `.txt` members are texts and not classes.
 pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> {
     let shards = shards::find(path)?;
-    let indexes: Vec<Vec<Member>> =
-        shards.par_iter().map(|shard| members::index(&shard.path)).collect::<Result<_>>()?;
+    let index = |shard: &Shard| members::index(&shard.path, captions);
+    let indexes: Vec<Vec<Member>> = shards.par_iter().map(index).collect::<Result<_>>()?;
     let origin = if shards.len() == 1 { shards[0].path.display().to_string() } else { path.to_string() };
     let labelled = indexes.par_iter().map(|members| labels(members, captions)).collect::<Vec<_>>();
     let web = indexes.iter().zip(&labelled).any(|(members, labels)| {
@@ -92,18 +95,23 @@ pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> 
     let mut samples = Vec::new();
     if web {
         for (number, (shard, labels)) in shards.iter().zip(labelled).enumerate() {
-            samples.extend(web_samples(number, shard, &indexes[number], labels)?);
+            samples.extend(web_samples(number, shard, &indexes[number], labels, captions)?);
         }
     } else {
-        let prefix = common_folders(indexes.iter().flatten());
-        for (number, shard) in shards.iter().enumerate() {
-            samples.extend(folder_samples(number, shard, &indexes[number], prefix, captions)?);
+        let images: Vec<Vec<&Member>> = match captions {
+            true => captioned(&shards, &indexes)?,
+            false => indexes.iter().map(|members| members.iter().filter(|m| m.is_image).collect()).collect(),
+        };
+        let folders = Folders::of(images.iter().flatten().copied(), captions);
+        for (number, (shard, images)) in shards.iter().zip(&images).enumerate() {
+            samples.extend(folder_samples(number, shard, images, &folders)?);
         }
     }
     if captions {
         let texts = indexes.par_iter().map(|members| texts(members)).collect::<Vec<_>>();
         for Sample { place, .. } in &mut samples {
-            place.caption = texts[place.shard as usize].get(members::key(&place.member)).copied();
+            let stem = place.member.rsplit_once('.').map_or(&*place.member, |(stem, _)| stem);
+            place.caption = texts[place.shard as usize].get(stem).copied();
         }
     }
     if samples.is_empty() {
@@ -131,7 +139,8 @@ pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> 
 /// Whether any of the tar files in `folder` holds an image.
 pub(super) fn holds_images(folder: &Path) -> bool {
     let shards = shards::find(&folder.display().to_string()).unwrap_or_default();
-    let has_image = |shard: &Shard| members::index(&shard.path).is_ok_and(|m| m.iter().any(|m| m.is_image));
+    let has_image =
+        |shard: &Shard| members::index(&shard.path, true).is_ok_and(|m| m.iter().any(|m| m.is_image));
     shards.iter().any(has_image)
 }
 
@@ -187,10 +196,40 @@ fn labels(members: &[Member], captions: bool) -> Labels<'_> {
     labels
 }
 
-/// Where the text of each key lies, and how long it is.
+/// Where each text lies, and how long it is, by its path without `.txt`.
 fn texts(members: &[Member]) -> HashMap<&str, (u64, u64)> {
-    let texts = members.iter().filter(|member| member.extension() == "txt");
-    texts.map(|member| (member.key(), (member.offset, member.length))).collect()
+    let text = |member: &'_ Member| (member.offset, member.length);
+    members.iter().filter_map(|m| Some((members::caption_stem(&m.path)?, text(m)))).collect()
+}
+
+/// The images of each shard that are samples of their own. Where an image is named as its text is, `0001.jpg` with
+/// `0001.txt`, those that have no text and whose name goes on behind the key, `0001.seg.png`, belong to the sample.
+fn captioned<'a>(shards: &[Shard], indexes: &'a [Vec<Member>]) -> Result<Vec<Vec<&'a Member>>> {
+    let texts = indexes.par_iter().map(|members| texts(members)).collect::<Vec<_>>();
+    let paired = indexes.iter().zip(&texts).any(|(members, texts)| {
+        members.iter().any(|m| m.is_image && m.extension_is_whole && texts.contains_key(m.key()))
+    });
+    let images = |((shard, members), texts): ((&Shard, &'a Vec<Member>), &HashMap<&str, _>)| {
+        let own = |m: &&Member| !paired || m.extension_is_whole || texts.contains_key(m.stem());
+        let images: Vec<&Member> = members.iter().filter(|m| m.is_image).filter(own).collect();
+        let mut seen = HashMap::new();
+        for image in &images {
+            if let Some(other) = seen.insert(image.stem(), image) {
+                return Err(second_image(shard, image, other));
+            }
+        }
+        Ok(images)
+    };
+    shards.iter().zip(indexes).zip(&texts).map(images).collect()
+}
+
+fn second_image(shard: &Shard, member: &Member, other: &Member) -> Error {
+    Error::usage(format!(
+        "{} member {}: the key has a second image, {}; give every image a key of its own",
+        shard.path.display(),
+        member.path,
+        other.path
+    ))
 }
 
 fn web_samples(
@@ -198,23 +237,21 @@ fn web_samples(
     shard: &Shard,
     members: &[Member],
     labels: Labels,
+    captions: bool,
 ) -> Result<Vec<Sample<Place>>> {
     let mut seen: HashMap<&str, &Member> = HashMap::new();
     let mut samples = Vec::new();
     // `0001.mask.png` belongs to the sample 0001 and is not its image.
     for member in members.iter().filter(|m| m.is_image && m.extension_is_whole) {
-        let name = || format!("{} member {}", shard.path.display(), member.path);
         if let Some(other) = seen.insert(member.key(), member) {
-            return Err(Error::usage(format!(
-                "{}: the key has a second image, {}; give every image a key of its own",
-                name(),
-                other.path
-            )));
+            return Err(second_image(shard, member, other));
         }
         let (_, label) = labels.get(member.key()).ok_or_else(|| {
             Error::usage(format!(
-                "{}: there is no label; add a .cls, .txt or .json (with `label`) member of the same key",
-                name()
+                "{} member {}: there is no label; add a {} (with `label`) member of the same key",
+                shard.path.display(),
+                member.path,
+                if captions { ".cls or .json" } else { ".cls, .txt or .json" }
             ))
         })?;
         samples.push(Sample {
@@ -226,11 +263,28 @@ fn web_samples(
     Ok(samples)
 }
 
-/// How many leading folders all images have in common, each image keeping one for its class.
-fn common_folders<'a>(members: impl Iterator<Item = &'a Member>) -> usize {
+/// What the folders above images say.
+struct Folders {
+    /// How many all images have in common, each image keeping one for its class.
+    prefix: usize,
+    /// Whether images need no class.
+    captions: bool,
+    /// Whether a folder of images without a class folder may be a part.
+    parts: bool,
+}
+
+impl Folders {
+    fn of<'a>(images: impl Iterator<Item = &'a Member> + Clone, captions: bool) -> Self {
+        let prefix = common_folders(images.clone());
+        let first = |image: &Member| image.folders().get(prefix).and_then(|name| Part::of_folder(name));
+        Self { prefix, captions, parts: captions && split::are_parts(images.map(first)) }
+    }
+}
+
+fn common_folders<'a>(images: impl Iterator<Item = &'a Member>) -> usize {
     let mut common: Option<Vec<&str>> = None;
     let mut depth = usize::MAX;
-    for member in members.filter(|m| m.is_image) {
+    for member in images {
         let folders = member.folders();
         depth = depth.min(folders.len());
         let same = match &common {
@@ -245,17 +299,17 @@ fn common_folders<'a>(members: impl Iterator<Item = &'a Member>) -> usize {
 fn folder_samples(
     number: usize,
     shard: &Shard,
-    members: &[Member],
-    prefix: usize,
-    captions: bool,
+    images: &[&Member],
+    kept: &Folders,
 ) -> Result<Vec<Sample<Place>>> {
     let mut samples = Vec::new();
-    for member in members.iter().filter(|m| m.is_image) {
+    for &member in images {
         let folders = member.folders();
-        let own = &folders[prefix..];
-        let part = own.first().filter(|_| own.len() > 1).and_then(|first| Part::of_folder(first));
+        let own = &folders[kept.prefix..];
+        let may_be_part = own.len() > 1 || kept.parts;
+        let part = own.first().filter(|_| may_be_part).and_then(|first| Part::of_folder(first));
         let class = if part.is_some() { own.get(1) } else { own.first() };
-        let class = class.copied().or(captions.then_some(super::CAPTIONED));
+        let class = class.copied().or(kept.captions.then_some(super::CAPTIONED));
         let class = class.ok_or_else(|| {
             Error::usage(format!(
                 "{} member {}: there is neither a label member (.cls, .txt, .json) nor a class folder",
