@@ -87,6 +87,7 @@ fn dry_run(args: &Args) -> Result<()> {
     let (mesh, first) = args.ranks.mesh()?;
     let (_, recipe) = args.recipe.load()?;
     start::check_mesh(&recipe, mesh)?;
+    start::check_lock(&recipe, args.init.is_some())?;
     if let Some(path) = &args.init {
         Tensors::load_metadata(path)?;
     }

@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
+
 use crate::data::batch::{Mixture, PREFIX, PackedBatch, Patches, Targets};
 use crate::data::mix::Mix;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
@@ -126,7 +128,7 @@ impl<'a> Assembler<'a> {
         let mut failed = self.fill(tasks, stop);
         let (texts, cut) = match &self.texts {
             Some(texts) => {
-                let (batch, cut) = self.texts_of(texts, plan, &mut failed);
+                let (batch, cut) = self.texts_of(texts, plan, &mut failed, stop);
                 (Some(Box::new(batch)), cut)
             }
             None => (None, Vec::new()),
@@ -172,13 +174,22 @@ impl<'a> Assembler<'a> {
         settings: &TextSettings,
         plan: &BatchPlan,
         failed: &mut Vec<Failed>,
+        stop: &AtomicBool,
     ) -> (PackedBatch, Vec<u64>) {
-        let (mut texts, mut cut) = (Vec::with_capacity(plan.images.len()), Vec::new());
-        for (slot, image) in plan.images.iter().enumerate() {
+        let tokens_of = |image: &PlannedImage| {
             let sample = image.sample as usize;
-            let tokens = self.source.caption(sample).map_err(|cause| cause.to_string()).and_then(|text| {
-                settings.encode(&text).map_err(|why| format!("{}: {why}", self.source.name(sample)))
-            });
+            if stop.load(Ordering::Relaxed) {
+                return Err(format!("{}: loading was stopped", self.source.name(sample)));
+            }
+            let text = self.source.caption(sample).map_err(|cause| cause.to_string())?;
+            settings.encode(&text).map_err(|why| format!("{}: {why}", self.source.name(sample)))
+        };
+        let tokens: Vec<_> = match self.viewers.len() {
+            1 => plan.images.iter().map(tokens_of).collect(),
+            _ => plan.images.par_iter().map(tokens_of).collect(),
+        };
+        let (mut texts, mut cut) = (Vec::with_capacity(plan.images.len()), Vec::new());
+        for ((slot, image), tokens) in plan.images.iter().enumerate().zip(tokens) {
             match tokens {
                 Ok(tokens) => {
                     cut.extend(tokens.cut.then_some(image.sample));

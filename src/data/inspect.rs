@@ -1,11 +1,14 @@
 //! What a data set holds and what a recipe makes of it, before anything is trained.
 
+mod texts;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+pub use texts::TextFigures;
 
 use crate::data::dropping;
 use crate::data::packing::{PackingSettings, PackingStats};
@@ -137,6 +140,9 @@ pub struct DataReport {
     /// Drop rates, where they follow resolution or images seen.
     #[serde(default)]
     pub rates: Vec<RatePoint>,
+    /// Texts of the measured images, where they are learned from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<TextFigures>,
     /// One epoch packed under the recipe, the first.
     pub packing: PackingFigures,
 }
@@ -186,6 +192,7 @@ pub fn report(dataset: &Dataset, recipe: &Recipe, name: &str) -> Result<DataRepo
     let sizes: Vec<_> = read.into_iter().map(|size| size.ok().filter(|&(h, w)| h > 0 && w > 0)).collect();
     let known: Vec<(usize, usize)> = sizes.iter().copied().flatten().collect();
 
+    let texts = texts::figures(dataset.train.as_ref(), recipe, &indices)?;
     let source = Arc::new(Measured { inner: dataset.train.clone(), indices, sizes });
     let mut planner = Planner::new(source, settings, None)?;
     let mut counts = PackingStats::default();
@@ -225,6 +232,7 @@ pub fn report(dataset: &Dataset, recipe: &Recipe, name: &str) -> Result<DataRepo
         downscaled: downscaled.len(),
         limit,
         rates,
+        texts,
         packing: PackingFigures {
             padding: counts.padding(),
             images_per_sequence: counts.images_per_sequence(),
@@ -358,6 +366,7 @@ impl fmt::Display for DataReport {
             writeln!(f, "  {:<12} {text:<BAR$} {:>7} {share:>5.1} %", bar.range, bar.images)?;
         }
         writeln!(f, "recipe      {}", self.recipe)?;
+        self.texts.as_ref().map_or(Ok(()), |texts| write!(f, "{texts}"))?;
         writeln!(
             f,
             "tokens      min {}, mean {:.1}, max {} per image",

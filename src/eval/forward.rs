@@ -39,7 +39,7 @@ pub type RawImage = (Vec<usize>, Vec<f32>);
 /// [`foreign`] knows), on `device` where there is one.
 ///
 /// # Errors
-/// A weight or image whose shape does not fit; a model that the device has no kernels for.
+/// A weight or image whose shape does not fit; a model of texts; a model that the device has no kernels for.
 pub fn run(
     weights: Weights,
     recipe: &Recipe,
@@ -48,6 +48,12 @@ pub fn run(
 ) -> Result<ForwardOutput> {
     if images.is_empty() {
         return Err(Error::usage("no image to run: the input needs image.0, image.1, ..."));
+    }
+    if recipe.text.is_on() {
+        return Err(Error::usage(
+            "the model was trained on texts and has no head; forward runs models that were trained on classes, so evaluate this \
+             one with trencadis eval",
+        ));
     }
     let mut recipe = recipe.clone();
     let weights = foreign::detect_and_convert(weights, &mut recipe.model)?;

@@ -1,12 +1,15 @@
 //! A model that only runs forward, on the CPU device; what evaluations ask of a model on any device.
 
 use std::borrow::{BorrowMut, Cow};
+use std::sync::Arc;
 
+use super::towers::Embed;
 use crate::autograd::attention::AttentionOperands;
 use crate::autograd::graph::{Graph, Kind, ParamSpec, Tensor};
 use crate::autograd::pool::PoolOperands;
 use crate::autograd::{CpuExecutor, Plan, Rank, Shard, StepState, Workload};
 use crate::data::batch::PackedBatch;
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::models::vit::{self, Outputs};
 use crate::recipe::Recipe;
@@ -51,6 +54,11 @@ pub trait Features: Forward {
     /// # Errors
     /// A model of texts, which keeps nothing.
     fn observed(&self) -> Result<&dyn Observed>;
+
+    /// The towers and the tokenizer of a model of texts; `None` of another.
+    fn towers(&mut self) -> Option<(&mut dyn Embed, Arc<Tokenizer>)> {
+        None
+    }
 }
 
 /// A model whose kept values can be read after a run.
@@ -79,6 +87,10 @@ impl<F: Forward + ?Sized> Forward for &mut F {
 
     fn logits(&mut self, batch: &PackedBatch) -> Result<&[f32]> {
         (**self).logits(batch)
+    }
+
+    fn set_classes(&mut self, classes: &[String], prompts: &[String]) -> Result<()> {
+        (**self).set_classes(classes, prompts)
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Scored {
 /// `error`.
 ///
 /// # Errors
-/// If an image has no place in the position tables; a model without such maps; a failed device.
+/// If an image has no place in the position tables; a model that knows no classes, or without such maps; a failed device.
 pub fn predict(
     trained: &mut Trained,
     images: Vec<PathBuf>,
@@ -49,6 +49,7 @@ pub fn predict(
     resolution: usize,
     attention: bool,
 ) -> Result<Vec<Prediction>> {
+    trained.require_classes()?;
     if attention {
         check_pooling(&trained.recipe.model)?;
     }

@@ -74,7 +74,9 @@ impl Trained {
                     Box::new(DeviceTowers::new(device, &recipe, shape, &params)?)
                 }
             };
-            let model = Box::new(ZeroShot::new(towers, &recipe, texts, &classes, &recipe.text.prompts)?);
+            // One class, which images of no class have, tells nothing.
+            let told = if classes.len() > 1 { &classes[..] } else { &[] };
+            let model = Box::new(ZeroShot::new(towers, &recipe, texts, told, &recipe.text.prompts)?);
             return Ok(Self { path: file, recipe, classes, model });
         }
         let model = Model::new(&recipe, classes.len(), recipe.packing.tokens, slots, keep)?;
@@ -87,5 +89,20 @@ impl Trained {
             }
         };
         Ok(Self { path: file, recipe, classes, model })
+    }
+
+    /// Refuses a model of texts that knows no classes, since its data had none.
+    ///
+    /// # Errors
+    /// One sentence that says how to tell it some.
+    pub fn require_classes(&self) -> Result<()> {
+        match self.model.classes() {
+            0 => Err(Error::file(
+                &self.path,
+                "the data that the model was trained on had no classes; evaluate it on data that have some: trencadis eval \
+                 MODEL --suite zero-shot --data PATH",
+            )),
+            _ => Ok(()),
+        }
     }
 }

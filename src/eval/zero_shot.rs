@@ -1,5 +1,7 @@
 //! Classes by what texts say of them: an image is of the class whose texts its vector is nearest to (CLIP, section 3.1).
 
+use std::sync::Arc;
+
 use super::model::{Features, Forward, Observed};
 use super::towers::{Embed, Score};
 use crate::autograd::Workload;
@@ -7,6 +9,7 @@ use crate::autograd::graph::Modality;
 use crate::cpu::gemm::linear;
 use crate::data::batch::PackedBatch;
 use crate::data::texts::TextSettings;
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
@@ -76,6 +79,10 @@ impl Features for ZeroShot<'_> {
         Err(Error::usage(
             "maps of attention are of models that were trained on classes, and this one was trained on texts",
         ))
+    }
+
+    fn towers(&mut self) -> Option<(&mut dyn Embed, Arc<Tokenizer>)> {
+        Some((&mut *self.towers, self.texts.tokenizer.clone()))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use self::initial::initial_weights;
+use self::initial::{Known, initial_weights};
 use super::checkpoint::{self, Header, Progress as Progressed, SavedTraining};
 use super::distill::Teacher;
 use super::engine::{
@@ -82,7 +82,8 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     check_data(&dataset, ranks)?;
     ranks.agree(check_prompts(&recipe, &dataset, tokenizer.as_ref()))??;
     let mut notes = Vec::new();
-    let from = beginning(&recipe, ranks, options.init.as_deref(), &dataset.classes, &mut notes);
+    let known = Known { classes: &dataset.classes, tokenizer: tokenizer.as_deref() };
+    let from = beginning(&recipe, ranks, options.init.as_deref(), known, &mut notes);
     let (step, state) = ranks.agree(from)??;
     // Drawn weights follow from the recipe.
     let given = ranks.any(options.init.is_some())?;
@@ -107,16 +108,25 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     Trainer::new(parts, &plan, &notes)?.train()
 }
 
-/// The tokenizer of a run on texts, whose vocabulary the recipe then tells.
-fn tokenizer_of(recipe: &mut Recipe, given: bool) -> Result<Option<Arc<Tokenizer>>> {
-    if !recipe.text.is_on() {
-        return Ok(None);
-    }
+/// Refuses to lock an image tower that nothing was `given` for.
+///
+/// # Errors
+/// One sentence that says so.
+pub fn check_lock(recipe: &Recipe, given: bool) -> Result<()> {
     if recipe.contrastive.lock_image && !given {
         return Err(Error::usage(
             "contrastive.lock_image = true trains a text tower to a trained image tower; give its weights with --init",
         ));
     }
+    Ok(())
+}
+
+/// The tokenizer of a run on texts, whose vocabulary the recipe then tells.
+fn tokenizer_of(recipe: &mut Recipe, given: bool) -> Result<Option<Arc<Tokenizer>>> {
+    if !recipe.text.is_on() {
+        return Ok(None);
+    }
+    check_lock(recipe, given)?;
     let tokenizer = Tokenizer::open(&recipe.text.tokenizer)?;
     let (known, stated) = (tokenizer.vocabulary(), recipe.text.vocabulary);
     if stated > 0 && stated != known {
@@ -133,8 +143,8 @@ fn tokenizer_of(recipe: &mut Recipe, given: bool) -> Result<Option<Arc<Tokenizer
 fn check_prompts(recipe: &Recipe, dataset: &Dataset, tokenizer: Option<&Arc<Tokenizer>>) -> Result<()> {
     let Some(tokenizer) = tokenizer.filter(|_| dataset.classes.len() > 1) else { return Ok(()) };
     let texts = TextSettings::new(recipe, packing::slots(recipe), tokenizer.clone());
-    let prompts = recipe.text.prompts.iter();
-    prompts.map(|prompt| texts.encode_classes(prompt, &dataset.classes).map(drop)).collect()
+    let mut prompts = recipe.text.prompts.iter();
+    prompts.try_for_each(|prompt| texts.encode_classes(prompt, &dataset.classes).map(drop))
 }
 
 /// The step of a new run, and the weights before the first: fresh ones, or those of a file.
@@ -142,16 +152,16 @@ fn beginning(
     recipe: &Recipe,
     ranks: &MeshGroups,
     init: Option<&Path>,
-    classes: &[String],
+    known: Known<'_>,
     notes: &mut Vec<String>,
 ) -> Result<(TrainStep, Fresh)> {
     let slots = packing::slots(recipe);
-    let step = TrainStep::of_shard(recipe, classes.len(), slots, ranks.place().tensor)?;
+    let step = TrainStep::of_shard(recipe, known.classes.len(), slots, ranks.place().tensor)?;
     let keep_average = recipe.train.ema > 0.0;
     let state = match init {
         None => Fresh::drawn(step.params(), recipe.train.seed, keep_average),
         Some(path) => {
-            let weights = initial_weights(path, recipe, classes, &step, notes)?;
+            let weights = initial_weights(path, recipe, known, &step, notes)?;
             Fresh::given(step.params(), weights, keep_average)
         }
     };

@@ -157,14 +157,18 @@ impl TrainStep {
         self.loss_kind
     }
 
-    /// The forward pass alone, as an evaluation of such a batch runs it.
-    pub fn evaluation(&self) -> Graph {
-        let mut forward = self.forward.clone();
+    /// The forward passes alone, as an evaluation of such a batch runs them one after another: one of classes, and of pairs
+    /// one of each tower.
+    pub fn evaluation(&self) -> Vec<Graph> {
+        let of = |kept| {
+            let mut forward = self.forward.clone();
+            forward.keep(kept);
+            forward
+        };
         match self.objective {
-            Objective::Classes { logits } => forward.keep(logits),
-            Objective::Pairs(towers) => forward.keep(towers.images),
+            Objective::Classes { logits } => vec![of(logits)],
+            Objective::Pairs(towers) => vec![of(towers.images), of(towers.texts)],
         }
-        forward
     }
 
     /// The parameters in order.

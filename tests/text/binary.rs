@@ -7,9 +7,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tempfile::{TempDir, tempdir};
+use trencadis::data::tokenizer::{BUILT_IN, Tokenizer};
 use trencadis::weights::Weights;
 
 use super::TINY;
+use super::captions::{png, write};
 use super::support::places;
 
 struct Place(TempDir);
@@ -94,6 +96,11 @@ fn digits_are_told_by_their_names() {
     let metrics = fs::read_to_string(place.path("runs/run-1/metrics.jsonl")).unwrap();
     let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
     assert_eq!((last["kind"].as_str(), last["top1"].as_f64()), (Some("eval"), plain["top1"].as_f64()));
+    // A suite before another leaves it the model as it was.
+    place.succeeds("eval runs/run-1 --suite calibration --out alone", &[]);
+    place.succeeds("eval runs/run-1 --suite zero-shot,calibration --prompts prompts.txt --out after", &[]);
+    let calibration = |folder: &str| fs::read(place.path(folder).join("calibration.json")).unwrap();
+    assert!(calibration("alone") == calibration("after"));
     for (text, part) in [("no place\n", "must stand once"), ("\n# nothing\n", "holds no template")] {
         fs::write(place.path("prompts.txt"), text).unwrap();
         place.refuses("eval runs/run-1 --suite zero-shot --prompts prompts.txt", &[], part);
@@ -158,6 +165,76 @@ fn a_locked_image_tower_stays() {
     place.refuses("eval runs/classes-1 --suite zero-shot", &[], "was trained on classes and knows no texts");
 }
 
+/// Where the data have no classes, there is nothing to classify: texts are found, and classes are told by other data.
+#[test]
+fn captions_alone_know_no_classes() {
+    let place = Place(tempdir().unwrap());
+    for (number, word) in ["zero", "one", "two", "three", "four", "five", "six", "seven"].iter().enumerate() {
+        write(place.path(&format!("flat/{number}.png")), png());
+        write(place.path(&format!("flat/{number}.txt")), format!("the digit {word}"));
+    }
+    write(place.path("classes/six/1.png"), png());
+    write(place.path("classes/one/2.png"), png());
+    let sets = with(&["train.steps=3", "train.warmup=1", "data.validation=0.5"]);
+    place.succeeds("train captions --threads 2 --name run --data flat", &sets);
+    let said = place.succeeds("eval runs/run-1", &[]);
+    assert!(said.contains("images            4\n") && said.contains("retrieval         "), "{said}");
+    assert!(!said.contains("top-1"), "{said}");
+    let said: serde_json::Value =
+        serde_json::from_str(&place.succeeds("eval runs/run-1 --json --resolution 12", &[])).unwrap();
+    assert_eq!((said["images"].as_u64(), said["resolution"].as_u64()), (Some(4), Some(12)));
+    assert!(said["retrieval"].is_number() && said.get("top1").is_none(), "{said}");
+    for words in ["predict runs/run-1 flat/1.png", "eval runs/run-1 --suite calibration"] {
+        place.refuses(
+            words,
+            &[],
+            "the data that the model was trained on had no classes; evaluate it on data that",
+        );
+    }
+    place.refuses("eval runs/run-1 --suite zero-shot", &[], "there are no classes to tell apart");
+    let said = place.succeeds("eval runs/run-1 --suite zero-shot --data classes", &[]);
+    assert!(said.contains("six"), "{said}");
+}
+
+/// Weights go on to another objective without what it has no use for, and only with the tokens that they know.
+#[test]
+fn weights_start_other_objectives() {
+    let place = Place(tempdir().unwrap());
+    let short = ["train.steps=2", "train.warmup=1"];
+    let sets = with(&short);
+    let sigmoid = with(&[&short[..], &["contrastive.loss=sigmoid"]].concat());
+    let image: Vec<&str> = sets.iter().copied().filter(|set| !set.starts_with("text.")).collect();
+    place.succeeds("train captions --threads 2 --name texts", &sets);
+    let said = place.succeeds("train digits --threads 2 --name classes --init runs/texts-1", &image);
+    assert!(said.contains("left out          the text tower") && said.contains("head.weight"), "{said}");
+    let said = place.succeeds("train captions --threads 2 --name sigmoid --init runs/texts-1", &sigmoid);
+    assert!(said.contains("fresh             contrastive.bias\n"), "{said}");
+    let said = place.succeeds("train captions --threads 2 --name softmax --init runs/sigmoid-1", &sets);
+    assert!(
+        said.contains("left out          contrastive.bias, which contrastive.loss does not have"),
+        "{said}"
+    );
+    // The same tokenizer in other words, and one whose numbers differ.
+    let mut json: serde_json::Value =
+        serde_json::from_str(Tokenizer::open(BUILT_IN).unwrap().json()).unwrap();
+    let of_file = [&sets[..], &["text.tokenizer='mine.json'"]].concat();
+    write(place.path("mine.json"), serde_json::to_string_pretty(&json).unwrap());
+    place.succeeds("train captions --threads 2 --name same --init runs/texts-1", &of_file);
+    let words = json["model"]["vocab"].as_object_mut().unwrap();
+    (words["six"], words["one"]) = (words["one"].clone(), words["six"].clone());
+    write(place.path("mine.json"), json.to_string());
+    let told = "was trained with another tokenizer than text.tokenizer = \"mine.json\"";
+    place.refuses("train captions --threads 2 --name other --init runs/texts-1", &of_file, told);
+    let mut input = Weights::default();
+    input.tensors.insert("image.0".into(), (vec![1, 8, 8], vec![0.5; 64]));
+    input.save_atomic(&place.path("in.safetensors")).unwrap();
+    place.refuses(
+        "forward --weights runs/texts-1/last.safetensors --input in.safetensors --output out.safetensors",
+        &[],
+        "the model was trained on texts and has no head",
+    );
+}
+
 /// Keys that contradict each other are named together.
 #[test]
 fn contradictions_are_named() {
@@ -188,6 +265,8 @@ fn contradictions_are_named() {
     );
     assert!(!place.path("runs").exists());
     place.refuses("train digits --threads 2", &["contrastive.lock_image=true"], "text.tokenizer = \"\"");
+    let lock = with(&["contrastive.lock_image=true"]);
+    place.refuses("train captions --dry-run", &lock, "give its weights with --init");
     place.refuses("train captions --threads 2 --ranks 2", &TINY, "one rank does alone");
     let said = place.succeeds("inspect model captions", &TINY);
     assert!(said.contains("text.embed.token") && said.contains("text tower"), "{said}");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use image::{DynamicImage, GrayImage, ImageFormat};
 use tempfile::tempdir;
+use trencadis::data::inspect;
 use trencadis::data::loader::{Loader, Share};
 use trencadis::data::source::{Dataset, of_recipe, open};
 use trencadis::data::tokenizer::{BUILT_IN, Tokenizer};
@@ -13,7 +14,7 @@ use trencadis::recipe::{DataConfig, Recipe};
 
 use super::recipe;
 
-fn png() -> Vec<u8> {
+pub fn png() -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     DynamicImage::from(GrayImage::from_fn(16, 12, |x, y| image::Luma([(9 * x + 5 * y) as u8])))
         .write_to(&mut bytes, ImageFormat::Png)
@@ -21,7 +22,7 @@ fn png() -> Vec<u8> {
     bytes.into_inner()
 }
 
-fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
+pub fn write(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) {
     fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();
     fs::write(path, bytes).unwrap();
 }
@@ -222,6 +223,13 @@ fn texts_that_cannot_be_used_are_named() {
         let places: Vec<u16> = texts.positions[texts.range(slot)].iter().map(|p| p[1]).collect();
         assert_eq!(places, (0..want as u16).collect::<Vec<_>>());
     }
+    let report = inspect::report(&data, &recipe, "captions").unwrap();
+    let figures = report.texts.as_ref().unwrap();
+    assert_eq!([figures.usable, figures.missing, figures.empty, figures.cut], [2, 2, 2, 1]);
+    assert_eq!((figures.tokens.min, figures.tokens.max, figures.examples.len()), (3, 40, 4));
+    let said = report.to_string();
+    assert!(said.contains("2 usable, 2 missing or unreadable, 2 empty, 1 cut off at 12 tokens\n"), "{said}");
+    assert!(said.contains("text tokens min 3, mean 21.5, max 40 per text"), "{said}");
     assert_eq!(loaded.cut.len(), 1);
     assert!(loaded.cut[0].ends_with("long.png"));
     let dir = tempdir().unwrap();

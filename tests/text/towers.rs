@@ -7,10 +7,13 @@ use super::{recipe, settings};
 use trencadis::autograd::graph::{Graph, Modality};
 use trencadis::autograd::{CpuExecutor, StepState, Workload, elementwise};
 use trencadis::data::batch::PackedBatch;
+use trencadis::eval::model::Forward;
 use trencadis::eval::towers::{CpuEmbed, CpuTowers, Embed};
+use trencadis::eval::zero_shot::ZeroShot;
 use trencadis::models::{two_tower, vit};
 use trencadis::nn::init::initialise;
 use trencadis::recipe::Recipe;
+use trencadis::train::plan::cpu::memory;
 use trencadis::train::step::TrainStep;
 
 const GRIDS: [[u16; 2]; 4] = [[2, 3], [1, 1], [3, 1], [1, 4]];
@@ -140,6 +143,37 @@ fn packed_is_as_alone() {
     // 4·6 S², attention pooling 4·6 a token.
     let each = 2.0 * (108.0 + 36.0 + 96.0 + 72.0) + 24.0;
     assert_eq!(of([10.0, 30.0]) - of([0.0; 2]), 10.0 * each + 30.0 * 24.0);
+}
+
+/// An evaluation runs the text tower too, and is counted by whichever holds more.
+#[test]
+fn memory_of_an_evaluation_counts_both_towers() {
+    let evaluation = |sets: &[&str]| {
+        let recipe = small(sets);
+        let step = TrainStep::new(&recipe, 2, 5).unwrap();
+        memory(&recipe, &step, 5, 1, 1).evaluation
+    };
+    let (short, long) = (evaluation(&[]), evaluation(&["text.max_tokens=2000"]));
+    // The residual stream of 5 texts alone.
+    assert!(long >= short + 4 * 5 * 1900 * 6, "{short}, {long}");
+}
+
+/// Classes are told through a reference as well.
+#[test]
+fn classes_are_told_through_references() {
+    let recipe = recipe(&[]);
+    let towers = CpuTowers::new(&recipe, recipe.packing.tokens, 4).unwrap();
+    let params = initialise(towers.params(), 1);
+    let texts = settings(&recipe, 4);
+    let mut model =
+        ZeroShot::new(Box::new(CpuEmbed { towers, params }), &recipe, texts, &[], &recipe.text.prompts)
+            .unwrap();
+    assert_eq!(model.classes(), 0);
+    let tell = |mut model: &mut dyn Forward| {
+        Forward::set_classes(&mut model, &["one".into(), "two".into()], &["the digit {}".into()])
+    };
+    tell(&mut model).unwrap();
+    assert_eq!(model.classes(), 2);
 }
 
 /// A locked image tower gets no gradient, does not decay, and costs its forward pass alone.

@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 mod suite;
 
 use super::{ModelArgs, print, use_data};
-use crate::data::source::{self, Dataset};
+use crate::data::loader::LoaderReport;
+use crate::data::source::{self, Dataset, Source};
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::eval::retrieval::retrieval;
 use crate::eval::run::evaluate;
 use crate::eval::trained::Trained;
 use crate::recipe::{MAX_SIDE, Recipe};
@@ -51,6 +54,58 @@ fn dataset(recipe: &Recipe, data: Option<&str>) -> Result<Dataset> {
     }
 }
 
+/// Pixels at which images are seen, where so many are asked for, or 0.
+fn seen_at(recipe: &Recipe, resolution: usize) -> usize {
+    match (resolution, recipe.eval.resolution) {
+        (0, 0) => recipe.resolution.max,
+        (0, set) => set,
+        (asked, _) => asked,
+    }
+}
+
+fn unreadable(loading: &LoaderReport) -> String {
+    match loading.examples.first().filter(|_| loading.unreadable > 0) {
+        Some(first) => format!("unreadable        {}, the first: {first}\n", loading.unreadable),
+        None => String::new(),
+    }
+}
+
+/// Of a model of texts whose data had no classes: how well it finds the texts of `images`.
+fn find_texts(
+    trained: &mut Trained,
+    images: Arc<dyn Source>,
+    resolution: usize,
+    json: bool,
+) -> Result<String> {
+    let mut recipe = trained.recipe.clone();
+    recipe.eval.resolution = seen_at(&recipe, resolution);
+    if images.is_empty() {
+        return Err(Error::usage("there are no validation images to evaluate on; name others with --data"));
+    }
+    let path = trained.path.display().to_string();
+    let (towers, tokenizer) =
+        trained.model.towers().ok_or_else(|| Error::failure("the model has no towers"))?;
+    let found = retrieval(towers, images, &recipe, tokenizer, &|| false)?;
+    let Some((metrics, loading)) = found else { return Ok(String::new()) };
+    if json {
+        let line = serde_json::json!({
+            "model": path, "resolution": recipe.eval.resolution, "images": metrics.images, "unreadable": loading.unreadable,
+            "retrieval": metrics.top1, "loss": metrics.loss,
+        });
+        return Ok(format!("{line}\n"));
+    }
+    Ok(format!(
+        "model             {path}\nresolution        {}\nimages            {}\n{}retrieval         {:.2} % of the images have a \
+         higher score with their own text than with any other of their batch\nloss              {:.4}\nclasses           none in \
+         the data; to tell some by their names: trencadis eval MODEL --suite zero-shot --data PATH\n",
+        recipe.eval.resolution,
+        metrics.images,
+        unreadable(&loading),
+        100.0 * metrics.top1,
+        metrics.loss
+    ))
+}
+
 pub(super) fn run(args: Args) -> Result<()> {
     if let Some(pixels) = args.resolution.iter().find(|pixels| **pixels > MAX_SIDE) {
         return Err(Error::usage(format!(
@@ -65,18 +120,19 @@ pub(super) fn run(args: Args) -> Result<()> {
     let mut trained = Trained::load(&args.model, &args.told.told(None)?, device.as_ref(), highest)?;
     let recipe = trained.recipe.clone();
     let dataset = dataset(&recipe, args.data.as_deref())?;
-    let images = dataset.match_classes(&trained.classes)?;
     let resolutions = if args.resolution.is_empty() { vec![0] } else { args.resolution };
+    if trained.model.classes() == 0 {
+        return resolutions.into_iter().try_for_each(|resolution| {
+            print(&find_texts(&mut trained, dataset.validation.clone(), resolution, args.json)?)
+        });
+    }
+    let images = dataset.match_classes(&trained.classes)?;
     for resolution in resolutions {
         let source = images.clone();
         let done = evaluate(trained.model.as_mut(), source, &recipe, resolution, &|| false)?;
         let Some(done) = done else { continue };
         let m = &done.metrics;
-        let shown = match (resolution, recipe.eval.resolution) {
-            (0, 0) => recipe.resolution.max,
-            (0, set) => set,
-            (asked, _) => asked,
-        };
+        let shown = seen_at(&recipe, resolution);
         if args.json {
             let mut line = serde_json::json!({
                 "model": trained.path.display().to_string(), "resolution": shown, "tokens_per_image": done.tokens_per_image,
@@ -107,14 +163,7 @@ pub(super) fn run(args: Args) -> Result<()> {
                 done.packing.downscaled
             );
         }
-        if done.loading.unreadable > 0 {
-            let _ = writeln!(
-                text,
-                "unreadable        {}, the first: {}",
-                done.loading.unreadable,
-                done.loading.examples.first().map_or("", String::as_str)
-            );
-        }
+        text += &unreadable(&done.loading);
         let _ = writeln!(text, "top-1             {:.2} %", 100.0 * m.top1);
         if trained.classes.len() > 5 {
             let _ = writeln!(text, "top-5             {:.2} %", 100.0 * m.top5);

@@ -89,8 +89,12 @@ impl Suite {
     /// Runs it.
     ///
     /// # Errors
-    /// An option that it needs and does not have, tables that do not fit the set, what [`Session::scores`] refuses.
+    /// An option that it needs and does not have, a model that knows no classes, tables that do not fit the set, what [`Session::scores`] refuses.
     pub fn run(self, session: &mut Session, options: &mut Options) -> Result<Outcome> {
+        // These take the classes of the set.
+        if ![Self::ZeroShot, Self::FewShot, Self::LinearProbe].contains(&self) {
+            session.trained.require_classes()?;
+        }
         match self {
             Self::Calibration => calibration::run(session, options),
             Self::Resolution => resolution::run(session, options),

@@ -143,6 +143,19 @@ impl Session {
         Ok(())
     }
 
+    /// Runs `of` on the model and gives it back the classes, and the recipe's prompts, that it tells now.
+    ///
+    /// # Errors
+    /// Those of `of`.
+    pub fn with_classes_kept<T>(&mut self, of: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let (classes, told) = (self.trained.classes.clone(), self.trained.model.classes());
+        let done = of(self)?;
+        let prompts = self.trained.recipe.text.prompts.clone();
+        self.tell_classes(if told > 0 { &classes } else { &[] }, &prompts)?;
+        self.trained.classes = classes;
+        Ok(done)
+    }
+
     /// Runs the model at `setting`, unless it has.
     ///
     /// # Errors

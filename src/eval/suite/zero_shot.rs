@@ -12,12 +12,23 @@ use crate::eval::metrics::Classification;
 use crate::recipe::Recipe;
 
 pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
+    // Other suites run on the model after this one.
+    session.with_classes_kept(|session| evaluate(session, options))
+}
+
+fn evaluate(session: &mut Session, options: &Options) -> Result<Outcome> {
     let prompts = match &options.prompts {
         Some(path) => read(path)?,
         None => session.recipe().text.prompts.clone(),
     };
     let setting = options.setting(Suite::ZeroShot)?;
     let classes = session.set.classes.clone();
+    if classes.len() < 2 {
+        return Err(Error::usage(format!(
+            "{}: there are no classes to tell apart; name data that have some with --data",
+            session.set.description
+        )));
+    }
     let mut run = |prompts: &[String]| -> Result<_> {
         session.tell_classes(&classes, prompts)?;
         let (scores, labels) = (session.scores(setting)?, session.labels()?);

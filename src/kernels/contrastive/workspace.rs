@@ -73,7 +73,7 @@ mod tests {
         assert_eq!([1, 128, 129, 512, 2048, 8192, 1 << 20].map(splits), [1, 1, 2, 4, 4, 1, 1]);
     }
 
-    /// Four times the pairs hold no more than four times as much: no matrix of scores.
+    /// Four times the pairs hold no more than four times as much for each split: no matrix of scores.
     #[test]
     fn workspace_grows_with_pairs_not_with_scores() {
         let bytes = |pairs| Workspace { pairs, width: 768 }.bytes();

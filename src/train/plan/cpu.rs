@@ -37,12 +37,15 @@ const RUNS: usize = 3;
 /// Memory of the first rank on a data axis of `data` ranks, each with `batches` batches a step. The step is that of the
 /// first rank of a tensor axis.
 pub fn memory(recipe: &Recipe, step: &TrainStep, slots: usize, data: usize, batches: usize) -> RankMemory {
-    let evaluated = step.evaluation();
-    let forward = Plan::new(&evaluated);
     let pieces = Pieces::new(step.graph(), step.plan(), data);
-    let (training, activations) = run(step.graph(), step.plan(), &pieces);
-    let (evaluating, evaluation) = run(&evaluated, &forward, &Pieces::new(&evaluated, &forward, data));
-    let most = if training.total() >= evaluating.total() { training } else { evaluating };
+    let (mut most, activations) = run(step.graph(), step.plan(), &pieces);
+    let mut evaluation = 0;
+    for evaluated in step.evaluation() {
+        let forward = Plan::new(&evaluated);
+        let (passing, elements) = run(&evaluated, &forward, &Pieces::new(&evaluated, &forward, data));
+        evaluation = evaluation.max(elements);
+        most = if most.total() >= passing.total() { most } else { passing };
+    }
     let kept = size_of::<f32>() * pieces.kept();
     // A step of several batches keeps copies of all, and its last batch is there besides.
     let held = if batches > 1 { batches + 1 } else { 1 };
