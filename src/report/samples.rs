@@ -49,7 +49,7 @@ impl Sample {
 }
 
 /// Runs the best model of the run at `path` (else the last) over `count` images of its validation set, evenly spread: runs
-/// over the same set show the same images. None where no model has been saved yet. Images that cannot be read are left out.
+/// over the same set show the same images. None where no model has been saved yet, or it knows no classes. Images that cannot be read are left out.
 ///
 /// # Errors
 /// A damaged model; data that are no longer where the recipe says.
@@ -58,6 +58,9 @@ pub fn samples(path: &Path, count: usize, device: Option<&Device>) -> Result<Vec
         return Ok(Vec::new());
     }
     let mut trained = Trained::load(path, &Told::default(), device, 0)?;
+    if trained.model.classes() == 0 {
+        return Ok(Vec::new());
+    }
     let mut recipe = trained.recipe.clone();
     let set = source::of_recipe(&recipe)
         .map_err(|cause| Error::usage(format!("{cause}; or leave the predictions out with --samples 0")))?;

@@ -192,6 +192,7 @@ fn captions_alone_know_no_classes() {
         );
     }
     place.refuses("eval runs/run-1 --suite zero-shot", &[], "there are no classes to tell apart");
+    place.succeeds("report runs/run-1", &[]);
     let said = place.succeeds("eval runs/run-1 --suite zero-shot --data classes", &[]);
     assert!(said.contains("six"), "{said}");
 }

@@ -42,11 +42,6 @@ impl Member {
         &self.path[..self.path.len() - base.len() + base.find('.').unwrap_or(base.len())]
     }
 
-    /// The path without the extension after its last dot.
-    pub fn stem(&self) -> &str {
-        self.path.rsplit_once('.').map_or(&self.path, |(stem, _)| stem)
-    }
-
     /// What follows the first dot of the base name.
     pub fn extension(&self) -> &str {
         self.path.get(self.key().len() + 1..).unwrap_or("")
@@ -58,6 +53,11 @@ impl Member {
         parts.pop();
         parts
     }
+}
+
+/// The path of a member without the extension after its last dot.
+pub(super) fn stem(path: &str) -> &str {
+    path.rsplit_once('.').map_or(path, |(stem, _)| stem)
 }
 
 /// The path of a text without its extension; `None` of another member.

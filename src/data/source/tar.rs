@@ -92,6 +92,10 @@ pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> 
     let web = indexes.iter().zip(&labelled).any(|(members, labels)| {
         members.iter().any(|m| m.is_image && m.extension_is_whole && labels.contains_key(m.key()))
     });
+    let texts: Vec<Texts> = match captions {
+        true => indexes.par_iter().map(|members| texts(members)).collect(),
+        false => Vec::new(),
+    };
     let mut samples = Vec::new();
     if web {
         for (number, (shard, labels)) in shards.iter().zip(labelled).enumerate() {
@@ -99,7 +103,7 @@ pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> 
         }
     } else {
         let images: Vec<Vec<&Member>> = match captions {
-            true => captioned(&shards, &indexes)?,
+            true => captioned(&shards, &indexes, &texts)?,
             false => indexes.iter().map(|members| members.iter().filter(|m| m.is_image).collect()).collect(),
         };
         let folders = Folders::of(images.iter().flatten().copied(), captions);
@@ -108,10 +112,8 @@ pub(super) fn open(path: &str, split: Split, captions: bool) -> Result<Dataset> 
         }
     }
     if captions {
-        let texts = indexes.par_iter().map(|members| texts(members)).collect::<Vec<_>>();
         for Sample { place, .. } in &mut samples {
-            let stem = place.member.rsplit_once('.').map_or(&*place.member, |(stem, _)| stem);
-            place.caption = texts[place.shard as usize].get(stem).copied();
+            place.caption = texts[place.shard as usize].get(members::stem(&place.member)).copied();
         }
     }
     if samples.is_empty() {
@@ -197,30 +199,34 @@ fn labels(members: &[Member], captions: bool) -> Labels<'_> {
 }
 
 /// Where each text lies, and how long it is, by its path without `.txt`.
-fn texts(members: &[Member]) -> HashMap<&str, (u64, u64)> {
-    let text = |member: &'_ Member| (member.offset, member.length);
-    members.iter().filter_map(|m| Some((members::caption_stem(&m.path)?, text(m)))).collect()
+type Texts<'a> = HashMap<&'a str, (u64, u64)>;
+
+fn texts(members: &[Member]) -> Texts<'_> {
+    members.iter().filter_map(|m| Some((members::caption_stem(&m.path)?, (m.offset, m.length)))).collect()
 }
 
 /// The images of each shard that are samples of their own. Where an image is named as its text is, `0001.jpg` with
 /// `0001.txt`, those that have no text and whose name goes on behind the key, `0001.seg.png`, belong to the sample.
-fn captioned<'a>(shards: &[Shard], indexes: &'a [Vec<Member>]) -> Result<Vec<Vec<&'a Member>>> {
-    let texts = indexes.par_iter().map(|members| texts(members)).collect::<Vec<_>>();
-    let paired = indexes.iter().zip(&texts).any(|(members, texts)| {
+fn captioned<'a>(
+    shards: &[Shard],
+    indexes: &'a [Vec<Member>],
+    texts: &[Texts<'_>],
+) -> Result<Vec<Vec<&'a Member>>> {
+    let paired = indexes.iter().zip(texts).any(|(members, texts)| {
         members.iter().any(|m| m.is_image && m.extension_is_whole && texts.contains_key(m.key()))
     });
-    let images = |((shard, members), texts): ((&Shard, &'a Vec<Member>), &HashMap<&str, _>)| {
-        let own = |m: &&Member| !paired || m.extension_is_whole || texts.contains_key(m.stem());
+    let images = |((shard, members), texts): ((&Shard, &'a Vec<Member>), &Texts<'_>)| {
+        let own = |m: &&Member| !paired || m.extension_is_whole || texts.contains_key(members::stem(&m.path));
         let images: Vec<&Member> = members.iter().filter(|m| m.is_image).filter(own).collect();
         let mut seen = HashMap::new();
         for image in &images {
-            if let Some(other) = seen.insert(image.stem(), image) {
+            if let Some(other) = seen.insert(members::stem(&image.path), image) {
                 return Err(second_image(shard, image, other));
             }
         }
         Ok(images)
     };
-    shards.iter().zip(indexes).zip(&texts).map(images).collect()
+    shards.iter().zip(indexes).zip(texts).map(images).collect()
 }
 
 fn second_image(shard: &Shard, member: &Member, other: &Member) -> Error {

@@ -170,6 +170,7 @@ impl Session {
     }
 
     fn run(&mut self, setting: Setting) -> Result<Scores> {
+        self.trained.require_classes()?;
         let pass =
             self.pass(self.images.clone(), setting, |model, batch| Ok(model.logits(batch)?.to_vec()))?;
         if let Some(sample) = pass.broken() {
