@@ -7,9 +7,12 @@ use super::{recipe, settings};
 use trencadis::autograd::graph::{Graph, Modality};
 use trencadis::autograd::{CpuExecutor, StepState, Workload, elementwise};
 use trencadis::data::batch::PackedBatch;
+use trencadis::data::loader::Loader;
+use trencadis::data::source::of_recipe;
 use trencadis::eval::model::Forward;
+use trencadis::eval::retrieval::retrieval;
 use trencadis::eval::towers::{CpuEmbed, CpuTowers, Embed};
-use trencadis::eval::zero_shot::ZeroShot;
+use trencadis::eval::zero_shot::{ZeroShot, normalise};
 use trencadis::models::{two_tower, vit};
 use trencadis::nn::init::initialise;
 use trencadis::recipe::Recipe;
@@ -156,6 +159,39 @@ fn memory_of_an_evaluation_counts_both_towers() {
     let (short, long) = (evaluation(&[]), evaluation(&["text.max_tokens=2000"]));
     // The residual stream of 5 texts alone.
     assert!(long >= short + 4 * 5 * 1900 * 6, "{short}, {long}");
+}
+
+/// Texts are found among all of a batch, also one whose scores are not held at a time.
+#[test]
+fn texts_are_found_among_all_of_a_batch() {
+    let recipe = recipe(&["packing.images=300", "packing.tokens=16384"]);
+    let (source, tokenizer) = (of_recipe(&recipe).unwrap().validation, settings(&recipe, 300).tokenizer);
+    let towers = CpuTowers::new(&recipe, recipe.packing.tokens, 300).unwrap();
+    let params = initialise(towers.params(), 3);
+    let mut model = CpuEmbed { towers, params };
+    let never = || false;
+    let found = retrieval(&mut model, source.clone(), &recipe, tokenizer.clone(), &never).unwrap().unwrap().0;
+    let (mut loader, width) = (Loader::eval_texts(source, &recipe, tokenizer).unwrap(), model.width());
+    let (score, mut sum, mut images, mut largest) = (model.score().unwrap(), 0.0, 0, 0);
+    while let Some(loaded) = loader.next().transpose().unwrap() {
+        let mut vectors = |modality| {
+            let mut vectors = model.embed(modality, &loaded.batch).unwrap().to_vec();
+            normalise(&mut vectors, width);
+            vectors
+        };
+        let (of_images, of_texts) = (vectors(Modality::Images), vectors(Modality::Texts));
+        let here = loaded.batch.images;
+        for image in of_images.chunks_exact(width).take(here).enumerate() {
+            let dot = |text: &[f32]| image.1.iter().zip(text).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let of = |text| f64::from(score.factor) * dot(text) + f64::from(score.bias);
+            let scores: Vec<f64> = of_texts.chunks_exact(width).take(here).map(of).collect();
+            sum += scores.iter().map(|x| x.exp()).sum::<f64>().ln() - scores[image.0];
+        }
+        (images, largest) = (images + here, largest.max(here));
+    }
+    assert!(largest > 256, "{largest}");
+    assert_eq!(found.images as usize, images);
+    assert!((found.loss - sum / images as f64).abs() < 1e-4, "{} {}", found.loss, sum / images as f64);
 }
 
 /// Classes are told through a reference as well.
