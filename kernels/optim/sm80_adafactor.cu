@@ -12,7 +12,7 @@
 
 // How a tensor of the arena lies in its matrix; mirror of src/kernels/optim/adafactor/tables.rs. A line is one of the
 // tensor's rows or columns, or one of its elements where each has its own second moment.
-struct alignas(8) OptimFactored {
+struct alignas(16) OptimFactored {
     int64_t base;     // element of the matrix at place 0 of the arena
     int64_t first;    // elements of the matrix that the tensor has
     int64_t last;
@@ -24,6 +24,7 @@ struct alignas(8) OptimFactored {
     int first_line;   // a multiple of `threads`
     int column_lines; // where lines of columns begin after it, a multiple of 8
     int kind;         // 0: nothing, between tensors; 1: every element has its own; 2: factored
+    int unused[2];    // a power of two is read at once
 };
 
 // What is kept of a whole parameter, from place `first` on: rows, then columns; without rows every element.

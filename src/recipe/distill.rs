@@ -54,8 +54,8 @@ impl Recipe {
         require(distill.weight > 0.0 && distill.weight <= 1.0, || {
             format!("distill.weight must be above 0 and at most 1, but it is {}", distill.weight)
         })?;
-        require(distill.temperature > 0.0 && distill.temperature.is_finite(), || {
-            format!("distill.temperature must be a positive number, but it is {}", distill.temperature)
+        require((0.01..=1000.0).contains(&distill.temperature), || {
+            format!("distill.temperature must lie in 0.01..1000, but it is {}", distill.temperature)
         })?;
         if !distill.is_on() {
             return Ok(());

@@ -445,7 +445,7 @@ fn mixing_and_teaching_that_contradict_themselves_are_refused() {
             &["mix.binarise = true needs train.loss = \"bce\" or \"sigmoid\"", "sum to 1"],
         ),
         (&["mix.alpha=1"], &["no key `mix.alpha`"]),
-        (&["distill.temperature=0"], &["distill.temperature must be a positive number, but it is 0"]),
+        (&["distill.temperature=0"], &["distill.temperature must lie in 0.01..1000, but it is 0"]),
         (
             &["distill.teacher=runs/a", "distill.temperature=2", "distill.weight=0.5"],
             &["distill.temperature = 2", "distill.weight = 0.5"],

@@ -81,11 +81,15 @@ fn steps_are_those_of_the_cpu() {
                 train(&mut engine, &batches)
             };
             let (outcomes, found) = run(false);
-            for (outcome, want) in outcomes.iter().zip(&want) {
+            for (step, (outcome, want)) in outcomes.iter().zip(&want).enumerate() {
+                // Adam's first steps are the gradients' signs, which rounding turns where there is hardly any.
+                let most = if step == 0 { 0.03 } else { 0.15 };
                 assert!(
-                    (outcome.loss - want.loss).abs() < 0.03 * want.loss.max(0.5),
-                    "{sets:?}: {outcome:?} {want:?}"
+                    (outcome.loss - want.loss).abs() < most * want.loss.max(0.5),
+                    "{sets:?}, step {step}: {outcome:?} {want:?}"
                 );
+                let norms = [outcome.grad_norm, want.grad_norm];
+                assert!(step > 0 || (norms[0] / norms[1] - 1.0).abs() < 0.05, "{sets:?}: norms {norms:?}");
                 assert_eq!((outcome.images, outcome.tokens), (want.images, want.tokens));
                 assert!((outcome.accuracy - want.accuracy).abs() < 0.3, "{sets:?}: {outcome:?} {want:?}");
             }
@@ -95,7 +99,6 @@ fn steps_are_those_of_the_cpu() {
                     .flat_map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a - b)))
                     .collect()
             };
-            // Adam's first steps are the gradients' signs, which rounding turns where there is hardly any.
             let far = distance(&flat(&found), &flat(&after));
             assert!(far < 0.2, "{sets:?}: {far}");
             assert_eq!(run(true).1, found, "launched one by one");

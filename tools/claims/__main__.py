@@ -70,14 +70,15 @@ def page(args, question):
     header = ["", *(f"top-1 % at {r}" for r in question.resolutions), "model TFLOP", "minutes", "peak MiB"]
     steps, seeds = args.steps or question.steps, args.seeds
     settings = [[arm.name, f"`{' '.join(arm.sets)}`" if arm.sets else ""] for arm in question.arms]
-    told = "mean and standard deviation of" if len(seeds) > 1 else ""
+    told = "mean and standard deviation of seeds" if len(seeds) > 1 else "seed"
+    other = "".join(f"; {arm.name}: {steps_of(arm, steps)}" for arm in question.arms if arm.share != 1.0)
     return f"""# {question.title}
 
 {question.claim}
 
-Recipe `{question.recipe}`, {steps} steps, {told} seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}; accuracy of the last checkpoint on
-the validation images of `{args.data[question.data].name}`. Time and memory are of the whole process on {os.cpu_count()} threads of {cpu_name()}, input
-included.
+Recipe `{question.recipe}`, {steps} steps{other}; {told} {", ".join(map(str, seeds))}; accuracy of the last checkpoint on the
+validation images of `{args.data[question.data].name}`. Minutes and model FLOPs are those of the steps, without those of a teacher, memory that of the whole
+process; {os.cpu_count()} threads of {cpu_name()}.
 
 Command: `python tools/claims --only {question.name} --{question.data} DATA --steps {steps} --seeds {",".join(map(str, seeds))}`
 

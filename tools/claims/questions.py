@@ -166,6 +166,7 @@ QUESTIONS = [
                     "model.position.rows=8",
                     "model.position.columns=8",
                     "resolution.kind=fixed",
+                    "resolution.aspect=square",
                     "resolution.max=32",
                     "augment.crop=simple",
                     "train.weight_decay=0.05",

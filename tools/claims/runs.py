@@ -32,22 +32,12 @@ def lines_of(run):
     return found
 
 
-def command_of(run):
-    """What a run was asked for, as this module wrote it down."""
-    try:
-        return json.loads((run / "asked.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 def train(binary, out, name, arguments):
     """The folder of the finished run `name` of `train` with these arguments: one that is there, one that is resumed, or a new one."""
-    run = out / f"{name}-1"
-    if run.exists() and command_of(run) != arguments:
+    run, asked = out / f"{name}-1", out / f"{name}.asked.json"
+    if run.exists() and (not asked.exists() or json.loads(asked.read_text()) != arguments):
         raise SystemExit(f"{run} was made with other settings; delete it or choose another --runs")
-    asked = (recipe_of(run).get("train") or {}).get("steps")
-    lines = lines_of(run)
-    if lines and max(line.get("step", 0) for line in lines) >= asked and (run / "last.safetensors").exists():
+    if (run / "cost.json").exists():
         return run
     if (run / "last.safetensors").exists():
         command = [binary, "train", "--resume", str(run)]
@@ -56,26 +46,25 @@ def train(binary, out, name, arguments):
             raise SystemExit(f"{run} has no checkpoint; delete it")
         command = [binary, "train", *arguments, "--name", name, "--out", str(out)]
     out.mkdir(parents=True, exist_ok=True)
+    asked.write_text(json.dumps(arguments))
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    if run.exists():
-        (run / "asked.json").write_text(json.dumps(arguments))
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    (run / "peak.json").write_text(json.dumps({"mib": usage.ru_maxrss / 1024}))
+    (run / "cost.json").write_text(json.dumps({"mib": usage.ru_maxrss / 1024}))
     return run
 
 
 def cost_of(run):
-    """Minutes of its steps, model TFLOPs and peak MiB of a run."""
+    """Minutes and model TFLOPs of a run's steps, and the most memory of its process in MiB."""
     lines = [line for line in lines_of(run) if "flop" in line]
     steps = recipe_of(run)["train"]["steps"]
     mean = lambda key: sum(line[key] for line in lines) / max(len(lines), 1)
     return {
         "minutes": mean("seconds") * steps / 60,
         "tflop": mean("flop") * steps / 1e12,
-        "mib": json.loads((run / "peak.json").read_text())["mib"],
+        "mib": json.loads((run / "cost.json").read_text())["mib"],
     }
 
 

@@ -22,7 +22,9 @@ use self::store::{Store, Views};
 use super::run_dir;
 use super::start::Target;
 use crate::data::batch::{PackedBatch, Targets};
-use crate::data::source::Dataset;
+use crate::data::resolution::Limits;
+use crate::data::settings::PackingSettings;
+use crate::data::source::{Dataset, fingerprint};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
@@ -67,7 +69,7 @@ impl Teacher {
                 let views = Views {
                     teacher: teacher.name.clone(),
                     classes: teacher.known.clone(),
-                    images: dataset.train.len(),
+                    images: format!("{:016x}", fingerprint(dataset.train.as_ref())),
                     recipe: seen(recipe)?,
                 };
                 // The ranks of a tensor axis see the same batches.
@@ -220,6 +222,15 @@ fn seen(recipe: &Recipe) -> Result<toml::Table> {
             seen.insert(section.into(), chosen.into());
         }
     }
+    // How large an image may become follows from positions and packing.
+    let settings = PackingSettings::train(recipe)?;
+    let tokens = settings.capacity().saturating_sub(settings.prefix);
+    let Limits { patches, rows, cols } = settings.limits;
+    let mut largest = toml::Table::new();
+    for (key, value) in [("rows", rows), ("columns", cols), ("patches", patches.min(tokens))] {
+        largest.insert(key.into(), i64::try_from(value).unwrap_or(i64::MAX).into());
+    }
+    seen.insert("largest".into(), largest.into());
     Ok(seen)
 }
 

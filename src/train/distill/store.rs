@@ -38,8 +38,8 @@ pub struct Views {
     pub teacher: String,
     /// The teacher's classes, in the order of its logits.
     pub classes: Vec<String>,
-    /// How many training images there are.
-    pub images: usize,
+    /// Fingerprint of the training images.
+    pub images: String,
     /// Every key of the recipe that decides what a student sees of an image.
     pub recipe: toml::Table,
 }
@@ -51,11 +51,13 @@ pub type Key = (u64, u64);
 pub struct Store {
     folder: PathBuf,
     views: Views,
-    files: Vec<(PathBuf, File)>,
-    /// Of each image of an epoch, the file and the byte at which its record begins.
-    places: HashMap<Key, (usize, u64)>,
+    files: Vec<PathBuf>,
+    /// Of each image of an epoch, the file and the number of its record.
+    places: HashMap<Key, (u32, u32)>,
+    /// The file that was read last: there may be more than can be open.
+    open: Option<(u32, File)>,
     /// The file that this process adds to, once it has.
-    own: Option<usize>,
+    own: Option<(u32, File)>,
     /// Whether this process may add.
     writes: bool,
 }
@@ -95,6 +97,7 @@ impl Store {
             views,
             files: Vec::new(),
             places: HashMap::new(),
+            open: None,
             own: None,
             writes,
         };
@@ -130,7 +133,7 @@ impl Store {
     /// # Errors
     /// Logits that are not there, are damaged or cannot be read.
     pub fn read(&mut self, key: Key, logits: &mut [f32]) -> Result<()> {
-        let Some(&(file, at)) = self.places.get(&key) else {
+        let Some(&(number, record)) = self.places.get(&key) else {
             return Err(Error::usage(format!(
                 "{} holds no logits of training image {} in epoch {}, only those of {} views; set distill.teacher to \
                  add them, or end the run earlier with train.steps",
@@ -140,11 +143,15 @@ impl Store {
                 self.views_held()
             )));
         };
-        let mut record = vec![0; self.record_bytes()];
-        let (path, file) = &mut self.files[file];
-        let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut record));
-        read.map_err(|cause| Error::file(path, cause))?;
-        let (content, hash) = record.split_at(record.len() - HASH_BYTES);
+        let mut bytes = vec![0; self.record_bytes()];
+        let (path, at) = (&self.files[number as usize], u64::from(record) * bytes.len() as u64);
+        let fail = |cause| Error::file(path, cause);
+        let file = match &mut self.open {
+            Some((open, file)) if *open == number => file,
+            open => &mut open.insert((number, File::open(path).map_err(fail)?)).1,
+        };
+        file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes)).map_err(fail)?;
+        let (content, hash) = bytes.split_at(bytes.len() - HASH_BYTES);
         if hash != fnv1a(content).to_le_bytes() {
             return Err(Error::file(
                 path,
@@ -157,13 +164,24 @@ impl Store {
         Ok(())
     }
 
-    /// Rounds `rows` of logits to what [`read`](Self::read) will give, and keeps those that are not there yet.
+    /// Makes `rows` of logits what [`read`](Self::read) gives: those that are there, and what the others are once
+    /// they are kept.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// Logits that are not finite; a file that cannot be read or written.
     pub fn add<'a>(&mut self, rows: impl Iterator<Item = (Key, &'a mut [f32])>) -> Result<()> {
         let (mut records, mut keys) = (Vec::new(), Vec::new());
         for (key, logits) in rows {
+            if self.holds(key) {
+                self.read(key, logits)?;
+                continue;
+            }
+            if !logits.iter().all(|logit| logit.is_finite()) {
+                return Err(Error::usage(format!(
+                    "the teacher's logits of training image {} in epoch {} are not finite; take another teacher",
+                    key.0, key.1
+                )));
+            }
             let begin = records.len();
             records.extend(key.0.to_le_bytes());
             records.extend(key.1.to_le_bytes());
@@ -173,7 +191,7 @@ impl Store {
                 *logit = rounded.to_f32();
                 records.extend(rounded.to_le_bytes());
             }
-            if !self.writes || self.holds(key) || keys.contains(&key) {
+            if !self.writes || keys.contains(&key) {
                 records.truncate(begin);
                 continue;
             }
@@ -184,13 +202,17 @@ impl Store {
         if keys.is_empty() {
             return Ok(());
         }
-        let own = self.own()?;
-        let (path, file) = &mut self.files[own];
-        let end = file.seek(SeekFrom::End(0));
-        let end = end.and_then(|end| file.write_all(&records).map(|()| end));
-        let end = end.map_err(|cause| Error::io(path, cause))?;
         let bytes = self.record_bytes() as u64;
-        let places = (end..).step_by(bytes as usize).map(|at| (own, at));
+        let (number, file) = match &mut self.own {
+            Some(own) => own,
+            None => {
+                let own = self.create()?;
+                self.own.insert(own)
+            }
+        };
+        let end = file.seek(SeekFrom::End(0)).and_then(|end| file.write_all(&records).map(|()| end));
+        let end = end.map_err(|cause| Error::io(&self.files[*number as usize], cause))?;
+        let places = ((end / bytes) as u32..).map(|record| (*number, record));
         self.places.extend(keys.into_iter().zip(places));
         Ok(())
     }
@@ -204,24 +226,21 @@ impl Store {
         let mut file = File::open(&path).map_err(fail)?;
         let bytes = self.record_bytes() as u64;
         let records = file.metadata().map_err(fail)?.len() / bytes;
-        let number = self.files.len();
-        for record in 0..records {
+        let number = self.files.len() as u32;
+        for record in 0..records as u32 {
             let mut key = [0; KEY_BYTES];
-            let at = record * bytes;
+            let at = u64::from(record) * bytes;
             file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut key)).map_err(fail)?;
             let (sample, epoch) = key.split_at(8);
             let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-            self.places.insert((word(sample), word(epoch)), (number, at));
+            self.places.insert((word(sample), word(epoch)), (number, record));
         }
-        self.files.push((path, file));
+        self.files.push(path);
         Ok(())
     }
 
-    /// The file of this process: a new one, as another process may add to any other.
-    fn own(&mut self) -> Result<usize> {
-        if let Some(own) = self.own {
-            return Ok(own);
-        }
+    /// A new file for this process, as another one may add to any that is there.
+    fn create(&mut self) -> Result<(u32, File)> {
         let mut number = self.files.len();
         let (path, file) = loop {
             let path = self.folder.join(format!("logits-{number:04}.bin"));
@@ -231,8 +250,8 @@ impl Store {
                 Err(cause) => return Err(Error::io(&path, cause)),
             }
         };
-        self.files.push((path, file));
-        Ok(*self.own.insert(self.files.len() - 1))
+        self.files.push(path);
+        Ok((self.files.len() as u32 - 1, file))
     }
 }
 
@@ -244,10 +263,7 @@ fn check(folder: &Path, there: &Views, here: &Views) -> Result<()> {
         return refuse("holds the logits of another teacher".into());
     }
     if there.images != here.images {
-        return refuse(format!(
-            "holds logits of {} training images, and there are {}",
-            there.images, here.images
-        ));
+        return refuse("holds logits of other training images".into());
     }
     match differences("", &there.recipe, &here.recipe, &[]).first() {
         None => Ok(()),
@@ -261,7 +277,12 @@ mod tests {
 
     fn views(crop: &str) -> Views {
         let recipe = toml::from_str(&format!("train.seed = 3\naugment.crop = \"{crop}\"")).unwrap();
-        Views { teacher: "1f".into(), classes: vec!["a".into(), "b".into(), "c".into()], images: 9, recipe }
+        Views {
+            teacher: "1f".into(),
+            classes: vec!["a".into(), "b".into(), "c".into()],
+            images: "9".into(),
+            recipe,
+        }
     }
 
     fn add(store: &mut Store, key: Key, logits: [f32; 3]) -> [f32; 3] {
@@ -292,8 +313,10 @@ mod tests {
         let mut silent = Store::open(&folder, views("none"), false).unwrap();
         assert_eq!(add(&mut silent, (6, 0), [2.0, 0.0, 1.0]), [0.0, -2.0, -1.0]);
         assert!(!silent.holds((6, 0)));
-        // What is there stays as it is.
-        add(&mut second, (4, 0), [9.0, 0.0, 0.0]);
+        // What is there stays as it is, and is what others get.
+        assert_eq!(add(&mut second, (4, 0), [9.0, 0.0, 0.0]), [-2.0, 0.0, -65504.0]);
+        let said = second.add([((7, 0), &mut [0.0, f32::NAN, 0.0][..])].into_iter()).unwrap_err().to_string();
+        assert!(said.contains("logits of training image 7 in epoch 0 are not finite"), "{said}");
 
         let mut all = Store::open(&folder, views("none"), true).unwrap();
         assert_eq!(all.views_held(), 3);
@@ -332,9 +355,8 @@ mod tests {
             error.to_string()
         };
         assert!(refused(Views { teacher: "2f".into(), ..views("none") }).contains("of another teacher"));
-        assert!(
-            refused(Views { images: 8, ..views("none") }).contains("of 9 training images, and there are 8")
-        );
+        let others = refused(Views { images: "8".into(), ..views("none") });
+        assert!(others.contains("holds logits of other training images"), "{others}");
         let said = refused(views("simple"));
         assert!(said.contains("augment.crop is \"none\" there and \"simple\" here; name another"), "{said}");
         fs::write(folder.path().join(VIEWS), "teacher = 3").unwrap();

@@ -27,7 +27,13 @@ impl Trainer {
             self.tell_cut(&cut);
             self.ranks.leave_out_unread(&mut batch.weights, &unmixed)?;
             if let Some(teacher) = &mut self.teacher {
-                teacher.teach(&mut batch).inspect_err(|_| self.failed = true)?;
+                let taught = teacher.teach(&mut batch);
+                if let Err(Error::Failure(_)) = &taught {
+                    self.failed = true;
+                    taught?;
+                } else {
+                    self.agree(taught)?;
+                }
             }
             packing.add(&stats);
             weight += batch.weights.iter().map(|w| f64::from(*w)).sum::<f64>();

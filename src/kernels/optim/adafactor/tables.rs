@@ -74,6 +74,7 @@ pub struct FactoredEntry {
     first_line: i32,
     column_lines: i32,
     kind: i32,
+    unused: [i32; 2],
 }
 
 /// A whole parameter on the device, mirror of `OptimWhole`.
@@ -185,6 +186,7 @@ impl Statistics {
             first_line: self.places.len() as i32,
             column_lines: column_lines as i32,
             kind: if matrix { 2 } else { 1 },
+            unused: [0; 2],
         });
         let tiles = tile_columns * touched.div_ceil(TILE_ROWS);
         self.tile_tensors.resize(self.tile_tensors.len() + tiles, tensor as i32);
