@@ -103,6 +103,14 @@ pub(super) fn run(
         features[0].tokens,
         features[1].tokens
     );
+    let downscaled = [features[0].downscaled, features[1].downscaled];
+    if downscaled.iter().any(|images| *images > 0) {
+        table += &format!(
+            "downscaled {} images at the native aspect and {} at the square, which have no place in packing.tokens or the \
+             position tables: the aspects do not have equal area\n\n",
+            downscaled[0], downscaled[1]
+        );
+    }
     let lines: Vec<Vec<String>> = told
         .iter()
         .map(|told| {
@@ -141,7 +149,7 @@ pub(super) fn run(
         })
     };
     let json = json!({
-        "fitted_on": fit.len(), "shown_on": shown.len(), "wilcoxon_p": over_all,
+        "fitted_on": fit.len(), "shown_on": shown.len(), "wilcoxon_p": over_all, "downscaled": downscaled,
         "attributes": told.iter().map(numbers).collect::<Vec<_>>(),
     });
     Ok((table, json, panel(&told)))
