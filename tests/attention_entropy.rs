@@ -7,6 +7,7 @@ use support::batch;
 use support::devices::devices;
 use trencadis::autograd::attention::AttentionOperands;
 use trencadis::autograd::device::BatchShape;
+use trencadis::autograd::pool::PoolOperands;
 use trencadis::data::batch::PackedBatch;
 use trencadis::eval::attention::{PoolingMap, PoolingMaps, blocks, check_pooling, uniform_entropy};
 use trencadis::eval::device::DeviceModel;
@@ -164,6 +165,97 @@ fn queries_of_zeros_attend_to_all_alike_and_large_ones_to_one() {
     }
     for block in blocks(&ran(&config, &batch, Keep::Blocks, &scaled(1e6)), &batch).unwrap() {
         assert!(block.entropy < 1e-3 && block.max_logit > 1e4, "{block:?}");
+    }
+}
+
+/// Without QK-norm and positions a probability follows from rows of q and k alone.
+fn plain(config: ModelConfig) -> ModelConfig {
+    ModelConfig {
+        qk_norm: QkNormKind::None,
+        pool_qk_norm: false,
+        rope: RopeConfig { kind: Rope::None, ..config.rope },
+        ..config
+    }
+}
+
+/// softmax of the scaled products of `q` and the keys, which begin at `keys`.
+fn softmax(q: &[f32], values: &[f32], keys: impl Iterator<Item = usize>, scale: f64) -> Vec<f64> {
+    let score = |start: usize| {
+        let products = q.iter().zip(&values[start..]).map(|(q, k)| f64::from(*q) * f64::from(*k));
+        (scale * products.sum::<f64>()).exp()
+    };
+    let scores: Vec<f64> = keys.map(score).collect();
+    let total: f64 = scores.iter().sum();
+    scores.into_iter().map(|score| score / total).collect()
+}
+
+/// On grids that are no squares, so that rows and columns cannot change places.
+#[test]
+fn maps_are_those_of_a_direct_computation() {
+    for config in [plain(config()), plain(class_token())] {
+        let batch = packed(&config, &GRIDS, 128, 2);
+        let model = ran(&config, &batch, Keep::Pooling, &as_they_are);
+        for (slot, map) in maps(&model, &batch).iter().enumerate() {
+            let image = batch.range(slot);
+            assert_eq!(map.attended, image.len());
+            for (head, found) in map.heads.iter().enumerate() {
+                let (p, patches) = if config.pool == PoolKind::Map {
+                    let op = PoolOperands::of(model.graph()).unwrap();
+                    let (dim, width) = (op.config.head_dim, op.config.heads * op.config.head_dim);
+                    let (q, kv) = (model.value(op.q).unwrap(), model.value(op.kv).unwrap());
+                    let keys = image.clone().map(|token| token * 2 * width + head * dim);
+                    (softmax(&q[head * dim..][..dim], &kv, keys, op.config.scale), image.clone())
+                } else {
+                    let op = *AttentionOperands::of(model.graph()).last().unwrap();
+                    let (dim, width) = (op.config.head_dim, op.config.heads * op.config.head_dim);
+                    let qkv = model.value(op.qkv).unwrap();
+                    let keys = image.clone().map(|token| token * 3 * width + width + head * dim);
+                    let q = &qkv[image.start * 3 * width + head * dim..][..dim];
+                    (softmax(q, &qkv, keys, op.config.scale), image.start + config.prefix()..image.end)
+                };
+                let spread = p.iter().copied().fold(0.0, f64::max);
+                assert!(image.len() == 1 || spread > 1.05 / p.len() as f64, "{spread} says little");
+                for token in patches {
+                    let [row, col] = batch.positions[token].map(usize::from);
+                    close(f64::from(found[row * map.cols + col]), p[token - image.start], 1e-5);
+                }
+            }
+        }
+    }
+}
+
+/// The mark of the pictures: prefix tokens are among those that get the same.
+#[test]
+fn a_class_token_without_preference_gives_every_token_the_uniform_share() {
+    let config = plain(class_token());
+    let batch = packed(&config, &GRIDS, 128, 2);
+    let no_query = |name: &str, values: &mut [f32]| {
+        if name.contains("attn.qkv") {
+            let len = values.len() / 3;
+            values[..len].fill(0.0);
+        }
+    };
+    for map in maps(&ran(&config, &batch, Keep::Pooling, &no_query), &batch) {
+        assert!((map.uniform() - 1.0 / (map.rows * map.cols + 3) as f32).abs() < 1e-7);
+        for p in map.heads.iter().flatten() {
+            close(f64::from(*p), f64::from(map.uniform()), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_is_not_left_out() {
+    let batch = packed(&config(), &GRIDS, 128, 2);
+    let broken = |name: &str, values: &mut [f32]| {
+        if name.ends_with("attn.qkv.weight") {
+            values.fill(f32::NAN);
+        }
+    };
+    for block in blocks(&ran(&config(), &batch, Keep::Blocks, &broken), &batch).unwrap() {
+        assert!(
+            block.entropy.is_nan() && block.min_head_entropy.is_nan() && block.max_logit.is_nan(),
+            "{block:?}"
+        );
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Resolution in pixels; the recipe's where it is not given.
     #[arg(long, value_name = "PIXELS", default_value_t = 0)]
     resolution: usize,
-    /// Also draw, for each image, which patches its prediction attends to: a PNG in this folder.
+    /// Also draw, for each image, which patches its prediction attends to: `NAME.attention.png` in this folder.
     #[arg(long, value_name = "DIR")]
     attention: Option<PathBuf>,
     /// Draw the attention of each head too.
@@ -50,15 +50,16 @@ pub(super) fn run(args: Args) -> Result<()> {
     if args.top == 0 {
         return Err(Error::usage("--top must be at least 1"));
     }
+    let pictures = args.attention.as_deref().map(|folder| picture_paths(folder, &args.images)).transpose()?;
     let keep = if args.attention.is_some() { Keep::Pooling } else { Keep::Logits };
     let told = args.told.told(None)?;
     let shape = |recipe: &Recipe, slots| BatchShape::of_recipe(recipe, slots, args.resolution);
     let mut trained = Trained::load_for(&args.model, &told, device.as_ref(), keep, shape)?;
     let (top, attention) = (args.top as usize, args.attention.is_some());
     let predictions = predict(&mut trained, args.images.clone(), top, args.resolution, attention)?;
-    let pictures = match &args.attention {
-        Some(folder) => draw_attention(&args, folder, &trained, &predictions)?,
-        None => Vec::new(),
+    let pictures = match (&args.attention, pictures) {
+        (Some(folder), Some(paths)) => draw_attention(&args, folder, paths, &trained, &predictions)?,
+        _ => Vec::new(),
     };
     let mut text = String::new();
     for (index, prediction) in predictions.iter().enumerate() {
@@ -89,23 +90,41 @@ pub(super) fn run(args: Args) -> Result<()> {
     }
 }
 
-/// Writes a picture of each image that was read into `folder`; its path, in the order of the images.
-fn draw_attention(
-    args: &Args,
-    folder: &Path,
-    trained: &Trained,
-    predictions: &[Prediction],
-) -> Result<Vec<Option<PathBuf>>> {
+/// Where the picture of each image goes: into `folder`, each under a name of its own.
+///
+/// # Errors
+/// A folder that is none; a path that is one of the images, which its picture would overwrite.
+fn picture_paths(folder: &Path, images: &[PathBuf]) -> Result<Vec<PathBuf>> {
     if folder.exists() && !folder.is_dir() {
         return Err(Error::file(
             folder,
             "this is no folder; --attention names one, in which pictures are written",
         ));
     }
+    let mut taken = HashSet::new();
+    let paths: Vec<PathBuf> =
+        images.iter().map(|image| folder.join(picture_name(image, &mut taken))).collect();
+    let real: HashSet<PathBuf> = images.iter().filter_map(|image| image.canonicalize().ok()).collect();
+    match paths.iter().find(|path| path.canonicalize().is_ok_and(|path| real.contains(&path))) {
+        Some(path) => Err(Error::file(
+            path,
+            "this image is to be drawn, and a picture would overwrite it; name another folder with --attention",
+        )),
+        None => Ok(paths),
+    }
+}
+
+/// Writes a picture of each image that was read to its path; which of them there are, in the order of the images.
+fn draw_attention(
+    args: &Args,
+    folder: &Path,
+    paths: Vec<PathBuf>,
+    trained: &Trained,
+    predictions: &[Prediction],
+) -> Result<Vec<Option<PathBuf>>> {
     std::fs::create_dir_all(folder).map_err(|cause| Error::io(folder, cause))?;
     let source = Files::new(args.images.clone());
-    let mut taken = HashSet::new();
-    let mut draw = |(sample, prediction): (usize, &Prediction)| -> Result<Option<PathBuf>> {
+    let draw = |(sample, (prediction, path)): (usize, (&Prediction, PathBuf))| -> Result<Option<PathBuf>> {
         let Some(map) = &prediction.attention else { return Ok(None) };
         let image = picture::seen(&source, sample, &trained.recipe, args.resolution, map)?;
         let canvas = picture::draw(&Drawing {
@@ -116,18 +135,17 @@ fn draw_attention(
             top: prediction.top.first(),
             heads: args.attention_heads,
         });
-        let path = folder.join(picture_name(source.path(sample), &mut taken));
         canvas.save(&path)?;
         Ok(Some(path))
     };
-    predictions.iter().enumerate().map(&mut draw).collect()
+    predictions.iter().zip(paths).enumerate().map(draw).collect()
 }
 
 /// The name of an image's picture, which no other has, also where the file system does not tell capitals apart.
 fn picture_name(image: &Path, taken: &mut HashSet<String>) -> String {
     let stem = image.file_stem().map_or_else(|| "image".into(), |stem| stem.to_string_lossy());
-    let names =
-        std::iter::once(format!("{stem}.png")).chain((2..).map(|number| format!("{stem}-{number}.png")));
+    let numbered = (2..).map(|number| format!("{stem}-{number}.attention.png"));
+    let names = std::iter::once(format!("{stem}.attention.png")).chain(numbered);
     let mut free = names.skip_while(|name| !taken.insert(name.to_lowercase()));
     free.next().unwrap_or_default()
 }
@@ -141,6 +159,7 @@ mod tests {
         let mut taken = HashSet::new();
         let names = ["a/x.jpg", "b/X.png", "x-2.png", "x", "y.tar.gz"];
         let names = names.map(|name| picture_name(Path::new(name), &mut taken));
-        assert_eq!(names, ["x.png", "X-2.png", "x-2-2.png", "x-3.png", "y.tar.png"]);
+        let expected = ["x", "X-2", "x-2-2", "x-3", "y.tar"].map(|stem| format!("{stem}.attention.png"));
+        assert_eq!(names, expected);
     }
 }

@@ -75,7 +75,7 @@ pub fn predict(
             let probabilities = probabilities(logits, recipe.train.loss);
             predictions[batch.sample_ids[slot] as usize].top = ranked(&probabilities, &trained.classes, top);
         }
-        if attention {
+        if attention && batch.images > 0 {
             let maps = PoolingMaps::read(trained.model.observed()?)?;
             for slot in read() {
                 predictions[batch.sample_ids[slot] as usize].attention = Some(maps.of(batch, slot));

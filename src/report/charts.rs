@@ -152,11 +152,11 @@ pub fn evaluations(runs: &[RunLog]) -> Vec<Figure> {
         .map(|run| {
             let suite = run.suites.get("few-shot");
             let points = suite.and_then(|suite| suite["few_shot"].as_array());
-            // With the first regularisation that was given.
             let point = |p: &Value| Some((p["shots"].as_f64()?, 100.0 * p["by_l2"][0]["top1"].as_f64()?));
             points.map_or_else(Vec::new, |points| points.iter().filter_map(point).collect())
         })
         .collect();
+    let few_shot_title = few_shot_title(runs);
     let mut figures: Vec<Figure> = [
         panel(
             "Accuracy by tokens",
@@ -183,20 +183,22 @@ pub fn evaluations(runs: &[RunLog]) -> Vec<Figure> {
             true,
         ),
         panel("Cascade by confidence", "GFLOP an image", "top-1 (%)", cascade, Kind::Percent, true),
-        panel(
-            "Few-shot regression",
-            "training images of a class",
-            "top-1 (%)",
-            few_shot,
-            Kind::Percent,
-            true,
-        ),
+        panel(&few_shot_title, "training images of a class", "top-1 (%)", few_shot, Kind::Percent, true),
     ]
     .into_iter()
     .flatten()
     .collect();
     figures.extend(diagram(reliability));
     figures
+}
+
+/// Names the regularisation that is shown, the first that was given, where it is the same of all runs.
+fn few_shot_title(runs: &[RunLog]) -> String {
+    let mut shown = runs.iter().filter_map(|run| run.suites.get("few-shot")?["l2"][0].as_f64());
+    match shown.next() {
+        Some(first) if shown.all(|l2| l2 == first) => format!("Few-shot regression, L2 {first}"),
+        _ => "Few-shot regression, the first L2 of each run".into(),
+    }
 }
 
 /// Accuracy by confidence, and the diagonal on which they are equal.

@@ -16,11 +16,13 @@ use crate::eval::predict::Scored;
 type Condition = fn(&Value) -> String;
 
 /// What the numbers of a suite depend on.
-const CONDITIONS: [(&str, Condition); 4] = [
+const CONDITIONS: [(&str, Condition); 6] = [
     ("data", |suite| shown(&suite["data"])),
     ("crop", |suite| shown(&suite["crop"])),
     ("sizes", sizes),
     ("L2", |suite| shown(&suite["l2"][0])),
+    ("number of seeds", |suite| shown(&suite["seeds"])),
+    ("number of epochs", |suite| shown(&suite["epochs"])),
 ];
 
 const STYLE: &str = "\
@@ -382,10 +384,13 @@ mod tests {
         for (run, (data, size)) in runs.iter_mut().zip([("x<y", "9 tokens"), ("z", "16 tokens")]) {
             let suite = run.suites.get_mut("cascade").unwrap();
             (suite["data"], suite["single"]) = (json!(data), single(size));
+            let few_shot = json!({"seeds": size.len(), "epochs": size.len(), "l2": [size.len()]});
+            run.suites.insert("few-shot".into(), few_shot);
         }
         let html = page(&runs, &[Vec::new(), Vec::new()]);
-        for what in ["data", "sizes"] {
-            assert!(html.contains(&format!("The runs differ in the {what} of cascade: ")), "{what}");
+        let few_shot = ["L2", "number of seeds", "number of epochs"].map(|what| (what, "few-shot"));
+        for (what, suite) in [("data", "cascade"), ("sizes", "cascade")].into_iter().chain(few_shot) {
+            assert!(html.contains(&format!("The runs differ in the {what} of {suite}: ")), "{what}");
         }
         assert!(html.contains("x&lt;y") && html.contains("16 tokens") && !html.contains("the crop of"));
     }

@@ -118,6 +118,9 @@ impl Trainer {
         if dataset.validation.is_empty() {
             journal.say("evaluation        none: there are no validation images, and so no best checkpoint");
         }
+        if recipe.train.log_attention && ranks.is_first() && probe.is_none() {
+            journal.say("attention         not logged: no validation image is there to measure it on, or none can be read");
+        }
         if let Some(teacher) = &teacher {
             journal.say(&teacher.to_string());
         }

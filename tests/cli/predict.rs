@@ -93,7 +93,7 @@ fn attention_is_drawn() {
     let words = "predict runs/digits-1 wide.png tall.png b/wide.jpg --attention maps/here --json";
     let lines = json_lines(&place.run(words).succeeds().out);
     let drawn: Vec<_> = lines.iter().map(|line| line["attention"].as_str().unwrap()).collect();
-    assert_eq!(drawn, ["maps/here/wide.png", "maps/here/tall.png", "maps/here/wide-2.png"]);
+    assert_eq!(drawn, ["wide", "tall", "wide-2"].map(|stem| format!("maps/here/{stem}.attention.png")));
     assert_eq!(lines[0]["top"], plain[0]["top"], "the prediction is the same");
     assert!(plain[0].get("attention").is_none());
     let sizes: Vec<_> = drawn.iter().map(|name| size(&place, name)).collect();
@@ -101,13 +101,29 @@ fn attention_is_drawn() {
     assert_eq!(sizes[0].0, 2 * 480 + 16 + 48);
     assert!(sizes[0].1 < sizes[1].1 && sizes[1].0 < sizes[0].0, "{sizes:?}");
     let done = place.run("predict runs/digits-1 wide.png --attention maps --attention-heads").succeeds();
-    done.says(&["  attention maps/wide.png\n"]);
-    assert!(size(&place, "maps/wide.png").1 > sizes[0].1, "the heads are below");
+    done.says(&["  attention maps/wide.attention.png\n"]);
+    assert!(size(&place, "maps/wide.attention.png").1 > sizes[0].1, "the heads are below");
 
     // What cannot be read has no picture, and costs the others nothing.
     let done = place.run("predict runs/digits-1 absent.png tall.png --attention some --json");
     assert_eq!((done.code, done.err.as_str()), (Some(2), "error: 1 of 2 images could not be read\n"));
-    assert!(exists(place.path("some/tall.png")) && !exists(place.path("some/absent.png")));
+    assert!(
+        exists(place.path("some/tall.attention.png")) && !exists(place.path("some/absent.attention.png"))
+    );
+    let done = place.run("predict runs/digits-1 absent.png --attention some");
+    assert_eq!((done.code, done.err.as_str()), (Some(2), "error: 1 of 1 images could not be read\n"));
+
+    // No image is ever written to.
+    let bytes = |name: &str| fs::read(place.path(name)).unwrap();
+    let before = bytes("wide.png");
+    place.run("predict runs/digits-1 wide.png --attention .").succeeds();
+    assert!(exists(place.path("wide.attention.png")) && bytes("wide.png") == before);
+    place.write("x.attention.png", &before);
+    place.write("x.png", &before);
+    place
+        .run("predict runs/digits-1 x.png b/../x.attention.png --attention .")
+        .refuses(&["x.attention.png: this image is to be drawn, and a picture would overwrite it"]);
+    assert!(bytes("x.attention.png") == before && bytes("x.png") == before);
 }
 
 #[test]
@@ -116,7 +132,7 @@ fn attention_of_a_class_token_and_of_none() {
     place.write("a.png", encode(&picture(8, 10, 200).into(), ImageFormat::Png));
     place.train("", &["model.pool=\"cls\"", "model.class_token=true"]).succeeds();
     place.run("predict runs/digits-1 a.png --attention maps").succeeds();
-    assert!(exists(place.path("maps/a.png")));
+    assert!(exists(place.path("maps/a.attention.png")));
     place.train("", &["model.pool=\"mean\""]).succeeds();
     place.run("predict runs/digits-2 a.png --attention none").refuses(&[
         "model.pool = \"mean\"",

@@ -42,6 +42,13 @@ fn a_few_images_of_each_class() {
     let other = report(&place, "few-shot", "--shots 1,5 --l2 1024,1 --set train.seed=1");
     assert_ne!(other["few_shot"], found["few_shot"], "by seed");
 
+    // All the 10 to train on and the 359 others are too large for the budget, and the table says so.
+    let large = report(&place, "few-shot", "--shots 1 --seeds 1 --l2 1 --resolution 512");
+    assert_eq!(large["downscaled"], 10 + 359);
+    let text = fs::read_to_string(place.path("runs/digits-1/eval/few-shot.txt")).unwrap();
+    assert!(text.contains("\ndownscaled        369: at this resolution"), "{text}");
+    assert_eq!(found["downscaled"], 0);
+
     let run = "runs/digits-1 --suite few-shot";
     refused(
         &place,
@@ -88,8 +95,7 @@ fn a_linear_classifier_of_frozen_features() {
     refused(
         &place,
         &format!("{run} --lr 1e38,1e39"),
-        "--suite linear-probe: every learning rate of --lr diverges; give smaller ones than \
-         100000000000000000000000000000000000000",
+        "--suite linear-probe: every learning rate of --lr diverges; give smaller ones than 1e38",
     );
     place.run(&format!("eval {run} --epochs 0")).refuses(&["--epochs", "0"]);
     place.run(&format!("eval {run} --shots 1")).refuses(&["--shots says nothing to --suite linear-probe"]);
@@ -97,7 +103,7 @@ fn a_linear_classifier_of_frozen_features() {
     place.run("eval runs/digits-1 --suite few-shot --shots 1,2").succeeds();
     place.run("report runs/digits-1 --samples 0 --out page.html").succeeds();
     let page = fs::read_to_string(place.path("page.html")).unwrap();
-    for part in ["Few-shot regression", "Linear probe", "learning rate"] {
+    for part in ["Few-shot regression, L2 1024", "Linear probe", "learning rate"] {
         assert!(page.contains(part), "{part}");
     }
 }
@@ -173,6 +179,14 @@ fn crop_ratios() {
     assert_eq!(number(&found["best"]["top1"]), best);
     assert_eq!(report(&place, "crop", "")["crops"].as_array().unwrap().len(), 6);
 
+    let large = report(&place, "crop", "--ratios 0 --resolution 32,512");
+    assert_eq!(
+        (&large["crops"][0]["downscaled"], &large["crops"][1]["downscaled"]),
+        (&json!(0), &json!(359))
+    );
+    let text = fs::read_to_string(place.path("runs/digits-1/eval/crop.txt")).unwrap();
+    assert!(text.contains("\ndownscaled        359 at 512 px: they have no place"), "{text}");
+
     let run = "runs/digits-1 --suite crop";
     refused(
         &place,
@@ -229,8 +243,14 @@ fn attributes_from_features() {
     };
     assert_eq!(probe["wilcoxon_p"], expected);
     assert_eq!(report(&place, "fairness", words), found, "it repeats");
+    assert_eq!(probe["downscaled"], json!([0, 0]));
     let text = fs::read_to_string(place.path("runs/digits-1/eval/fairness.txt")).unwrap();
     assert!(text.contains("p, McNemar") && text.contains("\nall attributes    "), "{text}");
+
+    let large = report(&place, "fairness", &format!("{words} --resolution 512"));
+    assert_eq!(large["probe"]["downscaled"], json!([60, 60]));
+    let text = fs::read_to_string(place.path("runs/digits-1/eval/fairness.txt")).unwrap();
+    assert!(text.contains("the aspects do not have equal area"), "{text}");
 
     // The model need not know the classes, for the decisions alone are about them.
     fs::rename(place.path("other/0"), place.path("other/00")).unwrap();

@@ -38,6 +38,12 @@ impl Canvas {
         }
     }
 
+    /// One pixel, which lies within.
+    #[cfg(test)]
+    pub fn pixel(&self, x: usize, y: usize) -> Colour {
+        self.pixels[y * self.width + x]
+    }
+
     /// Fills a rectangle with what `colour` gives for (x, y) within it.
     pub fn paint(
         &mut self,

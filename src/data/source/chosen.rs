@@ -5,18 +5,23 @@ use std::sync::Arc;
 use super::{Image, Source};
 use crate::error::Result;
 
-/// Some images of a source, evenly spread over it.
+/// Some images of a source.
 pub struct Chosen {
     inner: Arc<dyn Source>,
     indices: Vec<usize>,
 }
 
 impl Chosen {
-    /// `count` of the images, or all where there are fewer: of one source always the same.
+    /// The images at `indices`, in this order.
+    pub fn at(inner: Arc<dyn Source>, indices: Vec<usize>) -> Self {
+        Self { inner, indices }
+    }
+
+    /// `count` of the images, evenly spread, or all where there are fewer: of one source always the same.
     pub fn spread(inner: Arc<dyn Source>, count: usize) -> Self {
         let count = count.min(inner.len());
         let indices = (0..count).map(|i| i * inner.len() / count).collect();
-        Self { inner, indices }
+        Self::at(inner, indices)
     }
 }
 

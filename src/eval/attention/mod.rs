@@ -68,8 +68,10 @@ fn block(model: &dyn Observed, block: &AttentionOperands, batch: &PackedBatch) -
             let image = batch.range(slot);
             let (mut sum, mut max) = (0.0, f64::NEG_INFINITY);
             operands.probabilities(image.clone(), head, image, |row, score| {
-                sum += entropy(row);
-                max = max.max(f64::from(score));
+                let entropy = entropy(row);
+                sum += entropy;
+                // The score of a row that is broken says nothing of it.
+                max = largest(max, if entropy.is_nan() { f64::NAN } else { score.into() });
             });
             (sum, max)
         })
@@ -80,9 +82,19 @@ fn block(model: &dyn Observed, block: &AttentionOperands, batch: &PackedBatch) -
         .collect();
     Ok(BlockAttention {
         entropy: by_head.iter().sum::<f64>() / heads as f64,
-        min_head_entropy: by_head.iter().copied().fold(f64::INFINITY, f64::min),
-        max_logit: found.iter().map(|(_, max)| *max).fold(f64::NEG_INFINITY, f64::max),
+        min_head_entropy: by_head.iter().copied().fold(f64::INFINITY, least),
+        max_logit: found.iter().map(|(_, max)| *max).fold(f64::NEG_INFINITY, largest),
     })
+}
+
+/// The smaller one; NaN where one is NaN, which `f64::min` would leave out.
+fn least(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a < b { a } else { b }
+}
+
+/// The larger one; NaN where one is NaN.
+fn largest(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
 /// Slots whose image counts.
@@ -149,5 +161,16 @@ mod tests {
         assert_eq!(entropy(&[0.0, 1.0, 0.0]), 0.0);
         assert!((entropy(&[0.5, 0.25, 0.25]) - 1.5 * 2f64.ln()).abs() < 1e-12);
         assert!(entropy(&[f32::NAN, 0.5]).is_nan());
+    }
+
+    #[test]
+    fn what_is_no_number_shows() {
+        assert_eq!(
+            (least(1.0, 2.0), least(2.0, 1.0), largest(1.0, 2.0), largest(2.0, 1.0)),
+            (1.0, 1.0, 2.0, 2.0)
+        );
+        for (a, b) in [(f64::NAN, 1.0), (1.0, f64::NAN)] {
+            assert!(least(a, b).is_nan() && largest(a, b).is_nan());
+        }
     }
 }

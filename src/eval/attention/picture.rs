@@ -130,7 +130,6 @@ pub fn draw(drawing: &Drawing<'_>) -> Canvas {
         PoolKind::Cls => "class token, last block",
         _ => "attention pooling",
     };
-    let patches = map.rows * map.cols;
     let told = format!(
         "{what}: {}, {}x{} patches{}",
         if map.heads.len() == 1 { "one head".into() } else { format!("mean of {} heads", map.heads.len()) },
@@ -142,7 +141,7 @@ pub fn draw(drawing: &Drawing<'_>) -> Canvas {
             String::new()
         }
     );
-    bar(&mut canvas, (MARGIN, legend), inner.min(2 * width + SPACE).max(LEAST_WIDTH), range, patches);
+    bar(&mut canvas, (MARGIN, legend), inner.min(2 * width + SPACE).max(LEAST_WIDTH), range, map.uniform());
     canvas.text((MARGIN, legend + BAR + 2 * SPACE - 4), 1, &told, dim);
 
     for (index, head) in map.heads.iter().enumerate().take(heads) {
@@ -206,11 +205,10 @@ fn heat(share: f64) -> Colour {
     mix(INFERNO[first + 1], INFERNO[first], at - first as f64)
 }
 
-/// Colours from the least to the largest probability of a patch, named, and where uniform attention would lie.
-fn bar(canvas: &mut Canvas, at: (usize, usize), width: usize, range: (f32, f32), patches: usize) {
+/// Colours from the least to the largest probability of a patch, named, and where `uniform` attention would lie.
+fn bar(canvas: &mut Canvas, at: (usize, usize), width: usize, range: (f32, f32), uniform: f32) {
     canvas.paint(at, (width, BAR), |x, _| heat(x as f64 / (width - 1).max(1) as f64));
     let y = at.1 + BAR + 5;
-    let uniform = 1.0 / patches as f32;
     let [low, even, high] = [range.0, uniform, range.1].map(percent);
     canvas.text((at.0, y), 1, &low, INK);
     canvas.text((at.0 + width - text_width(&high), y), 1, &high, INK);
@@ -253,7 +251,7 @@ mod tests {
     use super::*;
 
     fn map(rows: usize, cols: usize) -> PoolingMap {
-        PoolingMap { rows, cols, heads: vec![vec![0.0; rows * cols]], prefix: 0.0 }
+        PoolingMap { rows, cols, heads: vec![vec![0.0; rows * cols]], attended: rows * cols, prefix: 0.0 }
     }
 
     #[test]
@@ -263,6 +261,28 @@ mod tests {
         assert_eq!([at(0.0, 0.0), at(1.0, 2.0), at(0.0, 1.0)], [0.0, 6.0, 1.0]);
         assert_eq!([at(0.5, 0.5), at(-0.5, -0.5), at(1.5, 2.5)], [2.5, 0.0, 6.0]);
         assert_eq!(interpolated(&[3.0], &map(1, 1), 0.2, -0.3), 3.0);
+    }
+
+    /// A map of 2 x 4 patches whose one hot patch is the last of the first row, over a black image.
+    #[test]
+    fn a_hot_patch_is_where_it_is_in_the_image() {
+        let image = Image { height: 8, width: 16, channels: 1, pixels: vec![0; 128] };
+        let mut map = map(2, 4);
+        map.heads[0][3] = 1.0;
+        let drawing =
+            Drawing { name: "", image: &image, map: &map, pool: PoolKind::Map, top: None, heads: false };
+        let canvas = draw(&drawing);
+        // The map is beside the image, 480 x 240 pixels, below the title.
+        let (left, top, patch) = (MARGIN + SIDE + SPACE, MARGIN + 44, 120);
+        let at = |row: usize, col: usize| {
+            canvas.pixel(left + col * patch + patch / 2, top + row * patch + patch / 2)
+        };
+        // Between centres that are no whole pixels.
+        let bright = |[r, g, b]: Colour| u32::from(r) + u32::from(g) + u32::from(b);
+        for (row, col) in (0..2).flat_map(|row| (0..4).map(move |col| (row, col))) {
+            let found = bright(at(row, col));
+            assert!(if (row, col) == (0, 3) { found > 400 } else { found < 40 }, "{row} {col}: {found}");
+        }
     }
 
     #[test]

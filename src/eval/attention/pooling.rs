@@ -20,11 +20,18 @@ pub struct PoolingMap {
     pub cols: usize,
     /// Of each head, the probability of each patch, `[rows, cols]`.
     pub heads: Vec<Vec<f32>>,
+    /// Tokens that are attended to: the patches, and prefix tokens where those are among them.
+    pub attended: usize,
     /// Share of the attention that prefix tokens get, mean over the heads; they have no place on the map.
     pub prefix: f64,
 }
 
 impl PoolingMap {
+    /// The probability of a token that all get where all get the same.
+    pub fn uniform(&self) -> f32 {
+        1.0 / self.attended as f32
+    }
+
     /// Mean over the heads, `[rows, cols]`.
     pub fn mean(&self) -> Vec<f32> {
         let count = self.heads.len() as f32;
@@ -107,6 +114,7 @@ impl<'a> PoolingMaps<'a> {
         let [rows, cols] = batch.grids[slot].map(usize::from);
         let mut prefix = 0.0;
         let count = heads.len() as f64;
+        let attended = heads.first().map_or(0, Vec::len);
         let placed = heads.into_iter().map(|probabilities| {
             let mut map = vec![0.0; rows * cols];
             let positions = &batch.positions[image.end - probabilities.len()..image.end];
@@ -118,6 +126,6 @@ impl<'a> PoolingMaps<'a> {
             }
             map
         });
-        PoolingMap { rows, cols, heads: placed.collect(), prefix }
+        PoolingMap { rows, cols, heads: placed.collect(), attended, prefix }
     }
 }

@@ -12,11 +12,12 @@ pub fn mcnemar(first: u64, second: u64) -> f64 {
 }
 
 /// Two-sided exact p of Wilcoxon's signed-rank test: the ranks of the differences that are not 0, by size, those of equal
-/// size sharing the mean of theirs, under fair signs. None where all are 0.
-pub fn wilcoxon(differences: &[f64]) -> Option<f64> {
-    let mut sizes: Vec<(f64, bool)> =
-        differences.iter().filter(|d| **d != 0.0).map(|d| (d.abs(), *d > 0.0)).collect();
-    sizes.sort_by(|a, b| a.0.total_cmp(&b.0));
+/// size sharing the mean of theirs, under fair signs. None where all are 0. Differences are of counts: those of shares are
+/// rounded, and equal ones need not be equal then.
+pub fn wilcoxon(differences: &[i64]) -> Option<f64> {
+    let mut sizes: Vec<(u64, bool)> =
+        differences.iter().filter(|d| **d != 0).map(|d| (d.unsigned_abs(), *d > 0)).collect();
+    sizes.sort_unstable();
     // Twice the ranks, which are whole.
     let mut ranks = Vec::with_capacity(sizes.len());
     for group in sizes.chunk_by(|a, b| a.0 == b.0) {
@@ -59,12 +60,12 @@ mod tests {
 
     #[test]
     fn signs_by_hand() {
-        close(wilcoxon(&[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).unwrap(), 2.0 / 64.0);
+        close(wilcoxon(&[1, 2, 3, 4, 5, 6]).unwrap(), 2.0 / 64.0);
         // Negative ranks 1: sums 0 and 1 of 32.
-        close(wilcoxon(&[-0.1, 0.2, 0.3, 0.4, 0.5]).unwrap(), 2.0 * 2.0 / 32.0);
+        close(wilcoxon(&[-1, 2, 3, 4, 5]).unwrap(), 2.0 * 2.0 / 32.0);
         // Of two equal ones each has rank 1.5: sums 0 (1), 1.5 (2) of 8.
-        close(wilcoxon(&[-1.0, 1.0, 2.0, 0.0]).unwrap(), 2.0 * 3.0 / 8.0);
-        close(wilcoxon(&[1.0, -1.0]).unwrap(), 1.0);
-        assert_eq!((wilcoxon(&[]), wilcoxon(&[0.0])), (None, None));
+        close(wilcoxon(&[-1, 1, 2, 0]).unwrap(), 2.0 * 3.0 / 8.0);
+        close(wilcoxon(&[1, -1]).unwrap(), 1.0);
+        assert_eq!((wilcoxon(&[]), wilcoxon(&[0])), (None, None));
     }
 }

@@ -4,7 +4,7 @@
 mod logistic;
 mod ridge;
 
-pub use logistic::{Fitted, Sgd, fit};
+pub use logistic::{Fitted, Images, Sgd, fit};
 pub use ridge::Ridge;
 
 /// Added to standard deviations, so that a feature that never changes can be divided by its own (big_vision's value).
@@ -20,16 +20,16 @@ pub struct Standard {
 }
 
 impl Standard {
-    /// That of `features` `[images, width]`.
+    /// That of the features `[D]` of each image.
     ///
     /// # Panics
     /// Without images: a bug of the caller.
-    pub fn of(features: &[f32], width: usize) -> Self {
-        let images = features.len() / width;
+    pub fn of<'a>(rows: impl Iterator<Item = &'a [f32]> + Clone) -> Self {
+        let (images, width) = (rows.clone().count(), rows.clone().next().map_or(0, <[f32]>::len));
         assert!(images > 0, "features of some images");
         let mean_of = |of: &dyn Fn(usize, f64) -> f64| {
             let mut sums = vec![0.0; width];
-            for row in features.chunks_exact(width) {
+            for row in rows.clone() {
                 sums.iter_mut().zip(row).enumerate().for_each(|(i, (sum, &x))| *sum += of(i, f64::from(x)));
             }
             sums.iter_mut().for_each(|sum| *sum /= images as f64);
@@ -41,13 +41,10 @@ impl Standard {
         Self { mean, deviation }
     }
 
-    /// `features` `[images, D]` with mean 0 and deviation 1, as far as they are like those that this is of.
-    pub fn apply(&self, features: &[f32]) -> impl Iterator<Item = f64> {
-        let scale = |row: &[f32]| -> Vec<f64> {
-            let scaled = row.iter().zip(self.mean.iter().zip(&self.deviation));
-            scaled.map(|(&x, (mean, deviation))| (f64::from(x) - mean) / deviation).collect()
-        };
-        features.chunks_exact(self.mean.len()).flat_map(scale)
+    /// The features `[D]` of an image with mean 0 and deviation 1, as far as they are like those that this is of.
+    pub fn apply(&self, row: &[f32]) -> impl Iterator<Item = f64> {
+        let scaled = row.iter().zip(self.mean.iter().zip(&self.deviation));
+        scaled.map(|(&x, (mean, deviation))| (f64::from(x) - mean) / deviation)
     }
 }
 
@@ -81,12 +78,12 @@ mod tests {
     #[test]
     fn standard_by_hand() {
         // 1 and 5: mean 3, deviation 2; 7 and 7: deviation 0.
-        let standard = Standard::of(&[1.0, 7.0, 5.0, 7.0], 2);
+        let standard = Standard::of([1.0, 7.0, 5.0, 7.0].chunks(2));
         assert_eq!(
             (standard.mean.as_slice(), standard.deviation.as_slice()),
             (&[3.0, 7.0][..], &[2.0 + LEAST, LEAST][..])
         );
-        let scaled: Vec<f64> = standard.apply(&[1.0, 7.0, 7.0, 7.0]).collect();
+        let scaled: Vec<f64> = [1.0, 7.0, 7.0, 7.0].chunks(2).flat_map(|row| standard.apply(row)).collect();
         assert!((scaled[0] + 1.0).abs() < 1e-5 && (scaled[2] - 2.0).abs() < 2e-5, "{scaled:?}");
         assert_eq!((scaled[1], scaled[3]), (0.0, 0.0));
     }

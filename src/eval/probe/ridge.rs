@@ -20,12 +20,18 @@ const BIAS: f64 = 100.0;
 pub struct Ridge {
     standard: Standard,
     classes: usize,
-    /// `[N, D]`, standardised.
-    x: Vec<f64>,
-    /// `[N, K]`, ±1.
-    y: Vec<f64>,
-    /// XᵀX where N ≥ D, else XXᵀ.
+    labels: Vec<usize>,
+    side: Side,
+    /// XᵀX or XXᵀ, the smaller.
     products: Vec<f64>,
+}
+
+/// What the smaller system needs beside its products.
+enum Side {
+    /// N ≥ D: XᵀY `[D, K]`, which the sums of each class give; Y itself is never held.
+    Features(Vec<f64>),
+    /// N < D: X `[N, D]`.
+    Images(Vec<f64>),
 }
 
 /// A fitted regression, for features as they are.
@@ -38,49 +44,52 @@ pub struct Regression {
 }
 
 impl Ridge {
-    /// Of `features` `[images, width]` with their classes.
+    /// Of the features `[D]` of each image with their classes.
     ///
     /// # Panics
     /// Without images: a bug of the caller.
-    pub fn new(features: &[f32], labels: &[usize], width: usize, classes: usize) -> Self {
-        let standard = Standard::of(features, width);
-        let x: Vec<f64> = standard.apply(features).collect();
-        let images = labels.len();
-        let mut y = vec![-1.0; images * classes];
-        labels.iter().enumerate().for_each(|(image, class)| y[image * classes + class] = 1.0);
+    pub fn new<'a>(rows: impl Iterator<Item = &'a [f32]> + Clone, labels: &[usize], classes: usize) -> Self {
+        let standard = Standard::of(rows.clone());
+        let x: Vec<f64> = rows.flat_map(|row| standard.apply(row)).collect();
+        let (images, width) = (labels.len(), standard.mean.len());
         let matrix = Mat::new(&x, images, width, width);
         let size = images.min(width);
         let mut products = vec![0.0; size * size];
         let (left, right) = if images >= width { (matrix.t(), matrix) } else { (matrix, matrix.t()) };
         gemm(MatMut::new(&mut products, size, size, size), false, 1.0, left, right, true);
-        Self { standard, classes, x, y, products }
+        let side =
+            if images >= width { Side::Features(xty(&x, labels, width, classes)) } else { Side::Images(x) };
+        Self { standard, classes, labels: labels.to_vec(), side, products }
     }
 
     /// The regression with λ = `l2` > 0; none where it is so small that rounding leaves the system without a solution.
     pub fn solve(&self, l2: f64) -> Option<Regression> {
         let (width, classes) = (self.standard.mean.len(), self.classes);
-        let images = self.y.len() / classes;
-        let size = images.min(width);
+        let (images, size) = (self.labels.len(), self.labels.len().min(width));
         let mut factor = self.products.clone();
         (0..size).for_each(|i| factor[i * size + i] += l2);
         cholesky(&mut factor, size)?;
-        let x = Mat::new(&self.x, images, width, width);
         // W of standardised features.
-        let mut weights = vec![0.0; width * classes];
-        if images >= width {
-            let out = MatMut::new(&mut weights, width, classes, classes);
-            gemm(out, false, 1.0, x.t(), Mat::new(&self.y, images, classes, classes), true);
-            substitute(&factor, &mut weights, classes);
-        } else {
-            let mut dual = self.y.clone();
-            substitute(&factor, &mut dual, classes);
-            let out = MatMut::new(&mut weights, width, classes, classes);
-            gemm(out, false, 1.0, x.t(), Mat::new(&dual, images, classes, classes), true);
-        }
-        let mut bias = vec![0.0; classes];
-        for y in self.y.chunks_exact(classes) {
-            bias.iter_mut().zip(y).for_each(|(bias, y)| *bias += y);
-        }
+        let mut weights = match &self.side {
+            Side::Features(xty) => {
+                let mut weights = xty.clone();
+                substitute(&factor, &mut weights, classes);
+                weights
+            }
+            Side::Images(x) => {
+                let mut dual = vec![-1.0; images * classes];
+                let targets = dual.chunks_exact_mut(classes).zip(&self.labels);
+                targets.for_each(|(y, label)| y[*label] = 1.0);
+                substitute(&factor, &mut dual, classes);
+                let mut weights = vec![0.0; width * classes];
+                let out = MatMut::new(&mut weights, width, classes, classes);
+                let x = Mat::new(x, images, width, width);
+                gemm(out, false, 1.0, x.t(), Mat::new(&dual, images, classes, classes), true);
+                weights
+            }
+        };
+        let mut bias = vec![-(images as f64); classes];
+        self.labels.iter().for_each(|label| bias[*label] += 2.0);
         bias.iter_mut().for_each(|bias| *bias *= BIAS * BIAS / (BIAS * BIAS * images as f64 + l2));
         // Of features as they are: (x − μ) / σ · W = x · (W / σ) − (μ / σ) · W.
         let Standard { mean, deviation } = &self.standard;
@@ -92,6 +101,22 @@ impl Ridge {
         }
         Some(Regression { weights, bias })
     }
+}
+
+/// XᵀY `[D, K]` of `x` `[N, D]`: for each class twice the sum of its images minus that of all.
+fn xty(x: &[f64], labels: &[usize], width: usize, classes: usize) -> Vec<f64> {
+    let mut products = vec![0.0; width * classes];
+    let mut all = vec![0.0; width];
+    for (row, label) in x.chunks_exact(width).zip(labels) {
+        for (feature, x) in row.iter().enumerate() {
+            products[feature * classes + label] += 2.0 * x;
+            all[feature] += x;
+        }
+    }
+    for (row, all) in products.chunks_exact_mut(classes).zip(all) {
+        row.iter_mut().for_each(|product| *product -= all);
+    }
+    products
 }
 
 impl Regression {
@@ -177,7 +202,8 @@ mod tests {
         for case in ["many", "few"] {
             let (shape, features) = golden(&format!("{case}.features"));
             let classes = 4;
-            let ridge = Ridge::new(&features, &labels(&format!("{case}.labels")), shape[1], classes);
+            let labels = labels(&format!("{case}.labels"));
+            let ridge = Ridge::new(features.chunks(shape[1]), &labels, classes);
             let others: Vec<f64> = golden("others").1.into_iter().map(f64::from).collect();
             for l2 in [1, 1024] {
                 let scores = ridge.solve(f64::from(l2)).unwrap().scores(&others);
@@ -189,7 +215,7 @@ mod tests {
     #[test]
     fn one_feature_by_hand() {
         // Standardised −1 and 1 of classes 0 and 1: w = ∓2 / (2 + λ), no bias.
-        let regression = Ridge::new(&[2.0, 4.0], &[0, 1], 1, 2).solve(2.0).unwrap();
+        let regression = Ridge::new([2.0, 4.0].chunks(1), &[0, 1], 2).solve(2.0).unwrap();
         let scores = regression.scores(&[2.0, 4.0, 3.0]);
         for (got, want) in scores.iter().zip([0.5, -0.5, -0.5, 0.5, 0.0, 0.0]) {
             assert!((got - want).abs() < 1e-4, "{scores:?}");

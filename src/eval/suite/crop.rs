@@ -38,12 +38,10 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         }
         found.push(of_size);
     }
-    let mut best: Option<(&Point, f64)> = None;
-    for (point, ratio) in found.iter().flat_map(|of_size| of_size.iter().zip(&ratios)) {
-        if best.is_none_or(|(other, _)| point.top1 > other.top1) {
-            best = Some((point, *ratio));
-        }
-    }
+    let tried: Vec<(&Point, f64)> =
+        found.iter().flat_map(|of_size| of_size.iter().zip(ratios.iter().copied())).collect();
+    let accuracies: Vec<(f64, f64)> = tried.iter().map(|(point, ratio)| (point.top1, *ratio)).collect();
+    let best = best(&accuracies, session.recipe().eval.crop).map(|index| tried[index]);
 
     let mut table = format!(
         "model             {}\ndata              {}\nimages            {images}\n{}",
@@ -70,6 +68,16 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         })
         .collect();
     table += &text::table(&header, &lines);
+    for (of_size, setting) in found.iter().zip(&settings) {
+        // At the ratio at which the most are.
+        let most = of_size.iter().map(|point| point.downscaled).max().unwrap_or(0);
+        if most > 0 {
+            table += &format!(
+                "downscaled        {most} at {}: they have no place in packing.tokens or the position tables\n",
+                setting.size
+            );
+        }
+    }
 
     let values = found.iter().flatten().map(|point| 100.0 * point.top1);
     let y = Axis::new("top-1 (%)", Scale::around(values, (0.0, 100.0)));
@@ -80,13 +88,13 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         panel.series(&setting.size.to_string(), points, COLOURS[index % COLOURS.len()]);
     }
 
-    let numbers = |(point, ratio): (&Point, &f64)| {
+    let numbers = |(point, ratio): &(&Point, f64)| {
         json!({
             "size": point.setting.size.to_string(), "ratio": ratio, "top1": point.top1, "top5": point.top5,
-            "loss": point.loss, "ece": point.ece, "tokens_per_image": point.tokens,
+            "loss": point.loss, "ece": point.ece, "tokens_per_image": point.tokens, "downscaled": point.downscaled,
         })
     };
-    let points: Vec<_> = found.iter().flat_map(|of_size| of_size.iter().zip(&ratios)).map(numbers).collect();
+    let points: Vec<_> = tried.iter().map(numbers).collect();
     let mut json = session.header();
     json["suite"] = json!("crop");
     json["images"] = json!(images);
@@ -96,6 +104,27 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     Ok(Outcome { json, table, figure: Figure { panels: vec![panel] }, files: Vec::new() })
 }
 
+/// The most accurate of (top-1, ratio): of equal ones the first with the `recipe`'s ratio, else the first.
+fn best(tried: &[(f64, f64)], recipe: f64) -> Option<usize> {
+    let better = |a: usize, b: usize| {
+        let ((a, a_ratio), (b, b_ratio)) = (tried[a], tried[b]);
+        a > b || a == b && a_ratio == recipe && b_ratio != recipe
+    };
+    (0..tried.len()).reduce(|best, next| if better(next, best) { next } else { best })
+}
+
 fn numbers_of_best((point, ratio): (&Point, f64)) -> serde_json::Value {
     json!({ "size": point.setting.size.to_string(), "ratio": ratio, "top1": point.top1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_ratios_the_recipes_is_best() {
+        let tried = [(0.5, 0.0), (0.7, 0.75), (0.7, 0.875), (0.7, 1.0), (0.7, 0.875)];
+        assert_eq!([best(&tried, 0.875), best(&tried, 0.9), best(&tried, 0.0)], [Some(2), Some(1), Some(1)]);
+        assert_eq!(best(&[], 0.5), None);
+    }
 }

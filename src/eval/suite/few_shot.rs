@@ -54,12 +54,13 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
         for by_class in &drawn {
             let images: Vec<usize> = by_class.iter().flat_map(|images| &images[..shots]).copied().collect();
             let labels: Vec<usize> = images.iter().map(|&image| set.train.label(image)).collect();
-            let features = train.pick(&images.iter().map(|image| rows[image]).collect::<Vec<_>>());
-            let ridge = Ridge::new(&features, &labels, train.width, classes);
+            let rows: Vec<usize> = images.iter().map(|image| rows[image]).collect();
+            let ridge = Ridge::new(train.rows(&rows), &labels, classes);
             for (accuracies, &l2) in by_l2.iter_mut().zip(&options.l2) {
                 let Some(regression) = ridge.solve(l2) else {
                     return Err(Error::usage(format!(
-                        "--l2 {l2}: so little leaves the regression without a solution; give more, such as --l2 1"
+                        "--l2 {}: so little leaves the regression without a solution; give more, such as --l2 1",
+                        text::number(l2)
                     )));
                 };
                 let scores = regression.scores(&others);
@@ -79,7 +80,8 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
          of {} draws\n\n",
         options.seeds
     );
-    let names: Vec<String> = options.l2.iter().map(|l2| format!("L2 {l2}: top-1 %")).collect();
+    let names: Vec<String> =
+        options.l2.iter().map(|l2| format!("L2 {}: top-1 %", text::number(*l2))).collect();
     let header: Vec<&str> = ["images a class"].into_iter().chain(names.iter().map(String::as_str)).collect();
     let cell = |each: &Vec<f64>| match deviation(each) {
         Some(deviation) => format!("{} ± {}", text::percent(mean(each)), text::percent(deviation)),
@@ -159,7 +161,7 @@ fn figure(found: &[Shots], l2: &[f64]) -> Figure {
             panel.marks.push(Mark::Line { points, colour, dashed: false });
         }
         let points = found.iter().map(|shots| (shots.shots as f64, percent(mean(&shots.by_l2[index]))));
-        panel.series(&format!("L2 {l2}"), points.collect(), colour);
+        panel.series(&format!("L2 {}", text::number(*l2)), points.collect(), colour);
     }
     Figure { panels: vec![panel] }
 }

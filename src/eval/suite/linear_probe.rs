@@ -12,7 +12,7 @@ use crate::eval::chart::{Axis, COLOURS, FAINT, Figure, Mark, Panel, Scale};
 use crate::eval::metrics::Classification;
 use crate::eval::metrics::ClassificationReport;
 use crate::eval::metrics::calibration::{BUCKETS, Labelled};
-use crate::eval::probe::{Fitted, Sgd, Standard, fit};
+use crate::eval::probe::{Fitted, Images, Sgd, Standard, fit};
 use crate::recipe::LossKind;
 use crate::rng::{Purpose, Stream};
 
@@ -70,12 +70,11 @@ impl Probe {
         let all: Vec<usize> = (0..rows.len()).collect();
         let order = ordered(all.clone(), 0);
         let (held_out, fitting) = order.split_at(rows.len() / HELD_OUT);
-        let values = |places: &[usize]| features.pick(&places.iter().map(|&p| rows[p]).collect::<Vec<_>>());
+        let rows_of = |places: &[usize]| places.iter().map(|&place| rows[place]).collect::<Vec<_>>();
         let of = |places: &[usize]| places.iter().map(|&place| labels[place]).collect::<Vec<_>>();
         let fit_to = |places: &[usize], lr: f64| {
-            let values = values(places);
-            let standard = Standard::of(&values, features.width);
-            let x: Vec<f32> = standard.apply(&values).map(|x| x as f32).collect();
+            let rows = rows_of(places);
+            let standard = Standard::of(features.rows(&rows));
             let sgd = Sgd { lr, epochs: options.epochs, batch: BATCH };
             // Epoch 0 is the order that decides what is held out.
             let order = |epoch: usize| {
@@ -83,12 +82,14 @@ impl Probe {
                 order.sort_by_cached_key(|&i| bits(epoch + 1, places[i]));
                 order
             };
-            (fit(&x, &of(places), [features.width, classes], sgd, order), standard)
+            let images = Images { features: &features.values, standard: &standard, rows: &rows };
+            (fit(images, &of(places), classes, sgd, order), standard)
         };
         let mut tried = Vec::new();
         for &lr in &options.lrs {
             let (fitted, standard) = fit_to(fitting, lr);
-            let report = judge(&fitted.logits(&values(held_out), &standard), &of(held_out), classes);
+            let report =
+                judge(&fitted.logits(features.rows(&rows_of(held_out)), &standard), &of(held_out), classes);
             tried.push(Tried { lr, top1: report.top1, loss: report.loss });
         }
         let better = |a: &Tried, b: &Tried| a.top1.total_cmp(&b.top1).then(b.loss.total_cmp(&a.loss)).is_gt();
@@ -98,7 +99,7 @@ impl Probe {
         if !fitted.weights.iter().chain(&fitted.bias).all(|x| x.is_finite()) {
             return Err(Error::usage(format!(
                 "{what}: every learning rate of --lr diverges; give smaller ones than {}",
-                tried[chosen].lr
+                text::number(tried[chosen].lr)
             )));
         }
         Ok(Self { standard, fitted, tried, chosen, held_out: held_out.len() })
@@ -106,7 +107,7 @@ impl Probe {
 
     /// Its logits for these images.
     pub fn logits(&self, features: &Pass, rows: &[usize]) -> Vec<f32> {
-        self.fitted.logits(&features.pick(rows), &self.standard)
+        self.fitted.logits(features.rows(rows), &self.standard)
     }
 
     /// The learning rate that was chosen.
@@ -139,10 +140,11 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
 
     let mut table = probed.preamble(session, &train, &validation);
     table += &format!(
-        "probe             logistic regression of standardised features, SGD with momentum, {} epochs in batches of {BATCH}\n\
+        "probe             logistic regression of standardised features, SGD with momentum, {} epoch{} in batches of {BATCH}\n\
          learning rate     {}, the best of {} on {} of the images to fit to\n",
         options.epochs,
-        probe.lr(),
+        if options.epochs == 1 { "" } else { "s" },
+        text::number(probe.lr()),
         probe.tried.len(),
         probe.held_out
     );
@@ -154,7 +156,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     let tried: Vec<Vec<String>> = probe
         .tried
         .iter()
-        .map(|Tried { lr, top1, loss }| vec![lr.to_string(), text::percent(*top1), format!("{loss:.4}")])
+        .map(|Tried { lr, top1, loss }| vec![text::number(*lr), text::percent(*top1), format!("{loss:.4}")])
         .collect();
     table += &format!("\n{}", text::table(&["learning rate", "held-out top-1 %", "loss"], &tried));
     let cells = vec![
@@ -215,6 +217,10 @@ fn figure(probe: &Probe, top1: f64) -> Figure {
     let y = Scale::around(losses.iter().map(|point| point.1), (0.0, f64::INFINITY));
     let x = Scale::linear(1.0, losses.len() as f64);
     let mut fit = Panel::new("Fit to all training images", Axis::new("epoch", x), Axis::new("loss", y));
-    fit.series(&format!("mean loss of an epoch, learning rate {}", probe.lr()), losses, COLOURS[2]);
+    fit.series(
+        &format!("mean loss of an epoch, learning rate {}", text::number(probe.lr())),
+        losses,
+        COLOURS[2],
+    );
     Figure { panels: vec![choice, fit] }
 }

@@ -237,11 +237,5 @@ fn preamble(session: &Session, scores: &Scores, size: Size) -> String {
         text::gflop(scores.flops)
     );
     out += &text::unreadable(scores.unreadable);
-    if scores.downscaled > 0 && !matches!(size, Size::Tokens(_)) {
-        out += &format!(
-            "downscaled        {}: at this resolution they have no place in packing.tokens or the position tables\n",
-            scores.downscaled
-        );
-    }
-    out
+    out + &text::downscaled(scores.downscaled)
 }

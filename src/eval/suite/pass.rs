@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::setting::Setting;
+use super::setting::{Setting, Size};
 use crate::autograd::Workload;
 use crate::data::batch::PackedBatch;
 use crate::data::loader::{Loader, Share};
@@ -89,7 +89,8 @@ impl Pass {
             tokens: mean(tokens as f64),
             flops: mean(flops),
             seconds: mean(seconds),
-            downscaled,
+            // An image for so many tokens always is made to fit.
+            downscaled: if matches!(setting.size, Size::Tokens(_)) { 0 } else { downscaled },
             unreadable,
         }))
     }
@@ -99,9 +100,9 @@ impl Pass {
         self.samples.len()
     }
 
-    /// The vectors `[rows, width]` of these images, by their place.
-    pub fn pick(&self, rows: &[usize]) -> Vec<f32> {
-        rows.iter().flat_map(|&row| &self.values[row * self.width..][..self.width]).copied().collect()
+    /// The vectors of these images, by their place.
+    pub fn rows(&self, rows: &[usize]) -> impl Iterator<Item = &[f32]> + Clone {
+        rows.iter().map(|&row| &self.values[row * self.width..][..self.width])
     }
 
     /// The first image with a value that is no finite number.

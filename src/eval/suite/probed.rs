@@ -4,36 +4,9 @@ use std::sync::Arc;
 
 use super::pass::Pass;
 use super::{Options, Session, Setting, Suite, text};
-use crate::data::source::{Dataset, Image, Source};
+use crate::data::source::Dataset;
+use crate::data::source::chosen::Chosen;
 use crate::error::{Error, Result};
-
-/// Some images of a source.
-struct Subset {
-    inner: Arc<dyn Source>,
-    indices: Vec<usize>,
-}
-
-impl Source for Subset {
-    fn len(&self) -> usize {
-        self.indices.len()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.inner.name(self.indices[index])
-    }
-
-    fn label(&self, index: usize) -> usize {
-        self.inner.label(self.indices[index])
-    }
-
-    fn size(&self, index: usize) -> Result<(usize, usize)> {
-        self.inner.size(self.indices[index])
-    }
-
-    fn load(&self, index: usize, channels: usize) -> Result<Image> {
-        self.inner.load(self.indices[index], channels)
-    }
-}
 
 /// A set with training images and others.
 pub struct Probed {
@@ -85,7 +58,7 @@ impl Probed {
         let inner = self.set.train.clone();
         match indices {
             None => session.features(inner, self.setting),
-            Some(indices) => session.features(Arc::new(Subset { inner, indices }), self.setting),
+            Some(indices) => session.features(Arc::new(Chosen::at(inner, indices)), self.setting),
         }
     }
 
@@ -104,7 +77,7 @@ impl Probed {
             validation.images(),
         );
         out += &text::unreadable(train.unreadable + validation.unreadable);
-        out
+        out + &text::downscaled(train.downscaled + validation.downscaled)
     }
 
     /// What a report says of model and set.
@@ -123,6 +96,7 @@ impl Probed {
         json["train_images"] = train.images().into();
         json["images"] = validation.images().into();
         json["unreadable"] = (train.unreadable + validation.unreadable).into();
+        json["downscaled"] = (train.downscaled + validation.downscaled).into();
         json
     }
 }

@@ -132,8 +132,6 @@ pub(super) fn point(session: &Session, setting: Setting, scores: &Scores, labels
     let ranks: Vec<usize> =
         labels.iter().enumerate().map(|(row, label)| rank(scores.row(row), *label)).collect();
     let within = |most: usize| ranks.iter().filter(|rank| **rank < most).count() as f64 / ranks.len() as f64;
-    // An image for so many tokens always is made to fit.
-    let told = !matches!(setting.size, super::Size::Tokens(_));
     Point {
         setting,
         top1: within(1),
@@ -143,6 +141,6 @@ pub(super) fn point(session: &Session, setting: Setting, scores: &Scores, labels
         tokens: scores.tokens,
         flops: scores.flops,
         seconds: scores.seconds,
-        downscaled: if told { scores.downscaled } else { 0 },
+        downscaled: scores.downscaled,
     }
 }

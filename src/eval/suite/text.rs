@@ -33,6 +33,24 @@ pub fn unreadable(images: u64) -> String {
     if images > 0 { format!("unreadable        {images}\n") } else { String::new() }
 }
 
+/// A line that counts images that were made smaller than they were to be, or nothing without them.
+pub fn downscaled(images: u64) -> String {
+    match images {
+        0 => String::new(),
+        images => format!(
+            "downscaled        {images}: at this resolution they have no place in packing.tokens or the position tables\n"
+        ),
+    }
+}
+
+/// A number that somebody has given, without rows of zeros.
+pub fn number(x: f64) -> String {
+    match x.abs() {
+        1e-6..1e6 | 0.0 => x.to_string(),
+        _ => format!("{x:e}"),
+    }
+}
+
 /// GFLOP to four digits.
 pub fn gflop(flops: f64) -> String {
     let giga = flops / 1e9;
@@ -50,6 +68,12 @@ mod tests {
             [1.234_56e5, 1.7581e10, 3.1e12, 0.0].map(gflop),
             ["0.0001235", "17.58", "3100", "0.000000000"]
         );
+    }
+
+    #[test]
+    fn numbers_without_rows_of_zeros() {
+        let numbers = [0.0, 0.3, 1024.0, 999_999.0, 1e6, 1e-6, 2.5e-7, 1e38].map(number);
+        assert_eq!(numbers, ["0", "0.3", "1024", "999999", "1e6", "0.000001", "2.5e-7", "1e38"]);
     }
 
     #[test]

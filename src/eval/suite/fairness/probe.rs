@@ -29,6 +29,12 @@ impl Told<'_> {
     }
 }
 
+/// p over all attributes, each told `alone` so often at either aspect; every attribute is judged by the same images, so that
+/// the counts differ as the shares do.
+fn over_all(alone: impl Iterator<Item = [u64; 2]>) -> Option<f64> {
+    wilcoxon(&alone.map(|[native, square]| native as i64 - square as i64).collect::<Vec<_>>())
+}
+
 /// Table, numbers and picture.
 pub(super) fn run(
     session: &mut Session,
@@ -87,8 +93,7 @@ pub(super) fn run(
             p: mcnemar(alone[0], alone[1]),
         });
     }
-    let differences: Vec<f64> = told.iter().map(Told::difference).collect();
-    let over_all = wilcoxon(&differences);
+    let over_all = over_all(told.iter().map(|told| told.alone));
 
     let mut table = format!(
         "\nlinear probes of the attributes, fitted on {} images and judged by {} others; {:.1} tokens an image at the native \
@@ -98,6 +103,14 @@ pub(super) fn run(
         features[0].tokens,
         features[1].tokens
     );
+    let downscaled = [features[0].downscaled, features[1].downscaled];
+    if downscaled.iter().any(|images| *images > 0) {
+        table += &format!(
+            "downscaled {} images at the native aspect and {} at the square, which have no place in packing.tokens or the \
+             position tables: the aspects do not have equal area\n\n",
+            downscaled[0], downscaled[1]
+        );
+    }
     let lines: Vec<Vec<String>> = told
         .iter()
         .map(|told| {
@@ -136,7 +149,7 @@ pub(super) fn run(
         })
     };
     let json = json!({
-        "fitted_on": fit.len(), "shown_on": shown.len(), "wilcoxon_p": over_all,
+        "fitted_on": fit.len(), "shown_on": shown.len(), "wilcoxon_p": over_all, "downscaled": downscaled,
         "attributes": told.iter().map(numbers).collect::<Vec<_>>(),
     });
     Ok((table, json, panel(&told)))
@@ -167,4 +180,18 @@ fn panel(told: &[Told<'_>]) -> Panel {
         panel.legend.push((name.into(), colour));
     }
     panel
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_differences_share_their_rank() {
+        // Of ten images: 4 and 3 right, 2 and 3, 9 and 7. The first two differ by as much, and in f64 do not.
+        assert_ne!(4.0 / 10.0 - 3.0 / 10.0, 3.0 / 10.0 - 2.0 / 10.0);
+        let p = over_all([[4, 3], [2, 3], [9, 7]].into_iter()).unwrap();
+        // Ranks 1.5, 1.5 and 3: sums 0 (1) and 1.5 (2) of 8.
+        assert!((p - 2.0 * 3.0 / 8.0).abs() < 1e-12, "{p}");
+    }
 }
