@@ -74,7 +74,6 @@ struct Target {
     int label;
     float kept;
     float floor;
-    float sharpness;
 };
 
 // Targets of eight columns after smoothing; those beyond the row mean nothing.
@@ -232,7 +231,8 @@ struct Tile {
 
 // Shares of a tile, joined to those of the tiles before.
 template <class T, int threads, int chunks>
-DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunks>& tile, const Target& target)
+DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunks>& tile, const Target& target,
+                      float sharpness)
 {
     float max = all[Softmax::max];
     UNROLL
@@ -241,8 +241,7 @@ DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunk
         unpack(z, tile.packed[c]);
         UNROLL
         for (int i = 0; i < 8; i++) {
-            float sharpened = z[i] * target.sharpness;
-            if (tile.at(c) + i < target.classes && sharpened > max) max = sharpened;
+            if (tile.at(c) + i < target.classes && z[i] * sharpness > max) max = z[i] * sharpness;
         }
     }
     Softmax::shift(all, max);
@@ -256,7 +255,7 @@ DEVICE void join_tile(float (&all)[Softmax::words], const Tile<T, threads, chunk
         UNROLL
         for (int i = 0; i < 8; i++) {
             if (tile.at(c) + i >= target.classes) continue;
-            float relative = z[i] * target.sharpness - max;
+            float relative = z[i] * sharpness - max;
             all[Softmax::sum] += ptx::exp2(relative * log2_e);
             all[Softmax::targets] += t[i];
             all[Softmax::dot] += t[i] * relative;
@@ -309,7 +308,7 @@ DEVICE void cross_entropy(const LossParams& p)
     float factor = weight * p.slope * (p.scale == nullptr ? 1.0f : Global<const float>(p.scale).load(0));
 
     Shared<float> scratch(ptx::shared_base());
-    Target target = {p.soft, int64_t(image) * p.classes, p.classes, -1, p.kept, p.floor, p.sharpness};
+    Target target = {p.soft, int64_t(image) * p.classes, p.classes, -1, p.kept, p.floor};
     if (p.soft == nullptr) {
         target.label = Global<const int>(p.labels).load(image);
         if (target.label < 0 || target.label >= p.classes) {
@@ -329,7 +328,7 @@ DEVICE void cross_entropy(const LossParams& p)
     if (kind == softmax) {
         for (int i = 0; i <= last_tile; i++) {
             if (i != loaded) tile.load(logits, row, i, p.classes);
-            join_tile(all, tile, target);
+            join_tile(all, tile, target, p.sharpness);
             loaded = i;
         }
         join_block<Softmax, threads>(all, scratch);
