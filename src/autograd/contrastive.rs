@@ -3,7 +3,7 @@
 //!
 //! `graph.backward(&[(images, loss.dimages), (texts, loss.dtexts), (scale, loss.dscale)])`
 //!
-//! The formulas stand in [`cpu::contrastive`](crate::cpu::contrastive); the gradient is that of
+//! The formulas stand in [`cpu::contrastive`]; the gradient is that of
 //! `loss_scale · Σ per_pair`.
 
 use super::device::{Element, Launch, Site};

@@ -65,8 +65,8 @@ impl BatchShape {
         Self { soft_classes: soft.then_some(classes), ..Self::of_recipe(recipe, slots, 0) }
     }
 
-    /// The shape of `batch`, of whose mixtures nobody knows out of how many classes: [`DeviceBatch::write`] takes them
-    /// where soft targets have a place.
+    /// The shape of `batch`, of whose mixtures nobody knows out of how many classes:
+    /// [`DeviceBatch::write`](super::batch::DeviceBatch::write) takes them where soft targets have a place.
     pub fn of(batch: &PackedBatch) -> Self {
         let slots = batch.slots();
         Self {

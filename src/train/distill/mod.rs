@@ -6,7 +6,7 @@
 //! as further soft targets, `weight·p + (1 − weight)·label`, since cross-entropy is linear in them.
 //!
 //! Each data rank runs a whole teacher over its own batches; the ranks of a tensor axis all run it over the same. What it
-//! says of an image depends on the sample and the epoch alone, so that it can be [stored](store) for other students.
+//! says of an image depends on the sample and the epoch alone, so that it can be stored for other students.
 
 mod network;
 mod store;
