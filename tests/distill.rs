@@ -174,7 +174,10 @@ fn stored_logits_are_as_good_as_the_teacher() {
     assert_eq!(files(), 3, "what was missing was added");
     let said =
         run(&["model.position.rows=2", "model.position.columns=2"], "smaller").unwrap_err().to_string();
-    assert!(said.contains("distill.store: ") && said.contains("largest.columns is 16 there and 2 here"), "{said}");
+    assert!(
+        said.contains("distill.store: ") && said.contains("largest.columns is 16 there and 2 here"),
+        "{said}"
+    );
     let said = run(&["train.seed=1"], "other").unwrap_err();
     assert_eq!(said.exit_code(), 2);
     let said = said.to_string();
