@@ -193,9 +193,15 @@ fn softmax(q: &[f32], values: &[f32], keys: impl Iterator<Item = usize>, scale: 
 /// On grids that are no squares, so that rows and columns cannot change places.
 #[test]
 fn maps_are_those_of_a_direct_computation() {
+    // Fresh pooling attends to all nearly alike.
+    let decided = |name: &str, values: &mut [f32]| {
+        if name == "pool.q.weight" {
+            values.iter_mut().for_each(|value| *value *= 30.0);
+        }
+    };
     for config in [plain(config()), plain(class_token())] {
         let batch = packed(&config, &GRIDS, 128, 2);
-        let model = ran(&config, &batch, Keep::Pooling, &as_they_are);
+        let model = ran(&config, &batch, Keep::Pooling, &decided);
         for (slot, map) in maps(&model, &batch).iter().enumerate() {
             let image = batch.range(slot);
             assert_eq!(map.attended, image.len());
