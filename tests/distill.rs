@@ -178,10 +178,13 @@ fn stored_logits_are_as_good_as_the_teacher() {
         said.contains("distill.store: ") && said.contains("largest.columns is 16 there and 2 here"),
         "{said}"
     );
-    let said = run(&["train.seed=1"], "other").unwrap_err();
+    let said = run(&["augment.repeats=3"], "other").unwrap_err();
     assert_eq!(said.exit_code(), 2);
     let said = said.to_string();
-    assert!(said.contains("distill.store: ") && said.contains("train.seed is 0 there and 1 here"), "{said}");
+    assert!(said.contains("distill.store: ") && said.contains("augment.repeats is 2 there and 3 here"), "{said}");
+    // Another seed holds out other images for validation.
+    let said = run(&["train.seed=1"], "split").unwrap_err().to_string();
+    assert!(said.contains("holds logits of other training images"), "{said}");
     let none = recipe(&["distill.store=runs/nowhere"]);
     let classes: Vec<String> = (0..10).map(|digit| digit.to_string()).collect();
     let said = Teacher::load(&none, &classes, None).err().unwrap().to_string();
