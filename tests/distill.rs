@@ -181,7 +181,10 @@ fn stored_logits_are_as_good_as_the_teacher() {
     let said = run(&["augment.repeats=3"], "other").unwrap_err();
     assert_eq!(said.exit_code(), 2);
     let said = said.to_string();
-    assert!(said.contains("distill.store: ") && said.contains("augment.repeats is 2 there and 3 here"), "{said}");
+    assert!(
+        said.contains("distill.store: ") && said.contains("augment.repeats is 2 there and 3 here"),
+        "{said}"
+    );
     // Another seed holds out other images for validation.
     let said = run(&["train.seed=1"], "split").unwrap_err().to_string();
     assert!(said.contains("holds logits of other training images"), "{said}");
