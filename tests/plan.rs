@@ -128,7 +128,7 @@ fn traffic_is_that_of_schedules_and_rings() {
 
 #[test]
 fn time_is_what_the_rates_leave() {
-    let recipe = load("vit-22b", &["model.depth=4"]);
+    let recipe = load("vit-22b", &["model.depth=4", "train.optimizer=adamw"]);
     let alone = rank(&recipe, 1);
     let rates = Rates { peak: 1e15, flops: 5e14, gpus_per_node: 8, link: 4e11, network: 5e10 };
     let (flops, pieces) = (Flops::of(&alone), alone.pieces(1));
@@ -241,13 +241,13 @@ fn what_does_not_fit_is_told_with_what_would() {
         assert_eq!(error.exit_code(), 2);
         error.to_string()
     };
-    let message = refused(&request("vit-22b", &[], 4, 80 * GIB));
+    let message = refused(&request("vit-22b", &["train.optimizer=adamw"], 4, 80 * GIB));
     assert!(message.starts_with("no mesh of 4 GPUs fits 80.0 GiB a GPU"), "{message}");
     for part in ["the least is", "(data x tensor)", "GPUs, on which it fits"] {
         assert!(message.contains(part), "{message}");
     }
     let gpus: usize = message.split("take ").nth(2).unwrap().split(' ').next().unwrap().parse().unwrap();
-    search(&request("vit-22b", &[], gpus, 80 * GIB)).unwrap();
+    search(&request("vit-22b", &["train.optimizer=adamw"], gpus, 80 * GIB)).unwrap();
     let message = refused(&request("vit-l16", &[], 1, 7 * GIB));
     assert!(
         message.contains("no mesh of 1 GPU fits") && message.contains("lower packing.tokens"),
