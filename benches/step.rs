@@ -5,7 +5,8 @@
 //! the recipe accumulates.
 //! `cargo bench --bench step -- --json --model navit --shape Ti --steps 3 --tokens 4096` runs a
 //! fixed number of steps after one to warm up and prints one JSON line with tokens per second and
-//! the process's peak memory: what `tools/compare_torch.py` asks for.
+//! the process's peak memory: what `tools/compare_torch.py` asks for. `--matmul bf16` multiplies as the recipe key
+//! `train.matmul` does.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -25,7 +26,7 @@ const CLASSES: usize = 1000;
 const PATCH: usize = 16;
 
 /// The recipe of `model` (navit or vit) at a shape, without what makes the work vary.
-fn recipe(model: &str, shape: &str, tokens: usize) -> Recipe {
+fn recipe(model: &str, shape: &str, tokens: usize, matmul: &str) -> Recipe {
     let sets = [
         format!("model.shape='{shape}'"),
         format!("packing.tokens={}", tokens.next_multiple_of(128)),
@@ -33,6 +34,7 @@ fn recipe(model: &str, shape: &str, tokens: usize) -> Recipe {
         "drop.kind='none'".into(),
         "train.loss='softmax'".into(),
         "train.accumulate=1".into(),
+        format!("train.matmul='{matmul}'"),
     ];
     let name = if model == "vit" { "vit-b16" } else { "navit-b16" };
     Recipe::load(name, &sets).unwrap_or_else(|e| panic!("{e}"))
@@ -102,7 +104,7 @@ fn measure(c: &mut Criterion) {
     group.sample_size(10);
     for model in ["navit", "vit"] {
         for shape in ["Ti", "S"] {
-            let recipe = recipe(model, shape, 4096);
+            let recipe = recipe(model, shape, 4096, "f32");
             let batch = batch(model, 4096, recipe.model.prefix(), 0);
             let mut engine = engine(&recipe, batch.images);
             group.throughput(Throughput::Elements(batch.live_tokens() as u64));
@@ -122,7 +124,7 @@ fn json() {
     let (model, shape) = (argument("--model", "navit"), argument("--shape", "Ti"));
     let number = |name, default| argument(name, default).parse::<usize>().expect("a number");
     let (steps, tokens) = (number("--steps", "3"), number("--tokens", "4096"));
-    let recipe = recipe(&model, &shape, tokens);
+    let recipe = recipe(&model, &shape, tokens, &argument("--matmul", "f32"));
     let batches: Vec<_> =
         (0..=steps).map(|i| batch(&model, tokens, recipe.model.prefix(), i as u64)).collect();
     let slots = batches.iter().map(|b| b.images).max().unwrap_or(1);

@@ -27,6 +27,10 @@ pub trait Real:
     const ZERO: Self;
     /// 1.
     const ONE: Self;
+    /// The slice itself where this is `f32`.
+    fn single(x: &[Self]) -> Option<&[f32]>;
+    /// The same, to be written.
+    fn single_mut(x: &mut [Self]) -> Option<&mut [f32]>;
     /// Rounds to this precision.
     fn of(x: f64) -> Self;
     /// Widens.
@@ -53,10 +57,16 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:expr, $ln_1p:expr, $tanh:expr, $erf:expr, $turns:expr) => {
+    ($t:ident, $single:expr, $exp:expr, $ln_1p:expr, $tanh:expr, $erf:expr, $turns:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
+            fn single(x: &[Self]) -> Option<&[f32]> {
+                $single(x)
+            }
+            fn single_mut(x: &mut [Self]) -> Option<&mut [f32]> {
+                $single(x)
+            }
             #[inline(always)]
             fn of(x: f64) -> Self {
                 x as $t
@@ -104,8 +114,9 @@ macro_rules! real {
         }
     };
 }
-real!(f32, exp_f32, ln_1p_f32, tanh_f32, erf_f32, sin_cos_turns_f32);
-real!(f64, f64::exp, f64::ln_1p, f64::tanh, libm::erf, |x: f64| (x * std::f64::consts::TAU).sin_cos());
+real!(f32, Some, exp_f32, ln_1p_f32, tanh_f32, erf_f32, sin_cos_turns_f32);
+real!(f64, |_| None, f64::exp, f64::ln_1p, f64::tanh, libm::erf, |x: f64| (x * std::f64::consts::TAU)
+    .sin_cos());
 
 /// `Σ c[i] x^i` by Horner's rule.
 #[inline(always)]

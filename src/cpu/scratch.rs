@@ -3,26 +3,27 @@
 use std::any::Any;
 use std::cell::RefCell;
 
-use crate::cpu::real::Real;
-
 thread_local! {
-    /// A stack with one `Vec<R>` for every level of nesting.
+    /// A stack with one `Vec<T>` of each type for every level of nesting.
     static SCRATCH: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `f` with buffers of the given lengths, whose contents are arbitrary. Calls may nest:
 /// a buffer leaves the thread's stack while `f` runs.
-pub(crate) fn with_scratch<R: Real, T, const N: usize>(
+pub(crate) fn with_scratch<T: Copy + Default + 'static, U, const N: usize>(
     lengths: [usize; N],
-    f: impl FnOnce([&mut [R]; N]) -> T,
-) -> T {
+    f: impl FnOnce([&mut [T]; N]) -> U,
+) -> U {
     /// Keeps the buffers on separate cache lines in both precisions.
     const ALIGN: usize = 16;
-    let kept = SCRATCH.with(|slot| slot.borrow_mut().pop());
-    let mut buffer = kept.and_then(|kept| kept.downcast::<Vec<R>>().ok()).unwrap_or_default();
+    let kept = SCRATCH.with_borrow_mut(|stack| {
+        let at = stack.iter().rposition(|kept| kept.is::<Vec<T>>())?;
+        stack.swap_remove(at).downcast::<Vec<T>>().ok()
+    });
+    let mut buffer = kept.unwrap_or_default();
     let total = lengths.iter().map(|n| n.next_multiple_of(ALIGN)).sum();
     if buffer.len() < total {
-        buffer.resize(total, R::ZERO);
+        buffer.resize(total, T::default());
     }
     let mut rest = buffer.as_mut_slice();
     let result = f(lengths.map(|n| {
@@ -30,6 +31,6 @@ pub(crate) fn with_scratch<R: Real, T, const N: usize>(
         rest = tail;
         &mut part[..n]
     }));
-    SCRATCH.with(|slot| slot.borrow_mut().push(buffer));
+    SCRATCH.with_borrow_mut(|stack| stack.push(buffer));
     result
 }

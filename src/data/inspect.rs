@@ -14,7 +14,8 @@ use crate::data::dropping;
 use crate::data::packing::{PackingSettings, PackingStats};
 use crate::data::planner::Planner;
 use crate::data::resolution::Limits;
-use crate::data::source::{Dataset, Image, Source};
+use crate::data::source::Dataset;
+use crate::data::source::chosen::Chosen;
 use crate::error::{Error, Result};
 use crate::recipe::{DropKind, PackingKind, Recipe};
 
@@ -147,35 +148,6 @@ pub struct DataReport {
     pub packing: PackingFigures,
 }
 
-/// The measured images as a source, so that planning reads no header twice.
-struct Measured {
-    inner: Arc<dyn Source>,
-    indices: Vec<usize>,
-    sizes: Vec<Option<(usize, usize)>>,
-}
-
-impl Source for Measured {
-    fn len(&self) -> usize {
-        self.indices.len()
-    }
-
-    fn name(&self, index: usize) -> String {
-        self.inner.name(self.indices[index])
-    }
-
-    fn label(&self, index: usize) -> usize {
-        self.inner.label(self.indices[index])
-    }
-
-    fn size(&self, index: usize) -> Result<(usize, usize)> {
-        self.sizes[index].map_or_else(|| self.inner.size(self.indices[index]), Ok)
-    }
-
-    fn load(&self, index: usize, channels: usize) -> Result<Image> {
-        self.inner.load(self.indices[index], channels)
-    }
-}
-
 /// Reads labels and headers (of at most 20,000 training images) and plans one epoch. Fails on an
 /// empty set, on one of which nothing can be read, and on a recipe that cannot be carried out. `name`
 /// is what the report calls the recipe.
@@ -193,7 +165,7 @@ pub fn report(dataset: &Dataset, recipe: &Recipe, name: &str) -> Result<DataRepo
     let known: Vec<(usize, usize)> = sizes.iter().copied().flatten().collect();
 
     let texts = texts::figures(dataset.train.as_ref(), recipe, &indices)?;
-    let source = Arc::new(Measured { inner: dataset.train.clone(), indices, sizes });
+    let source = Arc::new(Chosen::sized(dataset.train.clone(), indices, sizes));
     let mut planner = Planner::new(source, settings, None)?;
     let mut counts = PackingStats::default();
     let mut tokens = TokenSpread { min: usize::MAX, mean: 0.0, max: 0 };

@@ -12,6 +12,15 @@ macro_rules! choice {
         pub enum $name {
             $($(#[$doc])* #[cfg_attr(feature = "train", serde(rename = $text))] $variant),+
         }
+
+        impl $name {
+            /// As recipes name it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text),+
+                }
+            }
+        }
     };
 }
 

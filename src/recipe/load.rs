@@ -52,6 +52,7 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "deit3-b16-21k-ft",
     "deit3-l16-21k-ft",
     "deit3-h14-21k-ft",
+    "deit3-b16-transfer",
     "so400m14",
     "g14",
     "G14",

@@ -32,18 +32,6 @@ choice! {
     }
 }
 
-impl OptimizerKind {
-    /// As recipes name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AdamW => "adamw",
-            Self::Lamb => "lamb",
-            Self::Sgd => "sgd",
-            Self::Adafactor => "adafactor",
-        }
-    }
-}
-
 choice! {
     /// How checkpoints are written.
     SaveKind {
@@ -51,6 +39,16 @@ choice! {
         Merged = "merged",
         /// Every rank writes a file of its own, beside an index: the faster for large models on several ranks.
         Sharded = "sharded",
+    }
+}
+
+choice! {
+    /// What the CPU device multiplies matrices in; sums, and all between products, are f32.
+    MatmulKind {
+        /// f32.
+        F32 = "f32",
+        /// Operands rounded to bf16, as a GPU does: the faster where the processor has AMX.
+        Bf16 = "bf16",
     }
 }
 
@@ -96,6 +94,8 @@ pub struct TrainConfig {
     pub clip: f64,
     /// Decay of the exponential moving average of the weights; 0 keeps none.
     pub ema: f64,
+    /// Precision of the operands of matrix products on a CPU; a GPU's are bf16.
+    pub matmul: MatmulKind,
     /// Loss.
     pub loss: LossKind,
     /// Label smoothing.
@@ -147,6 +147,7 @@ impl Default for TrainConfig {
             eps: 1e-8,
             clip: 1.0,
             ema: 0.0,
+            matmul: MatmulKind::F32,
             loss: LossKind::Softmax,
             label_smoothing: 0.0,
             eval_every: 0,

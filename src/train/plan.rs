@@ -19,8 +19,9 @@ use std::fmt;
 
 use self::memory::{batch_bytes, target_bytes, text_bytes};
 use crate::autograd::Workload;
+use crate::cpu::gemm::bf16;
 use crate::data::resolution::mean_area;
-use crate::recipe::Recipe;
+use crate::recipe::{MatmulKind, Recipe};
 use crate::train::engine::DeviceMemory;
 use crate::train::step::TrainStep;
 use crate::train::terminal::mib;
@@ -48,6 +49,8 @@ pub struct RunPlan {
     pub activation_bytes: usize,
     /// Activations of an evaluation on the CPU, which keeps buffers of its own, in bytes.
     pub evaluation_bytes: usize,
+    /// What multiplies matrices of bf16 on the CPU, where the recipe has them.
+    pub bf16_units: Option<&'static str>,
     /// Memory of the device that the run is on.
     pub device: Option<DeviceMemory>,
     /// Batches that wait in the input queue, in bytes.
@@ -83,6 +86,8 @@ impl RunPlan {
             state_bytes: memory.state(),
             activation_bytes: memory.activations,
             evaluation_bytes: memory.evaluation,
+            bf16_units: (device.is_none() && recipe.train.matmul == MatmulKind::Bf16)
+                .then(|| bf16::Units::best().name()),
             device,
             queue_bytes,
             cache_bytes: if recipe.data.path.is_empty() {
@@ -166,6 +171,9 @@ impl fmt::Display for RunPlan {
         }
         let digits = if self.flops_per_step < 1e9 { 3 } else { 1 };
         writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
+        if let Some(units) = self.bf16_units {
+            writeln!(f, "products          bf16, multiplied by {units}")?;
+        }
         write!(f, "{}", self.memory())?;
         if self.cache_bytes > 0 {
             write!(f, ", and up to {} of decoded images (data.cache_mib)", mib(self.cache_bytes))?;

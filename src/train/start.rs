@@ -27,10 +27,10 @@ use crate::data::texts::TextSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::hash::fnv1a;
 use crate::nn::shard;
 use crate::parallel::{Mesh, MeshGroups};
 use crate::recipe::Recipe;
+use crate::weights::{LOOKED_AT, fingerprint};
 
 /// What a new run starts from.
 #[derive(Clone, Debug)]
@@ -312,7 +312,6 @@ fn check_data(dataset: &Dataset, ranks: &MeshGroups) -> Result<()> {
 /// Refuses, on every rank, weights that differ: each rank has read them by itself, perhaps from a copy of its own. Looks
 /// at the beginning of each tensor, which training leaves in no two files alike.
 fn check_weights(params: &[ParamSpec], state: &dyn StateSource, ranks: &MeshGroups) -> Result<()> {
-    const LOOKED_AT: usize = 64;
     if ranks.is_alone() {
         return Ok(());
     }
@@ -322,9 +321,8 @@ fn check_weights(params: &[ParamSpec], state: &dyn StateSource, ranks: &MeshGrou
     };
     let wanted: Vec<Wanted> = params.iter().enumerate().map(beginning).collect();
     let read = ranks.agree(state.read(StateKind::Weights, &wanted))??;
-    let bytes: Vec<u8> = read.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
     let step = state.optimizer_step();
-    ranks.world.check_same("weights to begin with", &format!("{:016x} of step {step}", fnv1a(&bytes)))
+    ranks.world.check_same("weights to begin with", &format!("{:016x} of step {step}", fingerprint(&read)))
 }
 
 /// The batches that this rank loads.

@@ -99,6 +99,11 @@ fn a_kill_costs_nothing_where_attention_is_logged() {
 }
 
 #[test]
+fn a_kill_costs_nothing_with_products_of_bf16() {
+    survives_a_kill(&["train.matmul=\"bf16\""]);
+}
+
+#[test]
 fn a_kill_costs_nothing_on_the_same_ranks() {
     let sets = ["train.ema=0.9", "train.accumulate=4", "drop.kind=\"constant\"", "train.optimizer=\"lamb\""];
     survives_a_kill_on("--ranks 2", &sets);

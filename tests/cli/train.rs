@@ -268,3 +268,24 @@ fn attention_is_logged_where_it_is_asked_for() {
     assert!(page.contains("Attention entropy: with-1") && page.contains("Largest attention logit: with-1"));
     assert!(!page.contains("Attention entropy: without-1"));
 }
+
+#[test]
+fn products_of_bf16_train_much_as_those_of_f32() {
+    let place = Place::new();
+    place.train("--name single", &[]).succeeds();
+    place.train("--name half", &["train.matmul='bf16'"]).succeeds();
+    let losses = |run: &str| -> Vec<f64> {
+        let lines = place.metrics(run).into_iter().filter(|line| line["kind"] == "train");
+        lines.map(|line| line["loss"].as_f64().unwrap()).collect()
+    };
+    let (single, half) = (losses("runs/single-1"), losses("runs/half-1"));
+    assert!(single.len() == half.len() && single != half, "{single:?} and {half:?}");
+    for (single, half) in single.iter().zip(&half) {
+        assert!((single - half).abs() < 0.03, "{half} instead of {single}");
+    }
+    // What was trained so is evaluated so.
+    let accuracy = |run: &str| place.run(&format!("eval {run} --json")).succeeds().out;
+    let logged = place.metrics("runs/half-1").into_iter().rfind(|line| line["kind"] == "eval").unwrap();
+    let evaluated = json_lines(&accuracy("runs/half-1/last.safetensors"));
+    assert_eq!(evaluated[0]["loss"], logged["loss"]);
+}

@@ -121,5 +121,21 @@ fn stages_are_those_of_the_repository() {
     }
     let known = trencadis::recipe::load::list();
     let deit = known.iter().filter(|(name, _)| name.starts_with("deit3-")).count();
-    assert_eq!(deit, STAGES.len(), "every stage stands above");
+    assert_eq!(deit, STAGES.len() + 1, "every stage stands above, beside the transfer");
+}
+
+#[test]
+fn a_transfer_is_what_the_authors_gave_for_cifar_10() {
+    let recipe = load("deit3-b16-transfer", &[]).unwrap();
+    let (train, batch) = (&recipe.train, recipe.packing.images * recipe.train.accumulate);
+    assert_eq!((batch, recipe.resolution.max), (768, 224));
+    assert_eq!((train.optimizer, train.nesterov, train.beta1), (OptimizerKind::Sgd, true, 0.9));
+    assert_eq!((train.lr, train.weight_decay, train.clip), (1e-2, 1e-4, 0.0));
+    assert_eq!((recipe.model.drop_path, train.label_smoothing), (0.0, 0.1));
+    assert_eq!((recipe.mix.mixup, recipe.mix.cutmix, recipe.mix.binarise), (0.8, 1.0, false));
+    assert_eq!((recipe.augment.repeats, recipe.augment.rand_augment.as_str()), (3, "rand-m9-mstd0.5-inc1"));
+    let epoch = 50_000.0 / batch as f64;
+    assert!(
+        (train.steps as f64 / epoch - 1000.0).abs() < 0.1 && (train.warmup as f64 / epoch - 5.0).abs() < 0.1
+    );
 }

@@ -26,7 +26,7 @@ def steps_of(arm, steps):
 def run_of(args, question, arm, seed):
     """The finished run of an arm, after those that it begins with or learns from."""
     steps = steps_of(arm, args.steps or question.steps)
-    sets = [f"train.steps={steps}", f"train.seed={seed}", "train.eval_every=0", *arm.sets]
+    sets = [f"train.steps={steps}", f"train.seed={seed}", "train.eval_every=0", *args.sets, *arm.sets]
     if not any(s.startswith("train.warmup=") for s in arm.sets):
         sets.append(f"train.warmup={max(1, steps // 20)}")
     arguments = [question.recipe, "--data", str(args.data[question.data])]
@@ -67,20 +67,21 @@ def row(args, question, arm):
 
 def page(args, question):
     rows = [row(args, question, arm) for arm in question.arms if arm.shown]
-    header = ["", *(f"top-1 % at {r}" for r in question.resolutions), "model TFLOP", "minutes", "peak MiB"]
+    header = ["", *(f"top-1 % at {r}" for r in question.resolutions), "model TFLOP", "core minutes", "peak MiB"]
     steps, seeds = args.steps or question.steps, args.seeds
     settings = [[arm.name, f"`{' '.join(arm.sets)}`" if arm.sets else ""] for arm in question.arms]
     told = "mean and standard deviation of seeds" if len(seeds) > 1 else "seed"
+    also = "".join(f" --set {assignment}" for assignment in args.sets)
     other = "".join(f"; {arm.name}: {steps_of(arm, steps)}" for arm in question.arms if arm.share != 1.0)
     return f"""# {question.title}
 
 {question.claim}
 
 Recipe `{question.recipe}`, {steps} steps{other}; {told} {", ".join(map(str, seeds))}; accuracy of the last checkpoint on the
-validation images of `{args.data[question.data].name}`. Minutes and model FLOPs are those of the steps, without those of a teacher, memory that of the whole
-process; {os.cpu_count()} threads of {cpu_name()}.
+validation images of `{args.data[question.data].name}`. Minutes of a core's time and memory are those of the whole process, data and the last evaluation included; they and model
+FLOPs are without those of a teacher's training. {cpu_name()}, {os.cpu_count()} threads.
 
-Command: `python tools/claims --only {question.name} --{question.data} DATA --steps {steps} --seeds {",".join(map(str, seeds))}`
+Command: `python tools/claims --only {question.name} --{question.data} DATA --steps {steps} --seeds {",".join(map(str, seeds))}{also}`
 
 {table(header, rows)}
 
@@ -95,6 +96,7 @@ def main():
     parser.add_argument("--only", help=f"some of {', '.join(question.name for question in QUESTIONS)}, with commas between")
     parser.add_argument("--steps", type=int, help="steps of an arm, those of each question where not given")
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="key=value under those of all arms")
     parser.add_argument("--binary", default="target/release/trencadis")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/claims"))
     parser.add_argument("--write", type=pathlib.Path, help="folder for a page claims-NAME.md a question; printed otherwise")

@@ -47,25 +47,29 @@ def train(binary, out, name, arguments):
         command = [binary, "train", *arguments, "--name", name, "--out", str(out)]
     out.mkdir(parents=True, exist_ok=True)
     asked.write_text(json.dumps(arguments))
+    before = last_step(run)
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    (run / "cost.json").write_text(json.dumps({"mib": usage.ru_maxrss / 1024}))
+    # A run that was taken up again: the time of the steps made now stands for the others.
+    share = 1 - before / recipe_of(run)["train"]["steps"]
+    minutes = (usage.ru_utime + usage.ru_stime) / 60 / share
+    (run / "cost.json").write_text(json.dumps({"mib": usage.ru_maxrss / 1024, "minutes": minutes}))
     return run
 
 
+def last_step(run):
+    return max((line["step"] for line in lines_of(run)), default=0)
+
+
 def cost_of(run):
-    """Minutes and model TFLOPs of a run's steps, and the most memory of its process in MiB."""
+    """Model TFLOPs of a run's steps, minutes of a core's time and the most memory of its process in MiB."""
     lines = [line for line in lines_of(run) if "flop" in line]
     steps = recipe_of(run)["train"]["steps"]
     mean = lambda key: sum(line[key] for line in lines) / max(len(lines), 1)
-    return {
-        "minutes": mean("seconds") * steps / 60,
-        "tflop": mean("flop") * steps / 1e12,
-        "mib": json.loads((run / "cost.json").read_text())["mib"],
-    }
+    return {"tflop": mean("flop") * steps / 1e12, **json.loads((run / "cost.json").read_text())}
 
 
 def evaluate(binary, run, resolutions, *more):

@@ -9,12 +9,19 @@ use crate::error::Result;
 pub struct Chosen {
     inner: Arc<dyn Source>,
     indices: Vec<usize>,
+    /// Sizes that are known already, in the order of `indices`.
+    sizes: Vec<Option<(usize, usize)>>,
 }
 
 impl Chosen {
     /// The images at `indices`, in this order.
     pub fn at(inner: Arc<dyn Source>, indices: Vec<usize>) -> Self {
-        Self { inner, indices }
+        Self { inner, indices, sizes: Vec::new() }
+    }
+
+    /// The images at `indices`, in this order, with those sizes that are known, so that their headers are not read again.
+    pub fn sized(inner: Arc<dyn Source>, indices: Vec<usize>, sizes: Vec<Option<(usize, usize)>>) -> Self {
+        Self { inner, indices, sizes }
     }
 
     /// `count` of the images, evenly spread, or all where there are fewer: of one source always the same.
@@ -39,7 +46,8 @@ impl Source for Chosen {
     }
 
     fn size(&self, index: usize) -> Result<(usize, usize)> {
-        self.inner.size(self.indices[index])
+        let known = self.sizes.get(index).copied().flatten();
+        known.map_or_else(|| self.inner.size(self.indices[index]), Ok)
     }
 
     fn load(&self, index: usize, channels: usize) -> Result<Image> {

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use split::Split;
 
 use crate::error::{Error, Result};
+use crate::hash::Fnv1a;
 use crate::recipe::{DataConfig, Recipe, SourceKind};
 
 /// Class of the images that have a text and no class.
@@ -187,19 +188,14 @@ fn caption_of(name: &str, bytes: Vec<u8>) -> Result<String> {
 /// FNV-1a over base name and label of every sample in order: the same for a set that moved to
 /// another folder, another one where images were added, removed, renamed or changed their class.
 pub fn fingerprint(source: &dyn Source) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
+    let mut hash = Fnv1a::default();
     for index in 0..source.len() {
         let name = source.name(index);
-        add(name.rsplit('/').next().unwrap_or_default().as_bytes());
-        add(&[0]);
-        add(&(source.label(index) as u64).to_le_bytes());
+        hash.add(name.rsplit('/').next().unwrap_or_default().as_bytes());
+        hash.add(&[0]);
+        hash.add(&(source.label(index) as u64).to_le_bytes());
     }
-    hash
+    hash.value()
 }
 
 /// Opens the set that `config` names. `channels` (1 or 3) is what images will be loaded with;

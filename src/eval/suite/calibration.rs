@@ -39,7 +39,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     }
     let loss = session.loss();
     let part = |rows: Vec<usize>| Part {
-        logits: scores.pick(&rows),
+        logits: scores.rows(&rows).flatten().copied().collect(),
         labels: rows.iter().map(|&row| labels[scores.samples[row]]).collect(),
         loss,
     };

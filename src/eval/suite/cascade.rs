@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Options, Outcome, Scores, Session, Size, text};
+use super::{Options, Outcome, Pass, Session, Size, text};
 use crate::error::{Error, Result};
 use crate::eval::chart::{Axis, COLOURS, FAINT, Figure, Mark, Panel, Scale};
 use crate::eval::metrics::probability::decision;
@@ -142,7 +142,7 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
     Ok(Outcome { json, table, figure: Figure { panels: vec![panel] }, files: Vec::new() })
 }
 
-fn stage(size: Size, scores: &Scores, labels: &[usize], loss: LossKind) -> Stage {
+fn stage(size: Size, scores: &Pass, labels: &[usize], loss: LossKind) -> Stage {
     let decisions: Vec<(usize, f64)> =
         (0..scores.images()).map(|row| decision(scores.row(row), loss, 1.0)).collect();
     Stage {

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 
 pub use pass::Pass;
-pub use session::{Scores, Session};
+pub use session::Session;
 pub use setting::{Crop, Setting, Size};
 
 use super::chart::Figure;
@@ -227,7 +227,7 @@ fn fitting_half(seed: u64, samples: &[usize]) -> Vec<bool> {
 }
 
 /// Lines above a table: what was evaluated.
-fn preamble(session: &Session, scores: &Scores, size: Size) -> String {
+fn preamble(session: &Session, scores: &Pass, size: Size) -> String {
     let mut out = format!(
         "model             {}\ndata              {}\nimages            {} at {size} ({:.1} tokens, {} GFLOP an image)\n",
         session.trained.path.display(),

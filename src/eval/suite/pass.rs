@@ -100,9 +100,14 @@ impl Pass {
         self.samples.len()
     }
 
+    /// The vector of one image, by its place.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+
     /// The vectors of these images, by their place.
     pub fn rows(&self, rows: &[usize]) -> impl Iterator<Item = &[f32]> + Clone {
-        rows.iter().map(|&row| &self.values[row * self.width..][..self.width])
+        rows.iter().map(|&row| self.row(row))
     }
 
     /// The first image with a value that is no finite number.

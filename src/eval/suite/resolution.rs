@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Options, Outcome, Scores, Session, Setting, text};
+use super::{Options, Outcome, Pass, Session, Setting, text};
 use crate::error::{Error, Result};
 use crate::eval::chart::{Axis, COLOURS, Figure, Mark, Panel, Scale};
 use crate::eval::metrics::calibration::Labelled;
@@ -126,9 +126,9 @@ pub(super) fn run(session: &mut Session, options: &Options) -> Result<Outcome> {
 }
 
 /// What the model is worth at `setting`, for which `scores` are.
-pub(super) fn point(session: &Session, setting: Setting, scores: &Scores, labels: &[usize]) -> Point {
+pub(super) fn point(session: &Session, setting: Setting, scores: &Pass, labels: &[usize]) -> Point {
     let labels: Vec<usize> = scores.samples.iter().map(|&sample| labels[sample]).collect();
-    let labelled = Labelled { logits: &scores.logits, labels: &labels, loss: session.loss() };
+    let labelled = Labelled { logits: &scores.values, labels: &labels, loss: session.loss() };
     let ranks: Vec<usize> =
         labels.iter().enumerate().map(|(row, label)| rank(scores.row(row), *label)).collect();
     let within = |most: usize| ranks.iter().filter(|rank| **rank < most).count() as f64 / ranks.len() as f64;

@@ -11,44 +11,6 @@ use crate::error::{Error, Result};
 use crate::eval::trained::Trained;
 use crate::recipe::{LossKind, Recipe};
 
-/// What a model says of every image that can be read, in the order of the set.
-#[derive(Clone, Debug)]
-pub struct Scores {
-    /// Number of classes K of the model.
-    pub classes: usize,
-    /// `[images, K]`, finite.
-    pub logits: Vec<f32>,
-    /// `[images]` index in the set, rising.
-    pub samples: Vec<usize>,
-    /// Mean tokens of an image, prefix tokens included.
-    pub tokens: f64,
-    /// Mean FLOPs of the forward pass of an image.
-    pub flops: f64,
-    /// Mean seconds of the forward pass of an image, decoding not included.
-    pub seconds: f64,
-    /// Images that the position tables or the budget did not hold at the size asked for, and that were made smaller.
-    pub downscaled: u64,
-    /// Images that could not be read.
-    pub unreadable: u64,
-}
-
-impl Scores {
-    /// Number of images.
-    pub fn images(&self) -> usize {
-        self.samples.len()
-    }
-
-    /// Logits `[K]` of image `row`.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.logits[row * self.classes..][..self.classes]
-    }
-
-    /// The logits of these images.
-    pub fn pick(&self, rows: &[usize]) -> Vec<f32> {
-        rows.iter().flat_map(|&row| self.row(row)).copied().collect()
-    }
-}
-
 /// A model and the images that it is evaluated on.
 pub struct Session {
     /// The model.
@@ -58,7 +20,7 @@ pub struct Session {
     /// Its validation images, cropped, with its own labels.
     pub images: Arc<dyn Source>,
     crop: Option<Crop>,
-    done: Vec<(Setting, Arc<Scores>)>,
+    done: Vec<(Setting, Arc<Pass>)>,
 }
 
 impl Session {
@@ -160,7 +122,7 @@ impl Session {
     ///
     /// # Errors
     /// Unreadable data beyond the recipe's share, no readable image, logits that are no numbers, a failed device.
-    pub fn scores(&mut self, setting: Setting) -> Result<Arc<Scores>> {
+    pub fn scores(&mut self, setting: Setting) -> Result<Arc<Pass>> {
         if let Some((_, scores)) = self.done.iter().find(|(known, _)| *known == setting) {
             return Ok(scores.clone());
         }
@@ -169,7 +131,7 @@ impl Session {
         Ok(scores)
     }
 
-    fn run(&mut self, setting: Setting) -> Result<Scores> {
+    fn run(&mut self, setting: Setting) -> Result<Pass> {
         self.trained.require_classes()?;
         let pass =
             self.pass(self.images.clone(), setting, |model, batch| Ok(model.logits(batch)?.to_vec()))?;
@@ -180,16 +142,7 @@ impl Session {
                 self.images.name(sample)
             )));
         }
-        Ok(Scores {
-            classes: pass.width,
-            samples: pass.samples,
-            logits: pass.values,
-            tokens: pass.tokens,
-            flops: pass.flops,
-            seconds: pass.seconds,
-            downscaled: pass.downscaled,
-            unreadable: pass.unreadable,
-        })
+        Ok(pass)
     }
 
     /// What the head sees of every image of `source` that can be read, cropped as the images of the session are.

@@ -34,7 +34,7 @@ fn evaluate(session: &mut Session, options: &Options) -> Result<Outcome> {
         let (scores, labels) = (session.scores(setting)?, session.labels()?);
         let labels: Vec<i32> = scores.samples.iter().map(|&sample| labels[sample] as i32).collect();
         let mut counts = Classification::new(classes.len(), session.loss());
-        counts.add(&scores.logits, &labels, &vec![1.0; labels.len()]);
+        counts.add(&scores.values, &labels, &vec![1.0; labels.len()]);
         Ok((counts.report(), scores))
     };
     let mut alone = Vec::new();

@@ -14,10 +14,9 @@ use crate::error::{Error, Result};
 use crate::eval::device::DeviceModel;
 use crate::eval::model::{Forward, Keep, Model, WithParams};
 use crate::eval::open::{Opened, Told, open};
-use crate::hash::fnv1a;
 use crate::recipe::{AspectKind, DataConfig, Recipe};
 use crate::weights::foreign::fold_prefix;
-use crate::weights::{Policy, assign};
+use crate::weights::{Policy, assign, fingerprint};
 
 /// A model that sees the batches of another.
 pub struct Network {
@@ -99,12 +98,6 @@ impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {:.2} M parameters", self.file.display(), self.parameters as f64 / 1e6)
     }
-}
-
-/// Of the beginning of each tensor, which training leaves in no two files alike.
-fn fingerprint(params: &[Vec<f32>]) -> u64 {
-    let looked_at = params.iter().flat_map(|param| param.iter().take(64));
-    fnv1a(&looked_at.flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
 }
 
 /// Whether a teacher can see the batches of a student as they are.

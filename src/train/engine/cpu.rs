@@ -13,6 +13,7 @@ use super::{Average, Engine, StateKind, StateParts, StateSource, other_model};
 use crate::autograd::exec::WholeStore;
 use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, Split, StepState, Workload};
 use crate::cpu::contrastive::retrieved;
+use crate::cpu::gemm::bf16;
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -23,7 +24,7 @@ use crate::eval::towers::{CpuTowers, Embed};
 use crate::models::two_tower::Towers;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::{Channels, PiecedStore, Schedule, Slice};
-use crate::recipe::Recipe;
+use crate::recipe::{MatmulKind, Recipe};
 use crate::train::optimizer::{Optimizer, Sums};
 use crate::train::step::{Objective, StepOutcome, TrainStep, one_rank};
 
@@ -63,7 +64,8 @@ struct DataAxis {
 }
 
 impl CpuEngine {
-    /// This rank's part of the training of `recipe` from `state`, of which it takes its slices.
+    /// This rank's part of the training of `recipe` from `state`, of which it takes its slices; `train.matmul` holds for
+    /// the whole process from here on.
     ///
     /// # Errors
     /// If the model's shape is invalid, or `step` is not of this rank's part of it.
@@ -74,6 +76,7 @@ impl CpuEngine {
         state: &dyn StateSource,
         ranks: Rc<MeshGroups>,
     ) -> Result<Self> {
+        bf16::set_in_use(recipe.train.matmul == MatmulKind::Bf16);
         let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
         if step.graph().shard() != shard {
             return Err(Error::failure(format!(

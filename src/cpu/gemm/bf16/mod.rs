@@ -1,0 +1,288 @@
+//! Products of f32 matrices whose elements are rounded to bf16, summed in f32: the arithmetic of a GPU's tensor cores.
+//!
+//! Operands are packed into tiles once ([`pack`]) and multiplied 32 × 32 results at a time ([`multiply`]) by the units
+//! that the machine has ([`Units`]); without any, rounded copies are multiplied in f32. Every sum has one fixed order, so a
+//! result is the same bit for bit with any number of threads, and does not depend on the other rows and columns; between
+//! units it differs by the order of sums.
+
+#[cfg(target_arch = "x86_64")]
+mod multiply;
+#[cfg(target_arch = "x86_64")]
+mod pack;
+mod units;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use units::Units;
+
+use super::matrix::{Mat, MatMut, product};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::simd::{for_each, task_len};
+
+/// Whether [`super::gemm`] of f32 takes bf16.
+static IN_USE: AtomicBool = AtomicBool::new(false);
+
+/// Lets [`super::gemm`] round f32 operands to bf16, or not, from now on: a setting of the process, like the number of
+/// threads, which the recipe's `train.matmul` decides.
+pub fn set_in_use(whether: bool) {
+    IN_USE.store(whether, Ordering::Relaxed);
+}
+
+/// Whether [`super::gemm`] of f32 rounds its operands to bf16.
+pub fn in_use() -> bool {
+    IN_USE.load(Ordering::Relaxed)
+}
+
+/// `out = (out if accumulate else 0) + scale · a · b` of operands rounded to bf16 (to nearest, ties to even); with
+/// `parallel` on rayon's threads. Shapes match and matrices lie in their slices, as [`super::gemm`] has verified.
+pub(super) fn gemm(
+    out: MatMut<'_, f32>,
+    accumulate: bool,
+    scale: f32,
+    a: Mat<'_, f32>,
+    b: Mat<'_, f32>,
+    parallel: bool,
+) {
+    gemm_with(Units::best(), out, accumulate, scale, a, b, parallel);
+}
+
+/// The same by given units, which the machine has.
+fn gemm_with(
+    units: Units,
+    out: MatMut<'_, f32>,
+    accumulate: bool,
+    scale: f32,
+    a: Mat<'_, f32>,
+    b: Mat<'_, f32>,
+    parallel: bool,
+) {
+    let dense = |mat: &Mat<'_, f32>| mat.row_stride == 1 || mat.col_stride == 1;
+    match units {
+        #[cfg(target_arch = "x86_64")]
+        Units::Amx | Units::Avx512 if a.cols > 0 && dense(&a) && dense(&b) => {
+            blocks::gemm(units, out, accumulate, scale, a, b, parallel);
+        }
+        _ => with_scratch([a.rows * a.cols, b.rows * b.cols], |[left, right]| {
+            round(left, &a);
+            round(right, &b);
+            let (left, right) =
+                (Mat::new(left, a.rows, a.cols, a.cols), Mat::new(right, b.rows, b.cols, b.cols));
+            product(out, accumulate, scale, left, right, parallel);
+        }),
+    }
+}
+
+/// Copies a matrix row by row, rounded.
+fn round(to: &mut [f32], of: &Mat<'_, f32>) {
+    let width = of.cols.max(1);
+    let len = task_len(width);
+    for_each(to.chunks_mut(len).enumerate(), |(task, to)| {
+        for (i, to) in to.chunks_exact_mut(width).enumerate() {
+            let row = &of.data[(task * len / width + i) * of.row_stride..];
+            for (to, &x) in to.iter_mut().zip(row.iter().step_by(of.col_stride.max(1))) {
+                *to = half::bf16::from_f32(x).to_f32();
+            }
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+mod blocks {
+    //! The product in blocks that stay in cache.
+
+    use std::ops::Range;
+
+    use rayon::current_num_threads;
+
+    use super::multiply::{PANEL, Product, Tiles};
+    use super::pack::{DEPTH, Form, SIDE, Tile, pack};
+    use super::{Mat, MatMut, Units, for_each, with_scratch};
+
+    /// Pairs of tiles along the inner dimension that are multiplied at a time: two panels of this length fit into L1 and L2.
+    const STEPS: usize = 32;
+    /// Tiles of the right operand that stay in L2 while the rows of a task pass: 1 MiB.
+    const COLUMN_TILES: usize = 1024;
+    /// Panels of the right operand that are packed together.
+    const PACKED: usize = 8;
+    /// Most rows of a task: its panels stay in L2.
+    const MAX_ROWS: usize = 256;
+
+    /// As [`super::gemm_with`], where in each operand one stride is 1.
+    pub fn gemm(
+        units: Units,
+        out: MatMut<'_, f32>,
+        accumulate: bool,
+        scale: f32,
+        a: Mat<'_, f32>,
+        b: Mat<'_, f32>,
+        parallel: bool,
+    ) {
+        let MatMut { data: out, rows, cols, row_stride } = out;
+        if rows == 0 || cols == 0 {
+            return;
+        }
+        let row_stride = if rows == 1 { cols } else { row_stride };
+        let out = &mut out[..(rows - 1) * row_stride + cols];
+        let (steps, panels, columns) = (a.cols.div_ceil(DEPTH), cols.div_ceil(PANEL), b.t());
+        // Several tasks a thread, so that none waits long for the last; results do not depend on it.
+        let share = if parallel { rows.div_ceil(4 * current_num_threads()) } else { rows };
+        let task_rows = share.clamp(1, MAX_ROWS).next_multiple_of(PANEL);
+        let multiply = |task: usize, out: &mut [f32], right: &[Tile]| {
+            let first = task * task_rows;
+            let product = Product { scale, add: accumulate, row_stride, cols };
+            rows_of(units, out, &product, &a, first..rows.min(first + task_rows), right);
+        };
+        with_scratch([2 * panels * steps], |[right]| {
+            let blocks = right.chunks_mut(2 * panels * STEPS).enumerate().flat_map(|(block, to)| {
+                let len = to.len() / panels;
+                let groups = to.chunks_mut(PACKED * len).enumerate();
+                groups.map(move |(group, to)| (to, len, group * PACKED * PANEL, block * STEPS * DEPTH))
+            });
+            let pack = |(to, len, outer, inner): (&mut [Tile], usize, usize, usize)| {
+                pack_panels(to, len, &columns, Form::Right, outer, inner);
+            };
+            if parallel {
+                for_each(blocks, pack)
+            } else {
+                blocks.for_each(pack)
+            }
+            let tasks = out.chunks_mut(task_rows * row_stride).enumerate();
+            let right = &*right;
+            if parallel {
+                for_each(tasks, |(task, out)| multiply(task, out, right));
+            } else {
+                tasks.for_each(|(task, out)| multiply(task, out, right));
+            }
+        });
+    }
+
+    /// The rows `rows` of the product with packed columns: of every [`STEPS`] of the inner dimension all panels.
+    fn rows_of(
+        units: Units,
+        out: &mut [f32],
+        product: &Product,
+        a: &Mat<'_, f32>,
+        rows: Range<usize>,
+        right: &[Tile],
+    ) {
+        // SAFETY: these units are what `Units` found here.
+        let tiles = (units == Units::Amx).then(|| unsafe { Tiles::new() });
+        let (panels, columns) = (rows.len().div_ceil(PANEL), product.cols.div_ceil(PANEL));
+        with_scratch([2 * panels * STEPS.min(a.cols.div_ceil(DEPTH))], |[left]| {
+            for (block, right) in right.chunks(2 * columns * STEPS).enumerate() {
+                let len = right.len() / columns;
+                let left = &mut left[..panels * len];
+                pack_panels(left, len, a, Form::Left, rows.start, block * STEPS * DEPTH);
+                let product = Product { add: product.add || block > 0, ..*product };
+                // Row by row of panels, so that results are written along their rows.
+                let some = (COLUMN_TILES / len).max(1);
+                for (group, right) in right.chunks(some * len).enumerate() {
+                    for (i, left) in left.chunks_exact(len).enumerate() {
+                        let (out, rows) =
+                            (&mut out[i * PANEL * product.row_stride..], rows.len() - i * PANEL);
+                        for (j, right) in right.chunks_exact(len).enumerate() {
+                            let col = (group * some + j) * PANEL;
+                            // SAFETY: these units are what `Units` found here.
+                            unsafe { product.square(tiles.as_ref(), out, rows, col, left, right) };
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Packs panels of `len` tiles each: the rows of a matrix from `outer` on, from column `inner` on.
+    fn pack_panels(to: &mut [Tile], len: usize, of: &Mat<'_, f32>, form: Form, outer: usize, inner: usize) {
+        let (panels, steps) = (to.len() / len, len / 2);
+        let mut pair = |panel: usize, step: usize| {
+            for half in 0..2 {
+                let (outer, inner) = (outer + panel * PANEL + half * SIDE, inner + step * DEPTH);
+                // SAFETY: AVX-512 with bf16 is among what `Units` asks for.
+                unsafe { pack(&mut to[panel * len + 2 * step + half], of, form, outer, inner) };
+            }
+        };
+        // Along what lies together in memory.
+        if of.col_stride == 1 {
+            (0..panels).for_each(|panel| (0..steps).for_each(|step| pair(panel, step)));
+        } else {
+            (0..steps).for_each(|step| (0..panels).for_each(|panel| pair(panel, step)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        let mut stream = Stream::new(seed, 0, 0, Purpose::Init);
+        (0..len).map(|_| 2.0 * stream.uniform() - 1.0).collect()
+    }
+
+    fn rounded(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|&x| half::bf16::from_f32(x).to_f64()).collect()
+    }
+
+    /// A matrix of random elements, dense or transposed, with rows that lie apart.
+    fn view(data: &[f32], rows: usize, cols: usize, transposed: bool) -> Mat<'_, f32> {
+        if transposed {
+            Mat::new(data, cols, rows, rows + 3).t()
+        } else {
+            Mat::new(data, rows, cols, cols + 5)
+        }
+    }
+
+    #[test]
+    fn units_agree_with_rounded_operands_in_f64() {
+        for (m, n, k) in [(1, 1, 1), (32, 32, 32), (33, 50, 77), (5, 200, 64), (300, 65, 1100)] {
+            let len = |rows: usize, cols: usize| (rows + 5) * (cols + 5);
+            let (a, b) = (random(len(m, k), 1), random(len(k, n), 2));
+            let (wide_a, wide_b) = (rounded(&a), rounded(&b));
+            for transposed in [[false, false], [false, true], [true, false], [true, true]] {
+                let (a, b) = (view(&a, m, k, transposed[0]), view(&b, k, n, transposed[1]));
+                let (add, scale) = (transposed[0], if transposed[1] { 0.5 } else { 1.0 });
+                let stride = n + 7;
+                let start = random(m * stride, 3);
+                let mut want: Vec<f64> = start.iter().map(|&x| f64::from(x)).collect();
+                let to = MatMut::new(&mut want, m, n, stride);
+                product(to, add, f64::from(scale), a.of(&wide_a), b.of(&wide_b), false);
+                for units in Units::all() {
+                    for parallel in [false, true] {
+                        let mut got = start.clone();
+                        gemm_with(units, MatMut::new(&mut got, m, n, stride), add, scale, a, b, parallel);
+                        for (i, (&got, &want)) in got.iter().zip(&want).enumerate() {
+                            let near = (f64::from(got) - want).abs() < 2e-6 * k as f64 + 1e-6;
+                            let outside = i % stride >= n && got == start[i];
+                            assert!(near || outside, "{units:?} {m} {n} {k}, element {i}: {got} and {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_bits_wherever_it_stands() {
+        let (m, n, k) = (70, 40, 90);
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        for units in Units::all().into_iter().filter(|&units| units != Units::Portable) {
+            let multiply = |rows: std::ops::Range<usize>| {
+                let mut out = vec![0.0; rows.len() * n];
+                let a = Mat::new(&a[rows.start * k..], rows.len(), k, k);
+                gemm_with(
+                    units,
+                    MatMut::new(&mut out, rows.len(), n, n),
+                    false,
+                    1.0,
+                    a,
+                    Mat::new(&b, k, n, n),
+                    false,
+                );
+                out
+            };
+            let (whole, part) = (multiply(0..m), multiply(13..57));
+            assert_eq!(whole[13 * n..57 * n], part, "{units:?}");
+        }
+    }
+}
