@@ -10,8 +10,10 @@ mod common;
 use common::gemm::tune::Tuning;
 use common::{TOKENS, WIDTHS, random};
 
-fn linear(c: &mut Criterion) {
-    let mut group = c.benchmark_group("linear");
+/// In f32, and with operands rounded to bf16.
+fn linear(c: &mut Criterion, name: &str, bf16: bool) {
+    let _bf16 = bf16.then(gemm::bf16::InUse::begin);
+    let mut group = c.benchmark_group(name);
     for width in WIDTHS {
         for (inner, outer) in [(width, 3 * width), (width, 4 * width), (4 * width, width)] {
             let (x, w, bias) = (random(TOKENS * inner), random(outer * inner), random(outer));
@@ -74,7 +76,8 @@ fn main() {
         return;
     }
     let mut criterion = Criterion::default().configure_from_args();
-    linear(&mut criterion);
+    linear(&mut criterion, "linear", false);
+    linear(&mut criterion, "linear-bf16", true);
     elementwise(&mut criterion);
     common::gpu::family(&mut criterion, "gemm", common::gemm::cases);
     common::gemm::sharded::family(&mut criterion);

@@ -1,4 +1,4 @@
-//! Images per second of planning and of cutting into patches, on one thread.
+//! Images per second of planning, of augmentation and of cutting into patches, on one thread.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -82,36 +82,73 @@ impl Source for One {
     }
 }
 
+/// Height and width of the image.
+const SIZE: (usize, usize) = (375, 500);
+
+fn photo() -> One {
+    let (height, width) = SIZE;
+    let pixels = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
+    One(Image { height, width, channels: 3, pixels })
+}
+
+/// All of it at a resolution.
+fn planned(recipe: &Recipe, resolution: f64) -> PlannedImage {
+    let target = target(&recipe.resolution, 16, Limits::NONE, SIZE, resolution);
+    let kept = target.grid.patches();
+    let frame = Frame::Whole;
+    PlannedImage {
+        sample: 0,
+        epoch: 0,
+        seen: 0,
+        size: SIZE,
+        frame,
+        target,
+        kept,
+        tokens: kept,
+        fitted: false,
+    }
+}
+
+/// Resized to 224, and what training does to the pixels, drawn anew for every image.
+fn augment(c: &mut Criterion) {
+    let mut group = c.benchmark_group("augment");
+    group.throughput(Throughput::Elements(1));
+    let source = photo();
+    for (name, sets) in [
+        ("none", &[][..]),
+        ("three-augment", &["augment.three_augment=true"]),
+        ("color-jitter-0.3", &["augment.color_jitter=0.3"]),
+        ("rand-m9-mstd0.5-inc1", &["augment.rand_augment='rand-m9-mstd0.5-inc1'"]),
+    ] {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let recipe = Recipe::load("photos", &sets).expect("a valid recipe");
+        let mut viewer = Viewer::new(&source, ViewSettings::train(&recipe));
+        let mut image = planned(&recipe, 224.0);
+        group.bench_function(BenchmarkId::from_parameter(name), |b| {
+            b.iter(|| {
+                image.epoch += 1;
+                black_box(viewer.view(&image).expect("pixels"))
+            });
+        });
+    }
+}
+
 /// Resized, flipped and cut.
 fn patchify(c: &mut Criterion) {
     let mut group = c.benchmark_group("patchify");
     group.throughput(Throughput::Elements(1));
     let recipe = Recipe::default();
-    let (height, width) = (375, 500);
-    let pixels = (0..height * width * 3).map(|i| (i * 31 % 251) as u8).collect();
-    let source = One(Image { height, width, channels: 3, pixels });
+    let source = photo();
     let mut viewer = Viewer::new(&source, ViewSettings::train(&recipe));
     let patchifier = Patchifier::new(16, 3);
     for resolution in [64.0, 128.0, 256.0] {
-        let target = target(&recipe.resolution, 16, Limits::NONE, (height, width), resolution);
-        let kept = target.grid.patches();
-        let image = PlannedImage {
-            sample: 0,
-            epoch: 0,
-            seen: 0,
-            size: (height, width),
-            frame: Frame::Whole,
-            target,
-            kept,
-            tokens: kept,
-            fitted: false,
-        };
-        let kept: Vec<u32> = (0..kept as u32).collect();
+        let image = planned(&recipe, resolution);
+        let kept: Vec<u32> = (0..image.kept as u32).collect();
         let mut rows = vec![0; kept.len() * patchifier.patch_dim()];
         group.bench_function(BenchmarkId::from_parameter(resolution), |b| {
             b.iter(|| {
                 let pixels = viewer.view(&image).expect("pixels");
-                patchifier.write(&pixels, &target, &kept, black_box(&mut rows)).expect("patches");
+                patchifier.write(&pixels, &image.target, &kept, black_box(&mut rows)).expect("patches");
             });
         });
     }
@@ -121,6 +158,6 @@ criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(std::time::Duration::from_secs(1))
         .warm_up_time(std::time::Duration::from_millis(300)).sample_size(20);
-    targets = plan, patchify
+    targets = plan, augment, patchify
 }
 criterion_main!(benches);

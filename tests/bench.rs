@@ -362,7 +362,7 @@ fn wrong_results_of_attention_are_found() {
 fn batches_of_every_recipe() {
     for name in step::RECIPES {
         let recipe = Recipe::load(name, &[]).unwrap();
-        let batch = &step::training::batches(&recipe, step::classes(name), 1).unwrap()[0];
+        let batch = &trencadis::train::profile::batches::batches(&recipe, step::classes(name), 1).unwrap()[0];
         let (live, budget) = (batch.live_tokens(), recipe.packing.tokens);
         assert_eq!((batch.tokens(), batch.slots()), (budget, packing::slots(&recipe)), "{name}");
         assert!(live as f64 > 0.97 * budget as f64, "{name}: {live} of {budget}");

@@ -156,8 +156,13 @@ fn used(group: &Group, recipe: &Recipe, mesh: Mesh, batches: usize) -> Result<us
 /// Runs ranks and compares each with its plan.
 #[track_caller]
 fn check(block: BlockKind, checkpoint: bool, [data, tensor]: [usize; 2], batches: usize) -> RankMemory {
-    let what = format!("{block:?}, {data} x {tensor}, recomputed: {checkpoint}");
-    let recipe = recipe(block, checkpoint);
+    check_recipe(recipe(block, checkpoint), [data, tensor], batches)
+}
+
+#[track_caller]
+fn check_recipe(recipe: Recipe, [data, tensor]: [usize; 2], batches: usize) -> RankMemory {
+    let (model, matmul) = (&recipe.model, recipe.train.matmul.name());
+    let what = format!("{:?}, {data} x {tensor}, recomputed: {}, {matmul}", model.block, model.checkpoint);
     let step = TrainStep::of_shard(&recipe, CLASSES, SLOTS, Shard { rank: 0, size: tensor }).unwrap();
     let plan = cpu::memory(&recipe, &step, SLOTS, data, batches);
     let mesh = Mesh::of(data * tensor, data, tensor).unwrap();
@@ -191,4 +196,8 @@ fn ranks_hold_what_is_planned() {
     check(Parallel, false, [1, 2], 1);
     check(Parallel, false, [2, 2], 1);
     check(Serial, false, [3, 1], 1);
+    let mut rounded = recipe(Serial, false);
+    rounded.train.matmul = MatmulKind::Bf16;
+    let packed = check_recipe(rounded, [1, 1], 1);
+    assert!(packed.activations > alone.activations, "operands are packed");
 }

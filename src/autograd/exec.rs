@@ -4,14 +4,17 @@
 //! shares out, which is gathered when it is needed (`crate::parallel::zero`).
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use super::graph::{Extent, Graph, Kind, Tensor, TensorInfo};
 use super::op::{Args, Io, StepState, Workload};
 use super::plan::Plan;
+use crate::cpu::gemm::bf16;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::parallel::Group;
+use crate::recipe::MatmulKind;
 
 /// Wraps generic arguments into [`Io`].
 pub trait Precision: Real {
@@ -100,16 +103,42 @@ pub(crate) fn serves(capacity: usize, len: usize) -> bool {
 
 /// Values of a graph's tensors on the CPU. Buffers of activations whose last use has passed go to
 /// a pool, from which later results and later steps draw.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CpuExecutor<R> {
     values: Vec<Option<Vec<R>>>,
     pool: Vec<Vec<R>>,
+    matmul: MatmulKind,
+    /// When each node of the newest runs began and ended, where that is recorded.
+    times: Option<Vec<[Instant; 2]>>,
+}
+
+impl<R: Precision> Default for CpuExecutor<R> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl<R: Precision> CpuExecutor<R> {
-    /// An executor without buffers.
+    /// An executor without buffers, whose matrix products are of its own precision.
     pub fn new() -> Self {
-        Self { values: Vec::new(), pool: Vec::new() }
+        Self::with_products(MatmulKind::F32)
+    }
+
+    /// The same with products of f32 in this precision; what else runs in the process meanwhile has it too
+    /// ([`bf16::InUse`]).
+    pub fn with_products(matmul: MatmulKind) -> Self {
+        Self { values: Vec::new(), pool: Vec::new(), matmul, times: None }
+    }
+
+    /// Records from now on when nodes begin and end.
+    pub fn record_times(&mut self) {
+        self.times = Some(Vec::new());
+    }
+
+    /// When each node that has run since [`record_times`](Self::record_times) began and ended, in the order of the plan; ends
+    /// the recording.
+    pub fn take_times(&mut self) -> Vec<[Instant; 2]> {
+        self.times.take().unwrap_or_default()
     }
 
     /// Runs the planned nodes. `params` and `grads` are in the order of [`Graph::params`];
@@ -149,6 +178,7 @@ impl<R: Precision> CpuExecutor<R> {
         batch: &PackedBatch,
         step: &StepState,
     ) -> Result<()> {
+        let _bf16 = (self.matmul == MatmulKind::Bf16).then(bf16::InUse::begin);
         let Rank { store, tensor } = rank;
         for value in self.values.drain(..).flatten() {
             self.pool.push(value);
@@ -163,6 +193,7 @@ impl<R: Precision> CpuExecutor<R> {
 
         let work = Workload::of(batch);
         for (at, &index) in plan.order.iter().enumerate() {
+            let begun = self.times.is_some().then(Instant::now);
             store.before(at)?;
             let node = &graph.nodes[index];
             let together = node.op.communicates();
@@ -249,6 +280,9 @@ impl<R: Precision> CpuExecutor<R> {
                 }
             }
             store.after(at)?;
+            if let (Some(times), Some(begun)) = (&mut self.times, begun) {
+                times.push([begun, Instant::now()]);
+            }
         }
         Ok(())
     }

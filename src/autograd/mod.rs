@@ -30,7 +30,7 @@ pub mod split;
 
 pub use device::DeviceExecutor;
 pub use exec::{CpuExecutor, ParamStore, Rank};
-pub use graph::{Extent, Graph, Node, ParamSpec, Tensor};
+pub use graph::{Extent, Graph, Kind, Node, ParamSpec, Tensor};
 pub use op::{Io, Op, StepState, Workload};
 pub use plan::Plan;
 pub use split::{Shard, Split};

@@ -7,6 +7,7 @@ mod inspect;
 mod kernels;
 mod plan;
 mod predict;
+mod profile;
 mod ranks;
 mod recipes;
 mod report;
@@ -48,6 +49,8 @@ enum Command {
     Report(report::Args),
     /// Plan a training on several GPUs: memory, traffic, time, and the mesh to take.
     Plan(plan::Args),
+    /// Time a training step part by part.
+    Profile(profile::Args),
     /// Look at data, at a model, or at the GPU.
     #[command(subcommand)]
     Inspect(inspect::Command),
@@ -219,6 +222,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Predict(args) => predict::run(args),
         Command::Report(args) => report::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Inspect(command) => inspect::run(command),
         Command::Recipes(args) => recipes::run(args),
         Command::Kernels(args) => kernels::run(args),

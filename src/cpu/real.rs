@@ -4,9 +4,16 @@ use std::fmt::Debug;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+/// Keeps [`Real`] to its two types.
+trait Sealed {}
+impl Sealed for f32 {}
+impl Sealed for f64 {}
+
 /// `f32` or `f64`.
+#[allow(private_bounds)]
 pub trait Real:
-    Copy
+    Sealed
+    + Copy
     + Debug
     + Default
     + PartialOrd

@@ -18,11 +18,13 @@ pub(crate) fn with_scratch<T: Copy + Default + 'static, U, const N: usize>(
     const ALIGN: usize = 16;
     let kept = SCRATCH.with_borrow_mut(|stack| {
         let at = stack.iter().rposition(|kept| kept.is::<Vec<T>>())?;
-        stack.swap_remove(at).downcast::<Vec<T>>().ok()
+        stack.remove(at).downcast::<Vec<T>>().ok()
     });
     let mut buffer = kept.unwrap_or_default();
     let total = lengths.iter().map(|n| n.next_multiple_of(ALIGN)).sum();
     if buffer.len() < total {
+        // Buffers may be large, and are not to be twice as large as needed.
+        buffer.reserve_exact(total - buffer.len());
         buffer.resize(total, T::default());
     }
     let mut rest = buffer.as_mut_slice();

@@ -173,7 +173,7 @@ impl Model {
     /// If the model's shape is invalid.
     pub fn new(recipe: &Recipe, classes: usize, tokens: usize, slots: usize, keep: Keep) -> Result<Self> {
         let (graph, outputs) = record(recipe, classes, tokens, slots, keep, Shard::WHOLE)?;
-        Ok(Self::of_graph(graph, outputs, classes))
+        Ok(Self::of_graph(recipe, graph, outputs, classes))
     }
 
     /// What `shard` of the tensor axis computes of it, to be run by [`run_rank`](Self::run_rank).
@@ -189,13 +189,14 @@ impl Model {
         let (graph, outputs) = record(recipe, classes, tokens, slots, Keep::Logits, shard)?;
         Ok(Self {
             whole: whole(recipe, classes, tokens, slots, shard)?,
-            ..Self::of_graph(graph, outputs, classes)
+            ..Self::of_graph(recipe, graph, outputs, classes)
         })
     }
 
-    fn of_graph(graph: Graph, outputs: Outputs, classes: usize) -> Self {
+    fn of_graph(recipe: &Recipe, graph: Graph, outputs: Outputs, classes: usize) -> Self {
         let plan = Plan::new(&graph);
-        Self { graph, whole: None, plan, executor: CpuExecutor::new(), outputs, classes }
+        let executor = CpuExecutor::with_products(recipe.train.matmul);
+        Self { graph, whole: None, plan, executor, outputs, classes }
     }
 
     /// The recorded pass.

@@ -91,7 +91,7 @@ impl CpuTowers {
         let plan = |modality| record(recipe, tokens, slots, modality).map(|(graph, _)| Plan::new(&graph));
         let (graph, towers) = record(recipe, tokens, slots, Modality::Images)?;
         let plans = [plan(Modality::Images)?, plan(Modality::Texts)?];
-        Ok(Self { graph, towers, plans, executor: CpuExecutor::new() })
+        Ok(Self { graph, towers, plans, executor: CpuExecutor::with_products(recipe.train.matmul) })
     }
 
     /// The parameters in order.

@@ -9,13 +9,12 @@ use super::open::{Opened, Told, open};
 use super::towers::{CpuEmbed, CpuTowers, DeviceTowers, Embed};
 use super::zero_shot::ZeroShot;
 use crate::autograd::device::BatchShape;
-use crate::cpu::gemm::bf16;
 use crate::data::packing;
 use crate::data::texts::TextSettings;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::recipe::{MatmulKind, Recipe};
+use crate::recipe::Recipe;
 use crate::train::run_dir;
 use crate::weights::foreign::fold_prefix;
 use crate::weights::{Policy, assign};
@@ -45,7 +44,7 @@ impl Trained {
     }
 
     /// The same where recipe and image slots decide the shape of the batches that a device makes room for, and what can be
-    /// read besides the logits. The recipe's `train.matmul` holds for the whole process from here on.
+    /// read besides the logits.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
@@ -59,7 +58,6 @@ impl Trained {
         let file = run_dir::model_file(path)?;
         let Opened { recipe, classes, mut weights, tokenizer, .. } = open(&file, told)?;
         fold_prefix(&mut weights)?;
-        bf16::set_in_use(recipe.train.matmul == MatmulKind::Bf16);
         let slots = packing::slots(&recipe);
         if recipe.text.is_on() {
             let tokenizer = match tokenizer {

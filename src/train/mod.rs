@@ -8,6 +8,7 @@ mod journal;
 pub mod metrics;
 pub mod optimizer;
 pub mod plan;
+pub mod profile;
 pub mod progress;
 pub mod report;
 mod run;

@@ -262,3 +262,25 @@ fn what_a_device_cannot_do_is_said_at_the_start() {
         ]);
     }
 }
+
+#[test]
+fn a_step_on_a_device_is_profiled_launch_by_launch() {
+    let place = Place::new();
+    let sets: String = small(&["packing.tokens=128"]).iter().map(|set| format!(" --set {set}")).collect();
+    for device in devices() {
+        let words = format!("profile digits{sets} --steps 1 --classes 10 --device {device} --json");
+        let profile = &json_lines(&place.run(&words).succeeds().out)[0];
+        let spans = profile["spans"].as_array().unwrap();
+        let names: Vec<&str> = spans.iter().map(|span| span["operation"].as_str().unwrap()).collect();
+        assert_eq!(names[..2], ["zero gradients", "work lists and stochastic depth"], "{profile}");
+        assert_eq!(names[names.len() - 1], "optimiser");
+        assert!(names.contains(&"attention") && names.contains(&"d attention"), "{names:?}");
+        let flops: f64 = spans.iter().map(|span| span["flops"].as_f64().unwrap()).sum();
+        assert!((flops / profile["flops"].as_f64().unwrap() - 1.0).abs() < 1e-6, "{profile}");
+        place.run(&words.replace(" --json", "")).succeeds().says(&[
+            "\nstep   ",
+            "the mean of 1",
+            "\nbetween the parts ",
+        ]);
+    }
+}

@@ -9,6 +9,7 @@ mod places;
 mod plan;
 mod predict;
 mod probes;
+mod profile;
 mod ranks;
 mod report;
 mod resume;

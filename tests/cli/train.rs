@@ -284,8 +284,7 @@ fn products_of_bf16_train_much_as_those_of_f32() {
         assert!((single - half).abs() < 0.03, "{half} instead of {single}");
     }
     // What was trained so is evaluated so.
-    let accuracy = |run: &str| place.run(&format!("eval {run} --json")).succeeds().out;
     let logged = place.metrics("runs/half-1").into_iter().rfind(|line| line["kind"] == "eval").unwrap();
-    let evaluated = json_lines(&accuracy("runs/half-1/last.safetensors"));
+    let evaluated = json_lines(&place.run("eval runs/half-1/last.safetensors --json").succeeds().out);
     assert_eq!(evaluated[0]["loss"], logged["loss"]);
 }

@@ -125,7 +125,7 @@ fn stages_are_those_of_the_repository() {
 }
 
 #[test]
-fn a_transfer_is_what_the_authors_gave_for_cifar_10() {
+fn a_transfer_is_what_the_authors_gave_for_cifar_10_and_the_defaults_of_their_code() {
     let recipe = load("deit3-b16-transfer", &[]).unwrap();
     let (train, batch) = (&recipe.train, recipe.packing.images * recipe.train.accumulate);
     assert_eq!((batch, recipe.resolution.max), (768, 224));

@@ -9,6 +9,7 @@ Needs the release binary (cargo build --release) and the standard library."""
 import argparse
 import os
 import pathlib
+import shlex
 import statistics
 
 from questions import QUESTIONS
@@ -27,7 +28,7 @@ def run_of(args, question, arm, seed):
     """The finished run of an arm, after those that it begins with or learns from."""
     steps = steps_of(arm, args.steps or question.steps)
     sets = [f"train.steps={steps}", f"train.seed={seed}", "train.eval_every=0", *args.sets, *arm.sets]
-    if not any(s.startswith("train.warmup=") for s in arm.sets):
+    if not any(s.startswith("train.warmup=") for s in [*args.sets, *arm.sets]):
         sets.append(f"train.warmup={max(1, steps // 20)}")
     arguments = [question.recipe, "--data", str(args.data[question.data])]
     for other, what in [(arm.init, "init"), (arm.teacher, "teacher")]:
@@ -53,33 +54,37 @@ def row(args, question, arm):
     runs = [run_of(args, question, arm, seed) for seed in args.seeds]
     found = [evaluate(args.binary, run, question.resolutions) for run in runs]
     cells = [mean([100 * lines[r]["top1"] for lines in found], 1) for r in question.resolutions]
-    costs = [cost_of(run) for run in runs]
+    costs = [cost_of(args.binary, run) for run in runs]
     if arm.init:
         before = next(candidate for candidate in question.arms if candidate.name == arm.init)
         for cost, seed in zip(costs, args.seeds):
-            first = cost_of(run_of(args, question, before, seed))
-            cost["minutes"] += first["minutes"]
+            first = cost_of(args.binary, run_of(args, question, before, seed))
+            known = cost["minutes"] is not None and first["minutes"] is not None
+            cost["minutes"] = cost["minutes"] + first["minutes"] if known else None
             cost["tflop"] += first["tflop"]
-            cost["mib"] = max(cost["mib"], first["mib"])
-    of = lambda key, digits: f"{statistics.mean(cost[key] for cost in costs):.{digits}f}"
+    def of(key, digits):
+        known = [cost[key] for cost in costs if cost[key] is not None]
+        return f"{statistics.mean(known):.{digits}f}" if known else "–"
+
     return [arm.name, *cells, of("tflop", 1), of("minutes", 1), of("mib", 0)]
 
 
 def page(args, question):
-    rows = [row(args, question, arm) for arm in question.arms if arm.shown]
-    header = ["", *(f"top-1 % at {r}" for r in question.resolutions), "model TFLOP", "core minutes", "peak MiB"]
+    rows = [row(args, question, arm) for arm in question.arms]
+    header = ["", *(f"top-1 % at {r}" for r in question.resolutions), "model TFLOP", "core minutes", "MiB"]
     steps, seeds = args.steps or question.steps, args.seeds
     settings = [[arm.name, f"`{' '.join(arm.sets)}`" if arm.sets else ""] for arm in question.arms]
     told = "mean and standard deviation of seeds" if len(seeds) > 1 else "seed"
-    also = "".join(f" --set {assignment}" for assignment in args.sets)
+    also = "".join(f" --set {shlex.quote(assignment)}" for assignment in args.sets)
     other = "".join(f"; {arm.name}: {steps_of(arm, steps)}" for arm in question.arms if arm.share != 1.0)
     return f"""# {question.title}
 
 {question.claim}
 
 Recipe `{question.recipe}`, {steps} steps{other}; {told} {", ".join(map(str, seeds))}; accuracy of the last checkpoint on the
-validation images of `{args.data[question.data].name}`. Minutes of a core's time and memory are those of the whole process, data and the last evaluation included; they and model
-FLOPs are without those of a teacher's training. {cpu_name()}, {os.cpu_count()} threads.
+validation images of `{args.data[question.data].name}`. Minutes of a core's time are those of the whole process, data and the
+last evaluation included; they and model FLOPs are without those of a teacher's training. Memory is what `--dry-run` plans for the
+row's own stage, without decoded images that are kept. {cpu_name()}, {os.cpu_count()} threads.
 
 Command: `python tools/claims --only {question.name} --{question.data} DATA --steps {steps} --seeds {",".join(map(str, seeds))}{also}`
 
@@ -102,6 +107,8 @@ def main():
     parser.add_argument("--write", type=pathlib.Path, help="folder for a page claims-NAME.md a question; printed otherwise")
     args = parser.parse_args()
     args.data = {"photos": args.photos, "cifar10": args.cifar10}
+    if any(assignment.split("=")[0] in ("train.steps", "train.seed") for assignment in args.sets):
+        parser.error("give --steps and --seeds instead of --set train.steps and train.seed")
     asked = args.only.split(",") if args.only else [question.name for question in QUESTIONS]
     unknown = set(asked) - {question.name for question in QUESTIONS}
     if unknown:

@@ -35,8 +35,6 @@ class Arm:
     share: float = 1.0
     # Another arm that is this one's teacher.
     teacher: str = ""
-    # Whether it stands in the table, or only others begin with it.
-    shown: bool = True
 
 
 @dataclass
@@ -103,11 +101,7 @@ QUESTIONS = [
         "and memory, and reaches as much. Every step has 40 images.",
         [
             Arm("160 throughout", [*SQUARE, "resolution.max=160", "packing.images=40", "packing.tokens=4096"]),
-            Arm(
-                "96 first",
-                [*SQUARE, "resolution.max=96", "packing.images=40", "packing.tokens=1536"],
-                shown=False,
-            ),
+            Arm("96 first", [*SQUARE, "resolution.max=96", "packing.images=40", "packing.tokens=1536"]),
             Arm(
                 "96, then 160 for a tenth of the steps",
                 [

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import tomllib
 
@@ -47,29 +48,35 @@ def train(binary, out, name, arguments):
         command = [binary, "train", *arguments, "--name", name, "--out", str(out)]
     out.mkdir(parents=True, exist_ok=True)
     asked.write_text(json.dumps(arguments))
-    before = last_step(run)
+    resumed = run.exists()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    # A run that was taken up again: the time of the steps made now stands for the others.
-    share = 1 - before / recipe_of(run)["train"]["steps"]
-    minutes = (usage.ru_utime + usage.ru_stime) / 60 / share
-    (run / "cost.json").write_text(json.dumps({"mib": usage.ru_maxrss / 1024, "minutes": minutes}))
+    # What was used before a run was taken up again is not known.
+    minutes = None if resumed else (usage.ru_utime + usage.ru_stime) / 60
+    (run / "cost.json").write_text(json.dumps({"minutes": minutes}))
     return run
 
 
-def last_step(run):
-    return max((line["step"] for line in lines_of(run)), default=0)
+def planned_mib(binary, run):
+    """The memory that the program plans for a run, decoded images that it keeps not counted."""
+    arguments = json.loads((run.parent / f"{run.name.removesuffix('-1')}.asked.json").read_text())
+    command = [binary, "train", "--dry-run", *arguments]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    amount, unit = re.search(r"^peak memory +([0-9.]+) ([MG]iB)", text, re.MULTILINE).groups()
+    return float(amount) * {"MiB": 1, "GiB": 1024}[unit]
 
 
-def cost_of(run):
-    """Model TFLOPs of a run's steps, minutes of a core's time and the most memory of its process in MiB."""
+def cost_of(binary, run):
+    """Model TFLOPs of a run's steps, minutes of a core's time (none of a run that was taken up again) and planned memory
+    in MiB."""
     lines = [line for line in lines_of(run) if "flop" in line]
     steps = recipe_of(run)["train"]["steps"]
     mean = lambda key: sum(line[key] for line in lines) / max(len(lines), 1)
-    return {"tflop": mean("flop") * steps / 1e12, **json.loads((run / "cost.json").read_text())}
+    minutes = json.loads((run / "cost.json").read_text())["minutes"]
+    return {"tflop": mean("flop") * steps / 1e12, "minutes": minutes, "mib": planned_mib(binary, run)}
 
 
 def evaluate(binary, run, resolutions, *more):

@@ -175,5 +175,5 @@ pub fn lines(gpu: &Gpu, name: &str, training: &Training, samples: &[Run]) -> Res
         gpu.device.info().name.clone(),
     ];
     let line = table::csv(cells.into_iter().chain(table::clocks(&reading)));
-    Ok((line, rows.iter().map(|row| row.line(name, budget, parts)).collect()))
+    Ok((line, rows.iter().map(|row| profile::line(row, name, budget, parts)).collect()))
 }

@@ -86,7 +86,7 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usi
 
 /// `out = (out if accumulate else 0) + scale · a · b`; with `parallel` on rayon's threads. The
 /// result is the same bit for bit with any number of threads: they share out tiles of `out`, and
-/// the order of every sum follows from the shapes alone.
+/// the order of every sum follows from the shapes alone. Operands of f32 are rounded to bf16 while [`bf16::InUse`] lives.
 ///
 /// # Panics
 /// If shapes do not match or a matrix does not lie in its slice: a bug of the caller, not of a user.
@@ -98,6 +98,18 @@ pub fn gemm<R: Real>(
     b: Mat<'_, R>,
     parallel: bool,
 ) {
+    check(&out, &a, &b);
+    if bf16::in_use()
+        && let (Some(to), Some(a_data), Some(b_data)) =
+            (R::single_mut(out.data), R::single(a.data), R::single(b.data))
+    {
+        let out = MatMut::new(to, out.rows, out.cols, out.row_stride);
+        return bf16::gemm(out, accumulate, scale.f64() as f32, a.of(a_data), b.of(b_data), parallel);
+    }
+    product(out, accumulate, scale, a, b, parallel);
+}
+
+fn check<R>(out: &MatMut<'_, R>, a: &Mat<'_, R>, b: &Mat<'_, R>) {
     assert!(
         out.rows == a.rows && out.cols == b.cols && a.cols == b.rows,
         "gemm: [{}, {}] is not the shape of [{}, {}] · [{}, {}]",
@@ -115,17 +127,9 @@ pub fn gemm<R: Real>(
             && (out.row_stride >= out.cols || out.rows <= 1),
         "gemm: a matrix does not lie in its slice"
     );
-    if bf16::in_use()
-        && let (Some(to), Some(a_data), Some(b_data)) =
-            (R::single_mut(out.data), R::single(a.data), R::single(b.data))
-    {
-        let out = MatMut::new(to, out.rows, out.cols, out.row_stride);
-        return bf16::gemm(out, accumulate, scale.f64() as f32, a.of(a_data), b.of(b_data), parallel);
-    }
-    product(out, accumulate, scale, a, b, parallel);
 }
 
-/// [`gemm`] of matrices that match and lie in their slices, in their own precision.
+/// [`gemm`] in the precision of the operands.
 pub(super) fn product<R: Real>(
     out: MatMut<'_, R>,
     accumulate: bool,
@@ -134,9 +138,10 @@ pub(super) fn product<R: Real>(
     b: Mat<'_, R>,
     parallel: bool,
 ) {
+    check(&out, &a, &b);
     let parallelism =
         if parallel { Parallelism::Rayon(rayon::current_num_threads()) } else { Parallelism::None };
-    // SAFETY: `fits` holds for all three matrices, as the callers have made sure, so every element that is read or written lies in
+    // SAFETY: `fits` holds for all three matrices, so every element that is read or written lies in
     // its slice; `out` is borrowed mutably, so it overlaps neither operand, and its rows do not
     // overlap each other. `R` is f32 or f64, the only implementors of `Real`.
     unsafe {

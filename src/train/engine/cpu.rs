@@ -7,13 +7,13 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::slices::{Slices, sum_outcome};
 use super::{Average, Engine, StateKind, StateParts, StateSource, other_model};
 use crate::autograd::exec::WholeStore;
 use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, Split, StepState, Workload};
 use crate::cpu::contrastive::retrieved;
-use crate::cpu::gemm::bf16;
 use crate::cpu::optim::moving_average;
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ use crate::eval::towers::{CpuTowers, Embed};
 use crate::models::two_tower::Towers;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::{Channels, PiecedStore, Schedule, Slice};
-use crate::recipe::{MatmulKind, Recipe};
+use crate::recipe::Recipe;
 use crate::train::optimizer::{Optimizer, Sums};
 use crate::train::step::{Objective, StepOutcome, TrainStep, one_rank};
 
@@ -63,9 +63,19 @@ struct DataAxis {
     forward: Schedule,
 }
 
+/// A step of which is known when its parts began and ended.
+#[derive(Clone, Debug)]
+pub struct TimedStep {
+    /// The step: gradients from zeros, the plan's nodes, and the optimiser after them.
+    pub step: [Instant; 2],
+    /// Each node, in the order of the plan.
+    pub nodes: Vec<[Instant; 2]>,
+    /// What it did.
+    pub outcome: StepOutcome,
+}
+
 impl CpuEngine {
-    /// This rank's part of the training of `recipe` from `state`, of which it takes its slices; `train.matmul` holds for
-    /// the whole process from here on.
+    /// This rank's part of the training of `recipe` from `state`, of which it takes its slices.
     ///
     /// # Errors
     /// If the model's shape is invalid, or `step` is not of this rank's part of it.
@@ -76,7 +86,6 @@ impl CpuEngine {
         state: &dyn StateSource,
         ranks: Rc<MeshGroups>,
     ) -> Result<Self> {
-        bf16::set_in_use(recipe.train.matmul == MatmulKind::Bf16);
         let shard = Shard { rank: ranks.tensor.rank(), size: ranks.tensor.size() };
         if step.graph().shard() != shard {
             return Err(Error::failure(format!(
@@ -120,7 +129,7 @@ impl CpuEngine {
         };
         Ok(Self {
             evaluated,
-            executor: CpuExecutor::new(),
+            executor: CpuExecutor::with_products(recipe.train.matmul),
             params,
             grads: Vec::new(),
             ema,
@@ -138,6 +147,24 @@ impl CpuEngine {
     /// This rank's slices of the gradients of the last step, in the order of the parameters.
     pub fn grads(&self) -> &[Vec<f32>] {
         &self.grads
+    }
+
+    /// A step over one batch, with what it and each node of its plan took.
+    ///
+    /// # Errors
+    /// Those of [`Engine::queue`].
+    pub fn timed(&mut self, batch: &PackedBatch, lr: f64) -> Result<TimedStep> {
+        self.executor.record_times();
+        let begun = Instant::now();
+        self.add(batch, Some(lr))?;
+        let ended = Instant::now();
+        let nodes = self.executor.take_times();
+        Ok(TimedStep { step: [begun, ended], nodes, outcome: self.collect()? })
+    }
+
+    /// What is computed.
+    pub fn step(&self) -> &TrainStep {
+        &self.step
     }
 
     /// Bytes that this rank has sent for weights and gradients of the data axis.

@@ -14,7 +14,7 @@ mod state;
 mod statistics;
 mod whole;
 
-pub use cpu::CpuEngine;
+pub use cpu::{CpuEngine, TimedStep};
 pub use device::{DeviceEngine, DeviceOptions, Part};
 pub use device_weights::DeviceRanks;
 pub(crate) use memory::usable;

@@ -13,6 +13,7 @@
 //! | gradients of blocks | those of the units that are written and not reduced | |
 //! | messages | (D − 1)/D of the next unit's weights and of the gradients that were posted last | posted to in-process ranks, taken when these need them |
 //! | workspace | pieces being joined or summed, and [`Op::scratch`](crate::autograd::Op::scratch) | |
+//! | packed operands, counted as activations | with `train.matmul = "bf16"`, 2 bytes for each token and column of the widest activation, which the gradient of a weight is made from | `cpu::gemm::bf16` |
 //! | input | 3 batches wait or are being made; those of a step are held until it ends | `data::loader`, `CpuEngine` |
 //!
 //! What comes and goes is that of the moment at which most is held, in steps after the first. Ranks are taken to be in
@@ -25,10 +26,11 @@ use super::memory::{RankMemory, batch_bytes, target_bytes, text_bytes};
 use super::rank::Pieces;
 use crate::autograd::Plan;
 use crate::autograd::exec::serves;
-use crate::autograd::graph::{Graph, Kind};
+use crate::autograd::graph::{Extent, Graph, Kind};
+use crate::cpu::gemm::bf16::Units;
 use crate::cpu::optim::adafactor::Factoring;
 use crate::parallel::zero::Action;
-use crate::recipe::{OptimizerKind, Recipe};
+use crate::recipe::{MatmulKind, OptimizerKind, Recipe};
 use crate::train::step::TrainStep;
 
 /// Runs after which pools have come to hold what they will: buffers that fit other tensors are handed on.
@@ -59,12 +61,25 @@ pub fn memory(recipe: &Recipe, step: &TrainStep, slots: usize, data: usize, batc
         gradients: kept,
         gathered: size_of::<f32>() * most.gathered,
         unit_gradients: size_of::<f32>() * most.gradients,
-        activations: size_of::<f32>() * activations,
+        activations: size_of::<f32>() * activations + packed(recipe, step.graph()),
         input: 3 * batch(loaded) + held * batch(given),
         workspace: size_of::<f32>() * most.workspace,
         messages: size_of::<f32>() * most.messages,
         evaluation: size_of::<f32>() * evaluation,
     }
+}
+
+/// Bytes of the largest operand that is packed for products of bf16; of both operands where they are rounded and
+/// multiplied in f32.
+fn packed(recipe: &Recipe, graph: &Graph) -> usize {
+    let each = match (recipe.train.matmul, Units::best()) {
+        (MatmulKind::F32, _) => 0,
+        (MatmulKind::Bf16, Units::Portable) => 2 * size_of::<f32>(),
+        (MatmulKind::Bf16, _) => size_of::<bf16>(),
+    };
+    let tokens = graph.nodes().iter().flat_map(|node| node.inputs.iter().flatten());
+    let tokens = tokens.map(|tensor| graph.info(*tensor)).filter(|info| info.extent != Extent::Fixed);
+    each * tokens.map(|info| info.len()).max().unwrap_or(0)
 }
 
 /// Bytes of what an optimiser keeps of the gradients of so many elements.

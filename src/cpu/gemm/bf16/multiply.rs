@@ -80,8 +80,10 @@ unsafe fn multiply(tiles: Option<&Tiles>, to: Square, left: &[Tile], right: &[Ti
 pub struct Tiles(PhantomData<*mut ()>);
 
 impl Tiles {
+    /// Configures the tiles.
+    ///
     /// # Safety
-    /// The machine has AMX and the process may use it.
+    /// The machine has AMX and the process may use it; no other `Tiles` lives on this thread.
     pub unsafe fn new() -> Self {
         #[repr(C, align(64))]
         struct Config {

@@ -33,20 +33,8 @@ impl Units {
         match self {
             Self::Amx => "AMX",
             Self::Avx512 => "AVX-512",
-            Self::Portable => "f32, since this processor has no units for it",
+            Self::Portable => "f32, as no units for it can be used here",
         }
-    }
-
-    /// All that this machine has, the fastest first.
-    pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Portable];
-        if Self::best() != Self::Portable {
-            all.insert(0, Self::Avx512);
-        }
-        if Self::best() == Self::Amx {
-            all.insert(0, Self::Amx);
-        }
-        all
     }
 }
 

@@ -1,0 +1,178 @@
+//! One step of a training, part by part: what each operation takes, and what its arithmetic and its bytes would.
+//!
+//! On the CPU the parts are timed where they run ([`cpu`]); on a device each is a launch that is timed by itself
+//! ([`device`]). Operands are [`batches`] of random pixels, so that a recipe needs no data.
+
+pub mod batches;
+pub mod cpu;
+pub mod device;
+mod report;
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::autograd::{Graph, Kind, Node, Tensor, Workload};
+use crate::error::{Error, Result};
+use crate::recipe::Recipe;
+
+pub use report::trace;
+
+/// Part of a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Span {
+    /// Name of the operation.
+    pub operation: String,
+    /// Rows and columns of its first result.
+    pub shape: String,
+    /// Seconds from the beginning of the step.
+    pub begin: f64,
+    /// Seconds that it takes.
+    pub seconds: f64,
+    /// Operations of its matrix products.
+    pub flops: f64,
+    /// Bytes of operands and results, each read or written once; of what is added to, both.
+    pub bytes: f64,
+}
+
+/// What a device can do at most, per second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Peaks {
+    /// Operations of matrix products.
+    pub flops: f64,
+    /// Bytes, read and written.
+    pub bytes: f64,
+    /// Whether both were measured here, or stand in the data sheet.
+    pub measured: bool,
+}
+
+impl Peaks {
+    /// Seconds that arithmetic and bytes take at least, where they overlap wholly.
+    pub fn floor(&self, flops: f64, bytes: f64) -> f64 {
+        (flops / self.flops).max(bytes / self.bytes)
+    }
+}
+
+/// All parts of one operation and shape.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Name of the operation.
+    pub operation: String,
+    /// Rows and columns of its first result.
+    pub shape: String,
+    /// Parts of a step.
+    pub count: usize,
+    /// Seconds, operations and bytes of all of them.
+    pub seconds: f64,
+    /// As of a [`Span`].
+    pub flops: f64,
+    /// As of a [`Span`].
+    pub bytes: f64,
+}
+
+/// What a step consists of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Profile {
+    /// Name of the recipe.
+    pub recipe: String,
+    /// What it ran on, for people.
+    pub device: String,
+    /// Tokens that a batch has room for, tokens and images that it held.
+    pub budget: usize,
+    /// Live tokens.
+    pub tokens: usize,
+    /// Images.
+    pub images: usize,
+    /// Steps that were timed, of which the fastest is told.
+    pub steps: usize,
+    /// Seconds of that step.
+    pub seconds: f64,
+    /// Model FLOPs of the step: recomputation is not counted.
+    pub flops: f64,
+    /// What the device can do, where that is known.
+    pub peaks: Option<Peaks>,
+    /// The parts by operation and shape, the slowest first.
+    pub rows: Vec<Row>,
+    /// The parts in their order.
+    pub spans: Vec<Span>,
+}
+
+impl Profile {
+    /// Seconds of the step in which none of its parts ran.
+    pub fn between(&self) -> f64 {
+        self.seconds - self.spans.iter().map(|span| span.seconds).sum::<f64>()
+    }
+
+    /// Seconds that the parts take at least, one after the other.
+    pub fn floor(&self) -> Option<f64> {
+        let peaks = self.peaks?;
+        Some(self.spans.iter().map(|span| peaks.floor(span.flops, span.bytes)).sum())
+    }
+}
+
+/// Adds up parts of one operation and shape, the slowest first.
+pub fn by_operation(spans: &[Span]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut places = HashMap::new();
+    for span in spans {
+        let at = *places.entry((&span.operation, &span.shape)).or_insert_with(|| {
+            rows.push(Row {
+                operation: span.operation.clone(),
+                shape: span.shape.clone(),
+                count: 0,
+                seconds: 0.0,
+                flops: 0.0,
+                bytes: 0.0,
+            });
+            rows.len() - 1
+        });
+        let row = &mut rows[at];
+        row.count += 1;
+        row.seconds += span.seconds;
+        row.flops += span.flops;
+        row.bytes += span.bytes;
+    }
+    rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    rows
+}
+
+/// The recipe with one batch a step.
+///
+/// # Errors
+/// A recipe of texts.
+pub fn one_batch(recipe: &Recipe) -> Result<Recipe> {
+    if recipe.text.is_on() {
+        return Err(Error::usage(
+            "text.tokenizer is set: a step over images and texts cannot be profiled; choose a recipe of classes",
+        ));
+    }
+    let mut recipe = recipe.clone();
+    recipe.train.accumulate = 1;
+    Ok(recipe)
+}
+
+/// Rows and columns of the first result.
+fn shape(graph: &Graph, node: &Node) -> String {
+    let result = node.outputs.iter().flatten().next().map(|tensor| graph.info(*tensor));
+    result.map_or_else(String::new, |info| format!("{}x{}", info.rows, info.cols))
+}
+
+/// Bytes of a node's operands and of its results; `size` is that of an element, 0 for what is left out.
+fn bytes(graph: &Graph, node: &Node, work: &Workload, size: impl Fn(Tensor) -> usize) -> f64 {
+    let work = work.of_modality(graph.modality(node));
+    let moved = |tensor: &Tensor| {
+        let info = graph.info(*tensor);
+        work.rows(info) * info.cols as f64 * size(*tensor) as f64
+    };
+    let added = |tensor: &&Tensor| matches!(graph.info(**tensor).kind, Kind::Gradient(_));
+    let results = node.outputs.iter().flatten();
+    node.inputs.iter().flatten().map(moved).sum::<f64>()
+        + results.clone().map(moved).sum::<f64>()
+        + results.filter(added).map(moved).sum::<f64>()
+}
+
+/// Bytes that zeroing the gradients and the optimiser move for each parameter: the gradient is written; weights, gradient and
+/// `moments` moments are read, weights and moments written, and an average is read and written.
+fn update_bytes(moments: usize, average: bool) -> [f64; 2] {
+    [4.0, 4.0 * (3 + 2 * moments + 2 * usize::from(average)) as f64]
+}
