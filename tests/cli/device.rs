@@ -276,7 +276,8 @@ fn a_step_on_a_device_is_profiled_launch_by_launch() {
         assert_eq!(names[names.len() - 1], "optimiser");
         assert!(names.contains(&"attention") && names.contains(&"d attention"), "{names:?}");
         let flops: f64 = spans.iter().map(|span| span["flops"].as_f64().unwrap()).sum();
-        assert!((flops / profile["flops"].as_f64().unwrap() - 1.0).abs() < 1e-6, "{profile}");
+        let products = flops / profile["flops"].as_f64().unwrap();
+        assert!((0.97..=1.0 + 1e-9).contains(&products), "{products}: {profile}");
         place.run(&words.replace(" --json", "")).succeeds().says(&[
             "\nstep   ",
             "the mean of 1",

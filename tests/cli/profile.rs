@@ -18,8 +18,9 @@ fn parts_add_up_to_the_step() {
         let (seconds, spans) = (number(&profile["seconds"]), profile["spans"].as_array().unwrap());
         let sum = |key: &str| spans.iter().map(|span| number(&span[key])).sum::<f64>();
         assert!(sum("seconds") <= seconds && sum("seconds") > 0.0, "{profile}");
-        // Nothing is recomputed, so that all products are the model's.
-        assert!((sum("flops") / number(&profile["flops"]) - 1.0).abs() < 1e-6, "{profile}");
+        // Model FLOPs are three times those of the forward pass; no gradient of the pixels is computed.
+        let products = sum("flops") / number(&profile["flops"]);
+        assert!((0.97..=1.0 + 1e-9).contains(&products), "{products}: {profile}");
         let rows = profile["rows"].as_array().unwrap();
         let total = |key: &str| rows.iter().map(|row| number(&row[key])).sum::<f64>();
         assert_eq!(total("count") as usize, spans.len());
