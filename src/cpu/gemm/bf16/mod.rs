@@ -1,6 +1,6 @@
 //! Products of f32 matrices whose elements are rounded to bf16, summed in f32: the arithmetic of a GPU's tensor cores.
 //!
-//! Operands are packed into tiles once ([`pack`]) and multiplied 32 × 32 results at a time ([`multiply`]) by the units
+//! Operands are packed into tiles once (`pack`) and multiplied 32 × 32 results at a time (`multiply`) by the units
 //! that the machine has ([`Units`]); without any, rounded copies are multiplied in f32. Every sum has one fixed order, so a
 //! result is the same bit for bit with any number of threads, and of AMX and AVX-512 does not depend on the other rows and
 //! columns. Between units it differs by the order of sums, and by numbers below 2⁻¹²⁶, which AMX and AVX-512 take for 0.
