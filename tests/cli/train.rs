@@ -2,6 +2,8 @@
 
 use std::process::Stdio;
 
+use trencadis::recipe::Recipe;
+
 use super::*;
 
 #[test]
@@ -287,4 +289,46 @@ fn products_of_bf16_train_much_as_those_of_f32() {
     let logged = place.metrics("runs/half-1").into_iter().rfind(|line| line["kind"] == "eval").unwrap();
     let evaluated = json_lines(&place.run("eval runs/half-1/last.safetensors --json").succeeds().out);
     assert_eq!(evaluated[0]["loss"], logged["loss"]);
+}
+
+#[test]
+fn every_recipe_trains_for_some_steps_when_made_small() {
+    let place = Place::new();
+    place.photos("photos", 6);
+    let sets = [
+        "model.shape=''",
+        "model.width=32",
+        "model.depth=1",
+        "model.mlp=48",
+        "model.heads=2",
+        "resolution.min=56",
+        "resolution.max=56",
+        "packing.tokens=256",
+        "packing.sequence=128",
+        "packing.images=4",
+        "train.steps=2",
+        "train.accumulate=1",
+        "train.schedule=constant",
+        "train.warmup=1",
+        "train.cooldown=0",
+        "train.eval_every=0",
+        "data.validation=0.2",
+    ];
+    let recipes = trencadis::recipe::load::list();
+    // Texts are learned from captions, which these photographs have none of: `--test text`.
+    let of_classes = |name: &str| !Recipe::load(name, &[]).unwrap().text.is_on();
+    for (name, _) in recipes.iter().filter(|(name, _)| of_classes(name)) {
+        let mut command = place.command(&format!("train {name} --data photos --name {name}"));
+        for set in sets {
+            command.args(["--set", set]);
+        }
+        Done::of(command).succeeds();
+        let losses: Vec<f64> = place
+            .metrics(&format!("runs/{name}-1"))
+            .iter()
+            .filter(|line| line["kind"] == "train")
+            .map(|line| line["loss"].as_f64().unwrap_or_else(|| panic!("{name}: {line}")))
+            .collect();
+        assert!(!losses.is_empty() && losses.iter().all(|loss| loss.is_finite()), "{name}: {losses:?}");
+    }
 }
