@@ -49,6 +49,9 @@ fn peak(kind: ContrastiveKind, pairs: usize) -> usize {
 
 #[test]
 fn memory_grows_with_pairs_not_with_scores() {
+    // What each thread keeps for products is as large as its L2 cache, on some machines larger than all scores here.
+    // A chunk is one task, which runs where it is called.
+    rayon::broadcast(|_| [Softmax, Sigmoid].map(|kind| peak(kind, CHUNK)));
     // What products pack and threads are told, whatever the number of pairs.
     let threads = rayon::current_num_threads();
     let constant = (threads + 1) * (4 * CHUNK * CHUNK + (64 << 10)) + (1 << 20);
