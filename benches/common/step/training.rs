@@ -17,6 +17,7 @@ use trencadis::{Error, Result};
 
 /// Learning rate of every step.
 pub const RATE: f64 = 1e-4;
+
 /// A training that is ready to run.
 pub struct Training {
     recipe: Recipe,

@@ -104,7 +104,8 @@ pub fn gemm<R: Real>(
             (R::single_mut(out.data), R::single(a.data), R::single(b.data))
     {
         let out = MatMut::new(to, out.rows, out.cols, out.row_stride);
-        return bf16::gemm(out, accumulate, scale.f64() as f32, a.of(a_data), b.of(b_data), parallel);
+        let (units, scale) = (bf16::Units::best(), scale.f64() as f32);
+        return bf16::gemm(units, out, accumulate, scale, a.of(a_data), b.of(b_data), parallel);
     }
     product(out, accumulate, scale, a, b, parallel);
 }

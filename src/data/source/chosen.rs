@@ -16,7 +16,7 @@ pub struct Chosen {
 impl Chosen {
     /// The images at `indices`, in this order.
     pub fn at(inner: Arc<dyn Source>, indices: Vec<usize>) -> Self {
-        Self { inner, indices, sizes: Vec::new() }
+        Self::sized(inner, indices, Vec::new())
     }
 
     /// The images at `indices`, in this order, with those sizes that are known, so that their headers are not read again.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::{Peaks, Profile, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
+use super::{Peaks, Profile, RATE, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
 use crate::autograd::{Node, Workload};
 use crate::cpu::gemm::{Mat, MatMut, bf16, gemm};
 use crate::data::packing;
@@ -16,8 +16,6 @@ use crate::recipe::{MatmulKind, Recipe};
 use crate::train::engine::{CpuEngine, TimedStep, TrainState};
 use crate::train::step::TrainStep;
 
-/// Learning rate of every step.
-const RATE: f64 = 1e-4;
 /// Runs of what is measured for the peaks, of which the best counts.
 const RUNS: usize = 5;
 /// Elements of the copy, more than caches hold, and the three sizes of the product.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Peaks, Profile, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
+use super::{Peaks, Profile, RATE, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
 use crate::autograd::device::Element;
 use crate::autograd::{Graph, Kind, Node, Tensor, Workload};
 use crate::data::batch::PackedBatch;
@@ -14,8 +14,6 @@ use crate::recipe::Recipe;
 use crate::train::engine::{DeviceEngine, DeviceOptions, Engine, Part, TrainState};
 use crate::train::step::{StepOutcome, TrainStep};
 
-/// Learning rate of every step.
-const RATE: f64 = 1e-4;
 /// Launches of a part in one graph.
 const REPEATS: usize = 8;
 /// Replays of it, of which the median counts.

@@ -18,6 +18,9 @@ use crate::recipe::Recipe;
 
 pub use report::trace;
 
+/// Learning rate of every step.
+const RATE: f64 = 1e-4;
+
 /// Part of a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Span {
