@@ -214,7 +214,12 @@ def main():
         "--modes", type=lambda text: text.split(","), default=["default", "max-autotune-no-cudagraphs"],
         help="of torch.compile, with commas, in turn",
     )
-    gpu.add_argument("--set", dest="sets", action="append", default=[], help="key=value over both recipes of the steps")
+    gpu.add_argument(
+        "--recipe", dest="recipes", action="append", default=[],
+        help="recipe of the steps with settings of its own, such as 'vit-b16 model.shape=H model.patch=14'; may be "
+        "repeated; without it vit-b16 and navit-b16",
+    )
+    gpu.add_argument("--set", dest="sets", action="append", default=[], help="key=value over all recipes of the steps")
     gpu.add_argument("--bits", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::print;
+use super::{print, use_data};
+use crate::data::source;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::recipe::Recipe;
-use crate::train::profile::{cpu, device as on_device, trace};
+use crate::train::profile::{Input, cpu, device as on_device, trace};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -23,6 +24,9 @@ pub(super) struct Args {
     /// Classes of the head.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     classes: u32,
+    /// Also time the input: how fast batches of this set are read, decoded and cut into patches.
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
     /// Steps that are timed, after some to warm up.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -35,13 +39,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.sets)?;
+    let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
+    let input = match &args.data {
+        Some(path) => {
+            use_data(&mut recipe, path)?;
+            Some(Input::measure(&recipe, source::of_recipe(&recipe)?.train)?)
+        }
+        None => None,
+    };
     let selected = device::select(args.device)?;
     let (classes, steps) = (args.classes as usize, args.steps as usize);
-    let profile = match &selected.device {
+    let mut profile = match &selected.device {
         Some(device) => on_device::profile(&args.recipe, &recipe, device, classes, steps)?,
         None => cpu::profile(&args.recipe, &recipe, &selected.description, classes, steps)?,
     };
+    profile.input = input;
     if let Some(path) = &args.trace {
         let text = trace(&profile).to_string();
         write_atomic(path, |to| to.write_all(text.as_bytes()))?;

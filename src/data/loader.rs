@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::recipe::{MixConfig, Recipe};
 
 /// Batches that wait to be taken.
-const QUEUE: usize = 2;
+pub const READY: usize = 2;
 
 /// Where loading stands after a batch, for [`Loader::train`].
 pub type LoaderState = PlannerState;
@@ -265,7 +265,7 @@ impl Pipeline {
         let limit = recipe.data.max_unreadable;
         let watch = Watch::new(source.len(), settings.repeats, rounds.share.parts, limit);
         let planner = Planner::new(source.clone(), settings, state)?;
-        let (send, queue) = bounded(QUEUE);
+        let (send, queue) = bounded(READY);
         let stop = Arc::new(AtomicBool::new(false));
         let mix = if planner.settings().training { recipe.mix.clone() } else { MixConfig::default() };
         let stopped = stop.clone();

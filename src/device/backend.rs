@@ -133,6 +133,9 @@ pub(super) trait Event: Any + Send + Sync {
 pub(super) trait Graph: Send {
     /// Queues the graph on a live stream of the device that it was recorded on.
     fn launch(&self, stream: RawStream) -> Result<()>;
+
+    /// Launches, copies and whatever else was recorded.
+    fn operations(&self) -> Result<usize>;
 }
 
 /// Kernels by name.

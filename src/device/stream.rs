@@ -182,6 +182,14 @@ impl Graph {
         self.inner.launch(stream.raw())
     }
 
+    /// How many launches, copies and other operations it consists of.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn operations(&self) -> Result<usize> {
+        self.inner.operations()
+    }
+
     /// The device it was recorded on.
     pub fn device(&self) -> &Device {
         &self.device

@@ -38,7 +38,8 @@ fn parts_add_up_to_the_step() {
         // Every part moves bytes: at least what it writes.
         assert!(spans.iter().all(|span| number(&span["bytes"]) > 0.0), "{profile}");
         let peaks = &profile["peaks"];
-        assert!(number(&peaks["flops"]) > 0.0 && number(&peaks["bytes"]) > 0.0 && peaks["measured"] == true);
+        assert!(number(&peaks["flops"]) > 0.0 && number(&peaks["bytes"]) > 0.0 && peaks["sheet"] == false);
+        assert!(profile["input"].is_null() && total("launches") == 0.0);
 
         let trace: serde_json::Value =
             serde_json::from_slice(&fs::read(place.path("step.json")).unwrap()).unwrap();
@@ -66,6 +67,22 @@ fn a_profile_is_for_people() {
         "\nbetween the parts ",
     ]);
     assert_eq!(fs::read_dir(place.0.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_input_is_held_against_the_step() {
+    let place = Place::new();
+    place.photos("set", 24);
+    let words = format!("profile photos {SETS} --device cpu --data set --set data.workers=1");
+    place.run(&words).succeeds().says(&[
+        "\ninput             ",
+        " images by 1 worker alone, ",
+        " % of the step\n",
+    ]);
+    let profile = &json_lines(&place.run(&format!("{words} --json")).succeeds().out)[0];
+    let input = &profile["input"];
+    assert!(number(&input["seconds"]) > 0.0 && number(&input["images"]) >= 1.0 && input["workers"] == 1);
+    place.run(&words.replace("--data set", "--data none")).refuses(&["none"]);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
+use super::flight::Flight;
+
 /// Where code stands: the kernel's name and its architecture, such as `sm_90`.
 pub type Place = (String, String);
 
@@ -45,6 +47,8 @@ pub struct Instructions {
     pub waiting: bool,
     /// Loads that see what other blocks have written, of whoever polls.
     pub polls: u32,
+    /// Bytes that a thread waits for at one time at most.
+    pub in_flight: u32,
 }
 
 /// The dumps of one fatbin.
@@ -139,19 +143,28 @@ fn resources(text: &str) -> Result<BTreeMap<Place, Resources>, String> {
 fn instructions(text: &str) -> BTreeMap<Place, Instructions> {
     let mut all: BTreeMap<Place, Instructions> = BTreeMap::new();
     let (mut section, mut place) = (Section::default(), None);
+    let mut flight = Flight::default();
     for line in text.lines().map(str::trim) {
         if section.head(line) {
             place = None;
         } else if let Some(name) = line.strip_prefix("Function : ") {
             place = Some((name.to_owned(), section.arch.clone()));
+            flight = Flight::default();
         } else if let Some(place) = &place
             && let Some((address, rest)) = line.strip_prefix("/*").and_then(|l| l.split_once("*/"))
             && let Ok(address) = u32::from_str_radix(address, 16)
         {
             let found = all.entry(place.clone()).or_default();
             found.bytes = address + 16;
-            // A predicate such as `@!P0` may stand before the operation.
-            let operation = rest.split_whitespace().find(|word| !word.starts_with('@')).unwrap_or("");
+            // A predicate such as `@!P0` may stand before the operation, its encoding behind it.
+            let rest = rest.split_once("/*").map_or(rest, |(code, _)| code).trim();
+            let rest = if rest.starts_with('@') {
+                rest.split_once(' ').map_or("", |(_, code)| code.trim())
+            } else {
+                rest
+            };
+            let operation = rest.split_whitespace().next().unwrap_or("");
+            found.in_flight = found.in_flight.max(flight.take(rest));
             match operation.split('.').next().unwrap_or("") {
                 "HMMA" | "HGMMA" => {
                     if found.matrix > 0 {
@@ -277,6 +290,7 @@ arch = sm_80
         beside: 1,
         waiting: false,
         polls: 1,
+        in_flight: 4,
     };
     let expected = BTreeMap::from([(place, found)]);
     assert_eq!(instructions(text), expected);

@@ -8,6 +8,7 @@
 
 mod allowed;
 mod dump;
+mod flight;
 #[path = "../../src/hash.rs"]
 #[allow(dead_code)] // The build's own modules, of which only the units are needed.
 mod hash;
@@ -56,6 +57,11 @@ fn blocks(registers: u32, threads: u32) -> u32 {
     (warps / threads.div_ceil(32)).min(32)
 }
 
+/// Bytes that the threads of a multiprocessor wait for at one time at most.
+fn in_flight(kernel: &Kernel, uses: Resources, code: Instructions) -> u32 {
+    code.in_flight * kernel.threads * blocks(uses.registers, kernel.threads)
+}
+
 /// What is wrong with the compiled code of `kernel`, each with the word that allowed.txt has for it.
 fn faults(kernel: &Kernel, uses: Resources, code: Instructions) -> Vec<(&'static str, String)> {
     let (registers, limit) = (uses.registers, kernel.register_limit());
@@ -94,8 +100,8 @@ struct Findings {
 impl Findings {
     fn new(allowed: Vec<Exception>) -> Self {
         let head = format!(
-            "{:<48} {:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7}",
-            "kernel", "arch", "regs", "stack", "static", "blocks", "matrix", "bytes"
+            "{:<48} {:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7} {:>7}",
+            "kernel", "arch", "regs", "stack", "static", "blocks", "matrix", "bytes", "waiting"
         );
         let allowed = allowed.into_iter().map(|line| (line, false)).collect();
         Self { table: vec![head], faults: Vec::new(), allowed, bytes: 0, seconds: 0.0, unit: 0.0 }
@@ -132,7 +138,7 @@ impl Findings {
 
     fn kernel(&mut self, kernel: &Kernel, arch: &str, uses: Resources, code: Instructions) {
         self.table.push(format!(
-            "{:<48} {arch:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7}",
+            "{:<48} {arch:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7} {:>7}",
             kernel.name,
             match code.roles {
                 [0, 0] => uses.registers.to_string(),
@@ -143,6 +149,7 @@ impl Findings {
             blocks(uses.registers, kernel.threads),
             code.matrix,
             code.bytes,
+            in_flight(kernel, uses, code),
         ));
         for (what, text) in faults(kernel, uses, code) {
             let excuse = self

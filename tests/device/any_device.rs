@@ -129,6 +129,7 @@ pub fn capture_refuses(device: &Device) {
     let other = device.upload(&[7u32; 3]).unwrap();
     drop(device.zeros::<u32>(5).unwrap());
     let graph = stream.end_capture().unwrap();
+    assert_eq!(graph.operations().unwrap(), 0);
     graph.launch(&stream).unwrap();
     stream.synchronize().unwrap();
     assert_eq!(buffer.download().unwrap(), [0; 4]);
@@ -253,6 +254,7 @@ fn a_graph_replays_its_launches_on_what_memory_holds_by_then() {
         copy(&stream, &b, &c);
         let graph = stream.end_capture().unwrap();
         assert_eq!(c.download().unwrap(), [0; 9_000], "a capture runs nothing");
+        assert_eq!(graph.operations().unwrap(), 2);
         for seed in [1, 2, 3] {
             a.write(&stream, &ramp(9_000, seed)).unwrap();
             graph.launch(&stream).unwrap();

@@ -1,4 +1,4 @@
-"""The networks of the recipes vit-b16 and navit-b16 as one would write them in PyTorch."""
+"""The networks of plain and of packed recipes, such as vit-b16 and navit-b16, as one would write them in PyTorch."""
 
 import torch
 from torch import nn
@@ -122,7 +122,8 @@ class PackedNaViT(Base):
         self.rows, self.columns = table(model["position"]["rows"]), table(model["position"]["columns"])
         self.query = nn.Parameter(0.02 * torch.randn(1, width))
         self.pool_q, self.pool_kv = (nn.Linear(width, n * width, model["qkv_bias"]) for n in (1, 2))
-        gain = lambda: nn.Parameter(torch.ones(heads, width // heads))  # noqa: E731
+        self.shape = (heads, width // heads)
+        gain = lambda: nn.Parameter(torch.ones(self.shape)) if model["qk_norm"] == "rms" else None  # noqa: E731
         self.pool_q_gain, self.pool_k_gain = gain(), gain()
         self.pool_proj = nn.Linear(width, width, model["proj_bias"])
         self.pool_norm = nn.LayerNorm(width, eps=1e-6, bias=model["norm_bias"])
@@ -130,11 +131,17 @@ class PackedNaViT(Base):
 
     def pooled(self, x, image):
         """One learned query attends to the tokens of each image: a softmax over segments."""
-        heads, head_dim = self.pool_q_gain.shape
-        q = normed(self.pool_q(self.query).unflatten(-1, (heads, head_dim)), self.pool_q_gain)
+        heads, head_dim = self.shape
+        q = self.pool_q(self.query).unflatten(-1, (heads, head_dim))
         k, v = self.pool_kv(x).unflatten(-1, (2, heads, head_dim)).unbind(-3)
-        scores = (q * normed(k, self.pool_k_gain)).float().sum(-1) * head_dim**-0.5
-        # Normalised q and k bound the scores, so that no maximum has to be taken off.
+        if self.pool_q_gain is not None:
+            q, k = normed(q, self.pool_q_gain), normed(k, self.pool_k_gain)
+        scores = (q * k).float().sum(-1) * head_dim**-0.5
+        if self.pool_q_gain is None:
+            # Normalised q and k bound the scores; without a norm the maximum of each image is taken off.
+            most = scores.new_full((self.slots + 1, heads), float("-inf"))
+            most = most.index_reduce(0, image, scores.detach(), "amax")
+            scores = scores - most[image]
         weights = scores.exp()
         total = weights.new_zeros(self.slots + 1, heads).index_add(0, image, weights)
         sums = weights.new_zeros(self.slots + 1, heads, head_dim).index_add(

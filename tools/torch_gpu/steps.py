@@ -1,4 +1,5 @@
-"""Whole training steps beside torch.compile: vit-b16 as timm's ViT, navit-b16 as a packed ViT on varlen attention.
+"""Whole training steps beside torch.compile: of recipes with a class token timm's ViT, of those with attention pooling a
+packed ViT on varlen attention.
 
 Both sides train in bf16 with f32 weights and AdamW, one batch a step, over the same few batches of random pixels
 in host memory, which are copied to the GPU while the step before runs. The ragged batches are ours: their images,
@@ -12,6 +13,7 @@ import time
 from .library import Training
 
 RECIPES = ("vit-b16", "navit-b16")
+GIB = 1 << 30
 CLASSES, BATCHES, RATE = 1000, 4, 1e-4
 RUNS, STEPS = 5, 8
 # Sequences that padding is cut into, so that none is long.
@@ -198,40 +200,42 @@ class Theirs:
 
 
 def measure_theirs(torch, model, training, batches, mode):
-    """(seconds a step, first loss)."""
+    """(seconds a step, first loss, bytes at the peak)."""
+    torch.cuda.reset_peak_memory_stats()
     theirs = Theirs(torch, model, training["recipe"]["train"], batches, mode)
     first = float(theirs.step())
     theirs.run(3)
     runs = [theirs.run(STEPS) for _ in range(RUNS)]
     if not all(abs(loss) < 1e6 for _, loss in runs):
         raise RuntimeError(f"the loss of PyTorch's training went to {runs[-1][1]}")
-    return statistics.median(seconds for seconds, _ in runs), first
+    return statistics.median(seconds for seconds, _ in runs), first, torch.cuda.max_memory_allocated()
 
 
 def table(rows):
     lines = [
         "## Training steps", "",
-        "One batch a step, forward, backward, AdamW. Tokens are those of images.", "",
-        "| recipe | tokens | images | ours, ms | ours, tokens/s | beside | compiled with | ms | tokens/s | "
-        "theirs / ours in ms |",
-        "|---|---:|---:|---:|---:|---|---|---:|---:|---:|",
+        "One batch a step, forward, backward, AdamW. Tokens are those of images; TFLOP/s are model FLOPs.", "",
+        "| recipe | tokens | images | ours, ms | ours, tokens/s | ours, TFLOP/s | ours, GiB | beside | compiled with "
+        "| ms | tokens/s | GiB | theirs / ours in ms |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|---:|---:|---:|---:|",
     ]
     for row in rows:
         cells = f"| {row['recipe']} | {row['tokens']:.0f} | {row['images']:.0f} "
-        cells += f"| {1e3 * row['ours']:.2f} | {row['tokens'] / row['ours']:.0f} | {row['peer']} | {row['mode']} "
+        cells += f"| {1e3 * row['ours']:.2f} | {row['tokens'] / row['ours']:.0f} "
+        cells += f"| {row['flops'] / row['ours'] / 1e12:.1f} | {row['memory'] / GIB:.2f} | {row['peer']} | {row['mode']} "
         if row["theirs"]:
             cells += f"| {1e3 * row['theirs']:.2f} | {row['tokens'] / row['theirs']:.0f} "
-            cells += f"| {row['theirs'] / row['ours']:.2f} |"
+            cells += f"| {row['theirs_memory'] / GIB:.2f} | {row['theirs'] / row['ours']:.2f} |"
         else:
-            cells += "| not measured | | |"
+            cells += "| not measured | | | |"
         lines.append(cells)
     return "\n".join(lines) + "\n"
 
 
 def compare(torch, library, options, write):
-    """Measures every recipe and hands the table to `write` as it grows."""
+    """Measures every recipe, with settings of its own behind its name, and hands the table to `write` as it grows."""
     rows, failures = [], []
-    for recipe in RECIPES:
+    for recipe in options.recipes or RECIPES:
         try:
             compare_recipe(torch, library, recipe, options, rows, write)
         except RuntimeError as reason:
@@ -244,7 +248,8 @@ def compare(torch, library, options, write):
 
 def compare_recipe(torch, library, recipe, options, rows, write):
     torch.cuda.empty_cache()
-    training = Training(library, recipe, options.sets, CLASSES, BATCHES)
+    base, *sets = recipe.split()
+    training = Training(library, base, options.sets + sets, CLASSES, BATCHES)
     try:
         runs = sorted((training.run(STEPS) for _ in range(RUNS)), key=lambda run: run.seconds)
         run = runs[RUNS // 2]
@@ -263,7 +268,8 @@ def compare_recipe(torch, library, recipe, options, rows, write):
     pinned = lambda x: x.pin_memory()  # noqa: E731
     batches = [(tuple(map(pinned, i)), pinned(c), pinned(w), n, t) for i, c, w, n, t in batches]
     row = {"recipe": recipe, "peer": name, "ours": run.seconds / STEPS}
-    row |= {"tokens": run.tokens / STEPS, "images": run.images / STEPS}
+    row |= {"tokens": run.tokens / STEPS, "images": run.images / STEPS, "flops": run.flops / STEPS}
+    row |= {"memory": described["memory_bytes"]}
     print(f"{recipe}: ours {1e3 * row['ours']:.2f} ms, loss {run.first_loss:.3f}", file=sys.stderr, flush=True)
     for mode in options.modes:
         found = {**row, "mode": mode, "theirs": None}
@@ -273,7 +279,7 @@ def compare_recipe(torch, library, recipe, options, rows, write):
         torch.cuda.empty_cache()
         model.load_state_dict(weights)
         try:
-            found["theirs"], first = measure_theirs(torch, model, described, batches, mode)
+            found["theirs"], first, found["theirs_memory"] = measure_theirs(torch, model, described, batches, mode)
         except Exception as reason:  # What a compiler throws has no common kind.
             print(f"{recipe} with {mode}: {str(reason).splitlines()[0]}", file=sys.stderr, flush=True)
             continue

@@ -13,9 +13,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use half::bf16;
 use trencadis::device::{Buffer, Device, Graph, Ptr, Stream};
 use trencadis::kernels::Rows;
-use trencadis::kernels::measure::{
-    CopyParams, MMA_VALUES, MmaParams, launch_copy, launch_mma, mma_operations, mma_threads,
-};
+use trencadis::kernels::measure::{self, MMA_VALUES, Rates};
 use trencadis::{Error, Result};
 
 use clocks::{Clocks, Reading};
@@ -28,20 +26,11 @@ const GRAPH_LAUNCHES: usize = 16;
 /// Operands are spread over so many times the L2 cache.
 const CACHES: usize = 3;
 
-/// What the device can do at most, per second.
-#[derive(Clone, Copy, Debug)]
-pub struct Peaks {
-    /// Operations of mma.sync in bf16 on registers.
-    pub operations: f64,
-    /// Bytes of a copy, read and written.
-    pub bytes: f64,
-}
-
 /// A device to measure on.
 pub struct Gpu {
     pub device: Device,
     pub stream: Stream,
-    pub peaks: Peaks,
+    pub peaks: Rates,
     pub clocks: Clocks,
 }
 
@@ -129,10 +118,8 @@ impl Gpu {
     /// The device has failed.
     pub fn on(device: Device) -> Result<Self> {
         let stream = device.stream()?;
-        let unknown = Peaks { operations: f64::NAN, bytes: f64::NAN };
-        let mut gpu = Self { device, stream, peaks: unknown, clocks: Clocks::start() };
-        gpu.peaks = gpu.measure_peaks()?;
-        Ok(gpu)
+        let peaks = measure::rates(&stream, &normal(MMA_VALUES, bf16::from_f32))?;
+        Ok(Self { device, stream, peaks, clocks: Clocks::start() })
     }
 
     /// Whether this is a GPU and not the emulator, whose times say nothing.
@@ -140,43 +127,12 @@ impl Gpu {
         self.device.info().driver.is_some()
     }
 
-    fn measure_peaks(&self) -> Result<Peaks> {
-        let kernels = self.device.kernels();
-        let (elements, rounds, runs) = match self.is_real() {
-            true => ((self.device.info().memory_bytes / 16).min(1 << 30) / 2 / 8 * 8, 20_000, 10),
-            false => (4096, 2, 2),
-        };
-        let best = |launch: &dyn Fn() -> Result<()>| -> Result<f64> {
-            let mut best = f64::INFINITY;
-            for _ in 0..runs {
-                best = best.min(self.seconds(launch)?);
-            }
-            Ok(best)
-        };
-        let (x, out) = (self.random(1, elements)?, self.room::<bf16>(1, elements)?);
-        let copy = CopyParams { out: out.ptr(0), x: x.ptr(0), size: elements as i64 };
-        // SAFETY: both buffers hold so many elements.
-        let copied = best(&|| unsafe { launch_copy(kernels, self.stream.raw(), &copy) })?;
-        let (values, sums) = (self.random(1, MMA_VALUES)?, self.room::<f32>(1, mma_threads(kernels))?);
-        let mma = MmaParams { out: sums.ptr(0), values: values.ptr(0), rounds };
-        // SAFETY: both buffers are of the sizes that the kernel is documented to need.
-        let multiplied = best(&|| unsafe { launch_mma(kernels, self.stream.raw(), &mma) })?;
-        Ok(Peaks {
-            operations: mma_operations(kernels, rounds) / multiplied,
-            bytes: 4.0 * elements as f64 / copied,
-        })
-    }
-
     /// Seconds of what `launch` queues, by events.
     ///
     /// # Errors
     /// A launch that is refused, a device that fails.
     pub fn seconds(&self, launch: &dyn Fn() -> Result<()>) -> Result<f64> {
-        let start = self.stream.record()?;
-        launch()?;
-        let end = self.stream.record()?;
-        self.stream.synchronize()?;
-        Ok(f64::from(start.elapsed_ms(&end)?) / 1e3)
+        measure::seconds(&self.stream, launch)
     }
 
     /// Sets of operands of `bytes` each that together exceed the cache.
@@ -199,25 +155,10 @@ impl Gpu {
     /// # Errors
     /// The device has no room.
     pub fn random_of<T: Pod>(&self, sets: usize, len: usize, of: fn(f32) -> T) -> Result<Rotated<T>> {
-        use rand_distr::{Distribution, StandardNormal};
         let pitch = len.next_multiple_of(128);
-        let mut rng = rand_philox::Philox::from_u64_seed(len as u64);
-        let total = sets * pitch;
-        let distinct = total.min((1 << 20) - 8 * 3);
-        let values: Vec<T> = (0..distinct).map(|_| of(StandardNormal.sample(&mut rng))).collect();
-        let buffer: Buffer<T> = self.device.alloc(total)?;
-        buffer.view(0..2 * distinct)?.write(&self.stream, &values)?;
-        // The rest is copied on the device: gigabytes would take seconds from the host.
-        let mut there = distinct;
-        while there < total {
-            let size = there.min(total - there);
-            let (out, x) = (buffer.ptr().offset(there).cast(), buffer.ptr().cast());
-            let copy = CopyParams { out, x, size: size as i64 };
-            // SAFETY: both parts lie in the buffer, one behind the other, and are multiples of 8 long.
-            unsafe { launch_copy(self.device.kernels(), self.stream.raw(), &copy)? };
-            there += size;
-        }
-        self.stream.synchronize()?;
+        let buffer: Buffer<T> = self.device.alloc(sets * pitch)?;
+        // Gigabytes would take seconds from the host.
+        measure::fill(&self.stream, &buffer, &normal(buffer.len().min((1 << 20) - 8 * 3), of))?;
         Ok(Rotated { buffer, pitch })
     }
 
@@ -347,6 +288,13 @@ impl Gpu {
         last.sort_by(f64::total_cmp);
         Some(self.line(case, (last[SAMPLES / 2] + last[(SAMPLES - 1) / 2]) / 2.0, SAMPLES))
     }
+}
+
+/// So many normally distributed values, the same for every number of them.
+fn normal<T>(count: usize, of: fn(f32) -> T) -> Vec<T> {
+    use rand_distr::{Distribution, StandardNormal};
+    let mut rng = rand_philox::Philox::from_u64_seed(count as u64);
+    (0..count).map(|_| of(StandardNormal.sample(&mut rng))).collect()
 }
 
 /// What a family hands its cases to.

@@ -5,7 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::clocks::Reading;
-use super::{Case, Peaks};
+use trencadis::kernels::measure::Rates;
+
+use super::Case;
 
 /// Columns of the table.
 pub const HEADER: &str = "kernel,shape,microseconds,tflop_per_s,share_of_mma,gb_per_s,share_of_copy,sets,samples,\
@@ -23,7 +25,7 @@ pub struct Row {
 }
 
 /// A line of the table. Rates that a kernel has no count for are empty.
-pub fn line(case: &Case<'_>, row: &Row, peaks: &Peaks, device: &str) -> String {
+pub fn line(case: &Case<'_>, row: &Row, peaks: &Rates, device: &str) -> String {
     let rate = |count: f64, peak: f64, unit: f64| match count > 0.0 {
         true => [format!("{:.2}", count / row.seconds / unit), format!("{:.3}", count / row.seconds / peak)],
         false => [String::new(), String::new()],

@@ -17,7 +17,7 @@ pub fn line(row: &Row, recipe: &str, budget: usize, total: f64) -> String {
         budget.to_string(),
         row.operation.clone(),
         row.shape.clone(),
-        row.count.to_string(),
+        row.launches.to_string(),
         format!("{:.2}", 1e6 * row.seconds),
         format!("{:.4}", row.seconds / total),
     ])

@@ -1,5 +1,6 @@
 //! Streams, events and graphs of a GPU.
 
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -210,6 +211,16 @@ impl backend::Graph for Graph {
         // SAFETY: graph and stream are alive; the launches in it were promised to be valid.
         unsafe { result::graph::launch(self.executable, stream.0.cast()) }
             .map_err(failed("a graph cannot be launched"))
+    }
+
+    fn operations(&self) -> Result<usize> {
+        self.context.bind()?;
+        let mut count = 0;
+        // SAFETY: the graph is alive; without room for the nodes the driver tells their number.
+        unsafe { sys::cuGraphGetNodes(self.graph, ptr::null_mut(), &raw mut count) }
+            .result()
+            .map_err(failed("a graph cannot be counted"))?;
+        Ok(count)
     }
 }
 

@@ -125,6 +125,10 @@ impl backend::Graph for Graph {
         }
         outcome
     }
+
+    fn operations(&self) -> Result<usize> {
+        Ok(self.captured.nodes.len())
+    }
 }
 
 impl Drop for Graph {

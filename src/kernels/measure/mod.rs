@@ -1,11 +1,14 @@
 //! What a device can do at most: copies and matrix instructions that the benchmarks hold kernels against.
 
+mod rates;
+
 use half::bf16;
 
 use crate::device::{Kernels, Launch, Ptr, RawStream};
 use crate::error::Result;
 pub use crate::kernels::registry::measure as instances;
 use instances::THREADS;
+pub use rates::{Rates, fill, rates, seconds};
 
 /// Elements that a block copies: four times 16 bytes a thread.
 const COPY_ELEMENTS: usize = 4 * THREADS as usize * 8;

@@ -61,6 +61,7 @@ pub fn profile(name: &str, recipe: &Recipe, device: &str, classes: usize, steps:
         seconds: seconds(timed.step),
         flops: timed.outcome.flops,
         peaks: Some(peaks(recipe.train.matmul)),
+        input: None,
         rows: by_operation(&spans),
         spans,
     })
@@ -77,6 +78,7 @@ fn spans(engine: &CpuEngine, timed: &TimedStep, work: &Workload, update: [f64; 2
         seconds: to.duration_since(from).as_secs_f64(),
         flops,
         bytes,
+        launches: 0,
     };
     let parameters = graph.parameter_count() as f64;
     let [zeros, optimiser] = update.map(|bytes| bytes * parameters);
@@ -128,7 +130,8 @@ fn peaks(matmul: MatmulKind) -> Peaks {
     });
     Peaks {
         flops: 2.0 * (m * n * k) as f64 / multiplied,
+        sheet: false,
         bytes: (2 * size_of::<f32>() * COPIED) as f64 / copied,
-        measured: true,
+        launch: None,
     }
 }

@@ -2,15 +2,21 @@
 
 use std::time::Instant;
 
+use half::bf16;
+use rand::RngExt;
+use rand_distr::StandardNormal;
+
 use super::{Peaks, Profile, RATE, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
 use crate::autograd::device::Element;
 use crate::autograd::{Graph, Kind, Node, Tensor, Workload};
 use crate::data::batch::PackedBatch;
 use crate::data::packing;
-use crate::device::{Device, DeviceInfo};
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::kernels::measure::rates;
 use crate::nn::init::initialise;
 use crate::recipe::Recipe;
+use crate::rng::{Purpose, Stream};
 use crate::train::engine::{DeviceEngine, DeviceOptions, Engine, Part, TrainState};
 use crate::train::step::{StepOutcome, TrainStep};
 
@@ -18,6 +24,8 @@ use crate::train::step::{StepOutcome, TrainStep};
 const REPEATS: usize = 8;
 /// Replays of it, of which the median counts.
 const REPLAYS: usize = 3;
+/// Random values that peaks are measured with, a multiple of 8 and no power of two.
+const RANDOM: usize = (1 << 20) - 24;
 
 /// Profiles steps of `recipe` on a device, which are queued ahead of one another as in training; `steps` are timed after two to
 /// warm up. The step's time is their mean without what the device waited for the host.
@@ -33,6 +41,8 @@ pub fn profile(
     steps: usize,
 ) -> Result<Profile> {
     let recipe = one_batch(recipe)?;
+    // While there is room.
+    let peaks = peaks(device)?;
     let slots = packing::slots(&recipe);
     let step = TrainStep::new(&recipe, classes, slots)?;
     let average = recipe.train.ema > 0.0;
@@ -45,17 +55,17 @@ pub fn profile(
     let (seconds, outcome) = run(&mut engine, batch, steps.max(1))?;
     let moments = 1 + usize::from(recipe.train.optimizer.keeps_second());
     let spans = spans(&engine, device, &Workload::of(batch), update_bytes(moments, average))?;
-    let info = device.info();
     Ok(Profile {
         recipe: name.into(),
-        device: info.name.clone(),
+        device: device.info().name.clone(),
         budget: recipe.packing.tokens,
         tokens: batch.live_tokens(),
         images: batch.images,
         steps,
         seconds,
         flops: outcome.flops,
-        peaks: peaks(info),
+        peaks,
+        input: None,
         rows: by_operation(&spans),
         spans,
     })
@@ -112,8 +122,8 @@ pub fn spans(engine: &DeviceEngine, device: &Device, work: &Workload, update: [f
     parts
         .into_iter()
         .map(|(part, operation, shape, flops, bytes)| {
-            let seconds = seconds(engine, device, part)?;
-            let span = Span { operation: operation.into(), shape, begin, seconds, flops, bytes };
+            let (seconds, launches) = time(engine, device, part)?;
+            let span = Span { operation: operation.into(), shape, begin, seconds, flops, bytes, launches };
             begin += seconds;
             Ok(span)
         })
@@ -134,7 +144,8 @@ fn element_bytes(engine: &DeviceEngine, graph: &Graph, tensor: Tensor) -> usize 
     }
 }
 
-fn seconds(engine: &DeviceEngine, device: &Device, part: Part) -> Result<f64> {
+/// Seconds of a part and its launches.
+fn time(engine: &DeviceEngine, device: &Device, part: Part) -> Result<(f64, usize)> {
     let stream = engine.executor().stream();
     // The emulator's times say nothing.
     let real = device.info().driver.is_some();
@@ -158,17 +169,27 @@ fn seconds(engine: &DeviceEngine, device: &Device, part: Part) -> Result<f64> {
         .map(|pair| pair[0].elapsed_ms(&pair[1]).map(|ms| f64::from(ms) / 1e3 / repeats as f64))
         .collect::<Result<Vec<_>>>()?;
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok((times[times.len() / 2], graph.operations()? / repeats))
 }
 
-/// Dense bf16 and memory of the data sheets of cards that the kernels are made for.
-fn peaks(info: &DeviceInfo) -> Option<Peaks> {
-    const SHEETS: [(&str, f64, f64); 4] = [
-        ("H200", 989e12, 4.8e12),
-        ("H100 80GB HBM3", 989e12, 3.35e12),
-        ("H100 PCIe", 756e12, 2.0e12),
-        ("A100", 312e12, 2.0e12),
-    ];
-    let sheet = SHEETS.iter().find(|(name, ..)| info.name.contains(name));
-    sheet.map(|&(_, flops, bytes)| Peaks { flops, bytes, measured: false })
+/// What the device does at most: dense bf16 as its data sheet has it, where it is known here, and what is measured now. Times
+/// of the emulator say nothing.
+fn peaks(device: &Device) -> Result<Option<Peaks>> {
+    const SHEETS: [(&str, f64); 4] =
+        [("H200", 989e12), ("H100 80GB HBM3", 989e12), ("H100 PCIe", 756e12), ("A100", 312e12)];
+    let info = device.info();
+    if info.driver.is_none() {
+        return Ok(None);
+    }
+    let mut random = Stream::new(0, 0, 0, Purpose::Init);
+    let values: Vec<bf16> =
+        (0..RANDOM).map(|_| bf16::from_f32(random.sample::<f32, _>(StandardNormal))).collect();
+    let rates = rates(&device.stream()?, &values)?;
+    let sheet = SHEETS.iter().find(|(name, _)| info.name.contains(name));
+    Ok(Some(Peaks {
+        flops: sheet.map_or(rates.operations, |&(_, flops)| flops),
+        sheet: sheet.is_some(),
+        bytes: rates.bytes,
+        launch: Some(rates.launch),
+    }))
 }

@@ -6,6 +6,7 @@
 pub mod batches;
 pub mod cpu;
 pub mod device;
+mod input;
 mod report;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use crate::autograd::{Graph, Kind, Node, Tensor, Workload};
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
+pub use input::Input;
 pub use report::trace;
 
 /// Learning rate of every step.
@@ -36,6 +38,8 @@ pub struct Span {
     pub flops: f64,
     /// Bytes of operands and results, each read or written once; of what is added to, both.
     pub bytes: f64,
+    /// Operations that a device is given for it, kernels nearly always; 0 on the CPU.
+    pub launches: usize,
 }
 
 /// What a device can do at most, per second.
@@ -43,10 +47,12 @@ pub struct Span {
 pub struct Peaks {
     /// Operations of matrix products.
     pub flops: f64,
-    /// Bytes, read and written.
+    /// Whether that stands in the data sheet, and was not measured now.
+    pub sheet: bool,
+    /// Bytes of a copy, read and written, measured now.
     pub bytes: f64,
-    /// Whether both were measured here, or stand in the data sheet.
-    pub measured: bool,
+    /// Of a device, seconds of a launch where there is next to nothing to do.
+    pub launch: Option<f64>,
 }
 
 impl Peaks {
@@ -71,6 +77,8 @@ pub struct Row {
     pub flops: f64,
     /// As of a [`Span`].
     pub bytes: f64,
+    /// As of a [`Span`].
+    pub launches: usize,
 }
 
 /// What a step consists of.
@@ -94,6 +102,8 @@ pub struct Profile {
     pub flops: f64,
     /// What the device can do, where that is known.
     pub peaks: Option<Peaks>,
+    /// How fast batches are read, where a set was given.
+    pub input: Option<Input>,
     /// The parts by operation and shape, the slowest first.
     pub rows: Vec<Row>,
     /// The parts in their order.
@@ -104,6 +114,11 @@ impl Profile {
     /// Seconds of the step in which none of its parts ran.
     pub fn between(&self) -> f64 {
         self.seconds - self.spans.iter().map(|span| span.seconds).sum::<f64>()
+    }
+
+    /// Operations that a device is given for the step.
+    pub fn launches(&self) -> usize {
+        self.spans.iter().map(|span| span.launches).sum()
     }
 
     /// Seconds that the parts take at least, one after the other.
@@ -126,6 +141,7 @@ pub fn by_operation(spans: &[Span]) -> Vec<Row> {
                 seconds: 0.0,
                 flops: 0.0,
                 bytes: 0.0,
+                launches: 0,
             });
             rows.len() - 1
         });
@@ -134,6 +150,7 @@ pub fn by_operation(spans: &[Span]) -> Vec<Row> {
         row.seconds += span.seconds;
         row.flops += span.flops;
         row.bytes += span.bytes;
+        row.launches += span.launches;
     }
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     rows

@@ -27,7 +27,8 @@ impl fmt::Display for Profile {
             f,
             "recipe            {recipe}: {images} images in {tokens} of {budget} tokens, random pixels"
         )?;
-        let each = if self.peaks.is_some_and(|peaks| peaks.measured) { "fastest" } else { "mean" };
+        // On a device steps are queued ahead of one another.
+        let each = if self.launches() == 0 { "fastest" } else { "mean" };
         writeln!(
             f,
             "step              {} ms, the {each} of {steps}; {:.0} tokens/s, {} GFLOP/s as model FLOPs",
@@ -35,11 +36,11 @@ impl fmt::Display for Profile {
             *tokens as f64 / seconds,
             rate(*flops, *seconds, 1e9)
         )?;
-        if let (Some(Peaks { flops: most, bytes, measured }), Some(floor)) = (self.peaks, self.floor()) {
-            let source = if measured { "measured now" } else { "of the data sheet" };
+        if let (Some(Peaks { flops: most, bytes, sheet, launch }), Some(floor)) = (self.peaks, self.floor()) {
+            let source = if sheet { " (data sheet)" } else { "" };
             writeln!(
                 f,
-                "peaks             {:.0} GFLOP/s, {:.1} GB/s read and written, {source}",
+                "peaks             {:.0} GFLOP/s{source}, {:.1} GB/s read and written, measured now",
                 most / 1e9,
                 bytes / 1e9
             )?;
@@ -50,6 +51,27 @@ impl fmt::Display for Profile {
                 milliseconds(floor),
                 percent(floor / seconds),
                 percent(flops / most / seconds)
+            )?;
+            if let Some(launch) = launch {
+                let least = launch * self.launches() as f64;
+                writeln!(
+                    f,
+                    "launches          {}, of which one that does next to nothing takes {:.2} us: {} ms, {} of the step",
+                    self.launches(),
+                    1e6 * launch,
+                    milliseconds(least),
+                    percent(least / seconds)
+                )?;
+            }
+        }
+        if let Some(input) = &self.input {
+            writeln!(
+                f,
+                "input             {} ms a batch of {:.1} images by {} alone, {} of the step",
+                milliseconds(input.seconds),
+                input.images,
+                if input.workers == 1 { "1 worker".into() } else { format!("{} workers", input.workers) },
+                percent(input.seconds / seconds)
             )?;
         }
         writeln!(f)?;
