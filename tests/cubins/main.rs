@@ -41,6 +41,14 @@ const UNIT: [&str; 5] =
 /// Bytes of all fatbins together. The release binary stays under 40 MB, of which 10 are not kernels.
 const FATBIN_BYTES: u64 = 30_000_000;
 
+/// Families whose kernels pass memory through, and do little with it.
+const STREAMING: [&str; 9] =
+    ["collective", "elementwise", "loss", "norm", "optim", "patch", "pool", "position", "residual"];
+
+/// Bytes that a multiprocessor must wait for at one time to keep the memory of an H200 busy: 4.8 TB/s, and 700 ns from the
+/// load to what it brings, of 132 multiprocessors (Little's law).
+const WAITING: u32 = 25 << 10;
+
 /// What the fatbins of a tier hold.
 fn promised(tier: Tier) -> &'static [&'static str] {
     match tier {
@@ -62,11 +70,17 @@ fn in_flight(kernel: &Kernel, uses: Resources, code: Instructions) -> u32 {
     code.in_flight * kernel.threads * blocks(uses.registers, kernel.threads)
 }
 
-/// What is wrong with the compiled code of `kernel`, each with the word that allowed.txt has for it.
-fn faults(kernel: &Kernel, uses: Resources, code: Instructions) -> Vec<(&'static str, String)> {
+/// What is wrong with the compiled code of `kernel`, each with the word that allowed.txt has for it. `streams`: memory is to
+/// be kept busy.
+fn faults(
+    kernel: &Kernel,
+    uses: Resources,
+    code: Instructions,
+    streams: bool,
+) -> Vec<(&'static str, String)> {
     let (registers, limit) = (uses.registers, kernel.register_limit());
     let (fit, must) = (blocks(registers, kernel.threads), kernel.min_blocks);
-    let stack = uses.stack + uses.local;
+    let (stack, waiting) = (uses.stack + uses.local, in_flight(kernel, uses, code));
     let checks = [
         ("registers", registers > limit, format!("{registers} registers, at most {limit} are allowed")),
         ("blocks", fit < must, format!("{fit} blocks of {} threads fit, {must} must", kernel.threads)),
@@ -81,6 +95,13 @@ fn faults(kernel: &Kernel, uses: Resources, code: Instructions) -> Vec<(&'static
             format!("{} bytes of static shared memory, none is allowed", uses.shared),
         ),
         ("matrix", kernel.tensor_cores && code.matrix == 0, "no matrix instruction".into()),
+        (
+            "waiting",
+            streams && waiting < WAITING,
+            format!(
+                "a multiprocessor waits for {waiting} bytes at a time, at least {WAITING} keep memory busy"
+            ),
+        ),
     ];
     checks.into_iter().filter(|(_, wrong, _)| *wrong).map(|(what, _, text)| (what, text)).collect()
 }
@@ -117,7 +138,9 @@ impl Findings {
                 } else {
                     match (dump.resources.get(&place), dump.instructions.get(&place)) {
                         (Some(uses), Some(code)) => {
-                            self.kernel(kernel, arch, *uses, *code);
+                            let family = source.file.split('/').next().unwrap_or("");
+                            let streams = arch == "sm_90" && STREAMING.contains(&family);
+                            self.kernel(kernel, arch, (*uses, *code), streams);
                             false
                         }
                         _ => true,
@@ -136,7 +159,13 @@ impl Findings {
         }
     }
 
-    fn kernel(&mut self, kernel: &Kernel, arch: &str, uses: Resources, code: Instructions) {
+    fn kernel(
+        &mut self,
+        kernel: &Kernel,
+        arch: &str,
+        (uses, code): (Resources, Instructions),
+        streams: bool,
+    ) {
         self.table.push(format!(
             "{:<48} {arch:<6} {:>7} {:>6} {:>6} {:>6} {:>6} {:>7} {:>7}",
             kernel.name,
@@ -151,7 +180,7 @@ impl Findings {
             code.bytes,
             in_flight(kernel, uses, code),
         ));
-        for (what, text) in faults(kernel, uses, code) {
+        for (what, text) in faults(kernel, uses, code, streams) {
             let excuse = self
                 .allowed
                 .iter_mut()
@@ -269,8 +298,15 @@ fn finds_faults_and_idle_exceptions() {
     };
     let good = Resources { registers: 128, ..Default::default() };
     let code = Instructions { bytes: 16, matrix: 1, ..Default::default() };
-    assert_eq!(faults(&kernel, good, code), []);
-    let what = |uses, code| faults(&kernel, uses, code).iter().map(|(what, _)| *what).collect::<Vec<_>>();
+    assert_eq!(faults(&kernel, good, code, false), []);
+    let words = |uses, code, streams| -> Vec<&str> {
+        faults(&kernel, uses, code, streams).into_iter().map(|(what, _)| what).collect()
+    };
+    let what = |uses, code| words(uses, code, false);
+    // Two blocks of 256 threads.
+    for (in_flight, faults) in [(48, &["waiting"][..]), (50, &[])] {
+        assert_eq!(words(good, Instructions { in_flight, ..code }, true), faults);
+    }
     assert_eq!(what(Resources { registers: 136, ..good }, code), ["registers", "blocks"]);
     assert_eq!(what(Resources { stack: 8, ..good }, Instructions { local: 1, ..code }), ["stack"]);
     assert_eq!(
@@ -280,7 +316,7 @@ fn finds_faults_and_idle_exceptions() {
 
     let line = |what: &str| format!("gemm_bf16 sm_80 {what} because\n");
     let mut findings = Findings::new(allowed::parse(&(line("shared") + &line("stack"))).unwrap());
-    findings.kernel(&kernel, "sm_80", Resources { shared: 64, ..good }, code);
+    findings.kernel(&kernel, "sm_80", (Resources { shared: 64, ..good }, code), false);
     findings.finish();
     assert_eq!(findings.faults, ["allowed.txt: gemm_bf16 sm_80 stack excuses nothing; remove the line"]);
 }
