@@ -179,6 +179,7 @@ fn every_family_gives_lines_of_the_table() {
             "position_rope_table",
             "elementwise_add",
             "elementwise_add_row",
+            "elementwise_gelu",
             "elementwise_accumulate",
             "collective_sum_f32",
             "collective_sum_bf16",

@@ -1,4 +1,4 @@
-//! Properties of the recorded graph: checkpointing, liveness, live rows, stochastic depth.
+//! Properties of the recorded graph: recomputed segments, liveness, live rows, stochastic depth.
 
 mod support;
 
@@ -14,30 +14,30 @@ const GRIDS: [[u16; 2]; 4] = [[2, 3], [1, 1], [3, 1], [1, 5]];
 /// Tokens of [`GRIDS`].
 const TOKENS: usize = 15;
 
-/// A two-layer network whose middle is a checkpoint segment, or not.
-fn small_net(g: &mut Graph, checkpoint: bool) -> Tensor {
+/// A two-layer network whose middle is recomputed, or not.
+fn small_net(g: &mut Graph, recomputed: bool) -> Tensor {
     let x = param(g, "x", &[TOKENS, 6]);
     let (w1, w2) = (param(g, "w1", &[8, 6]), param(g, "w2", &[6, 8]));
-    if checkpoint {
+    if recomputed {
         g.begin_segment();
     }
     let y = norm::norm(g, x, None, None, NormKind::Rms, 1e-6);
     let hidden = gemm::linear_gelu(g, y, w1, None, GeluKind::Erf);
     let branch = gemm::linear(g, hidden, w2, None);
     let out = residual(g, x, branch, None, Some(DropPath { rate: 0.3, branch: 0 }));
-    if checkpoint {
+    if recomputed {
         g.end_segment();
     }
     norm::norm(g, out, None, None, NormKind::LayerNorm, 1e-6)
 }
 
 #[test]
-fn checkpointing_gives_the_same_bits() {
+fn a_recomputed_segment_gives_the_same_bits() {
     let b = batch(&GRIDS, 0, 3, 2, 0, 0);
-    gradcheck("checkpoint", &b, |g| small_net(g, true));
-    let run = |checkpoint| {
+    gradcheck("recomputed", &b, |g| small_net(g, true));
+    let run = |recomputed| {
         let mut graph = Graph::new();
-        let out = small_net(&mut graph, checkpoint);
+        let out = small_net(&mut graph, recomputed);
         let info = graph.info(out).clone();
         let seed = graph.input("seed", info.rows, info.cols, info.extent);
         graph.backward(&[(out, seed)]);
@@ -55,8 +55,8 @@ fn checkpointing_gives_the_same_bits() {
         (grads, graph.nodes().len())
     };
     let (kept, nodes) = run(false);
-    let (recomputed, more_nodes) = run(true);
-    assert_eq!(kept, recomputed);
+    let (again, more_nodes) = run(true);
+    assert_eq!(kept, again);
     assert!(more_nodes > nodes, "nothing was recomputed");
 }
 
@@ -156,21 +156,21 @@ fn memory_at_the_peak() {
 }
 
 #[test]
-fn checkpointing_saves_memory() {
-    let peak = |checkpoint| {
+fn recomputed_segments_save_memory() {
+    let peak = |recomputed| {
         let mut graph = Graph::new();
         let mut x = param(&mut graph, "x", &[TOKENS, 6]);
         for i in 0..4 {
             let w1 = param(&mut graph, &format!("{i}.w1"), &[24, 6]);
             let w2 = param(&mut graph, &format!("{i}.w2"), &[6, 24]);
-            if checkpoint {
+            if recomputed {
                 graph.begin_segment();
             }
             let y = norm::norm(&mut graph, x, None, None, NormKind::Rms, 1e-6);
             let hidden = gemm::linear_gelu(&mut graph, y, w1, None, GeluKind::Erf);
             let branch = gemm::linear(&mut graph, hidden, w2, None);
             x = residual(&mut graph, x, branch, None, None);
-            if checkpoint {
+            if recomputed {
                 graph.end_segment();
             }
         }

@@ -168,7 +168,7 @@ fn whole_models_against_finite_differences() {
             _ => 4,
         };
         config.drop_path = 0.2;
-        config.checkpoint = config.registers > 0;
+        config.recompute = if config.registers > 0 { Recompute::Full } else { Recompute::Selective };
         let grids = [[2, 1], [1, 1], [2, 3]];
         let b = batch(&grids, config.prefix(), config.patch_dim(), 2, 24, 1);
         gradcheck(name, &b, |g| vit::record(g, &recipe(&config), 2, 24, 4, true).unwrap().logits);

@@ -4,12 +4,12 @@ use trencadis::autograd::{Plan, Split, sharded};
 use trencadis::data::packing;
 use trencadis::device::DeviceInfo;
 use trencadis::parallel::Mesh;
-use trencadis::recipe::{OptimizerKind, Recipe};
+use trencadis::recipe::{OptimizerKind, Recipe, Recompute};
 use trencadis::train::engine::DeviceMemory;
 use trencadis::train::plan::device::memory;
 use trencadis::train::plan::rank::RankStep;
 use trencadis::train::plan::search::{Candidate, Request, Search, search};
-use trencadis::train::plan::time::{Flops, Rates, StepTime};
+use trencadis::train::plan::time::{Again, Flops, Rates, StepTime};
 use trencadis::train::plan::traffic::Traffic;
 use trencadis::train::step::TrainStep;
 
@@ -130,11 +130,12 @@ fn traffic_is_that_of_schedules_and_rings() {
 fn time_is_what_the_rates_leave() {
     let recipe = load("vit-22b", &["model.depth=4", "train.optimizer=adamw"]);
     let alone = rank(&recipe, 1);
-    let rates = Rates { peak: 1e15, flops: 5e14, gpus_per_node: 8, link: 4e11, network: 5e10 };
+    let rates =
+        Rates { peak: 1e15, flops: 5e14, bandwidth: 3e12, gpus_per_node: 8, link: 4e11, network: 5e10 };
     let (flops, pieces) = (Flops::of(&alone), alone.pieces(1));
     let time = StepTime::of(&alone, &pieces, 3, 2, &rates);
     near(time.compute, 3.0 * flops.hardware / 5e14, 1e-9);
-    assert_eq!((time.tensor, time.data), (0.0, 0.0));
+    assert_eq!((time.tensor, time.data, time.passes), (0.0, 0.0, 0.0));
     near(time.update, 30.0 * (4 * BLOCK + STEM + TAIL) as f64 / 3e12, 1e-9);
     // Of a block's 12 W², queries, keys, values and the first layer of the MLP are multiplied again, and of 2 W² after
     // the blocks nothing.
@@ -176,7 +177,7 @@ fn time_is_what_the_rates_leave() {
 fn a_gpu_takes_what_an_engine_on_it_allocates() {
     let info = DeviceInfo::h100();
     for name in ["vit-b16", "navit-b16", "vit-22b-l16", "deit3-h14"] {
-        for sets in [&["model.checkpoint=false"][..], &["model.checkpoint=true", "train.ema=0.99"]] {
+        for sets in [&["model.recompute=none"][..], &["model.recompute=full", "train.ema=0.99"]] {
             let recipe = load(name, sets);
             let slots = packing::slots(&recipe);
             for [data, tensor] in [[1, 1], [4, 1], [1, 2], [2, 4]] {
@@ -200,7 +201,7 @@ fn a_gpu_takes_what_an_engine_on_it_allocates() {
     }
 }
 
-fn by_mesh(search: &Search, data: usize, tensor: usize, recompute: bool) -> &Candidate {
+fn by_mesh(search: &Search, data: usize, tensor: usize, recompute: Recompute) -> &Candidate {
     let is = |c: &&Candidate| (c.data, c.tensor, c.recompute) == (data, tensor, recompute);
     search.candidates.iter().find(is).unwrap()
 }
@@ -209,7 +210,7 @@ fn by_mesh(search: &Search, data: usize, tensor: usize, recompute: bool) -> &Can
 fn the_fastest_mesh_that_fits_is_taken() {
     let found = search(&request("vit-22b", &[], 64, 80 * GIB)).unwrap();
     // 48 heads are shared out by up to 16 of 64 ranks.
-    assert_eq!((found.candidates.len(), found.left_out.len()), (10, 2));
+    assert_eq!((found.candidates.len(), found.left_out.len()), (15, 2));
     assert!(found.left_out[0].starts_with("model.heads 48 cannot be shared evenly by 32 ranks"));
     let chosen = found.chosen();
     assert!(chosen.fits && chosen.memory.total() < 80 * GIB);
@@ -217,21 +218,65 @@ fn the_fastest_mesh_that_fits_is_taken() {
         assert!(other.speed() <= chosen.speed());
         near(other.mfu * 64.0 * 989e12 * other.time.total(), 1024.0 * other.flops.model, 1e-9);
     }
-    let [kept, again] = [false, true].map(|recompute| by_mesh(&found, 8, 8, recompute));
+    let [kept, cheap, again] = Recompute::ALL.map(|recompute| by_mesh(&found, 8, 8, recompute));
     assert!(kept.memory.activations > 2 * again.memory.activations && kept.mfu > again.mfu);
-    assert!(found.counterpart(kept).unwrap().recompute);
+    assert!(kept.memory.activations > cheap.memory.activations && cheap.mfu > again.mfu);
+    assert!(kept.mfu > cheap.mfu && cheap.memory.activations > again.memory.activations);
+    let names: Vec<_> = found.on_chosen_mesh().map(|candidate| candidate.recompute).collect();
+    assert_eq!(names, Recompute::ALL);
     // A small model needs no tensor axis.
     let small = search(&request("vit-b16", &[], 8, 80 * GIB)).unwrap();
-    assert_eq!((small.chosen().tensor, small.chosen().recompute), (1, false));
+    assert_eq!((small.chosen().tensor, small.chosen().recompute), (1, Recompute::None));
     assert!(!small.candidates.iter().any(|candidate| candidate.tensor == 8), "12 heads on 8 ranks");
+}
+
+/// What selective recomputation moves, saves and takes, worked out for blocks of ViT-22B; and a plan that needs it.
+#[test]
+fn selective_recomputation_has_its_price() {
+    let of = |depth: usize, recompute: &str| {
+        let depth = format!("model.depth={depth}");
+        rank(&load("vit-22b", &[&depth, &format!("model.recompute={recompute}")]), 1)
+    };
+    let [four, five] = [4, 5].map(|depth| Again::of(&of(depth, "selective")));
+    assert_eq!((four.flops, Again::of(&of(4, "none"))), (0.0, Again::default()));
+    // Of a parallel block a norm is read and written with its statistics, and GELU.
+    near(five.bytes - four.bytes, (T * (2 * 2 * W + 8 + 2 * 2 * MLP)) as f64, 1e-9);
+    let blocks = of(4, "full");
+    let full = Again::of(&blocks);
+    assert!(full.flops > 0.0 && full.bytes > 0.0);
+
+    let alone = of(4, "selective");
+    let rates = Rates { bandwidth: 1e12, ..Rates::default() };
+    let time = StepTime::of(&alone, &alone.pieces(1), 3, 2, &rates);
+    near(time.passes, 3.0 * four.bytes / 1e12, 1e-9);
+    let kept = of(4, "none");
+    let without = StepTime::of(&kept, &kept.pieces(1), 3, 2, &rates);
+    near(time.total() - without.total(), time.passes, 1e-6);
+    assert_eq!(StepTime::of(&blocks, &blocks.pieces(1), 3, 2, &rates).passes, 0.0);
+
+    // Between the memory that nothing and that blocks recomputed need, norms and GELU are the way.
+    let all = search(&request("vit-l16", &[], 1, 400 * GIB)).unwrap();
+    let [none, selective, _] = Recompute::ALL.map(|recompute| by_mesh(&all, 1, 1, recompute).memory.total());
+    let room = (selective + none) / 2 * 100 / 97;
+    let found = search(&request("vit-l16", &[], 1, room)).unwrap();
+    assert_eq!(found.chosen().recompute, Recompute::Selective);
+    let held: usize = found.activations.iter().map(|held| held.kept + held.passing).sum();
+    let arena = found.chosen().memory.activations;
+    assert!(held <= arena && held * 100 > arena * 97, "{held} of {arena}");
+    let kind = |what: &str| found.activations.iter().find(|held| held.what == what).unwrap();
+    let (tokens, width, blocks) = (load("vit-l16", &[]).packing.tokens, 1024, 24);
+    assert_eq!(kind("attn.qkv").kept, blocks * tokens * 3 * width * 2);
+    assert_eq!(kind("pre-activations").kept, blocks * tokens * 4 * width * 2);
+    assert_eq!(kind("GELU").again, blocks * tokens * 4 * width * 2);
+    assert!(kind("norms").again >= 2 * blocks * tokens * width * 2 && kind("norms").kept == 0);
 }
 
 #[test]
 fn batches_are_raised_to_the_data_axis() {
     let found = search(&request("vit-b16", &["train.accumulate=3"], 8, 80 * GIB)).unwrap();
-    assert_eq!(by_mesh(&found, 8, 1, false).accumulate, 8);
-    assert_eq!(by_mesh(&found, 4, 2, false).accumulate, 4);
-    assert_eq!(by_mesh(&found, 2, 4, false).accumulate, 4);
+    assert_eq!(by_mesh(&found, 8, 1, Recompute::None).accumulate, 8);
+    assert_eq!(by_mesh(&found, 4, 2, Recompute::None).accumulate, 4);
+    assert_eq!(by_mesh(&found, 2, 4, Recompute::None).accumulate, 4);
 }
 
 #[test]

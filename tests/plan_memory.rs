@@ -101,7 +101,7 @@ const CLASSES: usize = 100;
 const SLOTS: usize = 40;
 const TOKENS: usize = 512;
 
-fn recipe(block: BlockKind, checkpoint: bool) -> Recipe {
+fn recipe(block: BlockKind, recompute: Recompute) -> Recipe {
     let model = ModelConfig {
         shape: String::new(),
         width: 256,
@@ -110,7 +110,7 @@ fn recipe(block: BlockKind, checkpoint: bool) -> Recipe {
         heads: 4,
         patch: 8,
         block,
-        checkpoint,
+        recompute,
         position: PositionConfig { rows: 8, columns: 8, ..PositionConfig::default() },
         ..ModelConfig::default()
     };
@@ -155,14 +155,15 @@ fn used(group: &Group, recipe: &Recipe, mesh: Mesh, batches: usize) -> Result<us
 
 /// Runs ranks and compares each with its plan.
 #[track_caller]
-fn check(block: BlockKind, checkpoint: bool, [data, tensor]: [usize; 2], batches: usize) -> RankMemory {
-    check_recipe(recipe(block, checkpoint), [data, tensor], batches)
+fn check(block: BlockKind, recompute: Recompute, [data, tensor]: [usize; 2], batches: usize) -> RankMemory {
+    check_recipe(recipe(block, recompute), [data, tensor], batches)
 }
 
 #[track_caller]
 fn check_recipe(recipe: Recipe, [data, tensor]: [usize; 2], batches: usize) -> RankMemory {
     let (model, matmul) = (&recipe.model, recipe.train.matmul.name());
-    let what = format!("{:?}, {data} x {tensor}, recomputed: {}, {matmul}", model.block, model.checkpoint);
+    let what =
+        format!("{:?}, {data} x {tensor}, recompute {}, {matmul}", model.block, model.recompute.name());
     let step = TrainStep::of_shard(&recipe, CLASSES, SLOTS, Shard { rank: 0, size: tensor }).unwrap();
     let plan = cpu::memory(&recipe, &step, SLOTS, data, batches);
     let mesh = Mesh::of(data * tensor, data, tensor).unwrap();
@@ -187,16 +188,20 @@ fn check_recipe(recipe: Recipe, [data, tensor]: [usize; 2], batches: usize) -> R
 #[test]
 fn ranks_hold_what_is_planned() {
     use BlockKind::{Parallel, Serial};
-    let alone = check(Serial, false, [1, 1], 1);
-    let again = check(Serial, true, [1, 1], 3);
+    use Recompute::{Full, None, Selective};
+    let alone = check(Serial, None, [1, 1], 1);
+    let again = check(Serial, Full, [1, 1], 3);
     assert!(again.activations < alone.activations / 2, "recomputation saves memory");
-    let pieces = check(Serial, false, [2, 1], 2);
+    let cheap = check(Serial, Selective, [1, 1], 1);
+    assert!(cheap.activations < alone.activations * 3 / 4 && cheap.activations > again.activations);
+    check(Parallel, Selective, [1, 2], 1);
+    let pieces = check(Serial, None, [2, 1], 2);
     assert!(pieces.state() <= alone.state() / 2 + 4096 && pieces.gathered > 0);
-    check(Serial, false, [1, 2], 1);
-    check(Parallel, false, [1, 2], 1);
-    check(Parallel, false, [2, 2], 1);
-    check(Serial, false, [3, 1], 1);
-    let mut rounded = recipe(Serial, false);
+    check(Serial, None, [1, 2], 1);
+    check(Parallel, None, [1, 2], 1);
+    check(Parallel, None, [2, 2], 1);
+    check(Serial, None, [3, 1], 1);
+    let mut rounded = recipe(Serial, None);
     rounded.train.matmul = MatmulKind::Bf16;
     let packed = check_recipe(rounded, [1, 1], 1);
     assert!(packed.activations > alone.activations, "operands are packed");

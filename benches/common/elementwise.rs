@@ -1,9 +1,11 @@
-//! Cases of the kernels of elementwise sums.
+//! Cases of the kernels of elementwise sums and GELU.
 
 use half::bf16;
 use trencadis::Result;
 use trencadis::device::{Ptr, Stream};
-use trencadis::kernels::elementwise::{AccumulateParams, AddParams, launch_accumulate, launch_add};
+use trencadis::kernels::elementwise::{
+    AccumulateParams, AddParams, GeluParams, launch_accumulate, launch_add, launch_gelu,
+};
 
 use super::gpu::{Case, Gpu, Queue, Sink};
 use super::shapes::Images;
@@ -52,11 +54,24 @@ pub fn shape_cases(gpu: &Gpu, width: usize, images: &Images, sink: &mut Sink<'_>
         // SAFETY: as above.
         unsafe { launch_accumulate(kernels, stream.raw(), &params) }
     };
+    let gelu = |stream: &Stream, set: usize| {
+        let params = GeluParams {
+            out: out.ptr(set),
+            x: a.ptr(set),
+            live: Ptr::null(),
+            rows: rows as i32,
+            width: width as i32,
+            gelu: 1,
+        };
+        // SAFETY: as above.
+        unsafe { launch_gelu(kernels, stream.raw(), &params) }
+    };
     let mut put = |kernel: &str, bytes: usize, launch: &Queue<'_>| {
         let (kernel, shape) = (format!("elementwise_{kernel}"), format!("{rows}x{width}"));
         sink(&Case { kernel, shape, operations: 0.0, bytes: (bytes * size) as f64, sets, launch })
     };
     put("add", 6, &add)?;
     put("add_row", 4, &add_row)?;
+    put("gelu", 4, &gelu)?;
     put("accumulate", 6, &accumulate)
 }

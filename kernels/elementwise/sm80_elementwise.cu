@@ -1,11 +1,13 @@
-// Sums of whole tensors that no other kernel takes along:
+// Sums and GELU of whole tensors that no other kernel takes along:
 //   add         out = a + b            two gradients of one activation meet, or a residual without a product
 //   add_row     out = x + row          a parameter added to every row
 //   accumulate  out (+)= x             the gradient of an activation that is a parameter, of bf16 or few numbers of f32
+//   gelu        out = gelu(x)          a hidden activation made again from the pre-activation that is kept
 // Memory-bound: 16 bytes of bf16 to an access, four accesses of a thread under way. Rows from *live on are
 // zeros whatever lies in the operands. `out` may be the first operand.
 #include "../common/packed.cuh"
 #include "../common/reduce.cuh"
+#include "../gemm/gelu.cuh"
 
 struct ElementwiseAdd {
     bf16* out;      // [rows, width]
@@ -29,6 +31,15 @@ struct ElementwiseAccumulateSingle {
     const float* x;        // [size]
     const int* accumulate; // or null: overwrite
     int64_t size;
+};
+
+struct ElementwiseGelu {
+    bf16* out;       // [rows, width]
+    const bf16* x;   // likewise
+    const int* live; // rows that hold anything, or null: all
+    int rows;
+    int width;       // a multiple of 8
+    int gelu;        // enum Gelu, not GELU_NONE
 };
 
 namespace elementwise {
@@ -65,6 +76,32 @@ DEVICE void add(const ElementwiseAdd& p)
         UNROLL
         for (int j = 0; j < 8; j++) x[j] += y[j];
         Global<bf16>(p.out).store_16(i, pack_8(x));
+    }
+}
+
+DEVICE void gelu(const ElementwiseGelu& p)
+{
+    ptx::dependency_wait();
+    int64_t size = int64_t(p.rows) * p.width;
+    int64_t live = int64_t(live_rows(p.live, p.rows)) * p.width;
+    int64_t first = (int64_t(blockIdx.x) * threads * unroll + threadIdx.x) * 8;
+    Global<const bf16> x(p.x);
+    Vec16 packed[unroll];
+    UNROLL
+    for (int u = 0; u < unroll; u++) {
+        int64_t i = first + u * threads * 8;
+        packed[u] = i < live ? x.load_16(i) : zero_vector();
+    }
+    GeluCurve curve = gelu_curve(p.gelu);
+    UNROLL
+    for (int u = 0; u < unroll; u++) {
+        int64_t i = first + u * threads * 8;
+        if (i >= size) return;
+        float y[8];
+        unpack_8(y, packed[u]);
+        UNROLL
+        for (int j = 0; j < 8; j++) y[j] = ::gelu(curve, y[j]);
+        Global<bf16>(p.out).store_16(i, pack_8(y));
     }
 }
 

@@ -151,6 +151,10 @@ impl Op for Attention {
         if i == 1 { Element::F32 } else { Element::Bf16 }
     }
 
+    fn result(&self, i: usize) -> &'static str {
+        ["attention", "statistics"][i]
+    }
+
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (qkv, out, lse) = (site.input(0)?, site.output(0)?, site.output_f32(1)?);
         let (lse, affine, rope) = (site.present(lse)?, device_affine(site, 1)?, site.input_f32(5)?);

@@ -3,22 +3,25 @@
 use std::collections::HashMap;
 
 use super::elementwise;
-use super::graph::{Graph, Kind, Node, Tensor, Tower};
+use super::graph::{Graph, Kind, Node, Pass, Tensor, Tower};
 
 impl Graph {
     /// Appends the backward pass. Each root is a tensor and the tensor that holds the gradient of
     /// the objective with respect to it. Gradients of parameters are added to their
     /// accumulators; the returned map holds those of other tensors that were reached.
     ///
-    /// Checkpointed segments are recorded a second time right before their backward rules: the
-    /// same ops on the same inputs, so the recomputed values are bit-identical.
+    /// Segments are recorded a second time right before their backward rules: the same ops on the same inputs, so the
+    /// recomputed values are bit-identical. Cheap results are recorded again where [`recompute_cheap`](Self::recompute_cheap)
+    /// was called.
     pub fn backward(&mut self, roots: &[(Tensor, Tensor)]) -> HashMap<Tensor, Tensor> {
+        self.pass = Pass::Backward;
+        let recorded = self.nodes.len();
         let mut grads: HashMap<Tensor, Tensor> = HashMap::new();
         for (tensor, grad) in roots {
             self.accumulate(&mut grads, *tensor, *grad);
         }
         let segments = std::mem::take(&mut self.segments);
-        let mut end = self.nodes.len();
+        let mut end = recorded;
         while end > 0 {
             let segment = segments.iter().find(|s| s.end == end && !s.is_empty());
             let start = segment.map_or(end - 1, |s| s.start);
@@ -34,11 +37,15 @@ impl Graph {
             end = start;
         }
         self.segments = segments;
+        if self.selective {
+            self.recompute_from(recorded);
+        }
+        self.pass = Pass::Forward;
         grads
     }
 
     /// Records copies of `nodes` whose activations are new tensors.
-    fn record_again(&mut self, nodes: &[Node]) -> Vec<Node> {
+    pub(super) fn record_again(&mut self, nodes: &[Node]) -> Vec<Node> {
         let mut renamed: HashMap<Tensor, Tensor> = HashMap::new();
         let mut copies = Vec::with_capacity(nodes.len());
         for node in nodes {
@@ -51,7 +58,7 @@ impl Graph {
                     copy
                 }));
             }
-            let copy = Node { op: node.op.clone(), inputs, outputs };
+            let copy = Node { op: node.op.clone(), inputs, outputs, pass: Pass::Again };
             self.record_node(copy.clone());
             copies.push(copy);
         }

@@ -1,14 +1,17 @@
-//! Sums of whole tensors: where gradients meet.
+//! Sums of whole tensors, where gradients meet; GELU by itself, where it is recomputed.
+
+use std::sync::Arc;
 
 use super::device::{Element, Launch, Site};
 use super::gemm;
-use super::graph::{Graph, Tensor};
+use super::graph::{Graph, Node, Pass, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
 use crate::error::Result;
 use crate::kernels::elementwise::{
-    Add as AddKernel, Addend, accumulate as accumulate_kernel, accumulate_f32,
+    Add as AddKernel, Addend, Gelu as GeluKernel, accumulate as accumulate_kernel, accumulate_f32,
 };
+use crate::recipe::GeluKind;
 
 /// `a + b`; the sum takes over the memory of `a` where it can.
 pub fn add(graph: &mut Graph, a: Tensor, b: Tensor) -> Tensor {
@@ -140,5 +143,34 @@ impl Op for SumRows {
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         gemm::prepare_column_sums(site)
+    }
+}
+
+/// The node that makes `y = gelu(pre)` where a linear layer has made both.
+pub(super) fn gelu_again(kind: GeluKind, pre: Option<Tensor>, y: Option<Tensor>) -> Node {
+    Node { op: Arc::new(Gelu(kind)), inputs: vec![pre], outputs: vec![y], pass: Pass::Again }
+}
+
+/// `y = gelu(x)` elementwise. Only the backward pass records it, so it has no rule.
+#[derive(Debug)]
+struct Gelu(GeluKind);
+
+impl Op for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn result(&self, _: usize) -> &'static str {
+        "GELU"
+    }
+
+    fn run(&self, io: Io<'_>) {
+        on_cpu!(io, |a| cpu::gemm::gelu(a.output(0), a.input(0), self.0));
+    }
+
+    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
+        let (x, y) = (site.input(0)?, site.output(0)?);
+        let gelu = GeluKernel { rows: x.rows, width: x.cols, kind: self.0 };
+        Ok(Box::new(move |step| gelu.launch(step.stream, &y.buffer, &x.buffer, step.live(&x))))
     }
 }

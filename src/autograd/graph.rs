@@ -1,5 +1,6 @@
 //! The record: tensors, nodes, parameters.
 
+mod params;
 mod render;
 
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use super::op::{Op, Workload};
 use super::split::{Shard, Split};
 pub use crate::data::batch::Modality;
+pub use params::{Init, ParamSpec};
 
 /// What the names of the text tower's parameters begin with.
 pub const TEXT_PREFIX: &str = "text.";
@@ -72,44 +74,6 @@ impl TensorInfo {
     }
 }
 
-/// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// All elements are this value.
-    Constant(f32),
-    /// Normal with this standard deviation, cut at two of them.
-    TruncatedNormal(f32),
-    /// Normal with this standard deviation.
-    Normal(f32),
-}
-
-/// Name, shape and treatment of a parameter.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParamSpec {
-    /// Dotted name as it stands in checkpoints, such as `blocks.0.attn.qkv.weight`.
-    pub name: String,
-    /// Shape as it stands in checkpoints.
-    pub shape: Vec<usize>,
-    /// How it starts.
-    pub init: Init,
-    /// Whether weight decay applies (matrices, not gains, biases, positions or tokens).
-    pub decay: bool,
-    /// Whether it belongs to the classification head (own weight decay; replaced by `--init`).
-    pub head: bool,
-}
-
-impl ParamSpec {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
 /// One recorded operation.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -119,6 +83,20 @@ pub struct Node {
     pub inputs: Vec<Option<Tensor>>,
     /// Results; `None` where an optional one is not wanted.
     pub outputs: Vec<Option<Tensor>>,
+    /// To which part of a step it belongs.
+    pub pass: Pass,
+}
+
+/// The parts of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pass {
+    /// What the model computes, and the loss.
+    #[default]
+    Forward,
+    /// Rules of the gradients.
+    Backward,
+    /// What the forward pass has computed already and the backward pass computes again.
+    Again,
 }
 
 impl Node {
@@ -152,12 +130,15 @@ pub struct Graph {
     pub(crate) grad_tensors: Vec<Option<Tensor>>,
     splits: Vec<Split>,
     shard: Shard,
-    /// Checkpointed segments: node ranges whose activations are recomputed in the backward pass.
+    /// Node ranges whose activations are all recomputed in the backward pass.
     pub(crate) segments: Vec<std::ops::Range<usize>>,
+    /// Whether cheap results are recomputed in the backward pass.
+    pub(super) selective: bool,
     /// Tensors that outlive the step.
     pub(crate) kept: Vec<Tensor>,
     /// What is being recorded.
     tower: Tower,
+    pub(super) pass: Pass,
     open_segment: Option<usize>,
 }
 
@@ -340,7 +321,7 @@ impl Graph {
         inputs: Vec<Option<Tensor>>,
         outputs: Vec<Option<Tensor>>,
     ) {
-        self.record_node(Node { op: Arc::new(op), inputs, outputs });
+        self.record_node(Node { op: Arc::new(op), inputs, outputs, pass: self.pass });
     }
 
     pub(crate) fn record_node(&mut self, node: Node) {
@@ -368,10 +349,15 @@ impl Graph {
         }
     }
 
-    /// Starts a segment whose activations are recomputed in the backward pass (activation
-    /// checkpointing). Segments do not nest.
+    /// Says that the backward pass computes cheap results again, such as those of norms: see [`recompute`](super::recompute).
+    pub fn recompute_cheap(&mut self) {
+        self.selective = true;
+    }
+
+    /// Starts a segment of which the backward pass recomputes everything (activation checkpointing, Chen et al. 2016).
+    /// Segments do not nest.
     pub fn begin_segment(&mut self) {
-        assert!(self.open_segment.is_none(), "checkpoint segments do not nest");
+        assert!(self.open_segment.is_none(), "recomputed segments do not nest");
         self.open_segment = Some(self.nodes.len());
     }
 

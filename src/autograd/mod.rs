@@ -24,13 +24,14 @@ pub mod patch;
 pub mod plan;
 pub mod pool;
 pub mod position;
+pub mod recompute;
 pub mod residual;
 pub mod sharded;
 pub mod split;
 
 pub use device::DeviceExecutor;
 pub use exec::{CpuExecutor, ParamStore, Rank};
-pub use graph::{Extent, Graph, Kind, Node, ParamSpec, Tensor};
+pub use graph::{Extent, Graph, Kind, Node, ParamSpec, Pass, Tensor};
 pub use op::{Io, Op, StepState, Workload};
 pub use plan::Plan;
 pub use split::{Shard, Split};

@@ -56,6 +56,15 @@ impl Op for Norm {
         if i == 1 { Element::F32 } else { Element::Bf16 }
     }
 
+    /// Its statistics come with it, but nobody makes it for them alone.
+    fn recompute(&self, node: &Node, i: usize) -> Option<Node> {
+        (i == 0).then(|| node.clone())
+    }
+
+    fn result(&self, i: usize) -> &'static str {
+        ["norms", "statistics"][i]
+    }
+
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         let (x, y, stats) = (site.input(0)?, site.output(0)?, site.output_f32(1)?);
         let (gain, bias) = (site.input_f32(1)?, site.input_f32(2)?);

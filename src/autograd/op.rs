@@ -209,6 +209,19 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// What makes result `i` of `node` again in a pass over memory, from operands and results that the backward pass keeps
+    /// in any case: a node with the same result, see [`recompute`](super::recompute). None where it is kept itself.
+    fn recompute(&self, node: &Node, i: usize) -> Option<Node> {
+        let _ = (node, i);
+        None
+    }
+
+    /// What result `i` is, for a table of what is held.
+    fn result(&self, i: usize) -> &'static str {
+        let _ = i;
+        self.name()
+    }
+
     /// Records the backward rule. `grads` are the gradients of the results (`None` where nothing
     /// flows back); the answer holds the gradient of each operand. Gradients of parameters that
     /// the rule accumulates itself, through [`Graph::gradient_of`], are `None` in the answer.

@@ -88,6 +88,10 @@ impl Op for Residual {
         true
     }
 
+    fn result(&self, _: usize) -> &'static str {
+        "residual stream"
+    }
+
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let width = a.input_shape(1).1;
@@ -117,7 +121,8 @@ impl Op for Residual {
         }
         let dbranch = graph.activation_like(branch);
         let dgamma = gamma.and_then(|t| graph.gradient_of(t));
-        let kept_branch = gamma.map(|_| branch);
+        // Nothing else keeps the branch.
+        let kept_branch = dgamma.map(|_| branch);
         let grad = ResidualGrad { drop_path: self.drop_path, rows: self.rows };
         graph.record(grad, vec![Some(dout), kept_branch, gamma], vec![Some(dbranch), dgamma]);
         vec![Some(dout), Some(dbranch), None]

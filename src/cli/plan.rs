@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::train::plan::report::Report;
 use crate::train::plan::search::{Candidate, Request, search};
-use crate::train::plan::time::{LINK, NETWORK, PEAK, Rates, SHARE};
+use crate::train::plan::time::{BANDWIDTH, LINK, NETWORK, PEAK, Rates, SHARE};
 use crate::train::step::one_rank;
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// What a GPU reaches over a step without communication; 60 % of the peak where it is not given.
     #[arg(long, value_name = "RATE", value_parser = flops)]
     flops: Option<f64>,
+    /// What a GPU reads and writes of its memory; an H100's where it is not given (3.35TB/s).
+    #[arg(long, value_name = "RATE", value_parser = bytes)]
+    bandwidth: Option<f64>,
     /// What a GPU sends to others of its node, in one direction; NVLink 4's where it is not given (450GB/s).
     #[arg(long, value_name = "RATE", value_parser = bytes)]
     link: Option<f64>,
@@ -63,6 +66,7 @@ pub(super) fn run(args: Args) -> Result<()> {
         rates: Rates {
             peak,
             flops,
+            bandwidth: args.bandwidth.unwrap_or(BANDWIDTH),
             gpus_per_node: args.gpus_per_node,
             link: args.link.unwrap_or(LINK),
             network: args.network.unwrap_or(NETWORK),
@@ -100,8 +104,8 @@ fn command(args: &Args, request: &Request, chosen: &Candidate) -> String {
     }
     let mut sets = args.sets.clone();
     let given = &request.recipe;
-    if chosen.recompute != given.model.checkpoint {
-        sets.push(format!("model.checkpoint={}", chosen.recompute));
+    if chosen.recompute != given.model.recompute {
+        sets.push(format!("model.recompute={}", chosen.recompute.name()));
     }
     if chosen.accumulate != given.train.accumulate {
         sets.push(format!("train.accumulate={}", chosen.accumulate));

@@ -161,7 +161,13 @@ fn ops() -> Vec<Op> {
             "f32 arenas to 2^35 elements",
             format!("{:e}; Adafactor as one rounding of its momentum to bf16", to::OPTIMISER),
         ),
-        op("sums of tensors", &["elementwise"], "a multiple of 8 elements", "one rounding".into()),
+        op(
+            "sums of tensors",
+            &["elementwise_add", "elementwise_accumulate"],
+            "a multiple of 8 elements",
+            "one rounding".into(),
+        ),
+        op("GELU by itself", &["elementwise_gelu"], rows, to::ROUNDED.to_string()),
         op(
             "sums over ranks",
             &["collective"],

@@ -6,7 +6,7 @@ use crate::autograd::{elementwise, gemm, patch, sharded};
 use crate::error::Result;
 use crate::nn::{block, norm, patch_embed, pool, position, shard};
 use crate::recipe::shapes::Dimensions;
-use crate::recipe::{ModelConfig, Recipe};
+use crate::recipe::{ModelConfig, Recipe, Recompute};
 
 /// What a recorded model computes.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ pub struct Outputs {
 }
 
 /// Records the model of `recipe` for batches of `tokens` tokens and `slots` images. `training`
-/// turns stochastic depth and activation checkpointing on. Of a graph with a tensor axis, the blocks are shared
+/// turns stochastic depth and recomputation on. Of a graph with a tensor axis, the blocks are shared
 /// out; what comes before and after them is small, and every rank computes it whole.
 ///
 /// # Errors
@@ -111,12 +111,16 @@ pub fn blocks(
     dims: &Dimensions,
     training: bool,
 ) -> Tensor {
+    let recompute = if training { config.recompute } else { Recompute::None };
+    if recompute == Recompute::Selective {
+        graph.recompute_cheap();
+    }
     for index in 0..dims.depth {
-        if training && config.checkpoint {
+        if recompute == Recompute::Full {
             graph.begin_segment();
         }
         x = block::block(graph, index, x, rope, config, dims, training);
-        if training && config.checkpoint {
+        if recompute == Recompute::Full {
             graph.end_segment();
         }
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::Recipe;
 use super::shapes::nearest;
+use super::{Recipe, Recompute};
 use crate::{Error, Result};
 
 macro_rules! embedded {
@@ -81,11 +81,10 @@ impl Recipe {
     pub fn load(name_or_path: &str, sets: &[String]) -> Result<Self> {
         let mut table = schema()?;
         for (origin, layer) in layers(name_or_path)? {
-            overlay(&mut table, &layer, &origin, "")?;
+            lay(&mut table, layer, &origin)?;
         }
         for set in sets {
-            let origin = format!("--set {set}");
-            overlay(&mut table, &parse_set(set)?, &origin, "")?;
+            lay(&mut table, parse_set(set)?, &format!("--set {set}"))?;
         }
         let recipe: Self = table.try_into().map_err(Error::failure)?;
         recipe.validate()?;
@@ -101,7 +100,7 @@ impl Recipe {
         let origin = file.display().to_string();
         let layer: Table = text.parse().map_err(|e| syntax(&origin, text, &e))?;
         let mut table = schema()?;
-        overlay(&mut table, &layer, &origin, "")?;
+        lay(&mut table, layer, &origin)?;
         let recipe: Self = table.try_into().map_err(Error::failure)?;
         recipe.validate()?;
         Ok(recipe)
@@ -114,7 +113,7 @@ impl Recipe {
     pub fn with_sets(&self, sets: &[String]) -> Result<Self> {
         let mut table = Table::try_from(self).map_err(Error::failure)?;
         for set in sets {
-            overlay(&mut table, &parse_set(set)?, &format!("--set {set}"), "")?;
+            lay(&mut table, parse_set(set)?, &format!("--set {set}"))?;
         }
         table.try_into().map_err(Error::failure)
     }
@@ -227,7 +226,24 @@ fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// Lays `layer` over `base`, which holds every known key.
+/// Lays `layer` over `base`, which holds every known key; keys of earlier versions are taken as what they meant.
+fn lay(base: &mut Table, mut layer: Table, origin: &str) -> Result<()> {
+    renamed(&mut layer);
+    overlay(base, &layer, origin, "")
+}
+
+/// `model.checkpoint`, which every run of earlier versions has in its recipe, is `model.recompute` now.
+fn renamed(layer: &mut Table) {
+    let Some(Value::Table(model)) = layer.get_mut("model") else { return };
+    if let Some(&Value::Boolean(whole)) = model.get("checkpoint")
+        && !model.contains_key("recompute")
+    {
+        model.remove("checkpoint");
+        let recompute = if whole { Recompute::Full } else { Recompute::None };
+        model.insert("recompute".into(), recompute.name().into());
+    }
+}
+
 fn overlay(base: &mut Table, layer: &Table, origin: &str, prefix: &str) -> Result<()> {
     for (name, value) in layer {
         let key = format!("{prefix}{name}");

@@ -94,8 +94,8 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Initial bias of the head (ViT-22B uses −10 with the sigmoid loss).
     pub head_init_bias: f64,
-    /// Recompute every block in the backward pass instead of keeping its activations.
-    pub checkpoint: bool,
+    /// Which activations are computed again in the backward pass instead of being kept.
+    pub recompute: Recompute,
 }
 
 choice! {
@@ -118,6 +118,23 @@ choice! {
         /// The cls token.
         Cls = "cls",
     }
+}
+
+choice! {
+    /// What the backward pass computes again, as Megatron-LM's `--recompute-granularity` names it. The result is the same.
+    Recompute {
+        /// Nothing: all activations that it reads are kept.
+        None = "none",
+        /// What a pass over memory makes: results of norms, and GELU.
+        Selective = "selective",
+        /// Whole blocks, of which only the inputs are kept.
+        Full = "full",
+    }
+}
+
+impl Recompute {
+    /// From the largest memory to the smallest.
+    pub const ALL: [Self; 3] = [Self::None, Self::Selective, Self::Full];
 }
 
 impl Default for ModelConfig {
@@ -163,7 +180,7 @@ impl Default for ModelConfig {
             position: PositionConfig::default(),
             rope: RopeConfig::default(),
             head_init_bias: 0.0,
-            checkpoint: false,
+            recompute: Recompute::None,
         }
     }
 }
@@ -181,8 +198,7 @@ impl ModelConfig {
 }
 
 /// Keys of [`ModelConfig`] that do not change what a given set of weights computes.
-const TRAINING_ONLY: &[&str] =
-    &["drop_path", "drop_path_linear", "checkpoint", "head_init_bias", "head_bias"];
+const TRAINING_ONLY: &[&str] = &["drop_path", "drop_path_linear", "recompute", "head_init_bias", "head_bias"];
 
 impl ModelConfig {
     /// The same with defaults for what has no effect on what the network computes.

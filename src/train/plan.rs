@@ -4,8 +4,10 @@
 //! that only counts ([`Device::planned`](crate::device::Device::planned)).
 //!
 //! Of several ranks, [`search`] plans a training on every mesh of so many GPUs: [`memory`] of a rank ([`device`];
-//! [`cpu`] for ranks on the CPU), [`traffic`] and [`time`] of a step. [`rank`] is what they all start from.
+//! [`cpu`] for ranks on the CPU) and what its [`activations`] are, [`traffic`] and [`time`] of a step. [`rank`] is what they
+//! all start from.
 
+pub mod activations;
 pub mod cpu;
 pub mod device;
 pub mod memory;
@@ -21,7 +23,7 @@ use self::memory::{batch_bytes, target_bytes, text_bytes};
 use crate::autograd::Workload;
 use crate::cpu::gemm::bf16;
 use crate::data::resolution::mean_area;
-use crate::recipe::{MatmulKind, Recipe};
+use crate::recipe::{MatmulKind, Recipe, Recompute};
 use crate::train::engine::DeviceMemory;
 use crate::train::step::TrainStep;
 use crate::train::terminal::mib;
@@ -39,6 +41,8 @@ pub struct RunPlan {
     pub text_tokens: usize,
     /// Batches per step.
     pub accumulate: usize,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
     /// Model FLOPs of a full step at the expected image size.
     pub flops_per_step: f64,
     /// Expected tokens per image, before dropping.
@@ -81,6 +85,7 @@ impl RunPlan {
             slots,
             text_tokens: if recipe.text.is_on() { recipe.text_tokens(slots) } else { 0 },
             accumulate,
+            recompute: recipe.model.recompute,
             flops_per_step: step.flops(&work) * accumulate as f64,
             tokens_per_image,
             state_bytes: memory.state(),
@@ -173,6 +178,11 @@ impl fmt::Display for RunPlan {
         writeln!(f, "model FLOPs       {:.digits$} GFLOP a step", self.flops_per_step / 1e9)?;
         if let Some(units) = self.bf16_units {
             writeln!(f, "products          bf16, multiplied by {units}")?;
+        }
+        match self.recompute {
+            Recompute::None => {}
+            Recompute::Selective => writeln!(f, "recompute         selective: norms and GELU")?,
+            Recompute::Full => writeln!(f, "recompute         full: blocks")?,
         }
         write!(f, "{}", self.memory())?;
         if self.cache_bytes > 0 {

@@ -241,9 +241,15 @@ fn what_a_device_cannot_do_is_said_at_the_start() {
         "the run needs ",
         " GiB of device memory, and of 16.0 GiB free on emulator it may take 15.7 GiB; lower packing.tokens from 131072 to ",
         "train.accumulate=",
-        "model.checkpoint=true, which needs ",
+        "model.recompute=full, which needs ",
         "or use --device cpu",
     ]);
+    // Norms and GELU are enough where little is missing.
+    let less = place.train("--device emulator --dry-run", &[&large[..], &["packing.tokens=16384"]].concat());
+    less.refuses(&["model.recompute=selective, which needs "]);
+    let fits = [&large[..], &["packing.tokens=16384", "model.recompute=selective"]].concat();
+    let plan = place.train("--device emulator --dry-run", &fits).succeeds();
+    plan.says(&["recompute         selective: norms and GELU\n", "device memory     "]);
     let huge = ["model.width=8192", "model.heads=64", "model.mlp=32768", "model.depth=40"];
     place.train("--device emulator --dry-run", &huge).refuses(&["take a smaller model", "alone are "]);
     place.train("--device emulator --dry-run", &[]).succeeds().says(&["device memory     ", "evaluation"]);

@@ -16,7 +16,13 @@ fn vit_22b_on_64_gpus() {
         "left out: model.heads 48 cannot be shared evenly by 32 ranks",
         "\nchosen            ",
         "\nmemory            ",
-        "\nactivations       ",
+        "\n  model.recompute   activations       memory  FLOPs again  moved again       step  on 32 x 2\n",
+        "\n> none  ",
+        "\n  selective  ",
+        "\n  full  ",
+        "\n  activations at the peak       kept  in passing    made again\n",
+        "\n  residual stream  ",
+        "\n  GELU  ",
         "\nsent a step       tensor axis ",
         "\nstep time         ",
         "\nMFU               ",
@@ -34,7 +40,25 @@ fn a_plan_says_how_to_run_it() {
         "trencadis train vit-b16 --data PATH --ranks 4 --set train.accumulate=2 --set train.accumulate=4\n",
     ]);
     let alone = place.run("plan vit-b16 --gpus 1 --flops 600TFLOP/s").succeeds();
-    alone.says(&["run               trencadis train vit-b16 --data PATH\n", "600 TFLOP/s"]);
+    alone.says(&[
+        "run               trencadis train vit-b16 --data PATH\n",
+        "600 TFLOP/s",
+        "3.35 TB/s of its memory",
+        "\n> none  ",
+        "\n  selective  ",
+        "\n  full  ",
+        "\n  attn.qkv  ",
+        "\n  pre-activations  ",
+        "\n  GELU  ",
+        "\n  norms  ",
+    ]);
+    let tight = place.run("plan vit-b16 --gpus 1 --memory 8GiB --bandwidth 2TB/s").succeeds();
+    tight.says(&[
+        "2.00 TB/s of its memory",
+        "\n> selective  ",
+        "model.recompute = \"selective\"",
+        "run               trencadis train vit-b16 --data PATH --set model.recompute=selective\n",
+    ]);
 }
 
 #[test]

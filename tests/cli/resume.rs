@@ -118,13 +118,40 @@ fn a_kill_costs_nothing_with_every_kind_of_chance() {
         "model.class_token=true",
         "model.pool=\"cls\"",
         "model.registers=2",
-        "model.checkpoint=true",
+        "model.recompute=\"selective\"",
         "drop.kind=\"constant\"",
         "data.flip=true",
         "packing.kind=\"bins\"",
         "packing.sequence=128",
         "packing.open=4",
     ]);
+}
+
+/// Recipes of earlier versions say `model.checkpoint`: runs that were begun with them go on.
+#[test]
+fn a_run_of_an_earlier_version_goes_on() {
+    let place = Place::new();
+    for (name, set, was, line) in [
+        ("kept", "model.recompute=none", "checkpoint = false", None),
+        ("again", "model.recompute=full", "checkpoint = true", Some("recompute         full: blocks")),
+    ] {
+        place.train(&format!("--name {name}"), &[set]).succeeds();
+        let last = place.path(&format!("runs/{name}-1/last.safetensors"));
+        let mut checkpoint = Weights::load(&last).unwrap();
+        let now = set.replace('=', " = \"").replace("model.", "") + "\"";
+        let recipe = &checkpoint.metadata["recipe"];
+        assert!(recipe.contains(&now), "{recipe}");
+        let recipe = recipe.replace(&now, was).replace("\nsteps = 12\n", "\nsteps = 24\n");
+        checkpoint.metadata.insert("recipe".into(), recipe);
+        checkpoint.save_atomic(&last).unwrap();
+        let resumed = place.run(&format!("train --resume runs/{name}-1")).succeeds();
+        assert!(resumed.err.contains("from step 12"), "{}", resumed.err);
+        assert_eq!(line.is_some_and(|line| resumed.err.contains(line)), line.is_some(), "{}", resumed.err);
+        assert_eq!(
+            place.metrics(&format!("runs/{name}-1")).iter().filter(|line| line["kind"] == "train").count(),
+            24
+        );
+    }
 }
 
 #[test]

@@ -52,6 +52,25 @@ fn a_printed_recipe_trains_the_same() {
     assert_eq!(place.bits("runs/digits-1/last.safetensors"), place.bits("runs/recipe-1/last.safetensors"));
 }
 
+/// What is computed again changes no bit, and no line of the log.
+#[test]
+fn recomputation_changes_nothing() {
+    let place = Place::new();
+    for recompute in ["none", "selective", "full"] {
+        let set = format!("model.recompute={recompute}");
+        let sets = [&set[..], "model.depth=2", "model.layer_scale=0.1", "model.drop_path=0.2"];
+        place.train(&format!("--name {recompute}"), &sets).succeeds();
+    }
+    let of = |name: &str| {
+        (place.metrics(&format!("runs/{name}-1")), place.bits(&format!("runs/{name}-1/last.safetensors")))
+    };
+    let kept = of("none");
+    assert!(kept == of("selective") && kept == of("full"));
+    place
+        .train("", &["model.recompute=blocks"])
+        .refuses(&["`model.recompute` must be one of none, selective, full, but it is \"blocks\""]);
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bits_whatever_the_threads() {
     let place = Place::new();

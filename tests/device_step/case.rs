@@ -51,7 +51,7 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
                 c.position.coordinate = PositionCoordinate::Fractional;
                 c.position.combination = PositionCombination::Joint;
                 c.position.resample = PositionResample::Bicubic;
-                c.checkpoint = true;
+                c.recompute = Recompute::Full;
             }),
         ),
         (
@@ -60,7 +60,7 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
                 (c.block, c.norm, c.pool) = (BlockKind::Parallel, NormKind::Rms, PoolKind::Mean);
                 (c.qk_norm, c.qk_norm_per_head) = (QkNormKind::LayerNormBias, false);
                 (c.registers, c.head_norm, c.patch_norm_out) = (3, true, true);
-                (c.drop_path, c.layer_scale) = (0.4, 0.5);
+                (c.drop_path, c.layer_scale, c.recompute) = (0.4, 0.5, Recompute::Selective);
                 c.position.basis = PositionBasis::Fourier;
                 c.position.coordinate = PositionCoordinate::FractionalAspect;
             }),
@@ -69,7 +69,7 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
             "pooling with an mlp",
             with(&|c| {
                 (c.pool_mlp, c.pool_residual, c.pool_query_norm) = (true, true, true);
-                (c.gelu, c.drop_path) = (GeluKind::Tanh, 0.3);
+                (c.gelu, c.drop_path, c.recompute) = (GeluKind::Tanh, 0.3, Recompute::Selective);
                 c.position.basis = PositionBasis::Sinusoidal;
                 c.position.combination = PositionCombination::Stack;
             }),
@@ -85,7 +85,7 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
         (
             "rotary positions without a norm",
             with(&|c| {
-                (c.block, c.qk_norm, c.checkpoint) = (BlockKind::Parallel, QkNormKind::None, true);
+                (c.block, c.qk_norm, c.recompute) = (BlockKind::Parallel, QkNormKind::None, Recompute::Full);
                 (c.heads, c.kv_heads) = (4, 1);
                 c.rope = RopeConfig {
                     kind: Rope::Interleaved,

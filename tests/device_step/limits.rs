@@ -91,10 +91,14 @@ fn draw(config: &mut ModelConfig, stream: &mut Stream) {
         &mut config.pool_qk_norm,
         &mut config.pool_query_norm,
         &mut config.pool_residual,
-        &mut config.checkpoint,
     ] {
         *flag = yes();
     }
+    config.recompute = match (yes(), yes()) {
+        (true, true) => Recompute::Full,
+        (true, false) => Recompute::Selective,
+        _ => Recompute::None,
+    };
     config.registers = 3 * usize::from(yes());
     config.layer_scale = if yes() { 0.3 } else { 0.0 };
     config.drop_path = if yes() { 0.2 } else { 0.0 };

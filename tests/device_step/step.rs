@@ -60,6 +60,34 @@ fn a_step_agrees_with_the_cpu() {
     }
 }
 
+/// What is made again has the bits that it had, but for GELU: the product makes it before the pre-activation is rounded,
+/// the backward pass after that. It reaches the gradients of the weights that it is multiplied by alone.
+#[test]
+fn selective_recomputation_changes_gelu_alone() {
+    for (name, config) in variants() {
+        let batch = batch(&GRIDS, config.prefix(), config.patch_dim(), CLASSES, TOKENS, 2);
+        let [kept, again] = [Recompute::None, Recompute::Selective]
+            .map(|recompute| record(&ModelConfig { recompute, ..config.clone() }, &batch, LossKind::Softmax));
+        let params = kept.graph.params();
+        for device in devices() {
+            let [kept, again] = [&kept, &again]
+                .map(|recorded| on_device(&mut executor(&device, recorded, &batch), recorded, &batch));
+            assert_eq!((&again.0, &again.1), (&kept.0, &kept.1), "{name}: loss and logits");
+            let (mut rounded, mut largest) = (0, 0.0f64);
+            for (i, param) in params.iter().enumerate() {
+                if param.name.ends_with("fc2.weight") {
+                    rounded += usize::from(again.2[i] != kept.2[i]);
+                    largest = largest.max(distance(&again.2[i], &kept.2[i]));
+                } else {
+                    assert_eq!(again.2[i], kept.2[i], "{name}: the gradient of {}", param.name);
+                }
+            }
+            println!("{name}: {rounded} gradients of fc2.weight are rounded elsewhere, {largest:.1e} apart");
+            assert!(largest < 1e-5 && rounded >= config.depth, "{name}: {rounded}, {largest:.1e} apart");
+        }
+    }
+}
+
 /// One image that fills the budget, and no image at all.
 #[test]
 fn full_and_empty_batches() {

@@ -1,12 +1,15 @@
-//! The kernels of elementwise sums against the CPU device in f64, on inputs rounded to bf16.
+//! The kernels of elementwise sums and GELU against the CPU device in f64, on inputs rounded to bf16.
 
 use half::bf16;
 
 use trencadis::cpu::elementwise as oracle;
-use trencadis::kernels::elementwise::{Add, Addend, accumulate, accumulate_f32};
+use trencadis::cpu::gemm::gelu;
+use trencadis::kernels::elementwise::{Add, Addend, Gelu, accumulate, accumulate_f32};
+use trencadis::kernels::tolerance as to;
+use trencadis::ops::GeluKind;
 
 use crate::support::devices::devices;
-use crate::support::numbers::random;
+use crate::support::numbers::{alike, close, random};
 use crate::support::rounded::wide;
 
 const ROWS: usize = 150;
@@ -55,6 +58,43 @@ fn sums_of_rows_and_of_a_row() {
             assert_eq!(exact(&all.download().unwrap()), twice);
             let missing = sizes.launch(&stream, None, &a_device, rows, Some((&live, 2)));
             assert!(missing.unwrap_err().to_string().contains("no entry 2"));
+        }
+    }
+}
+
+#[test]
+fn gelu_of_rows() {
+    for device in devices() {
+        for (kind, width) in [(GeluKind::Erf, 8), (GeluKind::Tanh, 72), (GeluKind::Erf, 200)] {
+            let stream = device.stream().unwrap();
+            let sizes = Gelu { rows: ROWS, width, kind };
+            // From one tail to the other.
+            let mut x: Vec<bf16> =
+                random::<f64>(ROWS * width, 7).into_iter().map(|x| bf16::from_f64(3.0 * x)).collect();
+            x[..6].copy_from_slice(&[0.0, -0.0, 6.5, -6.5, 20.0, -20.0].map(bf16::from_f64));
+            x[LIVE * width..].fill(bf16::NAN);
+            let x_device = device.upload(&x).unwrap();
+            let live = device.upload(&[0, LIVE as i32]).unwrap();
+            let [y, all] = [(), ()].map(|()| device.upload(&vec![bf16::NAN; ROWS * width]).unwrap());
+            sizes.launch(&stream, &y, &x_device, Some((&live, 1))).unwrap();
+            sizes.launch(&stream, &all, &x_device, None).unwrap();
+            stream.synchronize().unwrap();
+
+            let (got, all) = (y.download().unwrap(), all.download().unwrap());
+            assert!(got[LIVE * width..].iter().all(|y| y.to_bits() == 0), "dead rows");
+            assert!(all[LIVE * width..].iter().all(|y| y.is_nan()), "all rows are live, and NaN stays");
+            assert_eq!(got[..LIVE * width], all[..LIVE * width]);
+            let mut want = vec![0.0; LIVE * width];
+            gelu(&mut want, &exact(&x[..LIVE * width]), kind);
+            let got = exact(&got[..LIVE * width]);
+            alike("gelu", &got, &want, to::ROUNDED);
+            close(&got, &want, to::GEMM_BF16);
+            assert_eq!(x_device.download().unwrap()[..LIVE * width], x[..LIVE * width], "the operand stays");
+
+            let missing = sizes.launch(&stream, &y, &x_device, Some((&live, 2)));
+            assert!(missing.unwrap_err().to_string().contains("no entry 2"));
+            let odd = Gelu { width: width + 1, ..sizes }.launch(&stream, &y, &x_device, None);
+            assert!(odd.unwrap_err().to_string().contains("multiple of 8"));
         }
     }
 }

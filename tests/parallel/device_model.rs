@@ -39,6 +39,7 @@ fn models() -> [ModelConfig; 2] {
         channels: 1,
         layer_scale: 0.5,
         drop_path: 0.3,
+        recompute: Recompute::Selective,
         norm_bias: true,
         norm: NormKind::LayerNorm,
         qk_norm: QkNormKind::LayerNorm,
@@ -56,7 +57,7 @@ fn models() -> [ModelConfig; 2] {
         norm_bias: false,
         qk_norm: QkNormKind::Rms,
         layer_scale: 0.0,
-        checkpoint: true,
+        recompute: Recompute::Full,
         kv_heads: 0,
         rope: RopeConfig::default(),
         ..serial.clone()

@@ -8,7 +8,7 @@ use trencadis::autograd::{Shard, Workload};
 use trencadis::nn::init::initialise;
 use trencadis::parallel::zero::{Schedule, Units};
 use trencadis::parallel::{Grads, Group, Mesh, MeshGroups, Operand, Ranks, Rings, Sharding, Simulation};
-use trencadis::recipe::{ModelConfig, PositionConfig, Recipe};
+use trencadis::recipe::{ModelConfig, PositionConfig, Recipe, Recompute};
 use trencadis::train::engine::{CpuEngine, TrainState};
 use trencadis::train::step::TrainStep;
 
@@ -127,7 +127,7 @@ fn a_data_axis_takes_the_longer_of_products_and_messages() {
         heads: 4,
         patch: 2,
         channels: 1,
-        checkpoint: true,
+        recompute: Recompute::Full,
         position: PositionConfig { rows: 9, columns: 11, ..PositionConfig::default() },
         ..ModelConfig::default()
     };

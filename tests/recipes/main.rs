@@ -9,7 +9,7 @@ use trencadis::recipe::load;
 use trencadis::recipe::shapes::SHAPES;
 use trencadis::recipe::{
     BlockKind, LossKind, ModelConfig, OptimizerKind, PackingKind, PoolKind, PositionCombination, Recipe,
-    ScheduleKind,
+    Recompute, ScheduleKind,
 };
 
 fn load(name: &str, sets: &[&str]) -> trencadis::Result<Recipe> {
@@ -224,4 +224,24 @@ fn rotary_keys_and_kv_heads_differ_where_they_have_an_effect() {
     assert_eq!(turned.differences(&theta).unwrap(), ["model.rope.theta is 10000.0 there and 50.0 here"]);
     let shared = of(&["model.kv_heads=1"]);
     assert_eq!(plain.differences(&shared).unwrap(), ["model.kv_heads is 3 there and 1 here"]);
+}
+
+#[test]
+fn recipes_of_earlier_versions_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |text: &str| load(&file(&folder, "old.toml", text), &[]).unwrap().model.recompute;
+    assert_eq!(of("extends = \"digits\"\n[model]\ncheckpoint = true"), Recompute::Full);
+    assert_eq!(of("extends = \"vit-22b\"\n[model]\ncheckpoint = false"), Recompute::None);
+    assert_eq!(load("digits", &["model.checkpoint=true"]).unwrap().model.recompute, Recompute::Full);
+    assert_eq!(load("digits", &["model.recompute=selective"]).unwrap().model.recompute, Recompute::Selective);
+    let written = load("vit-22b", &[]).unwrap().to_toml().unwrap();
+    assert!(written.contains("recompute = \"full\"") && !written.contains("checkpoint"));
+    // Both say two things.
+    let both = file(&folder, "both.toml", "[model]\ncheckpoint = true\nrecompute = \"none\"");
+    says(&mistake(&both, &[]), &["there is no key `model.checkpoint`"]);
+    says(&mistake("digits", &["model.checkpoint=3"]), &["there is no key `model.checkpoint`"]);
+    says(
+        &mistake("digits", &["model.recompute=selectiv"]),
+        &["`model.recompute` must be one of none, selective, full", "did you mean \"selective\"?"],
+    );
 }

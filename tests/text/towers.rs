@@ -63,9 +63,13 @@ fn gradients_of_both_towers() {
 /// Loss and gradients of a training step, by either loss.
 #[test]
 fn gradients_of_a_step() {
-    for loss in ["softmax", "sigmoid"] {
-        let recipe =
-            small(&[&format!("contrastive.loss={loss}"), "contrastive.init_bias=-1", "packing.tokens=128"]);
+    for (loss, recompute) in [("softmax", "none"), ("sigmoid", "selective")] {
+        let recipe = small(&[
+            &format!("contrastive.loss={loss}"),
+            &format!("model.recompute={recompute}"),
+            "contrastive.init_bias=-1",
+            "packing.tokens=128",
+        ]);
         let mut batch = pairs(&recipe, 0, 4, 1);
         // As many tokens as the step is recorded for.
         batch.positions.resize(128, [0, 0]);

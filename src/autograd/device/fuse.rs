@@ -33,6 +33,18 @@ fn producer<T: Op>(graph: &Graph, tensor: Tensor, at: usize, later: bool) -> Opt
     (!read_before && (later || !read_after)).then_some(product)
 }
 
+/// Node `at` as another operation.
+fn replace(
+    graph: &mut Graph,
+    at: usize,
+    op: impl Op + 'static,
+    inputs: Vec<Option<Tensor>>,
+    outputs: Vec<Option<Tensor>>,
+) {
+    let pass = graph.nodes[at].pass;
+    graph.nodes[at] = Node { op: Arc::new(op), inputs, outputs, pass };
+}
+
 /// Leaves out the nodes of `gone`, ascending.
 fn remove(graph: &mut Graph, gone: &[usize]) {
     let mut index = 0;
@@ -57,7 +69,7 @@ fn gelu_grad(graph: &mut Graph) {
         let outputs = vec![Some(dpre), sums.map(|sums| graph.nodes[sums].output(0))];
         gone.push(product);
         gone.extend(sums);
-        graph.nodes[at] = Node { op: Arc::new(InputGeluGrad(kind)), inputs, outputs };
+        replace(graph, at, InputGeluGrad(kind), inputs, outputs);
     }
     gone.sort_unstable();
     remove(graph, &gone);
@@ -97,7 +109,7 @@ fn residual(graph: &mut Graph) {
         let inputs = vec![x, factors[0], factors[1], factors[2], gamma];
         let outputs = vec![out, Some(branch)];
         gone.push(product);
-        graph.nodes[at] = Node { op: Arc::new(LinearResidual(drop_path)), inputs, outputs };
+        replace(graph, at, LinearResidual(drop_path), inputs, outputs);
     }
     gone.sort_unstable();
     remove(graph, &gone);
@@ -118,7 +130,7 @@ fn norm_grad(graph: &mut Graph) {
         let inputs = [passing].iter().chain(operands).copied().collect();
         let outputs = [sum].iter().chain(&results[1..]).copied().collect();
         gone.push(grad);
-        graph.nodes[at] = Node { op: Arc::new(NormGradAdd(kind)), inputs, outputs };
+        replace(graph, at, NormGradAdd(kind), inputs, outputs);
     }
     gone.sort_unstable();
     remove(graph, &gone);
@@ -143,7 +155,7 @@ fn position(graph: &mut Graph) {
         };
         let inputs = [x].iter().chain(&node.inputs).copied().collect();
         gone.push(made);
-        graph.nodes[at] = Node { op: Arc::new(added), inputs, outputs: vec![sum] };
+        replace(graph, at, added, inputs, vec![sum]);
     }
     gone.sort_unstable();
     remove(graph, &gone);

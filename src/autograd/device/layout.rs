@@ -42,6 +42,9 @@ pub struct ArenaPlan {
     pub bytes: usize,
     /// Most bytes that are in use at one time: no layout is smaller.
     pub peak: usize,
+    /// When the memory of a tensor is held, and with it that of all that take its place one after another: for each of
+    /// these the first.
+    pub held: Vec<(Tensor, Interval)>,
 }
 
 impl ArenaPlan {
@@ -65,7 +68,7 @@ impl ArenaPlan {
         };
 
         let mut owner: Vec<Option<usize>> = vec![None; graph.tensors.len()];
-        let mut intervals: Vec<Interval> = Vec::new();
+        let (mut intervals, mut first): (Vec<Interval>, Vec<Tensor>) = (Vec::new(), Vec::new());
         for (at, &index) in plan.order.iter().enumerate() {
             let node = &graph.nodes[index];
             for (i, tensor) in node.outputs.iter().enumerate() {
@@ -79,6 +82,7 @@ impl ArenaPlan {
                     .filter(|&first| intervals[first].bytes == bytes(tensor));
                 owner[tensor.0] = Some(moved.unwrap_or_else(|| {
                     intervals.push(Interval { bytes: bytes(tensor), first: at, last: at });
+                    first.push(tensor);
                     intervals.len() - 1
                 }));
             }
@@ -96,7 +100,8 @@ impl ArenaPlan {
             owner.map(|i| offsets[i]..offsets[i] + bytes(Tensor(tensor)))
         };
         let slots = owner.iter().enumerate().map(slot).collect();
-        Self { slots, bytes: total, peak: peak(&intervals), elements }
+        let peak = peak(&intervals);
+        Self { slots, bytes: total, peak, held: first.into_iter().zip(intervals).collect(), elements }
     }
 }
 

@@ -86,6 +86,10 @@ impl Op for LinearResidual {
         i == 1
     }
 
+    fn result(&self, i: usize) -> &'static str {
+        ["residual stream", "branches (LayerScale)"][i]
+    }
+
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let (outer, inner) = a.input_shape(2);

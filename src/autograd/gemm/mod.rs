@@ -14,6 +14,7 @@ mod fused;
 pub(super) use fused::{InputGeluGrad, LinearResidual};
 
 use super::device::{Launch, Matrix, Site};
+use super::elementwise::gelu_again;
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, Workload, on_cpu};
 use crate::cpu;
@@ -182,6 +183,14 @@ impl Op for LinearGelu {
     /// The pre-activation serves the backward rule alone.
     fn optional(&self, i: usize) -> bool {
         i == 1
+    }
+
+    fn recompute(&self, node: &Node, i: usize) -> Option<Node> {
+        (i == 0).then(|| gelu_again(self.0, node.outputs[1], node.outputs[0]))
+    }
+
+    fn result(&self, i: usize) -> &'static str {
+        ["GELU", "pre-activations"][i]
     }
 
     fn run(&self, io: Io<'_>) {

@@ -72,6 +72,11 @@ impl Op for ColumnLinear {
         joined + chunks_held(1, graph.info(node.output(0)))
     }
 
+    /// Of LayerScale's gradient.
+    fn result(&self, _: usize) -> &'static str {
+        "branches (LayerScale)"
+    }
+
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
         device::column_linear(site)
     }

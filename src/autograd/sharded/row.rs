@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 
 use super::super::device::{Launch, Site};
+use super::super::elementwise::gelu_again;
 use super::super::gemm::{BIAS_UNIT, GeluGrad, WEIGHT_UNIT};
 use super::super::graph::{Graph, Node, Tensor};
 use super::super::op::{Args, Io, Op, Workload, on_cpu};
@@ -116,6 +117,19 @@ impl Op for RowLinear {
     /// Pre-activations serve the backward rule alone.
     fn optional(&self, i: usize) -> bool {
         i % 2 == 1
+    }
+
+    fn recompute(&self, node: &Node, i: usize) -> Option<Node> {
+        let kind = self.gelu[i / 2].filter(|_| i.is_multiple_of(2))?;
+        Some(gelu_again(kind, node.outputs[i + 1], node.outputs[i]))
+    }
+
+    fn result(&self, i: usize) -> &'static str {
+        match (self.gelu[i / 2], i % 2) {
+            (None, _) => "linear",
+            (_, 0) => "GELU",
+            _ => "pre-activations",
+        }
     }
 
     fn backward(&self, graph: &mut Graph, node: &Node, grads: &[Option<Tensor>]) -> Vec<Option<Tensor>> {

@@ -1,4 +1,4 @@
-//! The kernels of elementwise sums. Part of the registry, so it stands on `std` alone.
+//! The kernels of elementwise sums and GELU. Part of the registry, so it stands on `std` alone.
 
 use super::{Kernel, Source, Tier};
 
@@ -21,6 +21,7 @@ pub fn sources() -> Vec<Source> {
         kernels: vec![
             kernel("elementwise_add_bf16", "add<false>", "ElementwiseAdd"),
             kernel("elementwise_add_row_bf16", "add<true>", "ElementwiseAdd"),
+            kernel("elementwise_gelu_bf16", "gelu", "ElementwiseGelu"),
             kernel("elementwise_accumulate_f32", "accumulate", "ElementwiseAccumulate"),
             kernel("elementwise_accumulate_single_f32", "accumulate_single", "ElementwiseAccumulateSingle"),
         ],

@@ -1,4 +1,4 @@
-//! Sums of whole tensors that no other kernel takes along.
+//! Sums and GELU of whole tensors that no other kernel takes along.
 //!
 //! | op of the graph | kernel |
 //! |---|---|
@@ -7,18 +7,21 @@
 //! | its gradient | [`BiasGrad`](super::gemm::BiasGrad) |
 //! | accumulate: the gradient of an activation that is a parameter | [`accumulate`] |
 //! | the same where it is a sum in f32, such as that of a scale | [`accumulate_f32`] |
+//! | gelu: a hidden activation made again from the pre-activation | [`Gelu`] |
 
 use half::bf16;
 
 use crate::device::{Buffer, Kernels, Launch, Ptr, RawStream, Stream};
 use crate::error::{Error, Result};
+use crate::kernels::gemm::gelu_code;
 use crate::kernels::operand::{check_extents, check_len, check_some, check_wide, check_width, grid};
 
 pub use super::registry::elementwise as instances;
+use crate::ops::GeluKind;
 use instances::THREADS;
 
-/// Elements of a block of the sums.
-const ADD_ELEMENTS: usize = 4 * 8 * THREADS as usize;
+/// Elements of a block of the sums and of GELU.
+const BLOCK_ELEMENTS: usize = 4 * 8 * THREADS as usize;
 /// Elements of a block of [`accumulate`].
 const ACCUMULATE_ELEMENTS: usize = 8 * THREADS as usize;
 
@@ -70,6 +73,24 @@ pub struct AccumulateF32Params {
     pub size: i64,
 }
 
+/// Arguments of [`launch_gelu`], mirror of `ElementwiseGelu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GeluParams {
+    /// `[rows, width]`, all written.
+    pub out: Ptr<bf16>,
+    /// `[rows, width]`.
+    pub x: Ptr<bf16>,
+    /// The number of rows that hold anything, the others become zeros; null: all.
+    pub live: Ptr<i32>,
+    /// Rows.
+    pub rows: i32,
+    /// Columns, a multiple of 8.
+    pub width: i32,
+    /// 1: exact (erf), 2: its approximation by tanh.
+    pub gelu: i32,
+}
+
 /// What is added.
 #[derive(Clone, Copy)]
 pub enum Addend<'a> {
@@ -105,16 +126,7 @@ impl Add {
         let Self { rows, width } = *self;
         check_extents("sum", &[rows])?;
         check_width("sum", width, 8)?;
-        let live = match live {
-            Some((buffer, at)) if at < buffer.len() => buffer.ptr().offset(at),
-            Some((buffer, at)) => {
-                return Err(Error::usage(format!(
-                    "live: there is no entry {at} in a buffer of {}; name one that holds the number of rows",
-                    buffer.len()
-                )));
-            }
-            None => Ptr::null(),
-        };
+        let live = live_entry(live)?;
         let (b, row) = match b {
             Addend::Rows(b) => (check_wide("b", b, &[rows, width])?, Ptr::null()),
             Addend::Row(row) => (Ptr::null(), check_wide("row", row, &[width])?),
@@ -130,6 +142,58 @@ impl Add {
         };
         // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
         unsafe { launch_add(stream.device().kernels(), stream.raw(), &params) }
+    }
+}
+
+/// `y = gelu(x)`, dense rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gelu {
+    /// Rows.
+    pub rows: usize,
+    /// Columns, a multiple of 8.
+    pub width: usize,
+    /// Which formula.
+    pub kind: GeluKind,
+}
+
+impl Gelu {
+    /// Queues `y[rows, width] = gelu(x)`; rows from `live[at]` on become zeros. `y` is another buffer than `x`, which is
+    /// still needed for the slope.
+    ///
+    /// # Errors
+    /// As for [`Add::launch`].
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        y: &Buffer<bf16>,
+        x: &Buffer<bf16>,
+        live: Option<(&Buffer<i32>, usize)>,
+    ) -> Result<()> {
+        let Self { rows, width, kind } = *self;
+        check_extents("gelu", &[rows])?;
+        check_width("gelu", width, 8)?;
+        let params = GeluParams {
+            out: check_wide("y", y, &[rows, width])?,
+            x: check_wide("x", x, &[rows, width])?,
+            live: live_entry(live)?,
+            rows: rows as i32,
+            width: width as i32,
+            gelu: gelu_code(kind),
+        };
+        // SAFETY: the operands are live buffers of the checked sizes; the stream orders their later use.
+        unsafe { launch_gelu(stream.device().kernels(), stream.raw(), &params) }
+    }
+}
+
+/// The entry of a buffer that holds the number of live rows; null where all are.
+fn live_entry(live: Option<(&Buffer<i32>, usize)>) -> Result<Ptr<i32>> {
+    match live {
+        Some((buffer, at)) if at < buffer.len() => Ok(buffer.ptr().offset(at)),
+        Some((buffer, at)) => Err(Error::usage(format!(
+            "live: there is no entry {at} in a buffer of {}; name one that holds the number of rows",
+            buffer.len()
+        ))),
+        None => Ok(Ptr::null()),
     }
 }
 
@@ -190,9 +254,23 @@ pub fn accumulate_f32(
 pub unsafe fn launch_add(kernels: &Kernels, stream: RawStream, params: &AddParams) -> Result<()> {
     let size = params.rows as usize * params.width as usize;
     let name = if params.b.is_null() { "elementwise_add_row_bf16" } else { "elementwise_add_bf16" };
-    let launch = Launch::new(grid(size.div_ceil(ADD_ELEMENTS))?, THREADS, 0);
+    let launch = Launch::new(grid(size.div_ceil(BLOCK_ELEMENTS))?, THREADS, 0);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
     unsafe { kernels.launch(name, launch, stream, params) }
+}
+
+/// Queues `out = gelu(x)`. Allocates nothing and waits for nothing.
+///
+/// # Errors
+/// As for [`launch_add`].
+///
+/// # Safety
+/// As for [`launch_add`].
+pub unsafe fn launch_gelu(kernels: &Kernels, stream: RawStream, params: &GeluParams) -> Result<()> {
+    let size = params.rows as usize * params.width as usize;
+    let launch = Launch::new(grid(size.div_ceil(BLOCK_ELEMENTS))?, THREADS, 0);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("elementwise_gelu_bf16", launch, stream, params) }
 }
 
 /// Queues `out (+)= x`. Allocates nothing and waits for nothing.

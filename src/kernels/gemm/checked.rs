@@ -28,6 +28,14 @@ pub struct Gemm<'a> {
     pub dependent: bool,
 }
 
+/// A formula as kernels are told it: `enum Gelu` of `kernels/gemm/gelu.cuh`.
+pub(in crate::kernels) fn gelu_code(kind: GeluKind) -> i32 {
+    match kind {
+        GeluKind::Erf => 1,
+        GeluKind::Tanh => 2,
+    }
+}
+
 /// What becomes of the product. Vectors are f32 like the master parameters that they are: they are short,
 /// so a bf16 copy would round them and save no time.
 #[derive(Clone, Copy, Debug)]
@@ -355,22 +363,18 @@ impl Gemm<'_> {
             stages: plan.stages as i32,
             group: plan.group.min((n as u32).div_ceil(plan.tile.n)) as i32,
         };
-        let code = |kind| match kind {
-            GeluKind::Erf => 1,
-            GeluKind::Tanh => 2,
-        };
         match epilogue {
             Epilogue::Store(e) => {
                 (params.out, params.ldc) = (e.out.ptr(), e.out.stride() as i64);
                 (params.pre, params.ld_pre) = (e.pre.ptr(), e.pre.stride() as i64);
                 (params.side, params.ld_side) = (e.residual.ptr(), e.residual.stride() as i64);
                 (params.bias, params.gamma, params.keep) = (e.bias.ptr(), e.gamma.ptr(), e.keep.ptr());
-                params.gelu = e.gelu.map_or(0, code);
+                params.gelu = e.gelu.map_or(0, gelu_code);
             }
             Epilogue::GeluGrad(e) => {
                 (params.out, params.ldc) = (e.out.ptr(), e.out.stride() as i64);
                 (params.side, params.ld_side) = (e.pre.ptr(), e.pre.stride() as i64);
-                params.gelu = code(e.gelu);
+                params.gelu = gelu_code(e.gelu);
                 if epilogue.column_sums() {
                     params.workspace = workspace;
                 }

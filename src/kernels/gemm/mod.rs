@@ -51,6 +51,7 @@ mod memory;
 pub use super::registry::gemm as tiles;
 
 pub use bias_grad::BiasGrad;
+pub(in crate::kernels) use checked::gelu_code;
 pub use checked::{Epilogue, GeluGrad, Gemm, Store, Sum};
 pub use heuristics::{Finish, Plan, Shape, plan, plans};
 pub use memory::{Matrix, Vector};

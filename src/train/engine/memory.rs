@@ -7,7 +7,7 @@ use crate::data::packing;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::parallel::Place;
-use crate::recipe::{PackingKind, Recipe};
+use crate::recipe::{PackingKind, Recipe, Recompute};
 use crate::train::step::TrainStep;
 use crate::train::terminal::mib;
 
@@ -99,12 +99,16 @@ pub fn check_fits(
             recipe.packing.tokens
         ));
     }
-    if !recipe.model.checkpoint {
+    // The cheapest that fits.
+    let more =
+        Recompute::ALL.into_iter().skip_while(|&recompute| recompute != recipe.model.recompute).skip(1);
+    for recompute in more {
         let mut recipe = recipe.clone();
-        recipe.model.checkpoint = true;
+        recipe.model.recompute = recompute;
         let total = DeviceMemory::plan(info, &recipe, classes, slots, place)?.total();
         if total <= usable {
-            remedies.push(format!("set model.checkpoint=true, which needs {}", mib(total)));
+            remedies.push(format!("set model.recompute={}, which needs {}", recompute.name(), mib(total)));
+            break;
         }
     }
     if remedies.is_empty() {

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
+use super::activations::Held;
 use super::search::{Candidate, Request, Search};
+use super::time::Again;
 use crate::train::engine::usable;
 use crate::train::terminal::mib;
 
@@ -37,8 +39,14 @@ fn seconds(seconds: f64) -> String {
     }
 }
 
-fn recompute(candidate: &Candidate) -> &'static str {
-    if candidate.recompute { "blocks" } else { "nothing" }
+/// A figure of which there may be nothing.
+fn some(value: f64, text: String) -> String {
+    if value > 0.0 { text } else { "-".into() }
+}
+
+/// A mark before the one to take.
+fn mark(chosen: bool) -> char {
+    if chosen { '>' } else { ' ' }
 }
 
 impl Report<'_> {
@@ -76,10 +84,11 @@ impl Report<'_> {
         )?;
         writeln!(
             text,
-            "rates             {} a GPU over a step ({:.0} % of its peak), {} to GPUs of its node, {} to others: stated, \
-             not measured",
+            "rates             {} a GPU over a step ({:.0} % of its peak), {} of its memory, {} to GPUs of its node, {} to \
+             others: stated, not measured",
             si(rates.flops, "FLOP/s"),
             100.0 * rates.flops / rates.peak,
+            si(rates.bandwidth, "B/s"),
             si(rates.link, "B/s"),
             si(rates.network, "B/s")
         )
@@ -90,15 +99,15 @@ impl Report<'_> {
         writeln!(
             text,
             "\n  {:width$}  {:10}{:>11}{:>13}{:>11}{:>8}  fits",
-            "mesh", "recomputed", "memory", "sent a step", "step", "MFU"
+            "mesh", "recompute", "memory", "sent a step", "step", "MFU"
         )?;
         for (i, candidate) in self.search.candidates.iter().enumerate() {
             writeln!(
                 text,
                 "{} {:width$}  {:10}{:>11}{:>13}{:>11}{:>8}  {}",
-                if i == self.search.chosen { '>' } else { ' ' },
+                mark(i == self.search.chosen),
                 candidate.mesh(),
-                recompute(candidate),
+                candidate.recompute.name(),
                 mib(candidate.memory.total()),
                 si(candidate.traffic.total() as f64, "B"),
                 seconds(candidate.time.total()),
@@ -110,24 +119,69 @@ impl Report<'_> {
         self.search.left_out.iter().try_for_each(|reason| writeln!(text, "  left out: {reason}"))
     }
 
+    /// What each way of recomputing costs and saves on the mesh of the one to take.
+    fn prices(&self, text: &mut String) -> fmt::Result {
+        let chosen = self.search.chosen();
+        writeln!(
+            text,
+            "\n  {:<16}{:>13}{:>13}{:>13}{:>13}{:>11}  on {}",
+            "model.recompute",
+            "activations",
+            "memory",
+            "FLOPs again",
+            "moved again",
+            "step",
+            chosen.mesh()
+        )?;
+        for candidate in self.search.on_chosen_mesh() {
+            let Again { flops, bytes } = candidate.again;
+            writeln!(
+                text,
+                "{} {:<16}{:>13}{:>13}{:>13}{:>13}{:>11}",
+                mark(candidate.recompute == chosen.recompute),
+                candidate.recompute.name(),
+                mib(candidate.memory.activations),
+                mib(candidate.memory.total()),
+                some(flops, si(flops, "FLOP")),
+                some(bytes, si(bytes, "B")),
+                seconds(candidate.time.total())
+            )?;
+        }
+        writeln!(text, "  of one GPU, in a step")
+    }
+
+    /// What the activations are at the peak.
+    fn held(&self, text: &mut String) -> fmt::Result {
+        writeln!(
+            text,
+            "\n  {:<24}{:>10}{:>12}{:>14}",
+            "activations at the peak", "kept", "in passing", "made again"
+        )?;
+        let bytes = |bytes: usize| some(bytes as f64, mib(bytes));
+        let mut gaps = self.search.chosen().memory.activations;
+        for Held { what, kept, passing, again } in &self.search.activations {
+            let [kept_bytes, passing_bytes, again] = [*kept, *passing, *again].map(bytes);
+            writeln!(text, "  {what:<24}{kept_bytes:>10}{passing_bytes:>12}{again:>14}")?;
+            gaps = gaps.saturating_sub(kept + passing);
+        }
+        match gaps {
+            0 => Ok(()),
+            _ => writeln!(text, "  {:<24}{:>10}", "gaps between them", mib(gaps)),
+        }
+    }
+
     fn detail(&self, text: &mut String) -> fmt::Result {
         let chosen = self.search.chosen();
         let Candidate { memory, traffic, flops, time, .. } = chosen;
         writeln!(
             text,
-            "\nchosen            {} (data x tensor), {} recomputed",
+            "\nchosen            {} (data x tensor), model.recompute = \"{}\"",
             chosen.mesh(),
-            recompute(chosen)
+            chosen.recompute.name()
         )?;
         let kinds: Vec<_> = memory.kinds().into_iter().filter(|(_, bytes)| *bytes > 0).collect();
         let parts: Vec<_> = kinds.iter().map(|(kind, bytes)| format!("{kind} {}", mib(*bytes))).collect();
         writeln!(text, "memory            {} a GPU: {}", mib(memory.total()), parts.join(", "))?;
-        if let Some(other) = self.search.counterpart(chosen) {
-            let by_recompute =
-                |recompute: bool| if chosen.recompute == recompute { memory } else { &other.memory };
-            let [kept, again] = [false, true].map(|recompute| mib(by_recompute(recompute).activations));
-            writeln!(text, "activations       {kept} if all are kept, {again} if blocks are recomputed")?;
-        }
         let bytes = |bytes: u64| si(bytes as f64, "B");
         writeln!(
             text,
@@ -148,9 +202,10 @@ impl Report<'_> {
         )?;
         writeln!(
             text,
-            "step time         {}: products {}, not hidden: tensor axis {}, data axis {}, update {}",
+            "step time         {}: products {}, norms and GELU again {}, not hidden: tensor axis {}, data axis {}, update {}",
             seconds(time.total()),
             seconds(time.compute),
+            seconds(time.passes),
             seconds(time.tensor),
             seconds(time.data),
             seconds(time.update)
@@ -170,6 +225,8 @@ impl fmt::Display for Report<'_> {
         let mut text = String::new();
         self.head(&mut text)?;
         self.table(&mut text)?;
+        self.prices(&mut text)?;
+        self.held(&mut text)?;
         self.detail(&mut text)?;
         f.write_str(text.trim_end())
     }

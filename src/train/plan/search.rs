@@ -1,7 +1,7 @@
 //! Which meshes there are of so many GPUs, what a training takes on each, and which to take.
 //!
-//! Candidates are all data × tensor = GPUs whose tensor axis divides heads, hidden width and tokens, each with blocks
-//! recomputed and without. Where `train.accumulate` is no multiple of the data axis it is raised to the next one. The
+//! Candidates are all data × tensor = GPUs whose tensor axis divides heads, hidden width and tokens, each with every
+//! [`Recompute`]. Where `train.accumulate` is no multiple of the data axis it is raised to the next one. The
 //! one that trains the most batches a second among those that fit is taken.
 
 use std::collections::BTreeMap;
@@ -9,10 +9,11 @@ use std::collections::btree_map::Entry;
 
 use serde::Serialize;
 
+use super::activations::{Held, activations};
 use super::device;
 use super::memory::RankMemory;
 use super::rank::RankStep;
-use super::time::{Flops, Rates, StepTime};
+use super::time::{Again, Flops, Rates, StepTime};
 use super::traffic::Traffic;
 use crate::data::packing;
 use crate::device::DeviceInfo;
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::models::limits;
 use crate::nn::shard;
 use crate::parallel::Mesh;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Recompute};
 use crate::train::engine::usable;
 use crate::train::terminal::mib;
 
@@ -51,8 +52,8 @@ pub struct Candidate {
     pub data: usize,
     /// Length of the tensor axis.
     pub tensor: usize,
-    /// Whether blocks are recomputed in the backward pass.
-    pub recompute: bool,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
     /// Batches of a step over all data ranks.
     pub accumulate: usize,
     /// Memory of a GPU.
@@ -61,6 +62,8 @@ pub struct Candidate {
     pub traffic: Traffic,
     /// FLOPs of a batch.
     pub flops: Flops,
+    /// What a GPU computes again in a step.
+    pub again: Again,
     /// Seconds of a step.
     pub time: StepTime,
     /// Model FLOPs over what the GPUs could do at their peak, 0 to 1.
@@ -86,12 +89,14 @@ impl Candidate {
 pub struct Search {
     /// Parameters of the whole model.
     pub parameters: usize,
-    /// By the tensor axis, without recomputation first.
+    /// By the tensor axis, then from no recomputation to full.
     pub candidates: Vec<Candidate>,
     /// Why there are no others: a sentence for each tensor axis that is none.
     pub left_out: Vec<String>,
     /// Place of the one to take.
     pub chosen: usize,
+    /// What its activations are.
+    pub activations: Vec<Held>,
 }
 
 impl Search {
@@ -100,9 +105,9 @@ impl Search {
         &self.candidates[self.chosen]
     }
 
-    /// The candidate on the same mesh that recomputes blocks where this one does not, or the other way round.
-    pub fn counterpart(&self, of: &Candidate) -> Option<&Candidate> {
-        self.candidates.iter().find(|other| other.tensor == of.tensor && other.recompute != of.recompute)
+    /// The candidates on the mesh of the chosen one, itself among them.
+    pub fn on_chosen_mesh(&self) -> impl Iterator<Item = &Candidate> {
+        self.candidates.iter().filter(|candidate| candidate.tensor == self.chosen().tensor)
     }
 }
 
@@ -111,28 +116,28 @@ struct Recorded<'a> {
     request: &'a Request,
     info: DeviceInfo,
     slots: usize,
-    steps: BTreeMap<(usize, bool), RankStep>,
+    steps: BTreeMap<(usize, &'static str), RankStep>,
 }
 
 impl Recorded<'_> {
-    fn step(&mut self, tensor: usize, recompute: bool) -> Result<&RankStep> {
-        match self.steps.entry((tensor, recompute)) {
+    fn step(&mut self, tensor: usize, recompute: Recompute) -> Result<&RankStep> {
+        match self.steps.entry((tensor, recompute.name())) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let mut recipe = self.request.recipe.clone();
-                recipe.model.checkpoint = recompute;
+                recipe.model.recompute = recompute;
                 Ok(entry.insert(RankStep::record(&recipe, self.request.classes, self.slots, tensor)?))
             }
         }
     }
 
-    fn memory(&self, mesh: Mesh, recompute: bool) -> Result<RankMemory> {
+    fn memory(&self, mesh: Mesh, recompute: Recompute) -> Result<RankMemory> {
         let mut recipe = self.request.recipe.clone();
-        recipe.model.checkpoint = recompute;
+        recipe.model.recompute = recompute;
         device::memory(&self.info, &recipe, self.request.classes, self.slots, mesh)
     }
 
-    fn candidate(&mut self, mesh: Mesh, recompute: bool) -> Result<Candidate> {
+    fn candidate(&mut self, mesh: Mesh, recompute: Recompute) -> Result<Candidate> {
         let Request { recipe, memory: room, rates, .. } = self.request;
         let (data, tensor) = (mesh.data(), mesh.tensor());
         let accumulate = recipe.train.accumulate.max(1).next_multiple_of(data);
@@ -141,7 +146,8 @@ impl Recorded<'_> {
         let rank = self.step(tensor, recompute)?;
         let pieces = rank.pieces(data);
         let time = StepTime::of(rank, &pieces, batches, ELEMENT, rates);
-        let flops = Flops::of(rank);
+        let (flops, again) = (Flops::of(rank), Again::of(rank));
+        let batches_of = |each: f64| batches as f64 * each;
         let could = time.total() * mesh.world() as f64 * rates.peak;
         Ok(Candidate {
             data,
@@ -151,6 +157,7 @@ impl Recorded<'_> {
             memory,
             traffic: Traffic::of(rank, &pieces, batches, ELEMENT),
             flops,
+            again: Again { flops: batches_of(again.flops), bytes: batches_of(again.bytes) },
             time,
             mfu: accumulate as f64 * flops.model / could,
             fits: memory.total() <= usable(*room),
@@ -186,15 +193,17 @@ pub fn search(request: &Request) -> Result<Search> {
     let (meshes, left_out) = recorded.meshes(request.gpus)?;
     let mut candidates = Vec::new();
     for mesh in meshes {
-        for recompute in [false, true] {
+        for recompute in Recompute::ALL {
             candidates.push(recorded.candidate(mesh, recompute)?);
         }
     }
     let fastest = |a: &Candidate, b: &Candidate| a.speed().total_cmp(&b.speed());
     let fitting = candidates.iter().enumerate().filter(|(_, candidate)| candidate.fits);
     if let Some((chosen, _)) = fitting.max_by(|(_, a), (_, b)| fastest(a, b)) {
-        let parameters = recorded.step(1, false)?.step.graph().parameter_count();
-        return Ok(Search { parameters, candidates, left_out, chosen });
+        let parameters = recorded.step(1, Recompute::None)?.step.graph().parameter_count();
+        let Candidate { tensor, recompute, .. } = candidates[chosen];
+        let activations = activations(recorded.step(tensor, recompute)?);
+        return Ok(Search { parameters, candidates, left_out, chosen, activations });
     }
     let Some(least) = candidates.iter().min_by_key(|candidate| candidate.memory.total()) else {
         return Err(Error::failure("a single rank is always a mesh"));
@@ -217,7 +226,10 @@ pub fn search(request: &Request) -> Result<Search> {
         mib(usable(room)),
         mib(least.memory.total()),
         least.mesh(),
-        if least.recompute { " with blocks recomputed" } else { "" },
+        match least.recompute {
+            Recompute::None => String::new(),
+            recompute => format!(" with model.recompute=\"{}\"", recompute.name()),
+        },
         remedies.join(", or ")
     )))
 }
@@ -234,7 +246,7 @@ fn more(recorded: &Recorded<'_>) -> Result<Option<usize>> {
     while gpus < most {
         gpus *= 2;
         for mesh in recorded.meshes(gpus)?.0 {
-            if recorded.memory(mesh, true)?.total() <= room {
+            if recorded.memory(mesh, Recompute::Full)?.total() <= room {
                 return Ok(Some(gpus));
             }
         }

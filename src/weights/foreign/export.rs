@@ -124,7 +124,7 @@ fn inexpressible(model: &ModelConfig, key: &str) -> Vec<String> {
             PositionConfig { basis, coordinate, combination, rows: _, columns: _, resample: _, fourier_std: _ },
         rope,
         head_init_bias: _,
-        checkpoint: _,
+        recompute: _,
     } = model;
     let mut found = Vec::new();
     let mut refuse = |wrong: bool, key: &str, value: &dyn std::fmt::Debug| {
