@@ -82,6 +82,27 @@ fn full_and_empty_batches() {
     }
 }
 
+/// Where blocks are recomputed, the gradient of the residual connection at a block's end is a launch of its own, and
+/// elsewhere a part of that of the norm behind it: the same bits, but for the order in which the gradient of its
+/// LayerScale is summed.
+#[test]
+fn residual_gradients_within_those_of_norms_have_the_same_bits() {
+    let joined = ModelConfig { layer_scale: 0.3, drop_path: 0.4, ..variants()[0].1.clone() };
+    let apart = ModelConfig { checkpoint: true, ..joined.clone() };
+    let batch = batch(&GRIDS, 0, joined.patch_dim(), CLASSES, TOKENS, 2);
+    let recorded = [&joined, &apart].map(|config| record(config, &batch, LossKind::Softmax));
+    for device in devices() {
+        let run = |recorded| on_device(&mut executor(&device, recorded, &batch), recorded, &batch);
+        let [joined, apart] = [run(&recorded[0]), run(&recorded[1])];
+        for ((param, joined), apart) in recorded[0].graph.params().iter().zip(&joined.2).zip(&apart.2) {
+            match param.name.ends_with("scale2") {
+                true => assert!(joined != apart && distance(joined, apart) < 1e-9, "{}", param.name),
+                false => assert_eq!(joined, apart, "{}", param.name),
+            }
+        }
+    }
+}
+
 /// What a batch puts beside an image changes no bit of its logits and of its loss, wherever it lies.
 #[test]
 fn neighbours_change_nothing() {
