@@ -21,11 +21,10 @@ struct SumSlicesParams {
     int cols;               // a multiple of 4
 };
 
-// Few slices of a large matrix of fewer than 2^34 elements: four columns to a thread. This kernel and sum_rows may
-// be launched as ordinary ones: dependency_wait then has nothing to wait for.
+// Few slices of a large matrix of fewer than 2^34 elements: four columns to a thread.
 DEVICE void sum_slices(const SumSlicesParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     uint32_t fours = uint32_t(p.cols) / 4;
     uint32_t four = blockIdx.x * blockDim.x + threadIdx.x;
     uint32_t row = four / fours;
@@ -60,7 +59,7 @@ struct SumRowsParams {
 template <int WARPS>
 DEVICE void sum_rows(const SumRowsParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     uint32_t lane = ptx::lane_id();
     uint32_t warp = threadIdx.x / 32;
     int column = int(blockIdx.x) * 32 + int(lane);

@@ -37,7 +37,7 @@ namespace optim {
 DEVICE void sum_squares(const OptimNorm& p)
 {
     constexpr int unroll = 4;
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.step->unfinished) != 0) return;
     int64_t stride = int64_t(gridDim.x) * threads * 8;
     double sum[1] = {0.0};
@@ -71,7 +71,7 @@ DEVICE double power(double x, uint64_t n)
 // One block: the norm, whether the step is taken, and its factors.
 DEVICE void finish(const OptimNorm& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.step->unfinished) != 0) {
         if (threadIdx.x == 0) write(p.state->factors.skip, 1);
         return;
@@ -119,7 +119,7 @@ DEVICE void finish(const OptimNorm& p)
 // AdamW: p -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p). Block = chunk.
 DEVICE void adamw(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.state);
     Eight own = own_elements(p);
     if (f.skip != 0 || !own.active) return;
@@ -147,7 +147,7 @@ DEVICE void adamw(const OptimUpdate& p)
 // Block = chunk.
 DEVICE void sgd(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.state);
     Eight own = own_elements(p);
     if (f.skip != 0 || !own.active) return;
@@ -178,7 +178,7 @@ constexpr int flat_unroll = 4;
 // Zeros, eight elements a thread and unroll; nothing where the step continues.
 DEVICE void zero(const OptimZero& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (p.step != nullptr && read(p.step->continues) != 0) return;
     constexpr float zeros[8] = {};
     UNROLL
@@ -191,7 +191,7 @@ DEVICE void zero(const OptimZero& p)
 // out += x, eight elements a thread and unroll.
 DEVICE void add(const OptimAdd& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     UNROLL
     for (int u = 0; u < flat_unroll; u++) {
         int64_t at = ((int64_t(blockIdx.x) * flat_unroll + u) * threads + threadIdx.x) * 8;
@@ -209,7 +209,7 @@ DEVICE void add(const OptimAdd& p)
 // bf16 copy of an arena: the same bits as the update wrote in its last step, where seed and step are those of it.
 DEVICE void cast(const OptimCast& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     bool stochastic = p.step != nullptr && p.state != nullptr;
     uint64_t seed = stochastic ? read(p.step->seed) : 0;
     uint64_t step = stochastic ? read(p.state->step) : 0;
