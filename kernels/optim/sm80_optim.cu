@@ -11,6 +11,18 @@ struct OptimNorm {
     int unused;
 };
 
+// The gradients that nobody has squared yet, and sums of the squares of the others.
+struct OptimRest {
+    const float* grads;
+    const OptimChunk* chunks; // [chunk_count]
+    const double* squares;    // [square_count]
+    double* partial;          // [blocks]
+    const OptimizerStep* step;
+    int64_t square_count;
+    int chunk_count;
+    int unused;
+};
+
 struct OptimZero {
     float* out;
     const OptimizerStep* step; // null: zeros in any case
@@ -52,6 +64,30 @@ DEVICE void sum_squares(const OptimNorm& p)
         }
         UNROLL
         for (int u = 0; u < unroll; u++) sum[0] += squares(x[u]);
+    }
+    block_sums(sum);
+    if (threadIdx.x == 0) Global<double>(p.partial).store(blockIdx.x, sum[0]);
+}
+
+// The same of the chunks and of what was summed before: a block takes every so manieth chunk, a thread every so manieth
+// sum.
+DEVICE void rest_squares(const OptimRest& p)
+{
+    begin_dependent();
+    if (read(p.step->unfinished) != 0) return;
+    double sum[1] = {0.0};
+    for (int c = int(blockIdx.x); c < p.chunk_count; c += int(gridDim.x)) {
+        OptimChunk chunk = Global<const OptimChunk>(p.chunks).load(c);
+        int first = 8 * int(threadIdx.x);
+        if (first >= chunk.length) continue;
+        float x[8];
+        load(x, p.grads, chunk.start + first);
+        sum[0] += squares(x);
+    }
+    Global<const double> summed(p.squares);
+    int64_t stride = int64_t(gridDim.x) * threads;
+    for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < p.square_count; i += stride) {
+        sum[0] += summed.load(i);
     }
     block_sums(sum);
     if (threadIdx.x == 0) Global<double>(p.partial).store(blockIdx.x, sum[0]);
