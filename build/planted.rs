@@ -4,7 +4,7 @@ use crate::registry::{Kernel, Source, Tier};
 
 /// Name, body, threads of a block.
 #[rustfmt::skip]
-const PLANTED: [(&str, &str, u32); 41] = [
+const PLANTED: [(&str, &str, u32); 42] = [
     ("planted_matmul", "matmul<false>", 32),
     ("planted_matmul_wrong_fragment", "matmul<true>", 32),
     ("planted_mma_forms", "mma_forms<bf16>", 32),
@@ -42,6 +42,7 @@ const PLANTED: [(&str, &str, u32); 41] = [
     ("planted_own_place_race", "own_place<true>", 32),
     ("planted_read_neighbour", "read_neighbour<false>", 32),
     ("planted_read_neighbour_race", "read_neighbour<true>", 32),
+    ("planted_dependent", "dependent", 64),
     ("planted_copy_when_ready", "copy_when_ready<false>", 64),
     ("planted_copy_when_ready_no_wait", "copy_when_ready<true>", 64),
     ("planted_count_what_is_written", "count_what_is_written<false>", 64),

@@ -412,7 +412,7 @@ fn steps_give_lines_of_their_tables() {
         assert!(launches as usize > training.engine().executor().launched().len() + 3, "{profile:?}");
         let share: f64 = rows.iter().map(|row| of(row, columns - 1)).sum();
         assert!((share - 1.0).abs() < 0.01, "{profile:?}");
-        for operation in ["attention", "d attention", "zero gradients", "optimiser", "d norm"] {
+        for operation in ["attention", "d attention", "zero gradients", "optimiser", "add d norm residual"] {
             assert!(rows.iter().any(|row| row[2].trim_matches('"') == operation), "{operation}: {profile:?}");
         }
         drop(training);

@@ -5,7 +5,8 @@ mod support;
 use std::collections::HashMap;
 
 use support::{batch, gradcheck, param, random};
-use trencadis::autograd::graph::{Extent, Graph, Tensor};
+use trencadis::autograd::device::fused;
+use trencadis::autograd::graph::{Extent, Graph, Tensor, Tower};
 use trencadis::autograd::residual::{DropPath, residual};
 use trencadis::autograd::{CpuExecutor, Plan, StepState, gemm, norm, patch, pool};
 use trencadis::recipe::{GeluKind, NormKind};
@@ -58,6 +59,47 @@ fn a_recomputed_segment_gives_the_same_bits() {
     let (again, more_nodes) = run(true);
     assert_eq!(kept, again);
     assert!(more_nodes > nodes, "nothing was recomputed");
+}
+
+/// A LayerScale that is not trained, alone and with stochastic depth: its branch is not read backwards, and the
+/// device's node computes what the nodes apart do.
+#[test]
+fn a_frozen_scale_needs_no_branch_backwards() {
+    let b = batch(&GRIDS, 0, 3, 2, 0, 0);
+    for (drop_path, passed_by) in [(None, true), (Some(DropPath { rate: 0.3, branch: 0 }), false)] {
+        let mut graph = Graph::new();
+        let x = param(&mut graph, "x", &[TOKENS, 6]);
+        let (w, gain) = (param(&mut graph, "w", &[6, 6]), param(&mut graph, "gain", &[6]));
+        graph.begin_tower(Tower { frozen: true, ..Tower::default() });
+        let scale = param(&mut graph, "scale", &[6]);
+        graph.begin_tower(Tower::default());
+        let branch = gemm::linear(&mut graph, x, w, None);
+        let stream = residual(&mut graph, x, branch, Some(scale), drop_path);
+        let mut out = norm::norm(&mut graph, stream, Some(gain), None, NormKind::LayerNorm, 1e-6);
+        if passed_by {
+            out = residual(&mut graph, stream, out, None, None);
+        }
+        let info = graph.info(out).clone();
+        let seed = graph.input("seed", info.rows, info.cols, info.extent);
+        graph.backward(&[(out, seed)]);
+        let joined = fused(&graph);
+        let name = if passed_by { "add d norm residual" } else { "d norm residual" };
+        let node = joined.nodes().iter().find(|node| node.op.name() == name).unwrap();
+        assert_eq!((node.inputs[5], node.inputs[6]), (None, Some(scale)));
+
+        let params: Vec<Vec<f64>> =
+            graph.params().iter().enumerate().map(|(i, p)| random(p.len(), i as u64)).collect();
+        let feeds = HashMap::from([(seed, random(info.len(), 9))]);
+        let run = |graph: &Graph| {
+            let mut grads: Vec<Vec<f64>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
+            let (plan, step) = (Plan::new(graph), StepState { seed: 11, loss_scale: 1.0 });
+            CpuExecutor::new().run(graph, &plan, &params, &mut grads, &feeds, &b, &step);
+            grads
+        };
+        let grads = run(&graph);
+        assert_eq!(run(&joined), grads);
+        assert!(grads[0].iter().any(|x| *x != 0.0) && grads[3].iter().all(|x| *x == 0.0));
+    }
 }
 
 /// Buffers are reused from step to step; rows beyond the live ones must be zero all the same.

@@ -398,6 +398,7 @@ DEVICE void finish(const AttentionBackward& p)
 template <int D, int M, int G>
 DEVICE void gradients(const AttentionBackward& p)
 {
+    begin_dependent();
     const Schedule schedule{p.schedule, p.slots, p.heads};
     if (p.partial) {
         const Global<float> partial(p.partial);
@@ -449,6 +450,7 @@ DEVICE void prepare(const AttentionBackward& p)
 {
     constexpr int D = 128; // and any below
     constexpr int LANES = HeadRows<D>::LANES;
+    begin_dependent();
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
     const int width = p.heads * p.head_dim;
@@ -506,6 +508,7 @@ DEVICE void sum(const AttentionBackwardSum& p)
 {
     constexpr int COLUMNS = 8;
     constexpr int LANES = 32 / COLUMNS;
+    begin_dependent();
     const int lane = ptx::lane_id();
     const int of_head = AFFINE * p.head_dim;
     const int columns = (p.per_head ? p.heads : 1) * of_head;
@@ -563,6 +566,7 @@ namespace attention_backward {
 // A thread adds up a chunk of a head of a token, in the order of the heads. Rows of no image are zeros here as there.
 DEVICE void sum_groups(const AttentionBackwardGroups& p)
 {
+    begin_dependent();
     const int chunks = p.kv_heads * p.head_dim / 8;
     const int group = p.heads / p.kv_heads;
     const int64_t all = 2 * int64_t(p.tokens) * chunks;

@@ -12,6 +12,7 @@ DEVICE void finish(const AttentionBackwardHopper& hopper)
 {
     constexpr int D = 128; // and any below
     constexpr int GROUPS = 2;
+    begin_dependent();
     const AttentionBackward& p = hopper.all;
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int group = threadIdx.x / 128;

@@ -85,6 +85,7 @@ DEVICE void prefetch(const AttentionForward& p, Head head, int thread, int threa
 template <int D, int M, int KEYS>
 DEVICE void short_images(const AttentionForward& p)
 {
+    begin_dependent();
     const Schedule schedule{p.schedule, p.slots, p.heads};
     zero_unused(p, schedule.rows());
     const float factor = p.scale * LOG2_E;
@@ -150,6 +151,7 @@ DEVICE void long_images(const AttentionForward& p)
     constexpr int TILE_BYTES = KEYS * HeadRows<D>::ROW_BYTES;
     // Rows of keys that a thread normalises at a time: it has KEYS / 32, and queries and results beside them.
     constexpr int LONG_ROWS = OwnRows<HeadRows<D>>::N <= 2 ? KEYS / 32 : 1;
+    begin_dependent();
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const float factor = p.scale * LOG2_E;
     // Their number is read again for each, it would keep a register.

@@ -124,6 +124,7 @@ DEVICE void make_delta(const AttentionPrepare& p, const Part& part)
 
 DEVICE void run(const AttentionPrepare& p)
 {
+    ptx::dependency_wait();
     const Global<int32_t> turns(p.turns);
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; p.turns && i < p.turn_count; i += gridDim.x * blockDim.x)
         turns.store(i, 0);

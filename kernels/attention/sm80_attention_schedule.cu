@@ -121,6 +121,7 @@ DEVICE void for_each_image(const AttentionSchedule& p, Visit visit)
 
 DEVICE void run(const AttentionSchedule& p)
 {
+    begin_dependent();
     const Global<int32_t> words(p.words);
     const int fault = check(p);
     if (threadIdx.x < SCHEDULE_HEADER) words.store(threadIdx.x, 0);

@@ -37,6 +37,11 @@ DEVICE void gradients(const AttentionBackwardHopper& hopper)
 {
     const AttentionBackward& p = hopper.all;
     const Memory<D> memory;
+    // dq is made of 64 queries, whether there is ds of all or not.
+    fill_zeros(memory.scores().base, Memory<D>::Scores::BYTES);
+    fill_zeros(memory.zeros(), Memory<D>::Keys::ZERO_BYTES);
+    if (threadIdx.x == 0) memory.begin();
+    ptx::dependency_wait();
     const Schedule schedule{p.schedule, p.slots, p.heads};
     const int used = schedule.rows();
     const int width = p.heads * p.head_dim;
@@ -44,10 +49,6 @@ DEVICE void gradients(const AttentionBackwardHopper& hopper)
     zero_rows(p.dk, p.dk_stride, width, used, p.tokens);
     zero_rows(p.dv, p.dv_stride, width, used, p.tokens);
     if (p.partial) clear_partial(p, 2 * blockIdx.x);
-    // dq is made of 64 queries, whether there is ds of all or not.
-    fill_zeros(memory.scores().base, Memory<D>::Scores::BYTES);
-    fill_zeros(memory.zeros(), Memory<D>::Keys::ZERO_BYTES);
-    if (threadIdx.x == 0) memory.begin();
     ptx::fence_proxy_async();
     ptx::barrier();
     const uint32_t group = ptx::warp_id() / 4;
@@ -58,6 +59,8 @@ DEVICE void gradients(const AttentionBackwardHopper& hopper)
         else
             Mover<D>(hopper).run();
         Copier<D, false>(hopper).run();
+        // The next launch may take the multiprocessors that run out of work; it waits before it reads results.
+        ptx::launch_dependents();
     } else {
         ptx::increase_registers<208>();
         Multiplier<D>(hopper, group - 1).run();

@@ -66,6 +66,7 @@ DEVICE Vec16 pack(const float (&x)[8])
 template <class T>
 DEVICE void sum_ranks(const CollectiveSumRanks& p)
 {
+    begin_dependent();
     constexpr int width = 16 / sizeof(T);
     int64_t first = (int64_t(blockIdx.x) * threads + threadIdx.x) * width;
     if (first >= p.size) return;

@@ -2,7 +2,7 @@
 // half of every reduction that spans blocks.
 #pragma once
 
-#include "view.cuh"
+#include "sums.cuh"
 
 // Whether a gradient is added to: the flag lies in memory, so that a replayed graph sees it change.
 DEVICE bool accumulates(const int* flag)
@@ -14,6 +14,7 @@ DEVICE bool accumulates(const int* flag)
 struct SumSlicesParams {
     const float* slices;    // [count, rows, cols]
     float* out;             // [rows, cols], rows ld_out apart
+    double* squares;        // [blocks], sums of the squares of what each has written; or null
     const int* accumulate;  // or null: overwrite
     int64_t ld_out;         // a multiple of 4
     int count;
@@ -21,15 +22,14 @@ struct SumSlicesParams {
     int cols;               // a multiple of 4
 };
 
-// Few slices of a large matrix of fewer than 2^34 elements: four columns to a thread. This kernel and sum_rows may
-// be launched as ordinary ones: dependency_wait then has nothing to wait for.
+// Few slices of a large matrix of fewer than 2^34 elements: four columns to a thread. Shared memory: a double for
+// each warp.
 DEVICE void sum_slices(const SumSlicesParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     uint32_t fours = uint32_t(p.cols) / 4;
     uint32_t four = blockIdx.x * blockDim.x + threadIdx.x;
     uint32_t row = four / fours;
-    if (row >= uint32_t(p.rows)) return;
     int64_t size = int64_t(p.rows) * p.cols;
     int64_t i = int64_t(four) * 4;
     Global<const float> slices(p.slices);
@@ -40,10 +40,16 @@ DEVICE void sum_slices(const SumSlicesParams& p)
         UNROLL
         for (int j = 0; j < 4; j++) sum[j] += bits_to_float(x.word[j]);
     };
-    if (accumulates(p.accumulate)) add(out.load_16(target));
-    for (int s = 0; s < p.count; s++) add(slices.load_16(s * size + i));
-    out.store_16(target, Vec16{{float_to_bits(sum[0]), float_to_bits(sum[1]), float_to_bits(sum[2]),
-                                float_to_bits(sum[3])}});
+    if (row < uint32_t(p.rows)) {
+        if (accumulates(p.accumulate)) add(out.load_16(target));
+        for (int s = 0; s < p.count; s++) add(slices.load_16(s * size + i));
+        out.store_16(target, Vec16{{float_to_bits(sum[0]), float_to_bits(sum[1]), float_to_bits(sum[2]),
+                                    float_to_bits(sum[3])}});
+    }
+    if (p.squares == nullptr) return;
+    double squares[1] = {squares_of_four(sum)};
+    block_sums(squares);
+    if (threadIdx.x == 0) Global<double>(p.squares).store(blockIdx.x, squares[0]);
 }
 
 // out[c] = (out[c] if *accumulate) + sum over r of rows[r, c]
@@ -60,7 +66,7 @@ struct SumRowsParams {
 template <int WARPS>
 DEVICE void sum_rows(const SumRowsParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     uint32_t lane = ptx::lane_id();
     uint32_t warp = threadIdx.x / 32;
     int column = int(blockIdx.x) * 32 + int(lane);

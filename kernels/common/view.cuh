@@ -2,7 +2,7 @@
 // access is checked for bounds, alignment, and reads of what nobody wrote.
 #pragma once
 
-#include "ptx.cuh"
+#include "launch.cuh"
 
 #ifdef TRENCADIS_EMULATOR
 #include "../emulator/view.h"

@@ -57,7 +57,7 @@ DEVICE void count_used(const ContrastiveParams& p)
 // A warp has a row; the last block counts pairs. Grid: x rows, y sides. Shared memory: a number of each warp.
 DEVICE void prepare(const ContrastiveParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (blockIdx.x == gridDim.x - 1) {
         if (blockIdx.y == 0) count_used(p);
         return;
@@ -109,7 +109,7 @@ DEVICE void join(float& largest, float& sum, const float (&acc)[1][SCORES][4], i
 template <Kind kind>
 DEVICE void statistics(const ContrastiveParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int used = Global<const int>(p.used).load(0);
     int side = int(blockIdx.z);
     int first = int(blockIdx.x) * OWN;
@@ -207,7 +207,7 @@ DEVICE LogSum log_sum_of(const ContrastiveParams& p, int side, int row, int spli
 template <Kind kind>
 DEVICE void losses(const ContrastiveParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int row = int(blockIdx.x) * 32 * ROW_WARPS + int(threadIdx.x);
     if (row >= p.pairs) return;
     Global<float> per_pair(p.per_pair);
@@ -330,7 +330,7 @@ DEVICE void multiply_gradient(Global<Two> dunit, const uint32_t (&ds)[PAIRS][1][
 template <Kind kind>
 DEVICE void gradient(const ContrastiveParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int used = Global<const int>(p.used).load(0);
     int side = int(blockIdx.z);
     int split = int(blockIdx.y);
@@ -417,7 +417,7 @@ DEVICE void finish_sums(const ContrastiveParams& p, int used, int splits)
 // A warp has a row, the last block the sums. Grid: x rows, y sides.
 DEVICE void finish(const ContrastiveParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int used = Global<const int>(p.used).load(0);
     int splits = live_splits(p.splits, used);
     int side = int(blockIdx.y);

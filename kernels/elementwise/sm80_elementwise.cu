@@ -50,7 +50,7 @@ constexpr int unroll = 4;
 template <bool ROW>
 DEVICE void add(const ElementwiseAdd& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int64_t size = int64_t(p.rows) * p.width;
     int64_t live = int64_t(live_rows(p.live, p.rows)) * p.width;
     int64_t first = (int64_t(blockIdx.x) * threads * unroll + threadIdx.x) * 8;
@@ -107,7 +107,7 @@ DEVICE void gelu(const ElementwiseGelu& p)
 
 DEVICE void accumulate(const ElementwiseAccumulate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int64_t i = (int64_t(blockIdx.x) * threads + threadIdx.x) * 8;
     if (i >= p.size) return;
     float x[8];
@@ -130,7 +130,7 @@ DEVICE void accumulate(const ElementwiseAccumulate& p)
 
 DEVICE void accumulate_single(const ElementwiseAccumulateSingle& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x;
     if (i >= p.size) return;
     Global<float> out(p.out);

@@ -26,6 +26,10 @@ Range* find_range(const char* verb, const void* base, uint64_t address, uint32_t
 {
     Launch& launch = *current->block->launch;
     const LaunchArguments& arguments = launch.arguments;
+    if (!is_behind(*current)) {
+        fail(site, "%s %u bytes of global memory before dependency_wait: the launch before this one may still run",
+             verb, bytes);
+    }
     if (!base) fail(site, "%s %u bytes through a null pointer", verb, bytes);
     uint64_t begin = reinterpret_cast<uint64_t>(base);
     Range* range = nullptr;

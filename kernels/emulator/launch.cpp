@@ -191,6 +191,7 @@ void begin_block(Cluster& cluster, uint32_t rank, Index index)
         warp.collective = Collective::none;
         warp.arrived = 0;
         warp.blocked = 0;
+        warp.behind = arguments.dependent ? 0 : all_lanes;
         warp.at_cluster_barrier = false;
         warp.epoch = cluster.time;
         // Of every party that may come, too: its traces of earlier launches are no news.
@@ -350,6 +351,10 @@ void trencadis_emulator_enter(void (*run)(const void*), const void* params)
     if (warp.arrived != 0) {
         fail(warp.site, "ends while lane %d of its warp waits at %s", __builtin_ctz(lanes_waiting(warp)),
              name_of(warp.collective));
+    }
+    if (!is_behind(thread)) {
+        fail(Site{}, "ends without dependency_wait: when all its threads do, the launch behind this one does not know "
+                     "that the launch before it has ended");
     }
     uint32_t lane = 1u << thread.lane;
     warp.state.alive &= ~lane;

@@ -234,12 +234,13 @@ void block_barrier(uint32_t id, uint32_t threads, bool wait, Site site)
     }
     Barrier& barrier = block.barriers[id];
     if (barrier.expected == 0) {
-        barrier = Barrier{threads, 0, 0, site, nullptr};
+        barrier = Barrier{threads, 0, 0, false, site, nullptr};
     } else if (barrier.expected != threads) {
         fail(site, "barrier %u of %u threads, but another warp waits at it for %u threads (%s:%u)", id, threads,
              barrier.expected, barrier.site.file, barrier.site.line);
     }
     barrier.arrived += 32;
+    barrier.behind |= warp.behind != 0;
     if (wait) {
         barrier.warps |= 1u << warp.id;
     } else {
@@ -262,7 +263,9 @@ void block_barrier(uint32_t id, uint32_t threads, bool wait, Site site)
     barrier = Barrier{};
     join_clocks(block, complete.warps, complete.clock.get());
     for (Warp& other : block.warps) {
-        if (complete.warps >> other.id & 1) end_meeting(other);
+        if (!(complete.warps >> other.id & 1)) continue;
+        if (complete.behind) other.behind = all_lanes;
+        end_meeting(other);
     }
 }
 

@@ -125,6 +125,10 @@ struct Warp {
     void* arguments[32];
     uint32_t blocked; // mask of lanes that wait for an mbarrier
 
+    // Lanes that know that the launch before this one has ended: each has waited for it, or met at a barrier of the
+    // block one who had. All, where the launch begins after that.
+    uint32_t behind;
+
     bool at_cluster_barrier; // has arrived and not waited
 
     uint32_t epoch;
@@ -136,6 +140,7 @@ struct Barrier {
     uint32_t expected = 0; // threads; 0: nobody waits
     uint32_t arrived = 0;
     uint32_t warps = 0; // mask of those that wait
+    bool behind = false; // whether somebody who came knows that the launch before has ended
     Site site{};
     std::unique_ptr<Clock> clock; // of those that came and went on
 };
@@ -268,6 +273,7 @@ struct LaunchArguments {
     uint32_t global_races; // whether conflicts of blocks on global memory are
     uint32_t cluster;      // blocks of a cluster along x
     uint32_t registers;    // of a thread at the start
+    uint32_t dependent;    // whether it begins while the launch before it may still run
     Range* ranges;         // sorted
     size_t range_count;
     const FreedRange* freed;
@@ -348,6 +354,12 @@ extern __thread const Thread* blamed;
 
 // The same for what went wrong on behalf of `thread` while it does not run: returns.
 [[gnu::cold, gnu::format(printf, 3, 4)]] void report(const Thread& thread, Site site, const char* format, ...);
+
+// Whether a thread knows that the launch before this one has ended.
+inline bool is_behind(const Thread& thread)
+{
+    return thread.warp->behind >> thread.lane & 1;
+}
 
 // Meets the other lanes of the warp. True in the last lane to come, which then does the work for all and
 // calls `part`; the others return false when that has happened. `arguments` is what the lane brings.

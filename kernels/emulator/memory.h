@@ -107,14 +107,14 @@ inline void write_shared(uint32_t address, const void* value, uint32_t alignment
     memcpy(block.shared.data() + offset, value, bytes);
 }
 
-// Tests an access to global memory and returns the allocation, which is tried first the next time.
+// Tests an access of the current thread to global memory and returns the allocation, which is tried first the next time.
 template <uint32_t bytes>
 inline Range* global_range(Range* hint, const char* verb, const void* base, const void* at, uint32_t alignment,
                            Site site)
 {
     uint64_t address = reinterpret_cast<uint64_t>(at);
     bool inside = hint && address >= hint->low && address + bytes <= hint->high && address % alignment == 0;
-    if (__builtin_expect(!inside, 0)) return find_range(verb, base, address, bytes, alignment, site);
+    if (__builtin_expect(!inside || !is_behind(*current), 0)) return find_range(verb, base, address, bytes, alignment, site);
     return hint;
 }
 

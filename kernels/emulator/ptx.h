@@ -191,9 +191,16 @@ inline void atomic_add_release_system(int* counter, int x, Site site = Site::her
     atomic_add(counter, x, site);
 }
 
-// Memory is sequentially consistent here, and kernels follow one another: nothing to do.
+// Memory is sequentially consistent here: nothing to do.
 inline void fence_device() {}
-inline void dependency_wait() {}
+
+// Launches follow one another here. Who did not wait is told so when it touches global memory.
+inline void dependency_wait()
+{
+    const emulator::Thread& thread = *emulator::current;
+    thread.warp->behind |= 1u << thread.lane;
+}
+
 inline void launch_dependents() {}
 
 } // namespace ptx

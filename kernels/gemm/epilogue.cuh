@@ -106,6 +106,7 @@ DEVICE void gemm_load_row(float (&x)[8], const float* source, int column, bool v
 template <bool GRADIENT>
 struct GemmOut {
     static constexpr bool COLUMN_SUMS = GRADIENT;
+    static constexpr bool SQUARES = false;
 
     // What a lane keeps of its eight columns on its way down the rows.
     struct Columns {
@@ -278,14 +279,17 @@ using GemmGeluGrad = GemmOut<true>;
 // slices each goes to its own matrix in the workspace, and sum_slices adds them up.
 struct GemmSum {
     static constexpr bool COLUMN_SUMS = false;
+    static constexpr bool SQUARES = true;
 
-    // Where the four columns of a lane go.
+    // Where the four columns of a lane go, and the sum of the squares of what it has written.
     struct Columns {
         Global<float> target;
         int64_t stride;
         int64_t origin;
         bool add;
         bool inside;
+        bool squared;
+        double squares;
     };
 
     // The columns of this lane, of WN from `first` on.
@@ -296,7 +300,7 @@ struct GemmSum {
         bool sliced = place.splits > 1;
         return Columns{Global<float>(sliced ? p.workspace : p.sum), sliced ? int64_t(p.n) : p.ldc,
                        (sliced ? int64_t(place.split) * p.m * p.n : int64_t(0)) + column,
-                       !sliced && accumulates(p.accumulate), column < p.n};
+                       !sliced && accumulates(p.accumulate), column < p.n, !sliced && p.squares != nullptr, 0.0};
     }
 
     // What a lane needs for 16 rows of what it adds to.
@@ -339,12 +343,15 @@ struct GemmSum {
             GemmQuad v = Staging::read(place.staging, r, chunk);
             if (!c.inside || row >= place.end) continue;
             Vec16 after;
+            float sum[4];
             UNROLL
             for (int j = 0; j < 4; j++) {
                 float x = row < place.live ? v.x[j] : 0.0f;
-                after.word[j] = float_to_bits(bits_to_float(ahead.before[i].word[j]) + x);
+                sum[j] = bits_to_float(ahead.before[i].word[j]) + x;
+                after.word[j] = float_to_bits(sum[j]);
             }
             c.target.store_16(c.origin + row * c.stride, after);
+            if (c.squared) c.squares += squares_of_four(sum);
         }
         ptx::warp_sync();
     }
@@ -358,5 +365,17 @@ struct GemmSum {
             int first = place.row + m * 16;
             rows<WN>(p, place, c, first, read<WN>(p, place, place.column, first), acc[m]);
         }
+        store_squares<WARPS_M, WN>(p, place, place.column, c);
+    }
+
+    // Stores the squares of the WN columns from `first` on that this warp has written, of WARPS_M warps along m: to
+    // [tile of m, warp along m, part of n].
+    template <int WARPS_M, int WN>
+    static DEVICE void store_squares(const GemmParams& p, const GemmPlace& place, int first, const Columns& c)
+    {
+        if (!c.squared || first >= p.n) return;
+        double sum = warp_sum(c.squares);
+        int64_t row = int64_t(place.tile_m) * WARPS_M + place.warp_m;
+        if (ptx::lane_id() == 0) Global<double>(p.squares).store(row * ceil_div(p.n, WN) + first / WN, sum);
     }
 };

@@ -23,6 +23,7 @@ struct GemmParams {
     const float* gamma;     // [n], LayerScale, or null: 1
     const float* keep;      // [m], drop-path factor of a row, or null: 1
     float* workspace;       // slices [splits, m, n] of split-K, or column sums [tiles of m, n]; or null
+    double* squares;        // of `sum` where k is one slice, GemmSum::store_squares; or null
     const int* accumulate;  // whether `sum` is added to (not 0) or overwritten (0, or null)
     int64_t lda;            // elements between rows, of a
     int64_t ldb;            // of b

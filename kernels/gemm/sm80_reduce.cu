@@ -18,7 +18,7 @@ struct BiasGradParams {
 template <int WARPS>
 DEVICE void bias_grad(const BiasGradParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     uint32_t thread = threadIdx.x;
     int column = int(blockIdx.x) * 64 + int(thread % 8) * 8;
     int live = p.m;

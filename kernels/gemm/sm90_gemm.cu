@@ -399,6 +399,13 @@ struct HopperGemm {
                                                  lane.sums);
             }
         }
+        if constexpr (Epilogue::SQUARES) {
+            // Of two clustered tiles one may lie behind the last row.
+            constexpr int WARPS = PINGPONG ? 4 : 8;
+            if (place.tile_m * BM < p.gemm.m) {
+                Epilogue::template store_squares<WARPS, WN>(p.gemm, place, place.column + COLUMN, lane);
+            }
+        }
         if constexpr (NEXT < BN) slice<NEXT>(place, d, next);
     }
 

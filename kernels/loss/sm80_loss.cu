@@ -286,7 +286,7 @@ DEVICE int largest_target(const Target& target, Shared<float> scratch)
 template <Kind kind, class T, int threads, int chunks>
 DEVICE void cross_entropy(const LossParams& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int image = int(blockIdx.x);
     Global<const T> logits(static_cast<const T*>(p.logits));
     Global<bf16> dlogits(p.dlogits);

@@ -22,6 +22,7 @@ constexpr int mma_columns = 8; // and along n: sixteen independent products hide
 
 DEVICE void copy(const MeasureCopy& p)
 {
+    begin_dependent();
     constexpr int unroll = 4;
     Global<bf16> out(p.out);
     Global<const bf16> x(p.x);
@@ -41,6 +42,7 @@ DEVICE void copy(const MeasureCopy& p)
 
 DEVICE void mma(const MeasureMma& p)
 {
+    begin_dependent();
     Global<const bf16> values(p.values);
     uint32_t a[mma_rows][4];
     uint32_t b[mma_columns][2];

@@ -40,7 +40,7 @@ DEVICE void forward(const NormForward& p)
     int thread = int(threadIdx.x) % lanes;
     int group = int(threadIdx.x) / lanes;
     int first = (int(blockIdx.x) * (forward_warps / WARPS) + group) * ROWS;
-    ptx::dependency_wait();
+    begin_dependent();
     if (first >= p.tokens) return;
     int live = live_rows(p.live, p.tokens);
     Shared<float> sums(ptx::shared_base());

@@ -94,7 +94,7 @@ DEVICE void backward(const NormBackward& p)
     constexpr int sums_of_group = 4 * ROWS * WARPS;
     int thread = int(threadIdx.x) % lanes;
     int group = int(threadIdx.x) / lanes;
-    ptx::dependency_wait();
+    begin_dependent();
     int live = live_rows(p.live, p.tokens);
     bool wants_branch = p.dscale != nullptr;
     Shared<float> shared(ptx::shared_base());
@@ -212,6 +212,7 @@ DEVICE void backward(const NormBackward& p)
 template <int WARPS>
 DEVICE void sums(const NormSums& p)
 {
+    begin_dependent();
     int which = int(blockIdx.y);
     float* out = which == 0 ? p.out[0] : which == 1 ? p.out[1] : p.out[2];
     if (out == nullptr) return;

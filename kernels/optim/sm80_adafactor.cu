@@ -62,7 +62,7 @@ constexpr double adafactor_eps = 1e-30;
 // Block = tile, a warp every eighth of its rows.
 DEVICE void adafactor_squares(const OptimAdafactor& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.update.state);
     if (f.skip != 0) return;
     OptimFactored tensor = Global<const OptimFactored>(p.tensors).load(
@@ -108,7 +108,7 @@ DEVICE void adafactor_squares(const OptimAdafactor& p)
 // Thread = line of a tensor that this rank counts.
 DEVICE void adafactor_sums(const OptimAdafactor& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.update.state->factors.skip) != 0) return;
     int of_block = Global<const int>(p.line_tensors).load(blockIdx.x);
     int64_t line = int64_t(blockIdx.x) * threads + threadIdx.x;
@@ -134,7 +134,7 @@ DEVICE void adafactor_sums(const OptimAdafactor& p)
 // Block = whole parameter.
 DEVICE void adafactor_moments(const OptimAdafactor& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.update.state->factors.skip) != 0) return;
     OptimWhole whole = Global<const OptimWhole>(p.wholes).load(blockIdx.x);
     const OptimizerStep& step = *p.update.step;
@@ -170,7 +170,7 @@ DEVICE void adafactor_moments(const OptimAdafactor& p)
 // Thread = line.
 DEVICE void adafactor_lines(const OptimAdafactor& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.update.state->factors.skip) != 0) return;
     int64_t line = int64_t(blockIdx.x) * threads + threadIdx.x;
     int place = Global<const int>(p.places).load(line);
@@ -206,7 +206,7 @@ DEVICE void line_factors(float (&of_row)[8], float (&of_column)[8], const OptimA
 // Block = chunk.
 DEVICE void adafactor_apply(const OptimAdafactor& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.update.state);
     Eight own = own_elements(p.update);
     if (f.skip != 0 || !own.active) return;

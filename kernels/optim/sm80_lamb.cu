@@ -10,7 +10,7 @@ namespace optim {
 // Block = chunk: moments, u, and the squares of the chunk.
 DEVICE void lamb_update(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.state);
     Eight own = own_elements(p);
     if (f.skip != 0) return;
@@ -56,7 +56,7 @@ DEVICE void sum_pairs(double (&sums)[2], const double* pairs, int64_t first, int
 // Block = slice: its chunks.
 DEVICE void lamb_squares(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.state->factors.skip) != 0) return;
     const OptimTensor& slice = p.tensors[blockIdx.x];
     int whole = read(slice.whole);
@@ -72,7 +72,7 @@ DEVICE void lamb_squares(const OptimUpdate& p)
 // Block = tensor: its chunks, or the squares of its slices on all ranks.
 DEVICE void lamb_rates(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.state->factors.skip) != 0) return;
     const OptimTensor& tensor = p.tensors[blockIdx.x];
     double sums[2] = {0.0, 0.0};
@@ -90,7 +90,7 @@ DEVICE void lamb_rates(const OptimUpdate& p)
 // Block = chunk.
 DEVICE void lamb_apply(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.state);
     Eight own = own_elements(p);
     if (f.skip != 0 || !own.active) return;

@@ -11,6 +11,18 @@ struct OptimNorm {
     int unused;
 };
 
+// The gradients that nobody has squared yet, and sums of the squares of the others.
+struct OptimRest {
+    const float* grads;
+    const OptimChunk* chunks; // [chunk_count]
+    const double* squares;    // [square_count]
+    double* partial;          // [blocks]
+    const OptimizerStep* step;
+    int64_t square_count;
+    int chunk_count;
+    int unused;
+};
+
 struct OptimZero {
     float* out;
     const OptimizerStep* step; // null: zeros in any case
@@ -37,7 +49,7 @@ namespace optim {
 DEVICE void sum_squares(const OptimNorm& p)
 {
     constexpr int unroll = 4;
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.step->unfinished) != 0) return;
     int64_t stride = int64_t(gridDim.x) * threads * 8;
     double sum[1] = {0.0};
@@ -57,6 +69,30 @@ DEVICE void sum_squares(const OptimNorm& p)
     if (threadIdx.x == 0) Global<double>(p.partial).store(blockIdx.x, sum[0]);
 }
 
+// The same of the chunks and of what was summed before: a block takes every so manieth chunk, a thread every so manieth
+// sum.
+DEVICE void rest_squares(const OptimRest& p)
+{
+    begin_dependent();
+    if (read(p.step->unfinished) != 0) return;
+    double sum[1] = {0.0};
+    for (int c = int(blockIdx.x); c < p.chunk_count; c += int(gridDim.x)) {
+        OptimChunk chunk = Global<const OptimChunk>(p.chunks).load(c);
+        int first = 8 * int(threadIdx.x);
+        if (first >= chunk.length) continue;
+        float x[8];
+        load(x, p.grads, chunk.start + first);
+        sum[0] += squares(x);
+    }
+    Global<const double> summed(p.squares);
+    int64_t stride = int64_t(gridDim.x) * threads;
+    for (int64_t i = int64_t(blockIdx.x) * threads + threadIdx.x; i < p.square_count; i += stride) {
+        sum[0] += summed.load(i);
+    }
+    block_sums(sum);
+    if (threadIdx.x == 0) Global<double>(p.partial).store(blockIdx.x, sum[0]);
+}
+
 // x^n, the same bits whenever: no running product, so that a resumed run goes on as if it had never stopped.
 DEVICE double power(double x, uint64_t n)
 {
@@ -71,7 +107,7 @@ DEVICE double power(double x, uint64_t n)
 // One block: the norm, whether the step is taken, and its factors.
 DEVICE void finish(const OptimNorm& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (read(p.step->unfinished) != 0) {
         if (threadIdx.x == 0) write(p.state->factors.skip, 1);
         return;
@@ -119,7 +155,7 @@ DEVICE void finish(const OptimNorm& p)
 // AdamW: p -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p). Block = chunk.
 DEVICE void adamw(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.state);
     Eight own = own_elements(p);
     if (f.skip != 0 || !own.active) return;
@@ -147,7 +183,7 @@ DEVICE void adamw(const OptimUpdate& p)
 // Block = chunk.
 DEVICE void sgd(const OptimUpdate& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     OptimizerFactors f = read_factors(p.state);
     Eight own = own_elements(p);
     if (f.skip != 0 || !own.active) return;
@@ -178,7 +214,7 @@ constexpr int flat_unroll = 4;
 // Zeros, eight elements a thread and unroll; nothing where the step continues.
 DEVICE void zero(const OptimZero& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     if (p.step != nullptr && read(p.step->continues) != 0) return;
     constexpr float zeros[8] = {};
     UNROLL
@@ -191,7 +227,7 @@ DEVICE void zero(const OptimZero& p)
 // out += x, eight elements a thread and unroll.
 DEVICE void add(const OptimAdd& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     UNROLL
     for (int u = 0; u < flat_unroll; u++) {
         int64_t at = ((int64_t(blockIdx.x) * flat_unroll + u) * threads + threadIdx.x) * 8;
@@ -209,7 +245,7 @@ DEVICE void add(const OptimAdd& p)
 // bf16 copy of an arena: the same bits as the update wrote in its last step, where seed and step are those of it.
 DEVICE void cast(const OptimCast& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     bool stochastic = p.step != nullptr && p.state != nullptr;
     uint64_t seed = stochastic ? read(p.step->seed) : 0;
     uint64_t step = stochastic ? read(p.state->step) : 0;

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "../common/philox.cuh"
-#include "../common/view.cuh"
+#include "../common/sums.cuh"
 
 // Written by the host before the step.
 struct OptimizerStep {
@@ -153,37 +153,6 @@ DEVICE void store_rounded(bf16* out, int64_t at, const float (&x)[8], bool stoch
         for (int i = 0; i < 4; i++) packed.word[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
     }
     Global<bf16>(out).store_16(at, packed);
-}
-
-// Value of lane `lane ^ mask`. Collective.
-DEVICE double shuffle_xor(double x, uint32_t mask)
-{
-    uint64_t bits;
-    memcpy(&bits, &x, 8);
-    uint64_t upper = ptx::shuffle_xor(uint32_t(bits >> 32), mask);
-    bits = upper << 32 | ptx::shuffle_xor(uint32_t(bits), mask);
-    memcpy(&x, &bits, 8);
-    return x;
-}
-
-// Sums over the block in a fixed order, right in thread 0. Shared memory: n doubles for each warp. Collective.
-template <int n>
-DEVICE void block_sums(double (&x)[n])
-{
-    Shared<double> sums(ptx::shared_base());
-    uint32_t warp = threadIdx.x / 32;
-    UNROLL
-    for (int i = 0; i < n; i++) {
-        UNROLL
-        for (uint32_t mask = 16; mask > 0; mask /= 2) x[i] += shuffle_xor(x[i], mask);
-        if (ptx::lane_id() == 0) sums.store(warp * n + i, x[i]);
-    }
-    ptx::barrier();
-    if (threadIdx.x != 0) return;
-    for (uint32_t w = 1; w < blockDim.x / 32; w++) {
-        UNROLL
-        for (int i = 0; i < n; i++) x[i] += sums.load(w * n + i);
-    }
 }
 
 // Sum of a thread's squares. Products of f32 are exact in f64, which neither overflow nor vanish there.

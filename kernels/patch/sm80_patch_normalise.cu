@@ -76,7 +76,7 @@ DEVICE void load_values(float (&x)[8], const void* patches, int64_t at, int left
 template <bool U8, int BYTES>
 DEVICE void normalise(const PatchNormalise& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int slabs = ceil_div(int(p.out_stride), 8 * lanes);
     int column = int(blockIdx.x) % slabs * 8 * lanes + int(threadIdx.x) % lanes * 8;
     if (column >= p.out_stride) return;

@@ -37,7 +37,7 @@ DEVICE int prefix_row(const PatchPrefix& p, int image, int r)
 // A thread owns eight columns of one row.
 DEVICE void prefix_write(const PatchPrefix& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int chunks = p.width / 8;
     int64_t i = int64_t(blockIdx.x) * prefix_threads + threadIdx.x;
     if (i >= int64_t(p.images) * p.prefix * chunks) return;
@@ -53,7 +53,7 @@ DEVICE void prefix_write(const PatchPrefix& p)
 // Block = (64 columns, row r of the prefix, 128 images).
 DEVICE void prefix_grad(const PatchPrefix& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int lane = int(threadIdx.x) % prefix_lanes;
     int group = int(threadIdx.x) / prefix_lanes;
     int first_column = int(blockIdx.x) * prefix_columns;

@@ -28,6 +28,7 @@ DEVICE void attention_forward(const PoolAttentionForward& p)
     constexpr int row_floats = 8 * group;
     constexpr int rows_of_step = groups * unroll;
     const PoolAttentionShape& s = p.shape;
+    begin_dependent();
     check_cu_seqlens(p.cu_seqlens, p.error, s.images, s.tokens);
     int head = int(blockIdx.x) % s.heads;
     int number = int(blockIdx.x) / s.heads;
@@ -169,6 +170,7 @@ DEVICE void attention_forward(const PoolAttentionForward& p)
 DEVICE void attention_combine(const PoolAttentionForward& p)
 {
     const PoolAttentionShape& s = p.shape;
+    begin_dependent();
     Global<const int> cu_seqlens(p.cu_seqlens);
     int image = int(blockIdx.x);
     Piece piece = image_at(cu_seqlens, image, s.images, s.tokens, s.skip);

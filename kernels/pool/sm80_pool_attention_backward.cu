@@ -58,6 +58,7 @@ DEVICE void attention_backward(const PoolAttentionBackward& p)
     constexpr int row_floats = 8 * group;
     constexpr int rows_of_step = groups * unroll;
     const PoolAttentionShape& s = p.shape;
+    begin_dependent();
     check_cu_seqlens(p.cu_seqlens, p.error, s.images, s.tokens);
     int head = int(blockIdx.x) % s.heads;
     int number = int(blockIdx.x) / s.heads;
@@ -219,6 +220,7 @@ DEVICE void attention_finish(const PoolAttentionBackward& p)
 {
     constexpr int warps = finish_threads / 32;
     const PoolAttentionShape& s = p.shape;
+    begin_dependent();
     bool add = accumulates(p.accumulate);
     auto put = [&](float* grad, int64_t i, float x) {
         if (grad == nullptr) return;

@@ -23,7 +23,7 @@ constexpr int gather_threads = 256;
 // A thread owns eight columns of one image.
 DEVICE void gather_forward(const PoolGather& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     check_cu_seqlens(p.cu_seqlens, p.error, p.images, p.tokens);
     int chunks = p.width / 8;
     int64_t i = int64_t(blockIdx.x) * gather_threads + threadIdx.x;
@@ -42,7 +42,7 @@ DEVICE void gather_backward(const PoolGather& p)
 {
     constexpr int lanes = 8; // of a row: 64 columns
     constexpr int groups = gather_threads / lanes;
-    ptx::dependency_wait();
+    begin_dependent();
     check_cu_seqlens(p.cu_seqlens, p.error, p.images, p.tokens);
     int slabs = ceil_div(p.width, 8 * lanes);
     Piece piece =

@@ -43,6 +43,7 @@ constexpr int mean_columns = 8 * mean_lanes;
 DEVICE void mean_forward(const PoolMeanForward& p)
 {
     constexpr int unroll = 4;
+    begin_dependent();
     check_cu_seqlens(p.cu_seqlens, p.error, p.images, p.tokens);
     int slabs = ceil_div(p.width, mean_columns);
     int number = int(blockIdx.x) / slabs;
@@ -93,6 +94,7 @@ DEVICE void mean_forward(const PoolMeanForward& p)
 // Block = image: the images of no piece and of several.
 DEVICE void mean_combine(const PoolMeanForward& p)
 {
+    begin_dependent();
     Global<const int> cu_seqlens(p.cu_seqlens);
     int image = int(blockIdx.x);
     Piece piece = image_at(cu_seqlens, image, p.images, p.tokens, p.skip);
@@ -110,6 +112,7 @@ DEVICE void mean_combine(const PoolMeanForward& p)
 // Block = (piece, 64 columns). The first piece of an image also writes its prefix rows.
 DEVICE void mean_backward(const PoolMeanBackward& p)
 {
+    begin_dependent();
     check_cu_seqlens(p.cu_seqlens, p.error, p.images, p.tokens);
     int slabs = ceil_div(p.width, mean_columns);
     int number = int(blockIdx.x) / slabs;

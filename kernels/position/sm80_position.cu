@@ -113,7 +113,7 @@ DEVICE void add_fourier(float (&e)[8], const PositionForward& p, int column, flo
 template <int MODE>
 DEVICE void forward(const PositionForward& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     const PositionPlaces& places = p.places;
     int slabs = ceil_div(p.width, 8 * lanes);
     int first = int(blockIdx.x) / slabs * threads;

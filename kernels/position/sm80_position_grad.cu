@@ -94,7 +94,7 @@ DEVICE int last_row(const PositionBank& bank, const Span& span)
 template <bool PRODUCT>
 DEVICE void grad(const PositionGrad& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     const PositionPlaces& places = p.places;
     uint32_t lane = ptx::lane_id();
     int slabs = ceil_div(p.columns, grad_columns);
@@ -207,7 +207,7 @@ DEVICE void grad(const PositionGrad& p)
 DEVICE void fourier_grad(const PositionFourierGrad& p)
 {
     constexpr int unroll = 4;
-    ptx::dependency_wait();
+    begin_dependent();
     const PositionPlaces& places = p.places;
     uint32_t lane = ptx::lane_id();
     int half = p.width / 2;

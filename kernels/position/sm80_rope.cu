@@ -66,7 +66,7 @@ DEVICE float part_of_turn(const Quotient& at, float turns, float rest)
 // Block = 256 times two pairs of a token.
 DEVICE void rope_table(const RopeTable& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     uint32_t halves = uint32_t(p.pairs) / 2;
     uint32_t item = blockIdx.x * blockDim.x + threadIdx.x;
     int token = int(item / halves);

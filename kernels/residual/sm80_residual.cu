@@ -63,7 +63,7 @@ constexpr int unroll = 4;
 // Vectors are counted over all rows: block b has `unroll` times 256 neighbouring ones. There are fewer than 2^31.
 DEVICE void forward(const ResidualForward& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int live = live_rows(p.live, p.tokens);
     uint32_t vectors_of_row = uint32_t(p.width) / 8;
     uint32_t count = uint32_t(p.tokens) * vectors_of_row;
@@ -103,7 +103,7 @@ constexpr int groups = threads / lanes;
 // order. Grid: x columns, y slices. Shared memory: 32 x 64 floats.
 DEVICE void backward(const ResidualBackward& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int live = live_rows(p.live, p.tokens);
     int lane = int(threadIdx.x) % lanes;
     int group = int(threadIdx.x) / lanes;
@@ -160,7 +160,7 @@ DEVICE void backward(const ResidualBackward& p)
 // beyond the tensor is touched.
 DEVICE void drop_path_keep(const DropPathKeep& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int image = int(blockIdx.x);
     int branch = int(blockIdx.y);
     Global<const int> cu_seqlens(p.cu_seqlens);

@@ -7,6 +7,7 @@
 use super::device::{Element, Launch, Matrix, Site};
 use super::graph::{Graph, Node, Tensor};
 use super::op::{Io, Op, on_cpu};
+use super::residual::ResidualGrad;
 use crate::cpu;
 use crate::error::Result;
 use crate::kernels::norm::{Norm as NormKernel, NormBackward, NormForward};
@@ -91,91 +92,94 @@ impl Op for Norm {
         let dgain = node.inputs[1].and_then(|t| graph.gradient_of(t));
         let dbias = node.inputs[2].and_then(|t| graph.gradient_of(t));
         graph.record(
-            NormGrad(self.kind),
-            vec![Some(dy), Some(x), node.outputs[1], node.inputs[1]],
+            NormGrad { kind: self.kind, adds: false, residual: None },
+            vec![None, Some(dy), Some(x), node.outputs[1], node.inputs[1]],
             vec![Some(dx), dgain, dbias],
         );
         vec![Some(dx), None, None]
     }
 }
 
+/// The gradient of a norm; on a device with what stands beside it, while the rows are in registers: first the sum
+/// with the gradient of what else reads `x`, in the place of that, then the gradient of the residual connection
+/// whose sum `x` is. Operands are that gradient, `dy`, `x`, the statistics, the gain, and the branch and LayerScale
+/// of the residual connection; results `dx`, `dgain`, `dbias`, and the gradients of branch and LayerScale.
 #[derive(Debug)]
-pub(super) struct NormGrad(pub NormKind);
+pub(super) struct NormGrad {
+    /// Which norm.
+    pub kind: NormKind,
+    /// Whether something else reads `x`.
+    pub adds: bool,
+    /// The residual connection.
+    pub residual: Option<ResidualGrad>,
+}
+
+impl NormGrad {
+    /// First of the operands of the residual connection.
+    const BRANCH: usize = 5;
+    /// First of its results.
+    const DBRANCH: usize = 3;
+}
 
 impl Op for NormGrad {
     fn name(&self) -> &'static str {
-        "d norm"
-    }
-
-    fn run(&self, io: Io<'_>) {
-        on_cpu!(io, |a| {
-            let width = a.input_shape(1).1;
-            let (dx, dgain, dbias) = (a.output(0), a.output_opt(1), a.output_opt(2));
-            let (dy, x, stats) = (a.input(0), a.input(1), a.input(2));
-            cpu::norm::backward(dx, dgain, dbias, dy, x, stats, a.input_opt(3), width, self.0);
-        });
-    }
-
-    fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        prepare_grad(site, self.0, 0)
-    }
-}
-
-/// `dx = dresidual + d norm`, in the place of `dresidual`: what reads `x` beside the norm has its share in the
-/// same pass.
-#[derive(Debug)]
-pub(super) struct NormGradAdd(pub NormKind);
-
-impl Op for NormGradAdd {
-    fn name(&self) -> &'static str {
-        "add d norm"
+        match (self.adds, self.residual.is_some()) {
+            (false, false) => "d norm",
+            (true, false) => "add d norm",
+            (false, true) => "d norm residual",
+            (true, true) => "add d norm residual",
+        }
     }
 
     fn in_place(&self) -> bool {
-        true
+        self.adds
     }
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
             let width = a.input_shape(2).1;
             let (dx, dgain, dbias) = (a.output(0), a.output_opt(1), a.output_opt(2));
-            let (dy, x, stats) = (a.input(1), a.input(2), a.input(3));
-            let mut own = dx.to_vec();
-            cpu::norm::backward(&mut own, dgain, dbias, dy, x, stats, a.input_opt(4), width, self.0);
-            cpu::elementwise::add(dx, &own);
+            let (dy, x, stats, gain) = (a.input(1), a.input(2), a.input(3), a.input_opt(4));
+            if self.adds {
+                let mut own = dx.to_vec();
+                cpu::norm::backward(&mut own, dgain, dbias, dy, x, stats, gain, width, self.kind);
+                cpu::elementwise::add(dx, &own);
+            } else {
+                cpu::norm::backward(dx, dgain, dbias, dy, x, stats, gain, width, self.kind);
+            }
+            if let Some(residual) = &self.residual {
+                residual.run_at(&mut a, dx, width, Self::BRANCH, Self::DBRANCH);
+            }
         });
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        prepare_grad(site, self.0, 1)
+        let (dy, x, dx) = (site.input(1)?, site.input(2)?, site.output(0)?);
+        let dresidual = if self.adds { Some(site.input(0)?) } else { None };
+        let (stats, gain) = (site.input_f32(3)?, site.input_f32(4)?);
+        let (dgain, dbias) = (site.output_f32(1)?, site.output_f32(2)?);
+        let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
+        let residual = self.residual.as_ref();
+        let residual = residual.map(|residual| residual.at(site, Self::BRANCH, Self::DBRANCH)).transpose()?;
+        // The epsilon is in the statistics.
+        let norm = NormKernel { tokens: x.rows, width: site.input_cols(2), kind: self.kind, eps: 0.0 };
+        norm.check()?;
+        site.workspace(norm.backward_workspace_bytes(site.device()));
+        Ok(Box::new(move |step| {
+            let operands = NormBackward {
+                dy: dy.all(),
+                dresidual: dresidual.as_ref().map(Matrix::all),
+                x: x.all(),
+                stats: &stats,
+                gain: gain.as_ref(),
+                residual: residual.as_ref().map(|residual| residual.operands(step, &dx)),
+                dx: dx.all(),
+                dgain: dgain.as_ref(),
+                dbias: dbias.as_ref(),
+                accumulate: Some(step.accumulate),
+            };
+            let packed = step.rows(&live);
+            norm.backward(step.stream, packed, &operands, step.workspace)
+        }))
     }
-}
-
-/// The gradient of a norm whose operands begin at `first`; before them stands what is added to it.
-fn prepare_grad(site: &mut Site<'_>, kind: NormKind, first: usize) -> Result<Launch> {
-    let (dy, x, dx) = (site.input(first)?, site.input(first + 1)?, site.output(0)?);
-    let dresidual = if first > 0 { Some(site.input(0)?) } else { None };
-    let (stats, gain) = (site.input_f32(first + 2)?, site.input_f32(first + 3)?);
-    let (dgain, dbias) = (site.output_f32(1)?, site.output_f32(2)?);
-    let (stats, live) = (site.present(stats)?, site.live_rows(&x)?);
-    // The epsilon is in the statistics.
-    let norm = NormKernel { tokens: x.rows, width: site.input_cols(first + 1), kind, eps: 0.0 };
-    norm.check()?;
-    site.workspace(norm.backward_workspace_bytes(site.device()));
-    Ok(Box::new(move |step| {
-        let operands = NormBackward {
-            dy: dy.all(),
-            dresidual: dresidual.as_ref().map(Matrix::all),
-            x: x.all(),
-            stats: &stats,
-            gain: gain.as_ref(),
-            residual: None,
-            dx: dx.all(),
-            dgain: dgain.as_ref(),
-            dbias: dbias.as_ref(),
-            accumulate: Some(step.accumulate),
-        };
-        let packed = step.rows(&live);
-        norm.backward(step.stream, packed, &operands, step.workspace)
-    }))
 }

@@ -4,13 +4,14 @@
 //! `keep` is 0 or 1/(1−rate) for a whole image, drawn by Philox from (seed, epoch, sample, branch),
 //! so that it depends neither on the slot nor on when it is drawn (forward, recompute, backward).
 
-use super::device::{Launch, Site};
+use super::device::{Launch, Matrix, Site, Step};
 use super::graph::{Extent, Graph, Node, Tensor};
-use super::op::{Io, Op, StepState, on_cpu};
+use super::op::{Args, Io, Op, StepState, on_cpu};
 use super::split::Shard;
 use crate::cpu;
 use crate::cpu::real::Real;
 use crate::data::batch::PackedBatch;
+use crate::device::Buffer;
 use crate::error::Result;
 use crate::kernels::residual::{Branch, BranchGrad, Residual as ResidualKernel};
 use crate::rng::Stream;
@@ -121,7 +122,7 @@ impl Op for Residual {
         }
         let dbranch = graph.activation_like(branch);
         let dgamma = gamma.and_then(|t| graph.gradient_of(t));
-        // Nothing else keeps the branch.
+        // It is only read for the gradient of the scale.
         let kept_branch = dgamma.map(|_| branch);
         let grad = ResidualGrad { drop_path: self.drop_path, rows: self.rows };
         graph.record(grad, vec![Some(dout), kept_branch, gamma], vec![Some(dbranch), dgamma]);
@@ -129,10 +130,66 @@ impl Op for Residual {
     }
 }
 
-#[derive(Debug)]
-struct ResidualGrad {
+/// The gradient of a residual connection. On a device that of a norm takes it along where it makes `dout`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ResidualGrad {
     drop_path: Option<DropPath>,
     rows: Shard,
+}
+
+impl ResidualGrad {
+    /// On the CPU, with branch and LayerScale from operand `input` on and their gradients from result `output` on.
+    pub(super) fn run_at<R: Real>(
+        &self,
+        a: &mut Args<'_, R>,
+        dout: &[R],
+        width: usize,
+        input: usize,
+        output: usize,
+    ) {
+        let keep = keep(self.drop_path, self.rows, a.batch, a.step);
+        let (dbranch, dgamma) = (a.output(output), a.output_opt(output + 1));
+        let branch = a.input_opt(input).unwrap_or_default();
+        let gamma = a.input_opt(input + 1);
+        cpu::residual::backward(dbranch, dgamma, dout, branch, gamma, keep.as_deref(), width);
+    }
+
+    /// The same of a device, beside the gradient of the sum.
+    pub(super) fn at(&self, site: &mut Site<'_>, input: usize, output: usize) -> Result<BranchSite> {
+        let dscale = site.output_f32(output + 1)?;
+        Ok(BranchSite {
+            // It is only read for the gradient of the scale.
+            branch: if dscale.is_some() { Some(site.input(input)?) } else { None },
+            scale: site.input_f32(input + 1)?,
+            dropped: self.drop_path.map(|drop_path| site.drop_path(drop_path)),
+            dbranch: site.output(output)?,
+            dscale,
+        })
+    }
+}
+
+/// A residual branch and its gradients on a device.
+pub(super) struct BranchSite {
+    branch: Option<Matrix>,
+    scale: Option<Buffer<f32>>,
+    /// Number of the branch whose factors there are.
+    dropped: Option<usize>,
+    dbranch: Matrix,
+    dscale: Option<Buffer<f32>>,
+}
+
+impl BranchSite {
+    /// As the kernels take it; rows of `dout` stand for a branch that is not read.
+    pub(super) fn operands<'s>(
+        &'s self,
+        step: &'s Step<'_>,
+        dout: &'s Matrix,
+    ) -> (Branch<'s>, BranchGrad<'s>) {
+        let keep = self.dropped.map(|branch| (step.keep(), branch));
+        let rows = self.branch.as_ref().unwrap_or(dout).all();
+        let grad = BranchGrad { dbranch: self.dbranch.all(), dscale: self.dscale.as_ref() };
+        (Branch { rows, scale: self.scale.as_ref(), keep }, grad)
+    }
 }
 
 impl Op for ResidualGrad {
@@ -142,39 +199,23 @@ impl Op for ResidualGrad {
 
     fn run(&self, io: Io<'_>) {
         on_cpu!(io, |a| {
-            let width = a.input_shape(0).1;
-            let keep = keep(self.drop_path, self.rows, a.batch, a.step);
-            let (dbranch, dgamma) = (a.output(0), a.output_opt(1));
-            let branch = a.input_opt(1).unwrap_or_default();
-            cpu::residual::backward(
-                dbranch,
-                dgamma,
-                a.input(0),
-                branch,
-                a.input_opt(2),
-                keep.as_deref(),
-                width,
-            );
+            let (dout, width) = (a.input(0), a.input_shape(0).1);
+            self.run_at(&mut a, dout, width, 1, 0);
         });
     }
 
     fn prepare(&self, site: &mut Site<'_>) -> Result<Launch> {
-        let (dout, dbranch) = (site.input(0)?, site.output(0)?);
-        let (scale, dscale, live) = (site.input_f32(2)?, site.output_f32(1)?, site.live_rows(&dout)?);
-        let branch = if dscale.is_some() { Some(site.input(1)?) } else { None };
-        let dropped = self.drop_path.map(|drop_path| site.drop_path(drop_path));
+        let dout = site.input(0)?;
+        let (branch, live) = (self.at(site, 1, 0)?, site.live_rows(&dout)?);
         let residual = ResidualKernel { tokens: dout.rows, width: dout.cols };
         site.workspace(residual.backward_workspace_bytes());
         Ok(Box::new(move |step| {
-            let keep = dropped.map(|branch| (step.keep(), branch));
-            // The branch is only read for the gradient of the scale.
-            let rows = branch.as_ref().unwrap_or(&dout).all();
-            let grad = BranchGrad { dbranch: dbranch.all(), dscale: dscale.as_ref() };
+            let (operands, grad) = branch.operands(step, &dout);
             residual.backward(
                 step.stream,
                 step.rows(&live),
                 dout.all(),
-                Branch { rows, scale: scale.as_ref(), keep },
+                operands,
                 grad,
                 Some(step.accumulate),
                 step.workspace,

@@ -245,6 +245,7 @@ impl Call {
             n if n == GemmEpilogue::Sum as u32 => Ok(Checked::Sum(Sum {
                 out: matrix_of(&operands.sum),
                 accumulate: vector_of(&operands.accumulate),
+                squares: Vector::none(),
             })),
             other => {
                 Err(Refusal::invalid(format!("gemm: {other} is no trencadis_gemm_epilogue; give 0, 1 or 2")))

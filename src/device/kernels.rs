@@ -14,11 +14,19 @@ use crate::{Error, Result};
 pub struct Kernels {
     loaded: Box<dyn Loaded>,
     info: DeviceInfo,
+    dependent: bool,
 }
 
 impl Kernels {
     pub(super) fn new(loaded: Box<dyn Loaded>, info: DeviceInfo) -> Self {
-        Self { loaded, info }
+        Self { loaded, info, dependent: false }
+    }
+
+    /// The same where `dependent` launches are the rule: [`Launch::dependent`] whatever they say, but for those whose
+    /// blocks wait for one another. Of use where a stream has one launch after another; behind anything else the driver
+    /// lets a launch begin when that has ended.
+    pub(super) fn with_dependent(self, dependent: bool) -> Self {
+        Self { dependent, ..self }
     }
 
     /// Kernels for the CUDA context that is current on this thread, as another engine has made it:
@@ -73,6 +81,7 @@ impl Kernels {
                 launch.cluster, launch.grid
             )));
         }
+        let launch = Launch { dependent: launch.dependent || (self.dependent && !launch.resident), ..launch };
         let bytes = size_of::<P>();
         // SAFETY: the caller answers for addresses and stream.
         unsafe { self.loaded.launch(name, launch, stream, std::ptr::from_ref(params).cast(), bytes) }

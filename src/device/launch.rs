@@ -12,8 +12,9 @@ pub struct Launch {
     /// Blocks of a cluster along x, which divides `grid[0]`; 1 is no cluster.
     pub cluster: u32,
     /// Programmatic dependent launch: the kernel may start before the one before it on the stream has
-    /// ended, and waits for its results itself. Ignored where its code cannot wait, which is code made for
-    /// GPUs before compute capability 9.0.
+    /// ended, and waits for its results itself, as `kernels/common/launch.cuh` says. Ignored where its code cannot wait,
+    /// which is code made for GPUs before compute capability 9.0. `TRENCADIS_DEPENDENT=1` makes all launches of a
+    /// [`Device::cuda`](super::Device::cuda) such, but for those that are [`resident`](Self::resident).
     pub dependent: bool,
     /// All blocks of the grid run at the same time, because they may wait for one another; a grid for which there is no
     /// room is refused.

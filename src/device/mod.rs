@@ -111,9 +111,9 @@ impl Device {
     /// A device that runs the kernels on the host, on the thread that launches them.
     #[cfg(feature = "emulator")]
     pub fn emulator(options: emulator::EmulatorOptions) -> Self {
-        let info = emulated::describe(&options);
+        let (info, dependent) = (emulated::describe(&options), options.dependent);
         let host = emulated::Host::new(options);
-        let kernels = Kernels::new(Box::new(host.clone()), info);
+        let kernels = Kernels::new(Box::new(host.clone()), info).with_dependent(dependent);
         Self::new(kernels, Box::new(host))
     }
 

@@ -251,6 +251,21 @@ fn launches_carry_their_attributes() {
     fake.runs("a_missing_symbol", &[("FAKE_CUDA_MISSING", &name)]);
 }
 
+/// The variable makes every launch of the device dependent but those whose blocks wait for one another, and none of
+/// another engine's streams.
+#[test]
+fn launches_are_dependent_where_that_is_asked_for() {
+    if a_kernel().is_none() {
+        return;
+    }
+    for (value, dependent) in [("1", 4), ("0", 2), ("", 2)] {
+        let log = Fake::new().runs("launches", &[("TRENCADIS_DEPENDENT", value)]);
+        let lines: Vec<_> = log.iter().filter(|line| line.contains("dependent 1")).collect();
+        assert_eq!(lines.len(), dependent, "{log:#?}");
+        assert!(lines.iter().all(|line| line.contains("on 2") && !line.contains("resident")), "{log:#?}");
+    }
+}
+
 /// What was compiled for compute_80 does not wait for the kernel before it, even on a newer GPU.
 #[test]
 fn kernels_that_cannot_wait_are_not_started_early() {

@@ -1,14 +1,33 @@
 //! Loss, logits and gradients of one step, and what is refused.
 
-use trencadis::autograd::DeviceExecutor;
+use half::bf16;
 use trencadis::autograd::device::BatchShape;
+use trencadis::autograd::graph::Graph;
+use trencadis::autograd::{DeviceExecutor, gemm, loss, patch, pool};
 use trencadis::data::batch::{Mixture, PackedBatch, Targets};
 use trencadis::recipe::*;
 
 use crate::case::*;
-use crate::support::batch;
 use crate::support::devices::devices;
 use crate::support::numbers::{distance, random};
+use crate::support::{batch, param};
+
+/// The sums that products leave with their gradients, of all parameters but vectors and what several nodes write.
+fn squares_are_those_of_the_gradients(executor: &DeviceExecutor, recorded: &Recorded) {
+    let (known, sums) = executor.squares();
+    let grads = executor.read_grads().unwrap();
+    let squares = |grad: &Vec<f32>| grad.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    let want: f64 = known.iter().map(|&parameter| squares(&grads[parameter])).sum();
+    let got: f64 = sums.download().unwrap().iter().sum();
+    assert!((got - want).abs() <= 1e-6 * want, "{got} instead of {want}");
+    let name = |parameter: usize| &recorded.graph.params()[parameter].name;
+    let of_block = |name: &str| name.starts_with("blocks.") && name.ends_with("weight");
+    let matrix = |&parameter: &usize| of_block(name(parameter)) && !name(parameter).contains("norm");
+    let matrices = (0..grads.len()).filter(matrix);
+    assert!(matrices.into_iter().all(|parameter| known.contains(&parameter)), "{known:?}");
+    let largest = grads.iter().map(squares).sum::<f64>();
+    assert!(want < largest && !known.is_empty());
+}
 
 #[test]
 fn a_step_agrees_with_the_cpu() {
@@ -44,6 +63,7 @@ fn a_step_agrees_with_the_cpu() {
                     compare(&format!("the gradient of {}", param.name), got, want);
                 }
             }
+            squares_are_those_of_the_gradients(&executor, &recorded);
             executor.check().unwrap();
             let again = on_device(&mut executor, &recorded, &batch);
             assert_eq!(got, again, "{name} on {}: another run, other bits", device.info().name);
@@ -88,6 +108,36 @@ fn selective_recomputation_changes_gelu_alone() {
     }
 }
 
+/// A weight that two nodes write the gradient of is not among those whose squares are known: no node sees the whole.
+#[test]
+fn squares_of_weights_that_are_used_twice_are_not_known() {
+    let batch = batch(&GRIDS, 0, 8, CLASSES, TOKENS, 2);
+    let mut graph = Graph::new();
+    let x = patch::patches(&mut graph, TOKENS, 8, &[0.4], &[0.3]);
+    let (once, twice) = (param(&mut graph, "once", &[16, 8]), param(&mut graph, "twice", &[16, 16]));
+    let hidden = gemm::linear(&mut graph, x, once, None);
+    let hidden = gemm::linear(&mut graph, hidden, twice, None);
+    let hidden = gemm::linear(&mut graph, hidden, twice, None);
+    let logits = pool::mean_pool(&mut graph, hidden, batch.slots(), 0);
+    let loss = loss::classification(&mut graph, logits, LossKind::Softmax.into());
+    graph.backward(&[(logits, loss.dlogits)]);
+    graph.keep(loss.per_image);
+    graph.keep(logits);
+    let half = |(i, len): (usize, usize)| {
+        random::<f64>(len, i as u64).iter().map(|&x| bf16::from_f64(x / 2.0).to_f32()).collect()
+    };
+    let params = graph.params().iter().map(|param| param.len()).enumerate().map(half).collect();
+    let recorded = Recorded { graph, logits, per_image: loss.per_image, params };
+    for device in devices() {
+        let mut executor = executor(&device, &recorded, &batch);
+        let grads = on_device(&mut executor, &recorded, &batch).2;
+        let (known, sums) = executor.squares();
+        let (want, got) = (grads[0].iter().map(|x| x * x).sum::<f64>(), sums.download().unwrap());
+        assert_eq!(known, [0]);
+        assert!((got.iter().sum::<f64>() - want).abs() <= 1e-6 * want && want > 0.0);
+    }
+}
+
 /// One image that fills the budget, and no image at all.
 #[test]
 fn full_and_empty_batches() {
@@ -107,6 +157,27 @@ fn full_and_empty_batches() {
         }
         let nothing = on_device(&mut executor, &recorded, &empty);
         assert!(nothing.0.iter().chain(nothing.2.iter().flatten()).all(|x| *x == 0.0), "{name}");
+    }
+}
+
+/// Where blocks are recomputed, the gradient of the residual connection at a block's end is a launch of its own, and
+/// elsewhere a part of that of the norm behind it: the same bits, but for the order in which the gradient of its
+/// LayerScale is summed.
+#[test]
+fn residual_gradients_within_those_of_norms_have_the_same_bits() {
+    let joined = ModelConfig { layer_scale: 0.3, drop_path: 0.4, ..variants()[0].1.clone() };
+    let apart = ModelConfig { checkpoint: true, ..joined.clone() };
+    let batch = batch(&GRIDS, 0, joined.patch_dim(), CLASSES, TOKENS, 2);
+    let recorded = [&joined, &apart].map(|config| record(config, &batch, LossKind::Softmax));
+    for device in devices() {
+        let run = |recorded| on_device(&mut executor(&device, recorded, &batch), recorded, &batch);
+        let [joined, apart] = [run(&recorded[0]), run(&recorded[1])];
+        for ((param, joined), apart) in recorded[0].graph.params().iter().zip(&joined.2).zip(&apart.2) {
+            match param.name.ends_with("scale2") {
+                true => assert!(joined != apart && distance(joined, apart) < 1e-9, "{}", param.name),
+                false => assert_eq!(joined, apart, "{}", param.name),
+            }
+        }
     }
 }
 
@@ -177,6 +248,7 @@ fn batches_accumulate_and_replay() {
         executor.write(&two, &STEP).unwrap();
         executor.launch(0).unwrap();
         let both = executor.read_grads().unwrap();
+        squares_are_those_of_the_gradients(&executor, &recorded);
         let second = on_device(&mut executor, &recorded, &two);
         for (both, (one, two)) in both.iter().zip(plain.2.iter().zip(&second.2)) {
             let sum: Vec<f64> = one.iter().zip(two).map(|(one, two)| one + two).collect();

@@ -141,6 +141,14 @@ fn a_box_there_and_back() {
     assert!(answer::<_, f32>("hopper_increment_add", launch(), increment) == incremented(5.0));
 }
 
+/// What bulk copies read is global memory as well, which the launch before may still write.
+#[test]
+fn a_dependent_launch_waits_before_it_copies() {
+    let launch = Launch { dependent: true, ..launch() };
+    let fault = fault("hopper_increment", launch, &["before dependency_wait"], increment);
+    assert!(fault.what.starts_with("copies from") && fault.place == Some(([0; 3], 0)), "{fault}");
+}
+
 #[test]
 fn bf16_is_added_and_rounded() {
     // Two numbers of bf16 lie in each f32 that the kernel adds 1.0 to: the upper one is about 1 more, the lower the

@@ -5,7 +5,7 @@ use std::thread;
 use trencadis::device::Launch;
 use trencadis::device::emulator::{Emulator, EmulatorOptions};
 
-use crate::{Case, Params, ramp};
+use crate::{Case, Params, line_of, ramp};
 
 #[test]
 fn launches_that_do_not_fit_are_refused() {
@@ -28,6 +28,40 @@ fn launches_that_do_not_fit_are_refused() {
     let fault = unsafe { emulator.launch("planted_reverse", Launch::new([1; 3], 64, 256), short) }
         .expect_err("refused");
     assert!(fault.what.contains("its parameters are 16 bytes here and 32 bytes in the kernel"), "{fault}");
+}
+
+/// Variants of `planted::Early` in order, from the third on, with what the report must say and where.
+const EARLY: [(&str, &str); 7] = [
+    ("reads 4 bytes of global memory before dependency_wait", "case Early::read"),
+    ("writes 4 bytes of global memory before dependency_wait", "case Early::write"),
+    ("copies from 16 bytes of global memory before dependency_wait", "case Early::copy"),
+    ("adds to 4 bytes of global memory before dependency_wait", "case Early::atomic"),
+    ("reads 4 bytes of global memory before dependency_wait", "float x ="),
+    ("reads 4 bytes of global memory before dependency_wait", "float x ="),
+    ("ends without dependency_wait", ""),
+];
+
+#[test]
+fn a_dependent_launch_waits_for_the_one_before() {
+    let ordinary = Case::new("planted_dependent", 64, 64).shared(1024).a(&ramp(64));
+    let dependent = Case { dependent: true, ..ordinary.clone() };
+    for variant in 0..2 {
+        assert_eq!(dependent.clone().variant(variant).answer::<f32>(), ramp(64));
+    }
+    for (variant, (expected, line)) in (2..).zip(EARLY) {
+        let fault = dependent.clone().variant(variant).fault(expected);
+        let (_, thread) = fault.place.expect("a thread");
+        if line.is_empty() {
+            assert_eq!((fault.site, thread), (None, 0));
+            continue;
+        }
+        assert!(line_of(&fault).starts_with(line), "{fault}");
+        assert!(!fault.what.is_empty() && thread != 63, "thread 63 has waited: {fault}");
+    }
+    // Where nothing can still run, nothing is early.
+    for variant in [2, 6, 7, 8] {
+        ordinary.clone().variant(variant).run::<f32>(EmulatorOptions::default()).unwrap();
+    }
 }
 
 #[test]

@@ -41,6 +41,8 @@ struct Case {
     c: Vec<u8>,
     n: i32,
     variant: i32,
+    /// See [`Launch::dependent`].
+    dependent: bool,
 }
 
 impl Case {
@@ -90,7 +92,9 @@ impl Case {
             n: self.n,
             variant: self.variant,
         };
-        let launch = Launch::new([self.blocks, 1, 1], self.threads, self.shared_bytes);
+        let dependent = self.dependent;
+        let launch =
+            Launch { dependent, ..Launch::new([self.blocks, 1, 1], self.threads, self.shared_bytes) };
         // SAFETY: the parameters are the kernel's, and nobody else uses the memory.
         unsafe {
             emulator.launch(self.kernel, launch, bytemuck::bytes_of(&params))?;

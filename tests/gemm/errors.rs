@@ -59,7 +59,7 @@ fn grad() -> GeluGrad<'static> {
 }
 
 fn sum() -> Sum<'static> {
-    Sum { out: matrix(4 * FAR, 76, PLENTY), accumulate: vector(7 * FAR, 1) }
+    Sum { out: matrix(4 * FAR, 76, PLENTY), accumulate: vector(7 * FAR, 1), squares: Vector::none() }
 }
 
 const PLAN: Plan = Plan { tile: TILES[2], stages: 3, splits: 1, group: 2, clusters: 0 };
@@ -150,6 +150,7 @@ fn epilogues() {
     says(&gemm, Epilogue::GeluGrad(GeluGrad { accumulate: vector(FAR + 2, 1), ..grad() }), &["accumulate"]);
     says(&gemm, Epilogue::Sum(Sum { out: matrix(FAR, 74, PLENTY), ..sum() }), &["rows of out", "of 4"]);
     says(&gemm, Epilogue::Sum(Sum { out: Matrix::none(), ..sum() }), &["out is null"]);
+    says(&gemm, Epilogue::Sum(Sum { squares: vector(FAR, 0), ..sum() }), &["squares has memory for 0"]);
 }
 
 #[test]

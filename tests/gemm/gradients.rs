@@ -5,7 +5,7 @@ use half::bf16;
 
 use trencadis::cpu::gemm as oracle;
 use trencadis::device::Device;
-use trencadis::kernels::gemm::{BiasGrad, Epilogue, GeluGrad, Kind, Layout, Matrix, Plan, Sum, Vector};
+use trencadis::kernels::gemm::{BiasGrad, Epilogue, GeluGrad, Kind, Layout, Matrix, Plan, Sum, Vector, raw};
 use trencadis::recipe::GeluKind;
 
 use crate::product::{
@@ -99,9 +99,9 @@ fn slope_of_gelu_with_the_gradient_of_the_bias() {
     }
 }
 
-/// Runs and compares with f64; returns the result's bits.
+/// Runs and compares with f64, and the sums of squares with the result; returns the bits of both.
 #[track_caller]
-pub fn sum(device: &Device, product: &Product, plan: &Plan, flag: Option<i32>) -> Vec<u32> {
+pub fn sum(device: &Device, product: &Product, plan: &Plan, flag: Option<i32>) -> (Vec<u32>, Vec<u64>) {
     let (m, n) = (product.shape.m, product.shape.n);
     let before: Vec<f32> = random(m * n, 7);
     let want: Vec<f64> =
@@ -109,12 +109,36 @@ pub fn sum(device: &Device, product: &Product, plan: &Plan, flag: Option<i32>) -
     let operands = product.upload(device);
     let out = device.upload(&laid_out(&before, [m, n], m, UNTOUCHED)).unwrap();
     let accumulate = flag.map(|flag| device.upload(&[flag]).unwrap());
-    let epilogue =
-        Epilogue::Sum(Sum { out: Matrix::of(&out, 0, n + FOREIGN), accumulate: optional(&accumulate) });
+    let count = raw::square_sums(plan, m, n);
+    let squares = device.upload(&[vec![f64::NAN; count], vec![-1.0]].concat()).unwrap();
+    let epilogue = Epilogue::Sum(Sum {
+        out: Matrix::of(&out, 0, n + FOREIGN),
+        accumulate: optional(&accumulate),
+        squares: Vector::from(&squares),
+    });
     operands.run(device, &epilogue, plan);
-    let out = out.download().unwrap();
-    alike(&format!("{:?} {plan:?} {flag:?}", product.shape), &written(&out, [m, n]), &want, F32);
-    out.iter().map(|x| x.to_bits()).collect()
+    let name = format!("{:?} {plan:?} {flag:?}", product.shape);
+    let (out, squares) = (out.download().unwrap(), squares.download().unwrap());
+    let result = written(&out, [m, n]);
+    alike(&name, &result, &want, F32);
+    let (squared, norm): (f64, f64) = (squares[..count].iter().sum(), result.iter().map(|x| x * x).sum());
+    assert!((squared - norm).abs() <= 1e-7 * norm, "{name}: {squared} instead of {norm}");
+    assert_eq!(squares[count], -1.0, "{name}");
+    (out.iter().map(|x| x.to_bits()).collect(), squares.iter().map(|x| x.to_bits()).collect())
+}
+
+/// A product that is asked for no squares leaves none.
+#[test]
+fn squares_are_optional() {
+    for device in devices() {
+        for splits in [1, 2] {
+            let product = Product::new(Layout::Tn, [72, 64, 200], None);
+            let out = device.zeros::<f32>(72 * 64).unwrap();
+            let (out, accumulate, squares) = (Matrix::of(&out, 0, 64), Vector::none(), Vector::none());
+            let plan = Plan { splits, ..with_tile(tiles(&device, Kind::Sum)[0]) };
+            product.upload(&device).run(&device, &Epilogue::Sum(Sum { out, accumulate, squares }), &plan);
+        }
+    }
 }
 
 #[test]

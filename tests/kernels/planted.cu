@@ -488,6 +488,44 @@ DEVICE void read_neighbour(const Params& p)
     }
 }
 
+// ---- Launches that begin before the one before them has ended ----
+
+enum class Early {
+    all_wait,      // none is early
+    one_waits,     // and meets the others at a barrier
+    read,          // before the wait, as what follows
+    write,
+    copy,
+    atomic,
+    of_other_warp, // the wait is one of the other warp, which this one has not met
+    of_other_lane, // or of another lane
+    end,           // a thread ends
+};
+
+// c = a, 64 words.
+DEVICE void dependent(const Params& p)
+{
+    const Early early = static_cast<Early>(p.variant);
+    uint32_t thread = threadIdx.x;
+    switch (early) {
+    case Early::read: floats(p.a).load(thread); break;
+    case Early::write: words(p.c).store(thread, 0); break;
+    case Early::copy: ptx::cp_async_16(ptx::shared_base() + 16 * thread, p.a, true); break;
+    case Early::atomic: ptx::atomic_add(static_cast<int*>(p.c), 1); break;
+    case Early::end:
+        if (thread == 0) return;
+        break;
+    default: break;
+    }
+    bool one = early == Early::one_waits || early == Early::of_other_warp || early == Early::of_other_lane;
+    if (!one || thread == 63) ptx::dependency_wait();
+    if (early == Early::one_waits) ptx::barrier();
+    if (early == Early::of_other_warp) ptx::barrier(1 + thread / 32, 32);
+    if (early == Early::of_other_lane) ptx::warp_sync();
+    float x = floats(p.a).load(thread);
+    words(p.c).store(thread, float_to_bits(x));
+}
+
 // ---- What goes on beside a launch ----
 
 // c = 64 words of a, once the flag at b is raised. The bug: without waiting.

@@ -226,6 +226,7 @@ impl Rank {
             average: full.then_some(&self.average),
             step: &self.step,
             state: &self.state,
+            squared: None,
             stochastic: false,
             workspace: &self.workspace,
         }

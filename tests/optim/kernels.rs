@@ -14,7 +14,7 @@ use crate::support::devices::devices;
 use crate::support::numbers::random;
 
 const LENGTHS: [usize; 7] = [1, 2048, 7, 5000, 0, 64, 2049];
-const STEP: OptimizerStep = OptimizerStep {
+pub const STEP: OptimizerStep = OptimizerStep {
     lr: 3e-3,
     beta1: 0.9,
     beta2: 0.99,
@@ -37,14 +37,14 @@ fn specs() -> Vec<TensorSpec> {
     LENGTHS.iter().enumerate().map(spec).collect()
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Rule {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
     AdamW,
     Lamb,
     Sgd { nesterov: bool },
 }
 
-const RULES: [Rule; 4] =
+pub const RULES: [Rule; 4] =
     [Rule::AdamW, Rule::Lamb, Rule::Sgd { nesterov: false }, Rule::Sgd { nesterov: true }];
 
 /// What lies in the arenas; tensors of it are those of the CPU device.
@@ -57,22 +57,22 @@ struct Values {
     weights: Vec<bf16>,
 }
 
-struct OnDevice {
-    arena: Arena,
-    tables: Tables,
-    params: Buffer<f32>,
-    grads: Buffer<f32>,
+pub struct OnDevice {
+    pub arena: Arena,
+    pub tables: Tables,
+    pub params: Buffer<f32>,
+    pub grads: Buffer<f32>,
     m: Buffer<f32>,
     v: Buffer<f32>,
     weights: Buffer<bf16>,
     average: Buffer<f32>,
-    step: Buffer<OptimizerStep>,
-    state: Buffer<OptimizerState>,
-    workspace: Buffer<u8>,
+    pub step: Buffer<OptimizerStep>,
+    pub state: Buffer<OptimizerState>,
+    pub workspace: Buffer<u8>,
 }
 
 /// The tensors' values, zeros between them.
-fn scatter(arena: &Arena, seed: u64, scale: f32) -> Vec<f32> {
+pub fn scatter(arena: &Arena, seed: u64, scale: f32) -> Vec<f32> {
     let mut all = vec![0f32; arena.len()];
     for (i, range) in arena.ranges().iter().enumerate() {
         let values: Vec<f32> = random(range.len(), seed + i as u64);
@@ -82,7 +82,7 @@ fn scatter(arena: &Arena, seed: u64, scale: f32) -> Vec<f32> {
 }
 
 impl OnDevice {
-    fn new(device: &Device, step: OptimizerStep) -> Self {
+    pub fn new(device: &Device, step: OptimizerStep) -> Self {
         let arena = Arena::new(&specs()).unwrap();
         let params = scatter(&arena, 1, 1.0);
         Self {
@@ -120,6 +120,7 @@ impl OnDevice {
             average: full.then_some(&self.average),
             step: &self.step,
             state: &self.state,
+            squared: None,
             stochastic,
             workspace: &self.workspace,
         };
@@ -132,7 +133,7 @@ impl OnDevice {
         self.state.download().unwrap()[0]
     }
 
-    fn moments(&self, rule: Rule) -> Moments<'_> {
+    pub fn moments(&self, rule: Rule) -> Moments<'_> {
         match rule {
             Rule::AdamW | Rule::Lamb => Moments::Adam { m: &self.m, v: &self.v },
             Rule::Sgd { nesterov } => Moments::Momentum { m: &self.m, nesterov },
@@ -378,6 +379,7 @@ fn zeros_and_sizes() {
             average: None,
             step: &on_device.step,
             state: &on_device.state,
+            squared: None,
             stochastic: false,
             workspace: &on_device.workspace,
         };

@@ -5,5 +5,6 @@ mod cpu;
 mod goldens;
 mod kernels;
 mod ranks;
+mod squared;
 #[path = "../support/mod.rs"]
 mod support;

@@ -137,6 +137,7 @@ impl Rank {
             average: None,
             step: &self.step,
             state: &self.state,
+            squared: None,
             stochastic: false,
             workspace: &self.workspace,
         }

@@ -8,19 +8,21 @@ use trencadis::device::Device;
 use trencadis::device::emulator::{CopyPolicy, EmulatorOptions};
 
 /// The emulator, where the feature is on: as late as waits allow on what is like a Hopper GPU, and at
-/// random on what has the shared memory of a consumer GPU. Then GPU 0, where there is one; where there is
+/// random on what has the shared memory of a consumer GPU; launches are dependent, so that every kernel is seen to wait
+/// for the one before. Then GPU 0, where there is one; where there is
 /// none, the first call of a test binary says why.
 pub fn devices() -> Vec<Device> {
     #[allow(unused_mut)]
     let mut devices = Vec::new();
     #[cfg(feature = "emulator")]
     devices.extend([
-        Device::emulator(EmulatorOptions::default()),
+        Device::emulator(EmulatorOptions { dependent: true, ..EmulatorOptions::default() }),
         Device::emulator(EmulatorOptions {
             seed: 7,
             policy: CopyPolicy::Random,
             shared_per_block: 99 << 10,
             capability: (8, 6),
+            dependent: true,
             ..EmulatorOptions::default()
         }),
     ]);

@@ -111,6 +111,7 @@ impl Operands {
             Fused::Sum => Epilogue::Sum(Sum {
                 out: matrix(&self.sum, set, n, m * n),
                 accumulate: Vector::from(&self.add),
+                squares: Vector::none(),
             }),
         }
     }

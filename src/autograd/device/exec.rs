@@ -39,6 +39,9 @@ pub struct DeviceExecutor {
     /// Those of the tokens that the tensor axis leaves to this rank, where it does.
     own_keep: Option<Buffer<f32>>,
     accumulate: Buffer<i32>,
+    /// Sums of squares of the gradients of the parameters `squared`.
+    squares: Buffer<f64>,
+    squared: Vec<usize>,
     rank: Buffer<i32>,
     label_fault: Buffer<i32>,
     stream: Arc<Stream>,
@@ -69,6 +72,12 @@ impl DeviceExecutor {
     /// As [`params`](Self::params).
     pub fn grads(&self) -> &Buffer<f32> {
         self.whole().1
+    }
+
+    /// The parameters whose gradients come with their squares, and sums of these, written with the gradients: all together
+    /// they are the square of the norm of those.
+    pub fn squares(&self) -> (&[usize], &Buffer<f64>) {
+        (&self.squared, &self.squares)
     }
 
     fn whole(&self) -> (&Arc<DeviceParams>, &Buffer<f32>) {
@@ -223,6 +232,7 @@ impl DeviceExecutor {
             batch: self.batches[at].of(modality),
             workspace: &self.workspace,
             accumulate: &self.accumulate,
+            squares: &self.squares,
             rank: &self.rank,
             label_fault: &self.label_fault,
             schedules: &self.schedules,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::super::elementwise::Add;
 use super::super::gemm::{BiasGrad, GeluGrad, InputGeluGrad, InputGrad, Linear, LinearResidual};
 use super::super::graph::{Graph, Node, Tensor};
-use super::super::norm::{NormGrad, NormGradAdd};
+use super::super::norm::NormGrad;
 use super::super::op::{Op, downcast};
 use super::super::position::{AddPosition, Fourier, Table};
-use super::super::residual::Residual;
+use super::super::residual::{Residual, ResidualGrad};
 use super::super::sharded::ColumnLinearGrad;
 
 /// The graph as a device runs it. It computes the same.
@@ -18,6 +18,7 @@ pub fn fused(graph: &Graph) -> Graph {
     sharded_gelu_grad(&mut graph);
     residual(&mut graph);
     norm_grad(&mut graph);
+    residual_grad(&mut graph);
     position(&mut graph);
     graph
 }
@@ -125,14 +126,41 @@ fn norm_grad(graph: &mut Graph) {
         }
         let (passing, dx, sum) = (node.inputs[0], node.input(1), node.outputs[0]);
         let Some(grad) = producer::<NormGrad>(graph, dx, at, false) else { continue };
-        let Some(&NormGrad(kind)) = downcast(&graph.nodes[grad]) else { continue };
-        let (operands, results) = (&graph.nodes[grad].inputs, &graph.nodes[grad].outputs);
-        let inputs = [passing].iter().chain(operands).copied().collect();
-        let outputs = [sum].iter().chain(&results[1..]).copied().collect();
+        let Some(&NormGrad { kind, adds: false, residual: None }) = downcast(&graph.nodes[grad]) else {
+            continue;
+        };
+        let mut fused = graph.nodes[grad].clone();
+        (fused.inputs[0], fused.outputs[0]) = (passing, sum);
         gone.push(grad);
-        replace(graph, at, NormGradAdd(kind), inputs, outputs);
+        replace(graph, at, NormGrad { kind, adds: true, residual: None }, fused.inputs, fused.outputs);
     }
     gone.sort_unstable();
+    remove(graph, &gone);
+}
+
+/// `d norm` and the `d residual` of the connection before the norm, which then stands in the place of the former:
+/// only where its operands are there by then, so not where the branch is recomputed in between. Where two branches
+/// were added to one stream, the gradient of one.
+fn residual_grad(graph: &mut Graph) {
+    let mut gone = Vec::new();
+    for at in 0..graph.nodes.len() {
+        let node = &graph.nodes[at];
+        let Some(&residual) = downcast::<ResidualGrad>(node) else { continue };
+        let makes = |tensor: Option<Tensor>| {
+            move |node: &Node| tensor.is_some_and(|_| node.outputs.contains(&tensor))
+        };
+        let Some(grad) = graph.nodes[..at].iter().rposition(makes(node.inputs[0])) else { continue };
+        let product = &graph.nodes[grad];
+        let Some(&NormGrad { kind, adds, residual: None }) = downcast(product) else { continue };
+        let late = node.inputs[1..].iter().any(|operand| graph.nodes[grad..at].iter().any(makes(*operand)));
+        if late || product.outputs[0] != node.inputs[0] {
+            continue;
+        }
+        let inputs = product.inputs.iter().chain(&node.inputs[1..]).copied().collect();
+        let outputs = product.outputs.iter().chain(&node.outputs).copied().collect();
+        gone.push(at);
+        replace(graph, grad, NormGrad { kind, adds, residual: Some(residual) }, inputs, outputs);
+    }
     remove(graph, &gone);
 }
 

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::super::graph::{Graph, Modality, Node, Tensor};
+use super::super::graph::{Graph, Kind, Modality, Node, Tensor};
 use super::super::residual::DropPath;
 use super::super::split::Shard;
 use super::batch::DeviceBatch;
@@ -83,6 +83,9 @@ pub(super) struct Needs {
     pub schedules: Vec<(Modality, Limits)>,
     /// Of every residual branch.
     pub rates: Vec<f64>,
+    /// Parameters whose gradients leave their squares, and how many sums these are in all.
+    pub squared: Vec<usize>,
+    pub square_sums: usize,
 }
 
 /// An op among its operands, to be prepared.
@@ -228,6 +231,21 @@ impl Site<'_> {
         })
     }
 
+    /// The place for `count` sums of the squares of result `i`, a parameter's gradient, from which on [`Step::squares`]
+    /// has them: where this node alone writes it, and its norm is taken on this rank.
+    pub fn squares(&mut self, i: usize, count: usize) -> Option<usize> {
+        let gradient = self.node.outputs[i]?;
+        let Kind::Gradient(parameter) = self.graph.info(gradient).kind else { return None };
+        let writers = self.graph.nodes().iter().filter(|node| node.outputs.contains(&Some(gradient))).count();
+        if writers != 1 || self.memory.params.gathered().is_some() {
+            return None;
+        }
+        let first = self.needs.square_sums;
+        self.needs.squared.push(parameter);
+        self.needs.square_sums += count;
+        Some(first)
+    }
+
     /// Makes the workspace of the step at least `bytes` large.
     pub fn workspace(&mut self, bytes: usize) {
         self.needs.workspace = self.needs.workspace.max(bytes);
@@ -263,6 +281,8 @@ pub struct Step<'a> {
     pub workspace: &'a Buffer<u8>,
     /// One flag that is not 0: gradients of parameters are added to.
     pub accumulate: &'a Buffer<i32>,
+    /// Sums of squares of gradients, see [`Site::squares`].
+    pub squares: &'a Buffer<f64>,
     /// `[N]`: how many classes, or texts, are ahead of the image's own, −1 at weight 0.
     pub rank: &'a Buffer<i32>,
     /// One word, set where a label is no class.

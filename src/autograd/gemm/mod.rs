@@ -296,11 +296,15 @@ impl Op for WeightGrad {
         let dw = site.present(dw)?;
         let shape = Shape { layout: Layout::Tn, m: dy.cols, n: x.cols, k: dy.rows };
         let plan = planned(site, shape, Finish::sum(), false)?;
+        let squares = site.squares(0, raw::square_sums(&plan, shape.m, shape.n));
         Ok(Box::new(move |step| {
             let product =
                 Gemm { shape, a: dy.operand(), b: x.operand(), live: step.live_rows(&dy), dependent: false };
-            let out = Operand::of(&dw, 0, shape.n);
-            let sum = Epilogue::Sum(Sum { out, accumulate: Vector::from(step.accumulate) });
+            let sum = Epilogue::Sum(Sum {
+                out: Operand::of(&dw, 0, shape.n),
+                accumulate: Vector::from(step.accumulate),
+                squares: squares.map_or(Vector::none(), |first| Vector::of(step.squares, first)),
+            });
             product.launch(step.stream, &sum, &plan, &Vector::from(step.workspace))
         }))
     }

@@ -43,7 +43,7 @@ fn add_weight_grad(
     workspace: &Buffer<u8>,
 ) -> Result<()> {
     let out = Operand::of(dw, 0, product.shape.n);
-    let sum = Epilogue::Sum(Sum { out, accumulate: Vector::from(step.accumulate) });
+    let sum = Epilogue::Sum(Sum { out, accumulate: Vector::from(step.accumulate), squares: Vector::none() });
     product.launch(step, operands, &sum, workspace)
 }
 

@@ -35,7 +35,8 @@ pub(super) fn open(ordinal: usize) -> Result<(Kernels, Box<dyn Backend>)> {
     let context = Arc::new(Context::primary(device)?);
     let memory = Memory::new(context.clone(), device)?;
     let modules = Modules::new(context, fatbins, info.shared_per_block);
-    Ok((Kernels::new(Box::new(modules), info), Box::new(memory)))
+    let kernels = Kernels::new(Box::new(modules), info).with_dependent(is_set(DEPENDENT));
+    Ok((kernels, Box::new(memory)))
 }
 
 /// The context that is current on this thread, with its kernels.
@@ -78,11 +79,20 @@ fn kernels_of_current() -> Result<(Kernels, Arc<Context>, CUdevice)> {
 /// Variable that keeps to the portable kernels where it is set and not 0: to compare, or where the others fail.
 const PORTABLE: &str = "TRENCADIS_PORTABLE";
 
+/// Variable that makes launches dependent where it is set and not 0, see [`Launch`](super::Launch): not measured yet, so
+/// not the rule. Streams of other engines, where whatever stands before our launches, are left alone.
+const DEPENDENT: &str = "TRENCADIS_DEPENDENT";
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value != "0" && !value.is_empty())
+}
+
 /// Whether the kernels of the sm90 tier are there for a GPU, and wanted.
 fn has_hopper(info: &DeviceInfo, fatbins: &Fatbins) -> bool {
-    let portable = std::env::var_os(PORTABLE).is_some_and(|value| value != "0" && !value.is_empty());
     let mut own = registry::sources().into_iter().filter(|source| source.tier == Tier::Sm90);
-    info.capability == (9, 0) && !portable && own.all(|source| fatbins.position(source.stem()).is_some())
+    info.capability == (9, 0)
+        && !is_set(PORTABLE)
+        && own.all(|source| fatbins.position(source.stem()).is_some())
 }
 
 /// Refuses GPUs that no build has kernels for.

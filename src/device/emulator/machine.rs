@@ -48,6 +48,7 @@ pub struct LaunchArguments {
     pub global_races: u32,
     pub cluster: u32,
     pub registers: u32,
+    pub dependent: u32,
     pub ranges: *mut Range,
     pub range_count: usize,
     pub freed: *const FreedRange,

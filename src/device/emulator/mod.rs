@@ -62,6 +62,9 @@
 //!   while others wait, warps of a warpgroup at different places, barriers with different numbers of threads;
 //! * *deadlock*: when nothing can go on, who waits where, which arrivals and bytes an mbarrier is short of, which
 //!   flags are polled in vain, by place and value, and what other streams wait for;
+//! * *launches in each other's way*: a thread of a [dependent](Launch::dependent) launch that touches global memory, or
+//!   ends, before it has waited for the launch before, or has met at a barrier of the block a thread that had. A thread that
+//!   learns of it in another way, from its warp or an mbarrier, is reported as well;
 //! * *blocks in each other's way*: different values written to the same global memory, or a plain load of
 //!   what another block wrote, unless an atomic or a coherent load told the block of it.
 //!
@@ -160,6 +163,9 @@ pub struct EmulatorOptions {
     /// Whether blocks of a launch that get in each other's way in global memory are reported: that write
     /// different values to the same place, or load what another wrote without having been told of it.
     pub global_races: bool,
+    /// Whether the launches of a [`Device`](crate::device::Device) with this emulator are
+    /// [dependent](Launch::dependent), as `TRENCADIS_DEPENDENT=1` makes them on a GPU.
+    pub dependent: bool,
 }
 
 impl Default for EmulatorOptions {
@@ -172,6 +178,7 @@ impl Default for EmulatorOptions {
             capability: (9, 0),
             races: true,
             global_races: true,
+            dependent: false,
         }
     }
 }
@@ -258,7 +265,7 @@ impl Emulator {
         params: &[u8],
         beside: &mut dyn Beside,
     ) -> Result<(), Fault> {
-        let Launch { grid, threads, shared_bytes, cluster, dependent: _, resident } = launch;
+        let Launch { grid, threads, shared_bytes, cluster, dependent, resident } = launch;
         let refused = |what: String| Err(Fault::refused(name, what));
         let Some(kernel) = kernels::find(name) else {
             return refused("there is no such kernel in the emulator's build".into());
@@ -314,6 +321,7 @@ impl Emulator {
             races: self.options.races.into(),
             cluster,
             registers: kernel.registers,
+            dependent: dependent.into(),
             global_races: (self.options.global_races && u64::from(x) * u64::from(y) * u64::from(z) > 1)
                 .into(),
             ranges: ranges.as_mut_ptr(),

@@ -106,6 +106,9 @@ pub struct Sum<'a> {
     pub out: Matrix<'a, f32>,
     /// One number: whether `out` is added to (not 0) or overwritten (0, or [`Vector::none`]).
     pub accumulate: Vector<'a, i32>,
+    /// Sums of the squares of `out` as it is left, [`raw::square_sums`] of them, or [`Vector::none`]. They are written,
+    /// and all together are the square of the norm, infinite where `out` has numbers from 1.8e19 on.
+    pub squares: Vector<'a, f64>,
 }
 
 impl Epilogue<'_> {
@@ -217,6 +220,9 @@ impl Gemm<'_> {
             }
         }
         self.check_plan(epilogue, plan, device)?;
+        if let Epilogue::Sum(e) = epilogue {
+            e.squares.check_optional("squares", raw::square_sums(plan, m, n))?;
+        }
         let wanted = epilogue.workspace_bytes(self.shape, plan);
         if wanted > 0 {
             workspace.check_workspace(wanted)?;
@@ -308,6 +314,7 @@ impl Gemm<'_> {
                 let params = SumSlicesParams {
                     slices: workspace.ptr().cast(),
                     out: e.out.ptr(),
+                    squares: e.squares.ptr(),
                     accumulate: e.accumulate.ptr(),
                     ld_out: e.out.stride() as i64,
                     count: plan.splits as i32,
@@ -350,6 +357,7 @@ impl Gemm<'_> {
             gamma: Ptr::null(),
             keep: Ptr::null(),
             workspace: Ptr::null(),
+            squares: Ptr::null(),
             accumulate: Ptr::null(),
             lda: self.a.stride() as i64,
             ldb: self.b.stride() as i64,
@@ -382,6 +390,7 @@ impl Gemm<'_> {
             Epilogue::Sum(e) => {
                 (params.sum, params.ldc) = (e.out.ptr(), e.out.stride() as i64);
                 params.accumulate = e.accumulate.ptr();
+                params.squares = e.squares.ptr();
                 params.workspace = workspace;
             }
         }

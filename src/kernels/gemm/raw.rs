@@ -37,6 +37,8 @@ pub struct GemmParams {
     pub keep: Ptr<f32>,
     /// Column sums or slices, see [`workspace_bytes`]; or null.
     pub workspace: Ptr<f32>,
+    /// [`square_sums`] of `sum`, or null; not written where k is split.
+    pub squares: Ptr<f64>,
     /// Whether `sum` is added to (not 0) or overwritten (0, or null).
     pub accumulate: Ptr<i32>,
     /// Elements between rows of `a`.
@@ -75,6 +77,30 @@ pub fn workspace_bytes(plan: &Plan, kind: Kind, m: usize, n: usize, column_sums:
     };
     rows * n * size_of::<f32>()
 }
+
+/// How many sums of squares a product of [`Kind::Sum`] leaves of its result: of each warp's part of a tile, or of each
+/// block of [`sum_slices`] where k is split.
+pub fn square_sums(plan: &Plan, m: usize, n: usize) -> usize {
+    if plan.splits > 1 {
+        return slice_blocks(m, n);
+    }
+    let tile = plan.tile;
+    let (warps, columns) = match tile.hopper {
+        None => (tile.m / tile.warp_m, tile.warp_n),
+        Some(_) => (tile.writers(), HOPPER_PART),
+    };
+    m.div_ceil(tile.m as usize) * warps as usize * n.div_ceil(columns as usize)
+}
+
+/// Columns that a warp writes at a time on Hopper, of tiles for sums.
+const HOPPER_PART: u32 = 64;
+
+/// Blocks of [`sum_slices`]: four columns a thread.
+fn slice_blocks(rows: usize, cols: usize) -> usize {
+    (rows * cols / 4).div_ceil(SLICE_THREADS as usize)
+}
+
+const SLICE_THREADS: u32 = 256;
 
 /// Queues the product alone: column sums and slices are left in the workspace, for [`sum_rows`] and
 /// [`sum_slices`]. `dependent`: it may be started before the launch before it has ended.
@@ -181,6 +207,8 @@ pub struct SumSlicesParams {
     pub slices: Ptr<f32>,
     /// `[rows, cols]`.
     pub out: Ptr<f32>,
+    /// [`square_sums`] of `out`, or null.
+    pub squares: Ptr<f64>,
     /// Whether `out` is added to (not 0) or overwritten (0, or null).
     pub accumulate: Ptr<i32>,
     /// Elements between rows of `out`, a multiple of 4.
@@ -202,8 +230,8 @@ pub struct SumSlicesParams {
 /// As for [`Kernels::launch`], with matrices as [`SumSlicesParams`] says, 16-byte aligned, of fewer than 2^34
 /// elements.
 pub unsafe fn sum_slices(kernels: &Kernels, stream: RawStream, params: &SumSlicesParams) -> Result<()> {
-    let quads = params.rows as usize * params.cols as usize / 4;
-    let launch = Launch::new([quads.div_ceil(256) as u32, 1, 1], 256, 0);
+    let blocks = slice_blocks(params.rows as usize, params.cols as usize);
+    let launch = Launch::new([blocks as u32, 1, 1], SLICE_THREADS, SLICE_THREADS / 32 * 8);
     // SAFETY: the caller answers for addresses and stream.
     unsafe { kernels.launch("sum_f32_slices", launch, stream, params) }
 }

@@ -7,10 +7,11 @@ use half::bf16;
 use super::adafactor::{StatisticTables, Statistics};
 use super::arena::{Arena, Tables};
 use super::raw::{
-    AddParams, CastParams, NormParams, UpdateParams, ZeroParams, launch_adamw, launch_add, launch_cast,
-    launch_finish, launch_lamb, launch_lamb_rates, launch_lamb_squares, launch_norm, launch_sgd,
-    launch_squares, launch_zero, norm_blocks,
+    AddParams, CastParams, NormParams, RestParams, UpdateParams, ZeroParams, launch_adamw, launch_add,
+    launch_cast, launch_finish, launch_lamb, launch_lamb_rates, launch_lamb_squares, launch_norm,
+    launch_rest_squares, launch_sgd, launch_squares, launch_zero, norm_blocks,
 };
+use super::squared::Squared;
 use super::step::{OptimizerState, OptimizerStep};
 use crate::device::{Buffer, Device, Ptr, Stream};
 use crate::error::{Error, Result};
@@ -78,6 +79,8 @@ pub struct Operands<'a> {
     pub params: &'a Buffer<f32>,
     /// Gradients. LAMB leaves its update here.
     pub grads: &'a Buffer<f32>,
+    /// Where squares of some are known already.
+    pub squared: Option<&'a Squared>,
     /// What the rule keeps of the gradients, changed in place.
     pub moments: Moments<'a>,
     /// Parameters in bf16, written.
@@ -121,9 +124,29 @@ impl Operands<'_> {
 
     /// Queues norm, factors and the decision whether the step is taken.
     pub(super) fn norm(&self, stream: &Stream) -> Result<()> {
-        let norm = self.norm_params(stream)?;
-        // SAFETY: as above.
-        unsafe { launch_norm(stream.device().kernels(), stream.raw(), &norm) }
+        let mut norm = self.norm_params(stream)?;
+        let kernels = stream.device().kernels();
+        let Some(squared) = self.squared else {
+            // SAFETY: as above.
+            return unsafe { launch_norm(kernels, stream.raw(), &norm) };
+        };
+        check_len("grads", self.grads, &[squared.arena])?;
+        norm.blocks = squared.blocks as i32;
+        let rest = RestParams {
+            grads: norm.grads,
+            chunks: squared.chunks.ptr(),
+            squares: squared.sums.ptr(),
+            partial: norm.partial,
+            step: norm.step,
+            square_count: squared.sums.len() as i64,
+            chunk_count: squared.chunks.len() as i32,
+            unused: 0,
+        };
+        // SAFETY: as above; the chunks are some of an arena of that length, and each block has its place in the workspace.
+        unsafe {
+            launch_rest_squares(kernels, stream.raw(), squared.blocks, &rest)?;
+            launch_finish(kernels, stream.raw(), &norm)
+        }
     }
 
     /// The same from sums of `squares`.

@@ -21,6 +21,7 @@ pub fn sources() -> Vec<Source> {
             "optim/sm80_optim.cu",
             vec![
                 kernel("squares", "sum_squares", "OptimNorm", 4),
+                kernel("rest_squares", "rest_squares", "OptimRest", 4),
                 kernel("finish", "finish", "OptimNorm", 1),
                 kernel("adamw", "adamw", "OptimUpdate", 4),
                 kernel("sgd", "sgd", "OptimUpdate", 4),

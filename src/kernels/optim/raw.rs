@@ -34,6 +34,28 @@ pub struct NormParams {
     pub unused: i32,
 }
 
+/// Arguments of [`launch_rest_squares`], mirror of `OptimRest`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RestParams {
+    /// The arena of the gradients.
+    pub grads: Ptr<f32>,
+    /// What of it has not been squared.
+    pub chunks: Ptr<ChunkEntry>,
+    /// Sums of the squares of what has.
+    pub squares: Ptr<f64>,
+    /// Written, `[blocks]` as of [`NormParams`].
+    pub partial: Ptr<f64>,
+    /// What the host says.
+    pub step: Ptr<OptimizerStep>,
+    /// How many [`squares`](Self::squares).
+    pub square_count: i64,
+    /// How many [`chunks`](Self::chunks).
+    pub chunk_count: i32,
+    /// Fills the struct.
+    pub unused: i32,
+}
+
 /// Arguments of AdamW, LAMB and SGD, mirror of `OptimUpdate`. Arenas of one layout, 16-byte aligned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +167,24 @@ pub unsafe fn launch_squares(kernels: &Kernels, stream: RawStream, params: &Norm
     let squares = Launch::new([params.blocks.max(0) as u32, 1, 1], THREADS, SHARED_BYTES);
     // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
     unsafe { kernels.launch("optim_squares_f32", squares, stream, params) }
+}
+
+/// Queues another first half of [`launch_norm`], `blocks` sums of what has not been squared and of the squares of the rest.
+///
+/// # Errors
+/// A launch that the device refuses.
+///
+/// # Safety
+/// As for [`launch_norm`].
+pub unsafe fn launch_rest_squares(
+    kernels: &Kernels,
+    stream: RawStream,
+    blocks: usize,
+    params: &RestParams,
+) -> Result<()> {
+    let launch = Launch::new([blocks as u32, 1, 1], THREADS, SHARED_BYTES);
+    // SAFETY: the caller answers for the addresses; the parameters are those of the kernel.
+    unsafe { kernels.launch("optim_rest_squares_f32", launch, stream, params) }
 }
 
 /// Queues the second half: norm, factors and decision from `blocks` partial sums. Reads no gradients.

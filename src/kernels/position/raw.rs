@@ -229,6 +229,7 @@ pub unsafe fn launch_grad(
     let sums = SumSlicesParams {
         slices: params.partial,
         out: dtable,
+        squares: Ptr::null(),
         accumulate,
         ld_out: columns as i64,
         count: slices as i32,

@@ -25,7 +25,7 @@ use crate::device::{Buffer, Device, Event, Graph, Pinned, Stream};
 use crate::error::{Error, Result};
 use crate::eval::device::DeviceModel;
 use crate::eval::towers::{self, DeviceTowers};
-use crate::kernels::optim::OptimizerState;
+use crate::kernels::optim::{OptimizerState, Squared};
 use crate::models::limits;
 use crate::parallel::MeshGroups;
 use crate::parallel::zero::Units;
@@ -168,7 +168,7 @@ impl DeviceEngine {
         let (graph, keep_average) = (fused(step.graph()), recipe.train.ema > 0.0);
         let tensor = step.graph().shard();
         let whole = !data.is_part() && !tensor.is_part();
-        let (weights, executor, arena, squares, statistics);
+        let (weights, executor, arena, squared, squares, statistics);
         if whole {
             let layout = ParamLayout::new(&graph, &decay)?;
             arena = layout.arena().clone();
@@ -179,6 +179,11 @@ impl DeviceEngine {
                 keep_average.then(|| DeviceParams::new(device, layout.clone()).map(Arc::new)).transpose()?;
             let params = Arc::new(DeviceParams::new(device, layout)?);
             executor = DeviceExecutor::with_params(device, step.graph(), shape, PLACES, params.clone())?;
+            let (known, sums) = executor.squares();
+            squared = match known {
+                [] => None,
+                _ => Some(Squared::new(device, &arena, known, sums.view(0..sums.bytes())?)?),
+            };
             squares = None;
             weights = Weights::Whole { params, average };
         } else {
@@ -193,10 +198,12 @@ impl DeviceEngine {
             let world = ranks.as_ref().map(|ranks| ranks.world.clone());
             let size = data.size * tensor.size;
             let kind = recipe.train.optimizer;
+            squared = None;
             squares = Some(Squares::new(device, world, size, (&arena, counted), kind)?);
         }
         let lines = || lines(&graph, &statistics.0, &statistics.1);
-        let optimizer = DeviceOptimizer::new(device, &arena, lines, squares, &recipe.train, PLACES)?;
+        let optimizer =
+            DeviceOptimizer::new(device, &arena, lines, (squared, squares), &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
         let shape = BatchShape { soft_classes: None, ..shape };
         let evaluated = match &weights {
@@ -280,6 +287,11 @@ impl DeviceEngine {
     /// Device memory of the training.
     pub fn memory(&self) -> DeviceMemory {
         self.memory
+    }
+
+    /// Bytes that the optimiser reads for the norm of the gradients.
+    pub fn norm_bytes(&self) -> usize {
+        self.optimizer.norm_bytes()
     }
 
     /// What runs the step.

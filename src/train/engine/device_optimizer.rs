@@ -12,8 +12,8 @@ use crate::cpu::optim::adafactor::Factoring;
 use crate::device::{Buffer, Device, Pinned, Stream};
 use crate::error::Result;
 use crate::kernels::optim::{
-    self, Arena, Lines, Moments, Operands, OptimizerState, OptimizerStep, StatisticTables, Statistics,
-    Tables, WholeSpec,
+    self, Arena, Lines, Moments, Operands, OptimizerState, OptimizerStep, Squared, StatisticTables,
+    Statistics, Tables, WholeSpec,
 };
 use crate::parallel::DeviceGroup;
 use crate::recipe::{OptimizerKind, TrainConfig};
@@ -24,6 +24,7 @@ pub(super) struct DeviceOptimizer {
     arena: Arena,
     tables: Tables,
     kept: Kept,
+    squared: Option<Squared>,
     squares: Option<Squares>,
     state: Buffer<OptimizerState>,
     workspace: Buffer<u8>,
@@ -172,12 +173,12 @@ pub(super) struct Update {
 }
 
 impl DeviceOptimizer {
-    /// Zeros. With `squares` the norm is that of all ranks. `lines` tells what Adafactor sums.
+    /// Zeros. `squared` tells of gradients whose squares come with them; with `squares` the norm is that of all ranks. `lines` tells what Adafactor sums.
     pub(super) fn new(
         device: &Device,
         arena: &Arena,
         lines: impl FnOnce() -> (Vec<WholeSpec>, Vec<Lines>),
-        squares: Option<Squares>,
+        (squared, squares): (Option<Squared>, Option<Squares>),
         config: &TrainConfig,
         batches: usize,
     ) -> Result<Self> {
@@ -187,6 +188,7 @@ impl DeviceOptimizer {
             arena: arena.clone(),
             tables: arena.upload(device)?,
             kept: Kept::new(device, arena, lines, config)?,
+            squared,
             squares,
             state: device.zeros(1)?,
             workspace: device.alloc(optim::workspace_bytes(arena, device))?,
@@ -214,6 +216,11 @@ impl DeviceOptimizer {
             Kept::Adam { m, v } => m.bytes() + v.bytes(),
             Kept::Factored { m, v, .. } => m.bytes() + v.bytes(),
         }
+    }
+
+    /// Bytes of the gradients that it reads for their norm, sums of squares included, before it reads all for the update.
+    pub(super) fn norm_bytes(&self) -> usize {
+        self.squared.as_ref().map_or(self.arena.len() * size_of::<f32>(), Squared::bytes)
     }
 
     /// First moments.
@@ -289,6 +296,7 @@ impl DeviceOptimizer {
             tables: &self.tables,
             params: arenas.master,
             grads: arenas.grads,
+            squared: self.squared.as_ref(),
             moments: self.kept.operands(),
             weights: Some(arenas.weights),
             average: arenas.average,

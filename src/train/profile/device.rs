@@ -107,6 +107,7 @@ pub fn spans(engine: &DeviceEngine, device: &Device, work: &Workload, update: [f
     let graph = executor.graph();
     let parameters = graph.parameter_count() as f64;
     let [zeros, optimiser] = update.map(|bytes| bytes * parameters);
+    let optimiser = optimiser + engine.norm_bytes() as f64;
     let nodes: Vec<&Node> = executor.launched().collect();
     let mut parts = vec![
         (Part::Zero, "zero gradients", String::new(), 0.0, zeros),

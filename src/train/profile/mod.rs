@@ -192,7 +192,8 @@ fn bytes(graph: &Graph, node: &Node, work: &Workload, size: impl Fn(Tensor) -> u
 }
 
 /// Bytes that zeroing the gradients and the optimiser move for each parameter: the gradient is written; weights, gradient and
-/// `moments` moments are read, weights and moments written, and an average is read and written.
+/// `moments` moments are read, weights and moments written, and an average is read and written. What is read for the norm is
+/// not counted.
 fn update_bytes(moments: usize, average: bool) -> [f64; 2] {
     [4.0, 4.0 * (3 + 2 * moments + 2 * usize::from(average)) as f64]
 }

@@ -108,7 +108,8 @@ impl Room {
     fn epilogue(&self, case: &Case<'_>, row: usize) -> Epilogue<'_> {
         let n = case.product.shape.n;
         if case.kind == Kind::Sum {
-            return Epilogue::Sum(Sum { out: Matrix::of(&self.sum, row * n, n), accumulate: Vector::none() });
+            let out = Matrix::of(&self.sum, row * n, n);
+            return Epilogue::Sum(Sum { out, accumulate: Vector::none(), squares: Vector::none() });
         }
         let plain = Store::plain(Matrix::of(&self.out, row * n, n));
         if case.plain {

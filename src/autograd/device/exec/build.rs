@@ -206,6 +206,8 @@ impl DeviceExecutor {
             accumulate: device.upload(&[1])?,
             rank: device.zeros(shape.slots)?,
             label_fault: device.zeros(1)?,
+            squares: device.zeros(needs.square_sums)?,
+            squared: needs.squared,
             stream,
             launches,
             order: plan.order,
