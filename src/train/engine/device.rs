@@ -198,7 +198,7 @@ impl DeviceEngine {
         let lines = || lines(&graph, &statistics.0, &statistics.1);
         let optimizer = DeviceOptimizer::new(device, &arena, lines, squares, &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
-        let shape = BatchShape { soft_classes: None, ..shape };
+        let shape = BatchShape { soft_classes: None, views: None, ..shape };
         let evaluated = match &weights {
             Weights::Whole { params, average } => {
                 let params = average.as_ref().unwrap_or(params).clone();
