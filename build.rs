@@ -36,6 +36,7 @@ fn main() {
         "pool/instances.rs",
         "position/instances.rs",
         "residual/instances.rs",
+        "view/instances.rs",
     ] {
         println!("cargo::rerun-if-changed=src/kernels/{instances}");
     }

@@ -89,6 +89,7 @@ fn every_family_gives_lines_of_the_table() {
         common::optim::shape_cases(&gpu, 8, 2, &mut sink).unwrap();
         common::patch::normalise_cases(&gpu, 14, &images, &mut sink).unwrap();
         common::patch::prefix_cases(&gpu, 64, &images, &mut sink).unwrap();
+        common::view::shape_cases(&gpu, 2, (30, 20), 32, &mut sink).unwrap();
         common::position::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
         common::position::rope_case(&gpu, 64, &images, &mut sink).unwrap();
         common::elementwise::shape_cases(&gpu, 64, &images, &mut sink).unwrap();
@@ -116,6 +117,7 @@ fn every_family_gives_lines_of_the_table() {
                 ("optim", _) => "8x2",
                 ("norm" | "residual", _) => "40x72",
                 ("patch", _) => "3x14x14_9+30",
+                ("view", _) => "2x30x20_32",
                 ("position", _) => "64_9+30",
                 ("elementwise", _) => "39x64",
                 ("collective", _) => "2x24",
@@ -168,6 +170,8 @@ fn every_family_gives_lines_of_the_table() {
             "patch_normalise_f32",
             "patch_prefix_write",
             "patch_prefix_grad",
+            "view_resize",
+            "view_patches",
             "position_sum_forward",
             "position_sum_backward",
             "position_sum_fractional_forward",

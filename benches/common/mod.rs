@@ -17,6 +17,7 @@ pub mod position;
 pub mod residual;
 pub mod shapes;
 pub mod step;
+pub mod view;
 
 /// Tokens of a batch.
 pub const TOKENS: usize = 4096;

@@ -5,13 +5,14 @@
 //! | patches | `[T, C·P²]`, normalised by channel | none: pixels need no gradient |
 //! | prefix | learned tokens written over each image's first rows | `dtokens +=` those rows summed over images; `dx` = 0 there |
 
-use super::device::batch::Pixels;
+use super::device::batch::{PictureFields, Pixels};
 use super::device::{Launch, Site};
 use super::graph::{Extent, Graph, Node, Tensor};
 use super::op::{Io, Op, on_cpu};
 use crate::cpu;
 use crate::error::{Error, Result};
 use crate::kernels::patch::{Normalise as NormaliseKernel, Pixels as Source, Prefix, factors};
+use crate::kernels::view::{Operands, Views};
 
 /// The batch's patches, normalised: `(x/255 − mean[c]) / std[c]` for u8 pixels, f32 values as they
 /// are; zero at prefix tokens. `mean` and `std` have one entry, or one a channel.
@@ -56,6 +57,9 @@ impl Op for Normalise {
                 shape.patch_dim
             )));
         }
+        if let Some(views) = shape.views {
+            return self.prepare_views(site, views);
+        }
         let channels = self.mean.len().max(self.std.len()).max(1);
         let factors = site.device().upload(&factors(&self.mean, &self.std, channels)?)?;
         let normalise =
@@ -64,6 +68,7 @@ impl Op for Normalise {
             let pixels = match &step.batch.patches {
                 Pixels::U8(pixels) => Source::U8(pixels, &factors),
                 Pixels::F32(values) => Source::F32(values),
+                Pixels::Pictures(_) => return Err(other_patches()),
             };
             let (packed, positions) = (step.packed(), &step.batch.positions);
             normalise.launch(
@@ -76,6 +81,27 @@ impl Op for Normalise {
             )
         }))
     }
+}
+
+impl Normalise {
+    /// The device makes the patches.
+    fn prepare_views(&self, site: &mut Site<'_>, views: Views) -> Result<Launch> {
+        views.supported()?;
+        let out = site.output(0)?;
+        let factors = site.device().upload(&factors(&self.mean, &self.std, views.channels)?)?;
+        site.workspace(views.workspace_bytes());
+        Ok(Box::new(move |step| {
+            let Pixels::Pictures(PictureFields { records, counts, rows, data }) = &step.batch.patches else {
+                return Err(other_patches());
+            };
+            let of = Operands { records, counts, rows, data, factors: &factors };
+            views.launch(step.stream, out.all(), of, step.workspace)
+        }))
+    }
+}
+
+fn other_patches() -> Error {
+    Error::failure("patches changed their type between batches")
 }
 
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use crate::data::source;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, ViewsKind};
 use crate::train::profile::{Input, cpu, device as on_device, trace};
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
+    let selected = device::select(args.device)?;
+    if selected.device.is_none() {
+        // As in a training.
+        recipe.data.views = ViewsKind::Host;
+    }
     let input = match &args.data {
         Some(path) => {
             use_data(&mut recipe, path)?;
@@ -47,7 +52,6 @@ pub(super) fn run(args: Args) -> Result<()> {
         }
         None => None,
     };
-    let selected = device::select(args.device)?;
     let (classes, steps) = (args.classes as usize, args.steps as usize);
     let mut profile = match &selected.device {
         Some(device) => on_device::profile(&args.recipe, &recipe, device, classes, steps)?,

@@ -8,6 +8,9 @@ use crate::data::batch::{PREFIX, Patches};
 /// are); rows whose position is [`crate::data::batch::PREFIX`] are zero. `mean` and `std` have one
 /// entry a channel, or a single one for all channels. `out` may be shorter than `patches`: its
 /// rows are the first ones.
+///
+/// # Panics
+/// If `patches` are pictures, which only a GPU makes patches of: a bug of the caller, not of a user.
 pub fn normalise<R: Real>(
     out: &mut [R],
     patches: &Patches,
@@ -49,6 +52,7 @@ pub fn normalise<R: Real>(
                         Patches::F32(values) => {
                             out.iter_mut().zip(&values[range]).for_each(|(o, &x)| *o = R::of(f64::from(x)))
                         }
+                        Patches::Pictures(_) => panic!("the CPU device takes patches, and no pictures"),
                     }
                 }
             },

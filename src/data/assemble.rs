@@ -11,10 +11,12 @@ use crate::data::batch::{Mixture, PREFIX, PackedBatch, Patches, Targets};
 use crate::data::mix::Mix;
 use crate::data::packing::{BatchPlan, PackingSettings, PlannedImage};
 use crate::data::patchify::Patchifier;
+use crate::data::pictures::{self, Seen};
 use crate::data::source::{Image, Source};
 use crate::data::texts::TextSettings;
 use crate::data::view::{ViewSettings, Viewer};
 use crate::error::{Error, Result};
+use crate::kernels::view::{Shares, Views};
 use crate::recipe::MixConfig;
 
 /// Makes batches from plans; the bits do not depend on the number of threads.
@@ -22,6 +24,8 @@ pub struct Assembler<'a> {
     source: &'a dyn Source,
     settings: PackingSettings,
     patchifier: Patchifier,
+    /// What a device makes patches of, and what a token may take of that; none where they are made here.
+    pictures: Option<(Views, Shares)>,
     mix: MixConfig,
     texts: Option<TextSettings>,
     /// One per thread.
@@ -49,7 +53,15 @@ struct Task<'p, 'b> {
     image: &'p PlannedImage,
     mix: Option<Mix>,
     kept: Vec<u32>,
-    rows: &'b mut [u8],
+    to: To<'b>,
+}
+
+/// Where an image goes.
+enum To<'b> {
+    /// Its patches.
+    Rows(&'b mut [u8]),
+    /// What a device makes them of, of which a token may take so much.
+    Pictures(&'b mut Seen, Shares),
 }
 
 /// A sample that could not be read.
@@ -72,8 +84,13 @@ impl<'a> Assembler<'a> {
         threads: usize,
     ) -> Self {
         let patchifier = Patchifier::new(settings.patch, view.channels);
+        let pictures = view.on_device.then(|| {
+            let (tokens, slots) = (settings.packing.tokens, settings.slots);
+            let (channels, side, mixed) = (view.channels, settings.patch, mix.is_on());
+            (Views::new(tokens, slots, channels, side, mixed), Shares::of_token(side, channels, mixed))
+        });
         let viewers = (0..threads.max(1)).map(|_| Viewer::new(source, view.clone())).collect();
-        Self { source, settings, patchifier, mix, texts: None, viewers }
+        Self { source, settings, patchifier, pictures, mix, texts: None, viewers }
     }
 
     /// What messages call a sample.
@@ -92,7 +109,8 @@ impl<'a> Assembler<'a> {
         let prefix = self.settings.prefix;
         let patch_dim = self.patchifier.patch_dim();
         let (tokens, slots) = (self.settings.packing.tokens, self.settings.slots);
-        let mut patches = vec![0u8; tokens * patch_dim];
+        let mut seen = vec![Seen::default(); self.pictures.map_or(0, |_| plan.images.len())];
+        let mut patches = vec![0u8; if self.pictures.is_some() { 0 } else { tokens * patch_dim }];
         let mut positions = vec![[0u16; 2]; tokens];
         let mut cu_seqlens = vec![0i32; slots + 1];
         let mut grids = vec![[0u16; 2]; slots];
@@ -103,7 +121,7 @@ impl<'a> Assembler<'a> {
         let mixes: Vec<Option<Mix>> = plan.images.iter().map(|image| self.mix(image)).collect();
 
         let mut tasks = Vec::with_capacity(plan.images.len());
-        let (mut free, mut start) = (patches.as_mut_slice(), 0);
+        let (mut free, mut start, mut places) = (patches.as_mut_slice(), 0, seen.iter_mut());
         for (slot, (image, mix)) in plan.images.iter().zip(&mixes).enumerate() {
             let grid = image.target.grid;
             let kept = self.settings.kept(image);
@@ -119,9 +137,15 @@ impl<'a> Assembler<'a> {
             epochs[slot] = image.epoch;
             start += image.tokens;
             cu_seqlens[slot + 1] = start as i32;
-            let (own, rest) = std::mem::take(&mut free).split_at_mut(image.tokens * patch_dim);
-            free = rest;
-            tasks.push(Task { slot, image, mix: mix.clone(), kept, rows: &mut own[prefix * patch_dim..] });
+            let to = match (places.next(), self.pictures) {
+                (Some(seen), Some((_, share))) => To::Pictures(seen, share),
+                _ => {
+                    let (own, rest) = std::mem::take(&mut free).split_at_mut(image.tokens * patch_dim);
+                    free = rest;
+                    To::Rows(&mut own[prefix * patch_dim..])
+                }
+            };
+            tasks.push(Task { slot, image, mix: mix.clone(), kept, to });
         }
         cu_seqlens[plan.images.len() + 1..].fill(start as i32);
 
@@ -151,8 +175,12 @@ impl<'a> Assembler<'a> {
             true => Targets::Mixed(self.mixtures(plan, &classes, &mixes, &unmixed)),
             false => Targets::Classes(classes),
         };
+        let patches = match self.pictures {
+            Some((shape, _)) => Patches::Pictures(pictures::gather(seen, &cu_seqlens, &positions, shape)),
+            None => Patches::U8(patches),
+        };
         let batch = PackedBatch {
-            patches: Patches::U8(patches),
+            patches,
             patch_dim,
             cu_seqlens,
             positions,
@@ -234,33 +262,25 @@ impl<'a> Assembler<'a> {
     /// Runs the tasks on all threads, the calling one among them; returns the failures.
     fn fill(&mut self, tasks: Vec<Task<'_, '_>>, stop: &AtomicBool) -> Vec<Failed> {
         let (source, settings, patchifier) = (self.source, &self.settings, self.patchifier);
+        let of_patch = (settings.patch, patchifier.patch_dim() / settings.patch.pow(2));
         let tasks = Mutex::new(tasks.into_iter());
         let work = |viewer: &mut Viewer<'_>| {
             let mut failed = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let Some(task) = tasks.lock().ok().and_then(|mut tasks| tasks.next()) else { break };
-                let slot = task.slot;
-                let fail = |partner, cause| Failed { slot, partner, cause };
-                let Task { image, mix, kept, rows, .. } = task;
-                let mut pixels = match guarded(source, image.sample, || viewer.view(image)) {
-                    Ok(pixels) => pixels,
-                    Err(cause) => {
-                        failed.push(fail(false, cause));
-                        continue;
-                    }
-                };
-                if let Some(mix) = mix {
-                    let partner = || view_in_place(source, settings, viewer, image, mix.partner);
-                    match guarded(source, mix.partner, partner) {
-                        Ok(other) => {
-                            mix.apply(&mut pixels.pixels, &other.pixels, pixels.width, pixels.channels);
+                let Task { slot, image, mix, kept, to } = task;
+                let fail = |partner, cause| failed.push(Failed { slot, partner, cause });
+                let mut look = Look { source, settings, viewer: &mut *viewer, image, mix, fail };
+                match to {
+                    To::Pictures(seen, share) => *seen = look.pictures(&kept, of_patch, share),
+                    To::Rows(rows) => {
+                        if let Some(pixels) = look.pixels()
+                            && let Err(error) = patchifier.write(&pixels, &image.target, &kept, rows)
+                        {
+                            let name = source.name(image.sample as usize);
+                            (look.fail)(false, format!("{name}: {error}"));
                         }
-                        Err(cause) => failed.push(fail(true, cause)),
                     }
-                }
-                if let Err(error) = patchifier.write(&pixels, &image.target, &kept, rows) {
-                    let name = source.name(image.sample as usize);
-                    failed.push(fail(false, format!("{name}: {error}")));
                 }
             }
             failed
@@ -278,24 +298,80 @@ impl<'a> Assembler<'a> {
     }
 }
 
-/// The pixels of `sample` in the place of `image`.
-fn view_in_place(
-    source: &dyn Source,
-    settings: &PackingSettings,
-    viewer: &mut Viewer<'_>,
-    image: &PlannedImage,
-    sample: u64,
-) -> Result<Image> {
-    let size = source.size(sample as usize)?;
-    if size.0 == 0 || size.1 == 0 {
-        let name = source.name(sample as usize);
-        return Err(Error::usage(format!("{name}: an image of {}x{} pixels is empty", size.0, size.1)));
-    }
-    viewer.view(&settings.in_place(image, sample, size))
+/// An image that is looked at, with the one that is mixed into it. `fail` is told which of the two cannot be read (the
+/// partner or not), and why.
+struct Look<'l, 's, F: FnMut(bool, String)> {
+    source: &'l dyn Source,
+    settings: &'l PackingSettings,
+    viewer: &'l mut Viewer<'s>,
+    image: &'l PlannedImage,
+    mix: Option<Mix>,
+    fail: F,
 }
 
-/// The pixels of a sample, or why there are none. A decoder that panics on a damaged file costs that file, not the run.
-fn guarded(source: &dyn Source, sample: u64, view: impl FnOnce() -> Result<Image>) -> Result<Image, String> {
+impl<'s, F: FnMut(bool, String)> Look<'_, 's, F> {
+    /// The pixels of its target; none where it cannot be read.
+    fn pixels(&mut self) -> Option<Image> {
+        let mut pixels = self.own(Viewer::view)?;
+        if let Some(mix) = self.mix.clone()
+            && let Some(other) = self.partner(mix.partner, Viewer::view)
+        {
+            mix.apply(&mut pixels.pixels, &other.pixels, pixels.width, pixels.channels);
+        }
+        Some(pixels)
+    }
+
+    /// What a device makes the patches `kept`, of so many pixels a side and channels, of; zeros where it cannot be read.
+    fn pictures(&mut self, kept: &[u32], of_patch: (usize, usize), share: Shares) -> Seen {
+        let room = share.of(self.image.tokens);
+        let room = if self.mix.is_some() { room.half() } else { room };
+        let picture = |viewer: &mut Viewer<'_>, image: &PlannedImage| viewer.picture(image, room);
+        let seen = match (self.own(picture), self.mix.clone()) {
+            (None, _) => return pictures::column(None, self.image, kept, of_patch),
+            (Some(None), _) => None,
+            (Some(Some(own)), None) => Some(vec![own]),
+            (Some(Some(own)), Some(mix)) => match self.partner(mix.partner, picture) {
+                None => Some(vec![own]),
+                Some(None) => None,
+                Some(Some(other)) => Some(vec![own.mixed(&pictures::mixed(&mix)), other]),
+            },
+        };
+        match seen {
+            Some(pictures) => Seen { pictures, cut: false },
+            // One of the two has no room.
+            None => pictures::column(self.pixels().as_ref(), self.image, kept, of_patch),
+        }
+    }
+
+    fn own<T>(&mut self, view: impl Fn(&mut Viewer<'s>, &PlannedImage) -> Result<T>) -> Option<T> {
+        let Self { source, viewer, image, fail, .. } = self;
+        guarded(*source, image.sample, || view(viewer, image)).map_err(|cause| fail(false, cause)).ok()
+    }
+
+    /// Sample `other` in the place of the image.
+    fn partner<T>(
+        &mut self,
+        other: u64,
+        view: impl Fn(&mut Viewer<'s>, &PlannedImage) -> Result<T>,
+    ) -> Option<T> {
+        let Self { source, settings, viewer, image, fail, .. } = self;
+        let placed = || {
+            let size = source.size(other as usize)?;
+            if size.0 == 0 || size.1 == 0 {
+                let name = source.name(other as usize);
+                return Err(Error::usage(format!(
+                    "{name}: an image of {}x{} pixels is empty",
+                    size.0, size.1
+                )));
+            }
+            view(viewer, &settings.in_place(image, other, size))
+        };
+        guarded(*source, other, placed).map_err(|cause| fail(true, cause)).ok()
+    }
+}
+
+/// What is made of a sample, or why nothing is. A decoder that panics on a damaged file costs that file, not the run.
+fn guarded<T>(source: &dyn Source, sample: u64, view: impl FnOnce() -> Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(view)) {
         Ok(viewed) => viewed.map_err(|error| error.to_string()),
         Err(_) => Err(format!("{}: the decoder panicked", source.name(sample as usize))),

@@ -4,6 +4,8 @@
 //! contents vary. Images lie one after another, padding lies only at the tail of `T`, unused
 //! slots have length 0.
 
+use crate::kernels::view::{Picture, Views};
+
 /// `positions` of a prefix token (cls, registers): it has no place in the patch grid.
 pub const PREFIX: [u16; 2] = [u16::MAX, u16::MAX];
 
@@ -15,6 +17,20 @@ pub enum Patches {
     U8(Vec<u8>),
     /// Values that are used as they are.
     F32(Vec<f32>),
+    /// Pictures as they were decoded, of which a GPU makes patches; the CPU device does not take them.
+    Pictures(Pictures),
+}
+
+/// Decoded images with what a device needs to make patches of them.
+#[derive(Clone, Debug)]
+pub struct Pictures {
+    /// The images in their order, each followed by what is mixed into it.
+    pub pictures: Vec<Picture>,
+    /// `[T]` the picture of each token, counted from 1, with row and column of the patch's first pixel; zeros at prefix
+    /// tokens and padding.
+    pub rows: Vec<[i32; 3]>,
+    /// What memory is made for.
+    pub shape: Views,
 }
 
 /// What each image should be recognised as.
@@ -161,6 +177,14 @@ impl PackedBatch {
         let patches = match &self.patches {
             Patches::U8(values) => Patches::U8(spread(values, images, to * self.patch_dim, len)),
             Patches::F32(values) => Patches::F32(spread(values, images, to * self.patch_dim, len)),
+            Patches::Pictures(Pictures { pictures, rows, shape }) => {
+                let images = (0..self.images).map(|slot| self.range(slot).start + from..self.range(slot).end);
+                Patches::Pictures(Pictures {
+                    pictures: pictures.clone(),
+                    rows: spread(rows, images, to, tokens),
+                    shape: Views { tokens, ..*shape },
+                })
+            }
         };
         Self {
             patches,

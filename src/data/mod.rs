@@ -15,6 +15,7 @@ pub mod mix;
 pub mod order;
 pub mod packing;
 pub mod patchify;
+pub mod pictures;
 pub mod planner;
 pub mod positions;
 pub mod preview;

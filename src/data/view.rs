@@ -7,9 +7,11 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use crate::data::augment::AugmentSettings;
 use crate::data::frame::{Frame, PixelBox};
 use crate::data::packing::PlannedImage;
+use crate::data::pictures;
 use crate::data::source::{Image, Source};
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
+use crate::kernels::view::{Picture, Shares};
+use crate::recipe::{Recipe, ViewsKind};
 use crate::rng::{Purpose, Stream};
 
 /// What is done to images, from a recipe.
@@ -23,18 +25,25 @@ pub struct ViewSettings {
     pub flip: bool,
     /// What is done to the pixels.
     pub augment: AugmentSettings,
+    /// Whether a device makes the patches, of pictures as they were decoded.
+    pub on_device: bool,
 }
 
 impl ViewSettings {
     /// Settings of training, of a recipe that is valid.
     pub fn train(recipe: &Recipe) -> Self {
-        Self { flip: recipe.data.flip, augment: AugmentSettings::new(recipe), ..Self::eval(recipe) }
+        Self {
+            flip: recipe.data.flip,
+            augment: AugmentSettings::new(recipe),
+            on_device: recipe.data.views == ViewsKind::Device,
+            ..Self::eval(recipe)
+        }
     }
 
     /// Settings of evaluation: nothing is left to chance.
     pub fn eval(recipe: &Recipe) -> Self {
         let (seed, channels) = (recipe.train.seed, recipe.model.channels);
-        Self { seed, channels, flip: false, augment: AugmentSettings::default() }
+        Self { seed, channels, flip: false, augment: AugmentSettings::default(), on_device: false }
     }
 
     /// Whether the sample is mirrored under the key `(seed, epoch, sample)`.
@@ -67,17 +76,51 @@ impl<'a> Viewer<'a> {
     /// # Errors
     /// An image that cannot be read, or is not what its source promised; the error names it.
     pub fn view(&mut self, image: &PlannedImage) -> Result<Image> {
-        let Self { source, settings, resizer } = self;
-        let index = image.sample as usize;
-        let decoded = source.load(index, settings.channels)?;
-        let named = |e: Error| Error::failure(format!("{}: {e}", source.name(index)));
-        if decoded.channels != settings.channels {
-            return Err(named(Error::failure(format!(
-                "an image of {} channels where {} are needed",
-                decoded.channels, settings.channels
-            ))));
+        let decoded = self.decode(image)?;
+        self.finish(decoded, image)
+    }
+
+    /// The same as a picture that a device makes them of, where it has `room`. What no kernel does is done here, and the
+    /// picture is then of the target's size.
+    ///
+    /// # Errors
+    /// As for [`view`](Self::view).
+    pub fn picture(&mut self, image: &PlannedImage, room: Shares) -> Result<Option<Picture>> {
+        let decoded = self.decode(image)?;
+        let settings = &self.settings;
+        let ops = settings.augment.draw(settings.seed, image.epoch, image.sample);
+        if let Some(ops) = pictures::ops(&ops, settings.channels) {
+            let flipped = settings.flips(image.epoch, image.sample);
+            let [rows, columns] = pictures::axes(&decoded, image).map_err(|e| self.named(image, e))?;
+            let columns = if flipped { columns.reversed() } else { columns };
+            let picture = Picture::new(pictures::source(&decoded), &rows, &columns, &ops, room);
+            if picture.is_some() {
+                return Ok(picture);
+            }
         }
-        let mut pixels = framed(resizer, decoded, image).map_err(named)?;
+        let pixels = self.finish(decoded, image)?;
+        Ok(pictures::whole(&pixels, room))
+    }
+
+    fn named(&self, image: &PlannedImage, error: Error) -> Error {
+        Error::failure(format!("{}: {error}", self.source.name(image.sample as usize)))
+    }
+
+    /// All pixels of the sample.
+    fn decode(&self, image: &PlannedImage) -> Result<Image> {
+        let channels = self.settings.channels;
+        let decoded = self.source.load(image.sample as usize, channels)?;
+        if decoded.channels == channels {
+            return Ok(decoded);
+        }
+        let other = format!("an image of {} channels where {channels} are needed", decoded.channels);
+        Err(self.named(image, Error::failure(other)))
+    }
+
+    /// From all pixels to those of the view.
+    fn finish(&mut self, decoded: Image, image: &PlannedImage) -> Result<Image> {
+        let mut pixels = framed(&mut self.resizer, decoded, image).map_err(|e| self.named(image, e))?;
+        let settings = &self.settings;
         if settings.flips(image.epoch, image.sample) {
             flip(&mut pixels);
         }
@@ -100,27 +143,15 @@ fn framed(resizer: &mut Resizer, image: Image, plan: &PlannedImage) -> Result<Im
         Frame::Whole => resize(resizer, image, None, size),
         Frame::Box(area) => resize(resizer, boxed(&image, area)?, None, size),
         Frame::Cut { height, width, top, left } => {
-            let rows: Vec<usize> = (0..size.0).map(|y| mirrored(top + y as isize, height)).collect();
-            let columns: Vec<usize> = (0..size.1).map(|x| mirrored(left + x as isize, width)).collect();
-            // Only what is seen is resized: the longer side of a panorama may be very long.
-            let (first_row, seen_rows) = extent(&rows);
-            let (first_column, seen_columns) = extent(&columns);
-            let place = |first: usize, seen: usize, of: usize, from: usize| {
-                if seen == of {
-                    return (0.0, from as f64);
-                }
-                let scaled = |pixels: usize| pixels as f64 * from as f64 / of as f64;
-                let start = scaled(first) + OFF_CENTRE;
-                (start, scaled(seen).min(from as f64 - start))
-            };
-            let (y, h) = place(first_row, seen_rows, height, image.height);
-            let (x, w) = place(first_column, seen_columns, width, image.width);
+            let rows = Line::new(top, size.0, height, image.height);
+            let columns = Line::new(left, size.1, width, image.width);
             let channels = image.channels;
-            let seen = resize(resizer, image, Some([x, y, w, h]), (seen_rows, seen_columns))?;
+            let area = [columns.start, rows.start, columns.length, rows.length];
+            let seen = resize(resizer, image, Some(area), (rows.seen, columns.seen))?;
             let mut pixels = Vec::with_capacity(size.0 * size.1 * channels);
-            for row in rows {
-                for column in &columns {
-                    let at = ((row - first_row) * seen_columns + column - first_column) * channels;
+            for row in rows.shown {
+                for column in &columns.shown {
+                    let at = (row * columns.seen + column) * channels;
                     pixels.extend_from_slice(&seen.pixels[at..at + channels]);
                 }
             }
@@ -129,10 +160,32 @@ fn framed(resizer: &mut Resizer, image: Image, plan: &PlannedImage) -> Result<Im
     }
 }
 
-/// The smallest of some indices, and how many lie from there to the largest.
-fn extent(indices: &[usize]) -> (usize, usize) {
-    let first = indices.iter().copied().min().unwrap_or(0);
-    (first, indices.iter().copied().max().unwrap_or(0) - first + 1)
+/// One axis of what a [`Frame::Cut`] shows. Only what is seen is resized: the longer side of a panorama may be very long.
+pub(crate) struct Line {
+    /// Of each pixel that is shown its place among those that are seen.
+    pub shown: Vec<usize>,
+    /// How many pixels are seen after resizing.
+    pub seen: usize,
+    /// The stretch of the image that becomes them.
+    pub start: f64,
+    /// Its length in pixels of the image.
+    pub length: f64,
+}
+
+impl Line {
+    /// `shown` pixels from `first` on of an axis of `source` pixels that is resized to `full` and mirrored at its ends.
+    pub fn new(first: isize, shown: usize, full: usize, source: usize) -> Self {
+        let mut places: Vec<usize> = (0..shown).map(|x| mirrored(first + x as isize, full)).collect();
+        let first = places.iter().copied().min().unwrap_or(0);
+        let seen = places.iter().copied().max().unwrap_or(0) - first + 1;
+        places.iter_mut().for_each(|place| *place -= first);
+        if seen == full {
+            return Self { shown: places, seen, start: 0.0, length: source as f64 };
+        }
+        let scaled = |pixels: usize| pixels as f64 * source as f64 / full as f64;
+        let start = scaled(first) + OFF_CENTRE;
+        Self { shown: places, seen, start, length: scaled(seen).min(source as f64 - start) }
+    }
 }
 
 /// The pixel that stands at `at` when a line of `length` pixels is mirrored beyond its ends, without repeating them.
@@ -142,7 +195,8 @@ fn mirrored(at: isize, length: usize) -> usize {
     if at > last { 2 * last - at } else { at }
 }
 
-fn boxed(image: &Image, area: PixelBox) -> Result<Image> {
+/// Refuses a box that is not within the image.
+pub(crate) fn check_box(image: &Image, area: PixelBox) -> Result<()> {
     let PixelBox { top, left, height, width } = area;
     if top + height > image.height || left + width > image.width {
         return Err(Error::failure(format!(
@@ -150,6 +204,12 @@ fn boxed(image: &Image, area: PixelBox) -> Result<Image> {
             image.height, image.width
         )));
     }
+    Ok(())
+}
+
+fn boxed(image: &Image, area: PixelBox) -> Result<Image> {
+    check_box(image, area)?;
+    let PixelBox { top, left, height, width } = area;
     let line = image.width * image.channels;
     let columns = left * image.channels..(left + width) * image.channels;
     let rows = image.pixels.chunks_exact(line).skip(top).take(height);

@@ -251,13 +251,24 @@ impl<T: Pod> Buffer<T> {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn write_pinned(&self, stream: &Stream, host: &mut Pinned<T>) -> Result<()> {
+        self.write_pinned_first(stream, host, self.len)
+    }
+
+    /// The same of the first `len` elements, at most all: what lies behind them stays.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    pub fn write_pinned_first(&self, stream: &Stream, host: &mut Pinned<T>, len: usize) -> Result<()> {
         self.check(stream, host.len, "written")?;
-        if self.bytes() == 0 {
+        let bytes = len.min(self.len) * size_of::<T>();
+        if bytes == 0 {
             return Ok(());
         }
         host.begin(stream)?;
-        // SAFETY: the whole of this buffer; `Pinned` leaves its memory alone until the event of `end`.
-        unsafe { self.memory.device.backend().copy_in(stream.raw(), self.address, host.memory.bytes())? };
+        // SAFETY: a part of this buffer; `Pinned` leaves its memory alone until the event of `end`.
+        unsafe {
+            self.memory.device.backend().copy_in(stream.raw(), self.address, &host.memory.bytes()[..bytes])?
+        };
         host.end(stream)
     }
 

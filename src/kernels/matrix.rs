@@ -139,6 +139,12 @@ fn ops() -> Vec<Op> {
         ),
         op("patches: cls and registers", &["patch_prefix"], rows, to::SINGLE.to_string()),
         op(
+            "patches from pictures: cropped, resized, augmented, mixed, cut, scaled",
+            &["view"],
+            "1 or 3 channels; u8 pixels",
+            "the host's pixels, and one rounding".into(),
+        ),
+        op(
             "softmax and sigmoid cross-entropy with gradient",
             &["loss"],
             format!("1 to {} classes", loss::MAX_CLASSES),

@@ -39,7 +39,7 @@
 //! | [`attention`] | packed attention in bf16 and f16 with QK-norm, rotary positions and shared heads, both passes; windows |
 //! | [`gemm`] | products with what comes before and after them |
 //! | [`norm`], [`residual`] | LayerNorm and RMSNorm, residual branches, LayerScale, stochastic depth |
-//! | [`patch`], [`position`], [`pool`] | into and out of the sequence: pixels, positions and the rotary table, pooling |
+//! | [`view`], [`patch`], [`position`], [`pool`] | into and out of the sequence: pictures, pixels, positions and the rotary table, pooling |
 //! | [`loss`], [`contrastive`], [`optim`] | cross-entropy; losses of images and texts; AdamW, LAMB, SGD, Adafactor |
 //! | [`elementwise`], [`collective`], [`measure`] | sums, sums over ranks, what a device can do at most |
 //!
@@ -63,6 +63,7 @@ pub mod position;
 pub mod registry;
 pub mod residual;
 pub mod tolerance;
+pub mod view;
 
 pub use element::Element;
 pub use operand::Rows;

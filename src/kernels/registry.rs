@@ -30,6 +30,8 @@ pub mod pool;
 pub mod position;
 #[path = "residual/instances.rs"]
 pub mod residual;
+#[path = "view/instances.rs"]
+pub mod view;
 
 /// Which GPUs a source is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub fn sources() -> Vec<Source> {
         norm::sources(),
         residual::sources(),
         patch::sources(),
+        view::sources(),
         position::sources(),
         elementwise::sources(),
         collective::sources(),

@@ -20,6 +20,16 @@ choice! {
     }
 }
 
+choice! {
+    /// Where decoded images become patches.
+    ViewsKind {
+        /// On the threads that decode them.
+        Host = "host",
+        /// In training on a GPU, there; the host only decodes.
+        Device = "device",
+    }
+}
+
 /// Where images come from and how they are normalised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -42,6 +52,8 @@ pub struct DataConfig {
     pub workers: usize,
     /// Memory for decoded images in MiB; 0 keeps none.
     pub cache_mib: usize,
+    /// Where training images are cropped, resized, augmented, mixed and cut into patches; the pixels are the same.
+    pub views: ViewsKind,
 }
 
 choice! {
@@ -204,6 +216,7 @@ impl Default for DataConfig {
             flip: true,
             workers: 0,
             cache_mib: 0,
+            views: ViewsKind::Host,
         }
     }
 }

@@ -19,11 +19,11 @@ pub mod traffic;
 
 use std::fmt;
 
-use self::memory::{batch_bytes, target_bytes, text_bytes};
+use self::memory::{batch_bytes, picture_bytes, target_bytes, text_bytes};
 use crate::autograd::Workload;
 use crate::cpu::gemm::bf16;
 use crate::data::resolution::mean_area;
-use crate::recipe::{MatmulKind, Recipe, Recompute};
+use crate::recipe::{MatmulKind, Recipe, Recompute, ViewsKind};
 use crate::train::engine::DeviceMemory;
 use crate::train::step::TrainStep;
 use crate::train::terminal::mib;
@@ -55,6 +55,8 @@ pub struct RunPlan {
     pub evaluation_bytes: usize,
     /// What multiplies matrices of bf16 on the CPU, where the recipe has them.
     pub bf16_units: Option<&'static str>,
+    /// Where training images become patches, where the recipe leaves it to a device.
+    pub views: Option<&'static str>,
     /// Memory of the device that the run is on.
     pub device: Option<DeviceMemory>,
     /// Batches that wait in the input queue, in bytes.
@@ -74,7 +76,10 @@ impl RunPlan {
         // Two batches wait and one is being made; a device has two in pinned memory, and another is on its way there.
         let [loaded, given, taken] = target_bytes(recipe, step.classes());
         let texts = text_bytes(recipe, slots);
-        let batch = |target| texts + batch_bytes(tokens, slots, recipe.model.patch_dim(), target);
+        let batch = |target| match (device, recipe.data.views) {
+            (Some(_), ViewsKind::Device) => texts + picture_bytes(recipe, slots, target),
+            _ => texts + batch_bytes(tokens, slots, recipe.model.patch_dim(), target),
+        };
         let queue_bytes = match device {
             Some(_) => 3 * batch(loaded) + 2 * batch(taken) + batch(given),
             None => memory.input,
@@ -93,6 +98,10 @@ impl RunPlan {
             evaluation_bytes: memory.evaluation,
             bf16_units: (device.is_none() && recipe.train.matmul == MatmulKind::Bf16)
                 .then(|| bf16::Units::best().name()),
+            views: (recipe.data.views == ViewsKind::Device).then_some(match device {
+                Some(_) => "made on the device, of images as they are decoded",
+                None => "made on the host: data.views = \"device\" is for a GPU",
+            }),
             device,
             queue_bytes,
             cache_bytes: if recipe.data.path.is_empty() {
@@ -183,6 +192,9 @@ impl fmt::Display for RunPlan {
             Recompute::None => {}
             Recompute::Selective => writeln!(f, "recompute         selective: norms and GELU")?,
             Recompute::Full => writeln!(f, "recompute         full: blocks")?,
+        }
+        if let Some(views) = self.views {
+            writeln!(f, "patches           {views}")?;
         }
         write!(f, "{}", self.memory())?;
         if self.cache_bytes > 0 {

@@ -21,6 +21,7 @@ fn view(source: &One, frame: Frame, height: usize, width: usize) -> Image {
         channels: source.0.channels,
         flip: false,
         augment: AugmentSettings::default(),
+        on_device: false,
     };
     let planned = PlannedImage {
         sample: 0,

@@ -103,6 +103,42 @@ fn ranks_share_a_device() {
     }
 }
 
+/// Where patches are made changes no bit, neither of a run alone nor of one with mixed images and a teacher that has other
+/// prefix tokens, nor on several ranks. On the CPU the host makes them.
+#[test]
+fn patches_are_made_on_the_device_or_on_the_host() {
+    let plain = ["augment.color_jitter=0.4", "data.flip=true", "train.save_every=3"];
+    let taught =
+        ["mix.mixup=0.8", "mix.cutmix=1", "model.class_token=true", "distill.teacher=\"runs/teacher-1\""];
+    for device in devices() {
+        let place = Place::new();
+        place.train("--name teacher --device cpu", &small(&["model.registers=2"])).succeeds();
+        for (name, sets, words) in [
+            ("plain", &plain[..], ""),
+            ("taught", &taught[..], ""),
+            ("ranks", &["train.accumulate=2"], " --ranks 2"),
+        ] {
+            let run = |views: &str| {
+                let made = format!("data.views={views}");
+                let sets = [sets, &[&made[..]]].concat();
+                let words = format!("--name {name}-{views} --device {device}{words}");
+                let done = place.train(&words, &small(&sets)).succeeds();
+                (losses(&place, &format!("runs/{name}-{views}-1")), done)
+            };
+            let ((host, _), (there, done)) = (run("host"), run("device"));
+            assert!(!host.is_empty() && host == there, "{name}: {there:?} instead of {host:?}");
+            done.says_err(&["patches           made on the device, of images as they are decoded"]);
+            let bits = |views: &str| place.bits(&format!("runs/{name}-{views}-1/last.safetensors"));
+            assert!(bits("host") == bits("device"), "{name}");
+        }
+        place.run(&format!("eval runs/plain-device-1 --device {device}")).succeeds();
+    }
+    let place = Place::new();
+    let sets = ["data.views=device", "train.steps=2"];
+    let done = place.train("--device cpu", &small(&sets)).succeeds();
+    done.says_err(&["patches           made on the host: data.views = \"device\" is for a GPU"]);
+}
+
 /// Killed in the middle and resumed, with graphs or without, a run ends with the bits of one that was left alone;
 /// resumed on the CPU it goes on from the same place.
 #[test]

@@ -31,6 +31,8 @@ pub struct Instructions {
     pub matrix: u32,
     /// Loads and stores of local memory.
     pub local: u32,
+    /// Products of f32 that are fused with a sum.
+    pub fused: u32,
     /// Registers of a thread that a warpgroup keeps when it gives up some, and has when it takes some; 0 where none
     /// does.
     pub roles: [u32; 2],
@@ -173,6 +175,7 @@ fn instructions(text: &str) -> BTreeMap<Place, Instructions> {
                     (found.matrix, found.trailing) = (found.matrix + 1, 0);
                 }
                 "LDL" | "STL" => found.local += 1,
+                "FFMA" => found.fused += 1,
                 "WARPGROUP" => {
                     let waits = operation.contains("DEPBAR");
                     found.meetings[usize::from(waits)] += 1;
@@ -260,6 +263,7 @@ arch = sm_80
         /*0010*/                   HMMA.16816.F32.BF16 R16, R4, R14, RZ ; /* 0x0000000e0410723c */
         /*0020*/              @!P0 STL.64 [R1], R2 ;                      /* 0x0000580004027625 */
         /*0030*/               @P1 LDL R2, [R1] ;                         /* 0x0000580004027625 */
+        /*0038*/                   FFMA R2, R3, R4, R5 ;                  /* 0x0000580004027625 */
         /*0040*/                   LDGSTS.E.BYPASS.128 [R7], [R2.64] ;    /* 0x0000000002077fae */
         /*0050*/                   MEMBAR.ALL.GPU ;                       /* 0x0000000000007992 */
         /*0060*/                   HGMMA.64x256x16.F32.BF16 R24, gdesc[UR12], R24 ; /* 0x03e000000c187df0 */
@@ -283,6 +287,7 @@ arch = sm_80
         bytes: 0x100,
         matrix: 2,
         local: 2,
+        fused: 1,
         roles: [24, 240],
         meetings: [1, 2],
         fences: 1,

@@ -102,6 +102,12 @@ fn faults(
                 "a multiprocessor waits for {waiting} bytes at a time, at least {WAITING} keep memory busy"
             ),
         ),
+        // Its pixels are the host's, which rounds products and sums one by one.
+        (
+            "fused",
+            kernel.name.starts_with("view_mean") && code.fused > 0,
+            format!("{} products fused with sums, none is allowed", code.fused),
+        ),
     ];
     checks.into_iter().filter(|(_, wrong, _)| *wrong).map(|(what, _, text)| (what, text)).collect()
 }

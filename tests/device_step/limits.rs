@@ -38,6 +38,7 @@ fn lay_out(config: &ModelConfig) -> trencadis::Result<()> {
         image_rows: TOKENS,
         longest: 9,
         texts: None,
+        views: None,
     };
     let mut graph = Graph::new();
     let outputs = vit::record(&mut graph, &recipe, CLASSES, shape.tokens, shape.slots, true)?;

@@ -30,7 +30,7 @@ fn recipe() -> Recipe {
 fn pixels(batch: &PackedBatch) -> &[u8] {
     match &batch.patches {
         Patches::U8(values) => values,
-        Patches::F32(_) => panic!("the loader writes bytes"),
+        _ => panic!("the loader writes bytes"),
     }
 }
 

@@ -30,7 +30,7 @@ fn planned(epoch: u64, grid: (usize, usize), height: usize, width: usize) -> Pla
 fn view(image: &Image, planned: &PlannedImage, flip: bool) -> Image {
     let source = One(image.clone());
     let augment = AugmentSettings::default();
-    let settings = ViewSettings { seed: 7, channels: image.channels, flip, augment };
+    let settings = ViewSettings { seed: 7, channels: image.channels, flip, augment, on_device: false };
     Viewer::new(&source, settings).view(planned).unwrap()
 }
 
@@ -91,7 +91,8 @@ fn what_does_not_fit_is_named() {
     let image = Image { height: 2, width: 2, channels: 1, pixels: vec![0; 4] };
     let plan = planned(0, (1, 1), 2, 2);
     let source = One(image.clone());
-    let settings = ViewSettings { seed: 0, channels: 3, flip: false, augment: AugmentSettings::default() };
+    let augment = AugmentSettings::default();
+    let settings = ViewSettings { seed: 0, channels: 3, flip: false, augment, on_device: false };
     let error = Viewer::new(&source, settings).view(&plan).unwrap_err().to_string();
     assert!(error.contains("the image") && error.contains("1 channels where 3"), "{error}");
     assert!(Patchifier::new(2, 3).write(&image, &plan.target, &[0], &mut [0; 12]).is_err());

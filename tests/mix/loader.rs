@@ -39,7 +39,7 @@ fn source(samples: usize) -> Arc<dyn Source> {
 fn pixels(batch: &PackedBatch) -> &[u8] {
     match &batch.patches {
         Patches::U8(values) => values,
-        Patches::F32(_) => panic!("the loader writes bytes"),
+        _ => panic!("the loader writes bytes"),
     }
 }
 

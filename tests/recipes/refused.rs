@@ -106,6 +106,7 @@ fn values_that_do_not_fit_together_are_refused() {
         ("digits", &["data.std=[0.0]"], &["data.std must be above 0"]),
         ("digits", &["data.validation=1"], &["data.validation must be at least 0 and below 1"]),
         ("digits", &["data.max_unreadable=2"], &["data.max_unreadable must lie in 0..1"]),
+        ("digits", &["data.views=gpu"], &["data.views", "gpu", "device"]),
         ("digits", &["train.steps=0"], &["train.steps must be at least 1"]),
         ("digits", &["train.accumulate=0"], &["train.accumulate"]),
         ("digits", &["train.accumulate=65537"], &["train.accumulate must lie in 1..65536"]),

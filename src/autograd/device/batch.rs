@@ -8,9 +8,10 @@ use super::super::op::StepState;
 use super::super::split::Shard;
 use super::layout::ALIGNMENT;
 use super::shape::{BatchShape, TextShape, image_rows, longest};
-use crate::data::batch::{Mixture, Modality, PackedBatch, Patches, Targets};
+use crate::data::batch::{Mixture, Modality, PackedBatch, Patches, Pictures, Targets};
 use crate::device::{Buffer, Device, Pinned, Stream};
 use crate::error::{Error, Result};
+use crate::kernels::view::{self, Record};
 
 /// A part of a batch's memory.
 pub struct Field<T: Pod> {
@@ -22,16 +23,28 @@ pub struct Field<T: Pod> {
 impl<T: Pod> Field<T> {
     /// Sets the part of `host` that is this field.
     fn put(&self, host: &mut [u8], values: &[T]) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        if bytes.len() != self.bytes.len() {
-            return Err(Error::failure(format!(
-                "{} elements of a batch do not fit memory made for {}",
-                values.len(),
-                self.buffer.len()
-            )));
+        match values.len() == self.buffer.len() {
+            true => self.put_first(host, values),
+            false => Err(self.misfit(values)),
         }
-        host[self.bytes.clone()].copy_from_slice(bytes);
+    }
+
+    /// Sets its first elements; the others stay.
+    fn put_first(&self, host: &mut [u8], values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        match host[self.bytes.clone()].get_mut(..bytes.len()) {
+            Some(place) => place.copy_from_slice(bytes),
+            None => return Err(self.misfit(values)),
+        }
         Ok(())
+    }
+
+    fn misfit(&self, values: &[T]) -> Error {
+        Error::failure(format!(
+            "{} elements of a batch do not fit memory made for {}",
+            values.len(),
+            self.buffer.len()
+        ))
     }
 }
 
@@ -81,6 +94,38 @@ pub enum Pixels {
     U8(Field<u8>),
     /// `[T, patch_dim]` values that are used as they are.
     F32(Field<f32>),
+    /// What patches are made of.
+    Pictures(PictureFields),
+}
+
+/// Pictures on the device.
+pub struct PictureFields {
+    /// `[pictures]`.
+    pub records: Field<Record>,
+    /// The numbers of pictures and of tiles.
+    pub counts: Field<i32>,
+    /// `[T, 3]`.
+    pub rows: Field<i32>,
+    /// The bytes of all pictures. They end the block: what a batch does not fill is not copied.
+    pub data: Field<u8>,
+}
+
+impl PictureFields {
+    /// Sets all of it in `host`, and returns where what it needs of the block ends.
+    fn put(&self, host: &mut [u8], from: &Pictures) -> Result<usize> {
+        from.shape.check(&from.pictures, &from.rows)?;
+        let (records, counts) = view::records(&from.pictures);
+        self.records.put_first(host, &records)?;
+        self.counts.put(host, &counts)?;
+        self.rows.put(host, from.rows.as_flattened())?;
+        let mut end = self.data.bytes.start;
+        for picture in &from.pictures {
+            let bytes = picture.bytes();
+            host[end..end + bytes.len()].copy_from_slice(bytes);
+            end += bytes.len();
+        }
+        Ok(end)
+    }
 }
 
 /// Targets on the device.
@@ -141,9 +186,10 @@ impl DeviceBatch {
     pub fn new(device: &Device, shape: BatchShape, part: Shard) -> Result<Self> {
         let BatchShape { tokens, slots, patch_dim, .. } = shape;
         let mut fields = Fields::default();
-        let patches = match shape.wide_patches {
-            true => fields.next::<f32>(tokens * patch_dim),
-            false => fields.next::<u8>(tokens * patch_dim),
+        let patches = match (shape.wide_patches, shape.views) {
+            (true, _) => fields.next::<f32>(tokens * patch_dim),
+            (false, None) => fields.next::<u8>(tokens * patch_dim),
+            (false, Some(views)) => fields.next::<Record>(views.pictures),
         };
         let targets = match shape.soft_classes {
             Some(classes) => fields.next::<f32>(slots * classes),
@@ -155,6 +201,9 @@ impl DeviceBatch {
         let weights = fields.next::<f32>(slots);
         let (sample_ids, epochs) = (fields.next::<u64>(slots), fields.next::<u64>(slots));
         let (seed, loss_scale) = (fields.next::<u64>(1), fields.next::<f32>(1));
+        let views = shape.views.map(|views| {
+            (fields.next::<i32>(2), fields.next::<i32>(3 * tokens), fields.next::<u8>(views.bytes))
+        });
         let block = device.zeros(fields.bytes)?;
         let texts = match shape.texts {
             Some(_) => Some(Box::new(Self::new(device, shape.of_modality(Modality::Texts)?, Shard::WHOLE)?)),
@@ -163,9 +212,15 @@ impl DeviceBatch {
         Ok(Self {
             shape,
             texts,
-            patches: match shape.wide_patches {
-                true => Pixels::F32(field(&block, patches)?),
-                false => Pixels::U8(field(&block, patches)?),
+            patches: match (shape.wide_patches, views) {
+                (true, _) => Pixels::F32(field(&block, patches)?),
+                (false, None) => Pixels::U8(field(&block, patches)?),
+                (false, Some((counts, rows, data))) => Pixels::Pictures(PictureFields {
+                    records: field(&block, patches)?,
+                    counts: field(&block, counts)?,
+                    rows: field(&block, rows)?,
+                    data: field(&block, data)?,
+                }),
             },
             targets: match shape.soft_classes {
                 Some(_) => Labels::Soft(field(&block, targets)?),
@@ -254,9 +309,11 @@ impl DeviceBatch {
         self.host_shard = [0, own as i32];
         self.host_cu_seqlens.copy_from_slice(&batch.cu_seqlens);
         let host = self.host.edit()?;
+        let mut end = host.len();
         match (&self.patches, &batch.patches) {
             (Pixels::U8(to), Patches::U8(from)) => to.put(host, from)?,
             (Pixels::F32(to), Patches::F32(from)) => to.put(host, from)?,
+            (Pixels::Pictures(to), Patches::Pictures(from)) => end = to.put(host, from)?,
             _ => return Err(Error::failure("patches changed their type between batches")),
         }
         match (&self.targets, &batch.targets) {
@@ -277,7 +334,7 @@ impl DeviceBatch {
         self.epochs.put(host, &batch.epochs)?;
         self.seed.put(host, &[step.seed])?;
         self.loss_scale.put(host, &[step.loss_scale as f32])?;
-        self.block.write_pinned(stream, &mut self.host)
+        self.block.write_pinned_first(stream, &mut self.host, end)
     }
 }
 

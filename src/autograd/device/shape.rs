@@ -1,10 +1,11 @@
 //! What all batches of a run have in common: what memory on a device is made for.
 
-use crate::data::batch::{Modality, PREFIX, PackedBatch, Patches, Targets};
+use crate::data::batch::{Modality, PREFIX, PackedBatch, Patches, Pictures, Targets};
 use crate::data::positions;
 use crate::data::settings::PackingSettings;
 use crate::error::{Error, Result};
-use crate::recipe::Recipe;
+use crate::kernels::view::Views;
+use crate::recipe::{Recipe, ViewsKind};
 
 /// What all batches of a run have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct BatchShape {
     pub longest: usize,
     /// The texts of the slots, where there are any.
     pub texts: Option<TextShape>,
+    /// Pictures, where the device makes the patches.
+    pub views: Option<Views>,
 }
 
 /// What all texts of a run have in common.
@@ -56,13 +59,22 @@ impl BatchShape {
                 .text
                 .is_on()
                 .then(|| TextShape { tokens: recipe.text_tokens(slots), rows: recipe.text.max_tokens }),
+            views: None,
         }
     }
 
-    /// The same in training, where targets may be soft.
+    /// The same in training, where targets may be soft and patches made by the device.
     pub fn of_training(recipe: &Recipe, classes: usize, slots: usize) -> Self {
         let soft = recipe.mix.is_on() || recipe.distill.is_on();
-        Self { soft_classes: soft.then_some(classes), ..Self::of_recipe(recipe, slots, 0) }
+        let views = || {
+            let (tokens, model) = (recipe.packing.tokens, &recipe.model);
+            Views::new(tokens, slots, model.channels, model.patch, recipe.mix.is_on())
+        };
+        Self {
+            soft_classes: soft.then_some(classes),
+            views: (recipe.data.views == ViewsKind::Device).then(views),
+            ..Self::of_recipe(recipe, slots, 0)
+        }
     }
 
     /// The shape of `batch`, of whose mixtures nobody knows out of how many classes:
@@ -84,6 +96,10 @@ impl BatchShape {
                 .texts
                 .as_ref()
                 .map(|texts| TextShape { tokens: texts.tokens(), rows: image_rows(texts).max(1) }),
+            views: match &batch.patches {
+                Patches::Pictures(Pictures { shape, .. }) => Some(*shape),
+                Patches::U8(_) | Patches::F32(_) => None,
+            },
         }
     }
 
@@ -103,6 +119,7 @@ impl BatchShape {
                 // Ids are absolute positions: nothing is resampled.
                 longest: usize::from(PREFIX[0]) - 1,
                 texts: None,
+                views: None,
                 ..self
             }),
             (Modality::Texts, None) => {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::device::DeviceModel;
 use crate::eval::model::{Forward, Keep, Model, WithParams};
 use crate::eval::open::{Opened, Told, open};
+use crate::kernels::view::Views;
 use crate::recipe::{AspectKind, DataConfig, Recipe};
 use crate::weights::foreign::fold_prefix;
 use crate::weights::{Policy, assign, fingerprint};
@@ -65,9 +66,10 @@ impl Network {
             None => Box::new(WithParams { model, params }),
             Some(device) => {
                 let resolution = student.resolution.max.max(student.eval.resolution);
-                let shape = BatchShape::of_recipe(student, slots, 0);
+                let shape = BatchShape { soft_classes: None, ..BatchShape::of_training(student, 0, slots) };
                 let shape = BatchShape {
                     tokens,
+                    views: shape.views.map(|views| Views { tokens, ..views }),
                     image_rows: shape.image_rows - here + there,
                     longest: longest_axis(&recipe.model.position, resolution, recipe.model.patch),
                     ..shape

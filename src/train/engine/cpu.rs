@@ -15,7 +15,7 @@ use crate::autograd::exec::WholeStore;
 use crate::autograd::{CpuExecutor, ParamSpec, Rank, Shard, Split, StepState, Workload};
 use crate::cpu::contrastive::retrieved;
 use crate::cpu::optim::moving_average;
-use crate::data::batch::PackedBatch;
+use crate::data::batch::{PackedBatch, Patches};
 use crate::error::{Error, Result};
 use crate::eval::metrics::Classification;
 use crate::eval::model::{Forward, Model};
@@ -249,6 +249,11 @@ impl Engine for CpuEngine {
     }
 
     fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()> {
+        if matches!(batch.patches, Patches::Pictures(_)) {
+            return Err(Error::failure(
+                "the batch was made with data.views = \"device\"; on the CPU use \"host\"",
+            ));
+        }
         let Some(lr) = last else {
             self.added.push(batch.clone());
             return Ok(());

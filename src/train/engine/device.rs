@@ -205,7 +205,7 @@ impl DeviceEngine {
         let optimizer =
             DeviceOptimizer::new(device, &arena, lines, (squared, squares), &recipe.train, PLACES)?;
         let trained = device.allocated_bytes();
-        let shape = BatchShape { soft_classes: None, ..shape };
+        let shape = BatchShape { soft_classes: None, views: None, ..shape };
         let evaluated = match &weights {
             Weights::Whole { params, average } => {
                 let params = average.as_ref().unwrap_or(params).clone();

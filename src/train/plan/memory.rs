@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::data::batch::Mixture;
+use crate::kernels::view::{Record, Views};
 use crate::recipe::Recipe;
 
 /// Bytes that a rank holds when it holds the most.
@@ -67,6 +68,14 @@ pub fn batch_bytes(tokens: usize, slots: usize, patch_dim: usize, target: usize)
     tokens * (patch_dim + 4) + 4 * (slots + 1) + slots * (4 + 4 + 8 + 8 + target)
 }
 
+/// The same where a device makes the patches, at most: of decoded images as many as have room.
+pub fn picture_bytes(recipe: &Recipe, slots: usize, target: usize) -> usize {
+    let (tokens, model) = (recipe.packing.tokens, &recipe.model);
+    let views = Views::new(tokens, slots, model.channels, model.patch, recipe.mix.is_on());
+    let rows = tokens * size_of::<[i32; 3]>();
+    batch_bytes(tokens, slots, 0, target) + views.bytes + views.pictures * size_of::<Record>() + rows
+}
+
 /// Bytes of the texts of a batch, where there are any.
 pub fn text_bytes(recipe: &Recipe, slots: usize) -> usize {
     match recipe.text.is_on() {
@@ -108,6 +117,21 @@ mod tests {
         assert_eq!((all.total(), all.state()), (2047, 15));
         // 10 tokens of 3 values and 2 slots: 70 + 12 + 56.
         assert_eq!(batch_bytes(10, 2, 3, 4), 138);
+    }
+
+    #[test]
+    fn pictures_have_more_room_than_patches() {
+        let mut recipe = Recipe::default();
+        (recipe.packing.tokens, recipe.model.patch) = (256, 16);
+        // A token has room for 8 patches, and tables.
+        let patches = batch_bytes(256, 4, 3 * 256, 4);
+        let alone = picture_bytes(&recipe, 4, 4);
+        assert!(
+            alone > patches + 7 * 256 * 3 * 256 && alone < 2 * 8 * 256 * 3 * 256,
+            "{alone} and {patches}"
+        );
+        recipe.mix.mixup = 0.8;
+        assert!(picture_bytes(&recipe, 4, 4) > alone + 8 * 256 * 3 * 256, "and the partner as much");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::kernels::measure::rates;
 use crate::nn::init::initialise;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, ViewsKind};
 use crate::rng::{Purpose, Stream};
 use crate::train::engine::{DeviceEngine, DeviceOptions, Engine, Part, TrainState};
 use crate::train::step::{StepOutcome, TrainStep};
@@ -40,7 +40,9 @@ pub fn profile(
     classes: usize,
     steps: usize,
 ) -> Result<Profile> {
-    let recipe = one_batch(recipe)?;
+    let mut recipe = one_batch(recipe)?;
+    // Its batches are of random patches: there are no images.
+    recipe.data.views = ViewsKind::Host;
     // While there is room.
     let peaks = peaks(device)?;
     let slots = packing::slots(&recipe);

@@ -1,0 +1,140 @@
+//! Images of which a device makes patches (`data.views = "device"`): the host decodes them and tells how; what it would do
+//! itself is in [`view`](super::view), [`augment`](super::augment), [`mix`](super::mix) and [`patchify`](super::patchify),
+//! and the device's pixels are the same.
+//!
+//! Every image has room for so many bytes a token ([`Shares`]). One that is larger, or that has operations without a
+//! kernel, is finished here and goes as a picture of its target's size; where that is too large as well, as when nearly all
+//! of its patches are dropped, those that are kept go as a picture one patch wide.
+
+use crate::data::augment;
+use crate::data::batch::{PREFIX, Pictures};
+use crate::data::frame::Frame;
+use crate::data::mix::{How, Mix};
+use crate::data::packing::PlannedImage;
+use crate::data::source::Image;
+use crate::data::view::{Line, check_box};
+use crate::error::Result;
+use crate::kernels::view::{Axis, Mixed, Op, Picture, Shares, Source, Views};
+
+/// What a device makes the patches of one image of.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// The image, and the one that is mixed into it, if any; nothing where it was never looked at.
+    pub pictures: Vec<Picture>,
+    /// Whether the picture is the kept patches, one below the other.
+    pub cut: bool,
+}
+
+/// How rows and columns of a planned image's target come from its pixels.
+///
+/// # Errors
+/// An image that is smaller than was planned.
+pub(super) fn axes(image: &Image, plan: &PlannedImage) -> Result<[Axis; 2]> {
+    let (height, width) = (plan.target.height, plan.target.width);
+    let whole = |source: usize, target| Axis::new(source, 0.0, source as f64, target);
+    Ok(match plan.frame {
+        Frame::Whole => [whole(image.height, height), whole(image.width, width)],
+        Frame::Box(area) => {
+            check_box(image, area)?;
+            [whole(area.height, height).shifted(area.top), whole(area.width, width).shifted(area.left)]
+        }
+        Frame::Cut { height: full_height, width: full_width, top, left } => {
+            let axis = |line: Line, source| {
+                Axis::new(source, line.start, line.length, line.seen).chosen(&line.shown)
+            };
+            [
+                axis(Line::new(top, height, full_height, image.height), image.height),
+                axis(Line::new(left, width, full_width, image.width), image.width),
+            ]
+        }
+    })
+}
+
+/// The operations as the device has them; none where it misses one.
+pub(super) fn ops(ops: &[augment::Op], channels: usize) -> Option<Vec<Op>> {
+    let colours = |factor| (channels == 3).then_some(Op::BlendLuma(factor));
+    let mut there = Vec::with_capacity(ops.len());
+    for op in ops {
+        there.extend(match *op {
+            augment::Op::Grayscale => colours(0.0),
+            augment::Op::Saturation(factor) => colours(factor as f32),
+            augment::Op::Brightness(factor) => Some(Op::BlendBlack(factor as f32)),
+            augment::Op::Contrast(factor) => Some(Op::BlendMean(factor as f32)),
+            augment::Op::Solarize(threshold) => Some(Op::Solarize(threshold)),
+            augment::Op::Invert => Some(Op::Solarize(0)),
+            augment::Op::Posterize(bits) => Some(Op::Mask(!0xFFu8.checked_shr(bits).unwrap_or(0))),
+            augment::Op::SolarizeAdd(add) => Some(Op::Add(add)),
+            _ => return None,
+        });
+    }
+    Some(there)
+}
+
+/// The pixels of an image.
+pub(super) fn source(image: &Image) -> Source<'_> {
+    Source { pixels: &image.pixels, width: image.width, channels: image.channels }
+}
+
+/// An image as it is, where it has room.
+pub(super) fn whole(image: &Image, room: Shares) -> Option<Picture> {
+    let (rows, columns) = (Axis::copied(0..image.height), Axis::copied(0..image.width));
+    Picture::new(source(image), &rows, &columns, &[], room)
+}
+
+/// The patches `kept` of an image that is finished, or as many of zeros, one below the other.
+pub(super) fn column(
+    image: Option<&Image>,
+    plan: &PlannedImage,
+    kept: &[u32],
+    (side, channels): (usize, usize),
+) -> Seen {
+    let line = side * channels;
+    let mut pixels = Vec::with_capacity(kept.len() * side * line);
+    for &index in kept {
+        let (row, column) = (index as usize / plan.target.grid.cols, index as usize % plan.target.grid.cols);
+        for y in row * side..(row + 1) * side {
+            match image {
+                Some(image) => {
+                    let at = (y * image.width + column * side) * channels;
+                    pixels.extend_from_slice(&image.pixels[at..at + line]);
+                }
+                None => pixels.resize(pixels.len() + line, 0),
+            }
+        }
+    }
+    let column = Image { height: kept.len() * side, width: side, channels, pixels };
+    // It has always room: see `Shares::of_token`.
+    let room = Shares::of_token(side, channels, false).of(kept.len());
+    Seen { pictures: whole(&column, room).into_iter().collect(), cut: true }
+}
+
+/// How a picture is mixed with its partner.
+pub(super) fn mixed(mix: &Mix) -> Mixed {
+    match &mix.how {
+        How::Blend(share) => Mixed::Blend(*share),
+        How::Paste(region) => Mixed::Paste(region.rows.clone(), region.cols.clone()),
+    }
+}
+
+/// The pictures of a batch, of each image in turn, and where the patch of every token lies.
+pub(super) fn gather(seen: Vec<Seen>, cu_seqlens: &[i32], positions: &[[u16; 2]], shape: Views) -> Pictures {
+    let side = shape.side as i32;
+    let (mut pictures, mut rows) = (Vec::new(), vec![[0; 3]; shape.tokens]);
+    for (Seen { pictures: own, cut }, bounds) in seen.into_iter().zip(cu_seqlens.windows(2)) {
+        if own.is_empty() {
+            continue;
+        }
+        let number = pictures.len() as i32 + 1;
+        let tokens = bounds[0] as usize..bounds[1] as usize;
+        let patches = positions[tokens.clone()].iter().zip(&mut rows[tokens]);
+        let patches = patches.filter(|(position, _)| **position != PREFIX);
+        for (i, (&[row, column], place)) in patches.enumerate() {
+            *place = match cut {
+                true => [number, i as i32 * side, 0],
+                false => [number, i32::from(row) * side, i32::from(column) * side],
+            };
+        }
+        pictures.extend(own);
+    }
+    Pictures { pictures, rows, shape }
+}
