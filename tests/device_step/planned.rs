@@ -37,7 +37,7 @@ fn fused_nodes_compute_the_same() {
 /// of one stream, and from a branch that is read and recomputed in between.
 #[test]
 fn gradients_of_residual_connections_join_those_of_norms() {
-    let base = ModelConfig { checkpoint: false, ..variants()[0].1.clone() };
+    let base = ModelConfig { recompute: Recompute::None, ..variants()[0].1.clone() };
     let named = |config: ModelConfig| {
         let batch = batch(&GRIDS, config.prefix(), config.patch_dim(), CLASSES, TOKENS, 2);
         let graph = fused(&record(&config, &batch, LossKind::Softmax).graph);
@@ -48,10 +48,10 @@ fn gradients_of_residual_connections_join_those_of_norms() {
     assert_eq!(named(base.clone()), [0, 0, 0]);
     assert_eq!(named(scaled.clone()), [0, 1, 3]);
     assert_eq!(named(ModelConfig { block: BlockKind::Parallel, ..scaled.clone() }), [2, 1, 1]);
-    assert_eq!(named(ModelConfig { checkpoint: true, ..scaled }), [2, 0, 2]);
+    assert_eq!(named(ModelConfig { recompute: Recompute::Full, ..scaled }), [2, 0, 2]);
     let dropped = ModelConfig { drop_path: 0.4, ..base };
     assert_eq!(named(dropped.clone()), [0, 1, 3]);
-    assert_eq!(named(ModelConfig { checkpoint: true, ..dropped }), [0, 1, 3]);
+    assert_eq!(named(ModelConfig { recompute: Recompute::Full, ..dropped }), [0, 1, 3]);
 }
 
 /// The arena of every recipe's training step is within 5 % of what is in use at its peak, and far below what the

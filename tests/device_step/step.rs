@@ -166,7 +166,7 @@ fn full_and_empty_batches() {
 #[test]
 fn residual_gradients_within_those_of_norms_have_the_same_bits() {
     let joined = ModelConfig { layer_scale: 0.3, drop_path: 0.4, ..variants()[0].1.clone() };
-    let apart = ModelConfig { checkpoint: true, ..joined.clone() };
+    let apart = ModelConfig { recompute: Recompute::Full, ..joined.clone() };
     let batch = batch(&GRIDS, 0, joined.patch_dim(), CLASSES, TOKENS, 2);
     let recorded = [&joined, &apart].map(|config| record(config, &batch, LossKind::Softmax));
     for device in devices() {
