@@ -1,5 +1,5 @@
 //! Images of which a device makes patches (`data.views = "device"`): the host decodes them and tells how; what it would do
-//! itself is in [`view`](super::view), [`augment`](super::augment), [`mix`](super::mix) and [`patchify`](super::patchify),
+//! itself is in [`view`](super::view), [`augment`], [`mix`](super::mix) and [`patchify`](super::patchify),
 //! and the device's pixels are the same.
 //!
 //! Every image has room for so many bytes a token ([`Shares`]). One that is larger, or that has operations without a
