@@ -20,7 +20,7 @@ use trencadis::recipe::Recipe;
 #[test]
 fn own_shapes_are_read() {
     let text = "gemm 128 192 64; # first\n attention 2 72 64*196,577\npool 3 64 7\nembedding 64 7\n\nrows 100 72\n\
-                loss 256 1000; contrastive 256 512; optim 768 12; step navit-b16 4096";
+                loss 256 1000; contrastive 256 512; optim 768 12; step navit-b16 4096; view 375 500 224 8";
     let lengths = [vec![196; 64], vec![577]].concat();
     let images = |name: &str, lengths: Vec<usize>| Images { name: name.into(), lengths };
     let expected = vec![
@@ -33,6 +33,7 @@ fn own_shapes_are_read() {
         Shape::Contrastive { pairs: 256, width: 512 },
         Shape::Optim { width: 768, depth: 12 },
         Shape::Step { recipe: "navit-b16".into(), tokens: 4096 },
+        Shape::View { size: (375, 500), target: 224, images: 8 },
     ];
     assert_eq!(parse(text), Ok(expected));
     for line in [
@@ -46,6 +47,8 @@ fn own_shapes_are_read() {
         "contrastive 4 12",
         "optim 0 12",
         "step 4096",
+        "view 375 500 220 8",
+        "view 375 500 224",
         "step navit-b16 0",
         "conv 1 2 3",
         "gemm 8 8 8 8",

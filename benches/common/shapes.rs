@@ -14,6 +14,7 @@
 //! | `optim WIDTH DEPTH` | the optimiser over the parameters of a ViT |
 //! | `step RECIPE TOKENS` | training steps of a recipe with so many tokens a batch |
 //! | `embedding WIDTH LENGTHS` | the same for patches, positions and sums of rows of that width |
+//! | `view HEIGHT WIDTH TARGET IMAGES` | so many photographs of that size, seen at TARGET pixels a side |
 
 use std::path::Path;
 
@@ -43,6 +44,7 @@ pub enum Shape {
     Optim { width: usize, depth: usize },
     Embedding { width: usize, images: Images },
     Step { recipe: String, tokens: usize },
+    View { size: (usize, usize), target: usize, images: usize },
 }
 
 impl Images {
@@ -132,6 +134,10 @@ fn shape(line: &str) -> Result<Shape, String> {
         (["embedding", _, images], Some(width), _) if width % 16 == 0 => {
             Images::parse(images).map(|images| Shape::Embedding { width, images })
         }
+        (["view", ..], Some(height), Some(width)) if words.len() == 5 => {
+            let sides = number(3).filter(|target| target.is_multiple_of(16)).zip(number(4));
+            sides.map(|(target, images)| Shape::View { size: (height, width), target, images })
+        }
         (&["step", recipe, _], _, Some(tokens)) => Some(Shape::Step { recipe: recipe.into(), tokens }),
         _ => None,
     };
@@ -140,7 +146,7 @@ fn shape(line: &str) -> Result<Shape, String> {
             "{VARIABLE}: \"{line}\" is no shape; write gemm M N K, attention HEADS DIM LENGTHS, pool HEADS DIM \
              LENGTHS or embedding WIDTH LENGTHS (a multiple of 16), with LENGTHS such as 64*196,577, rows ROWS \
              WIDTH or contrastive PAIRS WIDTH, with a width that is a multiple of 8, loss IMAGES CLASSES, optim WIDTH \
-             DEPTH or step RECIPE TOKENS"
+             DEPTH, view HEIGHT WIDTH TARGET IMAGES, with a target that is a multiple of 16, or step RECIPE TOKENS"
         )
     })
 }

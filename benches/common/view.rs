@@ -1,25 +1,32 @@
 //! Cases of the kernels that make patches of pictures.
 
 use half::bf16;
-use trencadis::Result;
 use trencadis::device::{Buffer, Stream};
 use trencadis::kernels::patch::{factors, row_stride};
 use trencadis::kernels::view::{
     Axis, MOST_OPS, Op, PatchesParams, Picture, Record, ResizeParams, Shares, Source, launch_patches,
     launch_resize, records,
 };
+use trencadis::{Error, Result};
 
 use super::gpu::{Case, Gpu, Sink};
+use super::shapes::{Shape, own};
 
 const SIDE: usize = 16;
 const CHANNELS: usize = 3;
 
-/// Hands every case to `sink`: photographs of 500x375 pixels seen at 224x224.
+/// Hands every case to `sink`: without shapes of one's own, photographs of 500x375 pixels seen at 224x224.
 ///
 /// # Errors
-/// A device that fails.
+/// Shapes that cannot be read, a device that fails.
 pub fn cases(gpu: &Gpu, sink: &mut Sink<'_>) -> Result<()> {
-    shape_cases(gpu, 128, (375, 500), 224, sink)
+    let usual = Shape::View { size: (375, 500), target: 224, images: 128 };
+    for shape in own().map_err(Error::usage)?.unwrap_or(vec![usual]) {
+        if let Shape::View { size, target, images } = shape {
+            shape_cases(gpu, images, size, target, sink)?;
+        }
+    }
+    Ok(())
 }
 
 /// A batch in device memory.
@@ -36,7 +43,7 @@ struct Batch {
 /// So many images of `size` (height, width) at `target` pixels a side, a multiple of the patch, in other contrast.
 ///
 /// # Errors
-/// A device that fails.
+/// A reduction for which the kernel has no room, a device that fails.
 pub fn shape_cases(
     gpu: &Gpu,
     images: usize,
@@ -51,7 +58,13 @@ pub fn shape_cases(
     let axis = |from: usize| Axis::new(from, 0.0, from as f64, target);
     let room = Shares { bytes: usize::MAX, pixels: usize::MAX };
     let picture = Picture::new(source, &axis(size.0), &axis(size.1), &[Op::BlendMean(1.2)], room);
-    let pictures: Vec<Picture> = picture.into_iter().cycle().take(images).collect();
+    let picture = picture.ok_or_else(|| {
+        Error::usage(format!(
+            "{}x{} pixels have no kernel that makes {target} a side of them",
+            size.0, size.1
+        ))
+    })?;
+    let pictures = vec![picture; images];
     let (each, across) = ((target / SIDE).pow(2), target / SIDE);
     let tokens = images * each;
     let place = |token: usize| {

@@ -81,7 +81,7 @@ DEVICE void add(const ElementwiseAdd& p)
 
 DEVICE void gelu(const ElementwiseGelu& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int64_t size = int64_t(p.rows) * p.width;
     int64_t live = int64_t(live_rows(p.live, p.rows)) * p.width;
     int64_t first = (int64_t(blockIdx.x) * threads * unroll + threadIdx.x) * 8;

@@ -402,6 +402,8 @@ struct HopperGemm {
         if constexpr (Epilogue::SQUARES) {
             // Of two clustered tiles one may lie behind the last row.
             constexpr int WARPS = PINGPONG ? 4 : 8;
+            // What the host counts the sums by.
+            static_assert(WN == 64, "squares are left of 64 columns at a time");
             if (place.tile_m * BM < p.gemm.m) {
                 Epilogue::template store_squares<WARPS, WN>(p.gemm, place, place.column + COLUMN, lane);
             }

@@ -60,7 +60,7 @@ DEVICE uint64_t sum_of_block(uint32_t x)
 template <int C>
 DEVICE void mean(const ViewPatches& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int picture = int(blockIdx.x);
     if (picture >= Global<const int>(p.counts).load(0)) return;
     int count = field(p.records, picture, ops);
@@ -122,7 +122,7 @@ DEVICE void load_mixed(int (&colour)[C], const ViewPatches& p, int picture, int 
 template <int C>
 DEVICE void patches(const ViewPatches& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     int token = int(blockIdx.x);
     Global<const int> rows(p.rows);
     int picture = rows.load(3 * int64_t(token)) - 1;

@@ -83,7 +83,7 @@ DEVICE Span span_of(const uint8_t* data, int taps, int left, int columns, int ch
 template <int C>
 DEVICE void resize(const ViewResize& p)
 {
-    ptx::dependency_wait();
+    begin_dependent();
     Global<const int> counts(p.counts);
     Global<uint8_t> pixels_out(p.pixels);
     Shared<uint32_t> middle(ptx::shared_base());

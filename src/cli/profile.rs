@@ -8,7 +8,7 @@ use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::recipe::{Recipe, ViewsKind};
-use crate::train::profile::{Input, cpu, device as on_device, trace};
+use crate::train::profile::{Input, cpu, device as on_device, one_batch, trace};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,6 +40,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<()> {
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
+    one_batch(&recipe)?;
     let selected = device::select(args.device)?;
     if selected.device.is_none() {
         // As in a training.

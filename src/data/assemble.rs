@@ -1,5 +1,5 @@
 //! From a plan to a packed batch: layout first, then the images, decoded in parallel straight
-//! into their rows.
+//! into their rows, or as pictures that a device cuts them from ([`pictures`]).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -326,21 +326,32 @@ impl<'s, F: FnMut(bool, String)> Look<'_, 's, F> {
         let room = share.of(self.image.tokens);
         let room = if self.mix.is_some() { room.half() } else { room };
         let picture = |viewer: &mut Viewer<'_>, image: &PlannedImage| viewer.picture(image, room);
-        let seen = match (self.own(picture), self.mix.clone()) {
-            (None, _) => return pictures::column(None, self.image, kept, of_patch),
-            (Some(None), _) => None,
-            (Some(Some(own)), None) => Some(vec![own]),
-            (Some(Some(own)), Some(mix)) => match self.partner(mix.partner, picture) {
-                None => Some(vec![own]),
-                Some(None) => None,
-                Some(Some(other)) => Some(vec![own.mixed(&pictures::mixed(&mix)), other]),
+        let (mut own, mut other) = (None, None);
+        match (self.own(picture), self.mix.clone()) {
+            (None, _) => {}
+            (Some(Err(pixels)), None) => own = Some(pixels),
+            (Some(Err(pixels)), Some(mix)) => {
+                (own, other) = (Some(pixels), self.partner(mix.partner, Viewer::view));
+            }
+            (Some(Ok(picture)), None) => return vec![picture].into(),
+            (Some(Ok(first)), Some(mix)) => match self.partner(mix.partner, picture) {
+                None => return vec![first].into(),
+                Some(Ok(second)) => return vec![first.mixed(&pictures::mixed(&mix)), second].into(),
+                Some(Err(pixels)) => (own, other) = (self.own(Viewer::view), Some(pixels)),
             },
-        };
-        match seen {
-            Some(pictures) => Seen { pictures, cut: false },
-            // One of the two has no room.
-            None => pictures::column(self.pixels().as_ref(), self.image, kept, of_patch),
         }
+        if let (Some(own), Some(other), Some(mix)) = (&mut own, &other, &self.mix) {
+            mix.apply(&mut own.pixels, &other.pixels, own.width, own.channels);
+        }
+        let seen = pictures::cut(own.as_ref(), self.image, kept, of_patch);
+        seen.unwrap_or_else(|| {
+            let name = self.source.name(self.image.sample as usize);
+            (self.fail)(
+                false,
+                format!("{name}: its patches have no room as a picture; set data.views=\"host\""),
+            );
+            Seen::default()
+        })
     }
 
     fn own<T>(&mut self, view: impl Fn(&mut Viewer<'s>, &PlannedImage) -> Result<T>) -> Option<T> {

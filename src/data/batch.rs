@@ -4,6 +4,8 @@
 //! contents vary. Images lie one after another, padding lies only at the tail of `T`, unused
 //! slots have length 0.
 
+use std::sync::Arc;
+
 use crate::kernels::view::{Picture, Views};
 
 /// `positions` of a prefix token (cls, registers): it has no place in the patch grid.
@@ -25,7 +27,7 @@ pub enum Patches {
 #[derive(Clone, Debug)]
 pub struct Pictures {
     /// The images in their order, each followed by what is mixed into it.
-    pub pictures: Vec<Picture>,
+    pub pictures: Arc<Vec<Picture>>,
     /// `[T]` the picture of each token, counted from 1, with row and column of the patch's first pixel; zeros at prefix
     /// tokens and padding.
     pub rows: Vec<[i32; 3]>,

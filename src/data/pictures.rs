@@ -4,7 +4,7 @@
 //!
 //! Every image has room for so many bytes a token ([`Shares`]). One that is larger, or that has operations without a
 //! kernel, is finished here and goes as a picture of its target's size; where that is too large as well, as when nearly all
-//! of its patches are dropped, those that are kept go as a picture one patch wide.
+//! of its patches are dropped, those that are kept go as a picture of their own.
 
 use crate::data::augment;
 use crate::data::batch::{PREFIX, Pictures};
@@ -15,14 +15,31 @@ use crate::data::source::Image;
 use crate::data::view::{Line, check_box};
 use crate::error::Result;
 use crate::kernels::view::{Axis, Mixed, Op, Picture, Shares, Source, Views};
+use crate::recipe::Recipe;
+
+/// Rows of pixels of a picture of patches, about: a picture may have twice as many.
+const HIGHEST: usize = 1 << 15;
 
 /// What a device makes the patches of one image of.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     /// The image, and the one that is mixed into it, if any; nothing where it was never looked at.
     pub pictures: Vec<Picture>,
-    /// Whether the picture is the kept patches, one below the other.
-    pub cut: bool,
+    /// Where the picture is the kept patches, row by row, how many there are in a row.
+    pub cut: Option<usize>,
+}
+
+impl From<Vec<Picture>> for Seen {
+    /// Of which patches are cut where they lie in the target.
+    fn from(pictures: Vec<Picture>) -> Self {
+        Self { pictures, cut: None }
+    }
+}
+
+/// What memory is made for where a device makes the patches of a training of `recipe`, in batches of `slots` images.
+pub fn views(recipe: &Recipe, slots: usize) -> Views {
+    let (tokens, model) = (recipe.packing.tokens, &recipe.model);
+    Views::new(tokens, slots, model.channels, model.patch, recipe.mix.is_on())
 }
 
 /// How rows and columns of a planned image's target come from its pixels.
@@ -81,31 +98,30 @@ pub(super) fn whole(image: &Image, room: Shares) -> Option<Picture> {
     Picture::new(source(image), &rows, &columns, &[], room)
 }
 
-/// The patches `kept` of an image that is finished, or as many of zeros, one below the other.
-pub(super) fn column(
+/// The patches `kept` of an image that is finished, or as many of zeros: one below the other, or in several columns where
+/// that would be higher than a picture can be. None where even these have no room, which [`Shares::of_token`] rules out.
+pub(super) fn cut(
     image: Option<&Image>,
     plan: &PlannedImage,
     kept: &[u32],
     (side, channels): (usize, usize),
-) -> Seen {
-    let line = side * channels;
-    let mut pixels = Vec::with_capacity(kept.len() * side * line);
-    for &index in kept {
+) -> Option<Seen> {
+    let across = (kept.len() * side).div_ceil(HIGHEST).max(1);
+    let (height, width) = (kept.len().div_ceil(across) * side, across * side);
+    let mut pixels = vec![0; height * width * channels];
+    for (i, &index) in kept.iter().enumerate() {
+        let Some(image) = image else { break };
         let (row, column) = (index as usize / plan.target.grid.cols, index as usize % plan.target.grid.cols);
-        for y in row * side..(row + 1) * side {
-            match image {
-                Some(image) => {
-                    let at = (y * image.width + column * side) * channels;
-                    pixels.extend_from_slice(&image.pixels[at..at + line]);
-                }
-                None => pixels.resize(pixels.len() + line, 0),
-            }
+        for y in 0..side {
+            let from = ((row * side + y) * image.width + column * side) * channels;
+            let to = ((i / across * side + y) * width + i % across * side) * channels;
+            let line = side * channels;
+            pixels[to..to + line].copy_from_slice(&image.pixels[from..from + line]);
         }
     }
-    let column = Image { height: kept.len() * side, width: side, channels, pixels };
-    // It has always room: see `Shares::of_token`.
     let room = Shares::of_token(side, channels, false).of(kept.len());
-    Seen { pictures: whole(&column, room).into_iter().collect(), cut: true }
+    let picture = whole(&Image { height, width, channels, pixels }, room)?;
+    Some(Seen { pictures: vec![picture], cut: Some(across) })
 }
 
 /// How a picture is mixed with its partner.
@@ -130,11 +146,55 @@ pub(super) fn gather(seen: Vec<Seen>, cu_seqlens: &[i32], positions: &[[u16; 2]]
         let patches = patches.filter(|(position, _)| **position != PREFIX);
         for (i, (&[row, column], place)) in patches.enumerate() {
             *place = match cut {
-                true => [number, i as i32 * side, 0],
-                false => [number, i32::from(row) * side, i32::from(column) * side],
+                Some(across) => [number, (i / across) as i32 * side, (i % across) as i32 * side],
+                None => [number, i32::from(row) * side, i32::from(column) * side],
             };
         }
         pictures.extend(own);
     }
-    Pictures { pictures, rows, shape }
+    Pictures { pictures: pictures.into(), rows, shape }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::resolution::{Grid, Target};
+
+    /// A column of all of them would be higher than a picture can be.
+    #[test]
+    fn patches_of_a_large_image_stand_in_several_columns() {
+        let (side, grid) = (16, Grid { rows: 80, cols: 80 });
+        let (height, width) = (grid.rows * side, grid.cols * side);
+        let pixels = (0..height * width).map(|i| (i * 31 % 251) as u8).collect();
+        let image = Image { height, width, channels: 1, pixels };
+        let kept: Vec<u32> = (0..6400).filter(|i| i % 5 > 0).collect();
+        let plan = PlannedImage {
+            sample: 0,
+            epoch: 0,
+            seen: 0,
+            size: (height, width),
+            frame: Frame::Whole,
+            target: Target { height, width, grid, downscaled: false },
+            kept: kept.len(),
+            tokens: kept.len(),
+            fitted: false,
+        };
+        let seen = cut(Some(&image), &plan, &kept, (side, 1)).unwrap();
+        let across = seen.cut.unwrap();
+        assert!(across > 1 && kept.len() * side > 1 << 16);
+        let (height, width) = seen.pictures[0].size();
+        assert_eq!((height, width), (kept.len().div_ceil(across) * side, across * side));
+        let mut want = vec![0; height * width];
+        for (i, &patch) in kept.iter().enumerate() {
+            for (y, x) in (0..side).flat_map(|y| (0..side).map(move |x| (y, x))) {
+                let from = (patch as usize / 80 * side + y) * image.width + patch as usize % 80 * side + x;
+                want[(i / across * side + y) * width + i % across * side + x] = image.pixels[from];
+            }
+        }
+        let room = Shares { bytes: usize::MAX, pixels: usize::MAX };
+        let want = whole(&Image { height, width, channels: 1, pixels: want }, room);
+        assert_eq!(seen.pictures.first(), want.as_ref());
+        // What cannot be read is as large.
+        assert_eq!(cut(None, &plan, &kept, (side, 1)).unwrap().pictures[0].size(), (height, width));
+    }
 }

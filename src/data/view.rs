@@ -80,12 +80,12 @@ impl<'a> Viewer<'a> {
         self.finish(decoded, image)
     }
 
-    /// The same as a picture that a device makes them of, where it has `room`. What no kernel does is done here, and the
-    /// picture is then of the target's size.
+    /// The same as a picture that a device makes them of. What no kernel does, or has no `room`, is done here, and the
+    /// picture is then of the target's size; where that has no room either, these are the pixels.
     ///
     /// # Errors
     /// As for [`view`](Self::view).
-    pub fn picture(&mut self, image: &PlannedImage, room: Shares) -> Result<Option<Picture>> {
+    pub fn picture(&mut self, image: &PlannedImage, room: Shares) -> Result<Result<Picture, Image>> {
         let decoded = self.decode(image)?;
         let settings = &self.settings;
         let ops = settings.augment.draw(settings.seed, image.epoch, image.sample);
@@ -93,13 +93,12 @@ impl<'a> Viewer<'a> {
             let flipped = settings.flips(image.epoch, image.sample);
             let [rows, columns] = pictures::axes(&decoded, image).map_err(|e| self.named(image, e))?;
             let columns = if flipped { columns.reversed() } else { columns };
-            let picture = Picture::new(pictures::source(&decoded), &rows, &columns, &ops, room);
-            if picture.is_some() {
-                return Ok(picture);
+            if let Some(picture) = Picture::new(pictures::source(&decoded), &rows, &columns, &ops, room) {
+                return Ok(Ok(picture));
             }
         }
         let pixels = self.finish(decoded, image)?;
-        Ok(pictures::whole(&pixels, room))
+        Ok(pictures::whole(&pixels, room).ok_or(pixels))
     }
 
     fn named(&self, image: &PlannedImage, error: Error) -> Error {

@@ -81,7 +81,7 @@ impl Kernels {
                 launch.cluster, launch.grid
             )));
         }
-        let launch = Launch { dependent: launch.dependent || (self.dependent && !launch.resident), ..launch };
+        let launch = Launch { dependent: (launch.dependent || self.dependent) && !launch.resident, ..launch };
         let bytes = size_of::<P>();
         // SAFETY: the caller answers for addresses and stream.
         unsafe { self.loaded.launch(name, launch, stream, std::ptr::from_ref(params).cast(), bytes) }

@@ -1,4 +1,4 @@
-//! Device memory, and pinned host memory to copy from and to.
+//! Device memory.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 
 use bytemuck::Pod;
 
-use super::backend::{HostMemory, elsewhere};
-use super::{Device, Event, Ptr, Stream};
+use super::backend::elsewhere;
+use super::{Device, Pinned, Ptr, Stream};
 use crate::{Error, Result};
 
 /// Elements in device memory. Memory is freed when the buffer and all [views](Self::view) of it are
@@ -88,15 +88,6 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Pinned host memory for `len` elements, all bytes 0.
-    ///
-    /// # Errors
-    /// The host has no room that can be pinned.
-    pub fn pinned<T: Pod>(&self, len: usize) -> Result<Pinned<T>> {
-        let memory = self.backend().pinned(bytes::<T>(len)?)?;
-        Ok(Pinned { memory, len, last: None, element: PhantomData })
-    }
-
     /// Bytes of device memory that the buffers of this device hold now, of one that is
     /// [counted apart](Self::counted_apart) those made through it. Pinned host memory does not count.
     pub fn allocated_bytes(&self) -> usize {
@@ -114,7 +105,7 @@ impl Device {
     }
 }
 
-fn bytes<T>(len: usize) -> Result<usize> {
+pub(super) fn bytes<T>(len: usize) -> Result<usize> {
     len.checked_mul(size_of::<T>()).filter(|bytes| isize::try_from(*bytes).is_ok()).ok_or_else(|| {
         Error::usage(format!("{len} elements of {} bytes do not fit any memory", size_of::<T>()))
     })
@@ -131,8 +122,8 @@ impl<T: Pod> Buffer<T> {
     ///
     /// # Errors
     /// Null for more than no elements; an address that is no multiple of 16 bytes, which kernels read at a time; an end
-    /// beyond the last address; on a GPU, as far as the driver tells, plain memory of the host, memory of another context or GPU, and more than was
-    /// allocated there.
+    /// beyond the last address; on a GPU, as far as the driver tells, plain memory of the host, memory of another context
+    /// or GPU, and more than was allocated there.
     ///
     /// # Safety
     /// The memory is there until the buffer, all [views](Self::view) of it, and every launch and graph that was given
@@ -259,7 +250,7 @@ impl<T: Pod> Buffer<T> {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn write_pinned_first(&self, stream: &Stream, host: &mut Pinned<T>, len: usize) -> Result<()> {
-        self.check(stream, host.len, "written")?;
+        self.check(stream, host.len(), "written")?;
         let bytes = len.min(self.len) * size_of::<T>();
         if bytes == 0 {
             return Ok(());
@@ -277,7 +268,7 @@ impl<T: Pod> Buffer<T> {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn read_pinned(&self, stream: &Stream, host: &mut Pinned<T>) -> Result<()> {
-        self.check(stream, host.len, "read")?;
+        self.check(stream, host.len(), "read")?;
         if self.bytes() == 0 {
             return Ok(());
         }
@@ -328,76 +319,5 @@ impl<T: Pod> Buffer<T> {
             return Err(elsewhere());
         }
         stream.refuse_capture("a copy between host and device")
-    }
-}
-
-/// Host memory that the device reaches by itself, so that a copy runs beside everything else.
-pub struct Pinned<T: Pod> {
-    memory: Box<dyn HostMemory>,
-    len: usize,
-    /// The last copy from or to it.
-    last: Option<Event>,
-    element: PhantomData<T>,
-}
-
-impl<T: Pod> Pinned<T> {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The contents, once the last copy has run.
-    ///
-    /// # Errors
-    /// The device has failed.
-    pub fn read(&mut self) -> Result<&[T]> {
-        self.settle()?;
-        Ok(bytemuck::cast_slice(self.memory.bytes()))
-    }
-
-    /// The contents to be changed, once the last copy has run.
-    ///
-    /// # Errors
-    /// The device has failed.
-    pub fn edit(&mut self) -> Result<&mut [T]> {
-        self.settle()?;
-        Ok(bytemuck::cast_slice_mut(self.memory.bytes_mut()))
-    }
-
-    /// Lets a copy on `stream` wait for the last one, which may be on another: so the event of the next one
-    /// is that of both.
-    fn begin(&self, stream: &Stream) -> Result<()> {
-        self.last.as_ref().map_or(Ok(()), |last| stream.wait(last))
-    }
-
-    /// Remembers the copy that was just queued on `stream`.
-    fn end(&mut self, stream: &Stream) -> Result<()> {
-        match stream.record() {
-            Ok(event) => self.last = Some(event),
-            // Without an event to wait for later, the copy is waited for now.
-            Err(error) => return stream.synchronize().and(Err(error)),
-        }
-        Ok(())
-    }
-
-    fn settle(&mut self) -> Result<()> {
-        match &self.last {
-            Some(event) => event.synchronize()?,
-            None => return Ok(()),
-        }
-        self.last = None;
-        Ok(())
-    }
-}
-
-impl<T: Pod> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        // A failed device has stopped copying, so there is nothing left to wait for.
-        let _ = self.settle();
     }
 }

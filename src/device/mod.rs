@@ -28,6 +28,7 @@ mod launch;
 mod memory;
 #[cfg(feature = "train")]
 pub(crate) mod nccl;
+mod pinned;
 mod planned;
 #[cfg(feature = "train")]
 mod report;
@@ -45,7 +46,8 @@ pub use handle::{Ptr, RawStream};
 pub use info::{DeviceInfo, Driver};
 pub use kernels::Kernels;
 pub use launch::Launch;
-pub use memory::{Buffer, Pinned};
+pub use memory::Buffer;
+pub use pinned::Pinned;
 #[cfg(feature = "train")]
 pub use report::report;
 pub use stream::{Event, Graph, Stream};

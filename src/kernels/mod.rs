@@ -36,10 +36,10 @@
 //!
 //! | module | kernels |
 //! |---|---|
-//! | [`attention`] | packed attention in bf16 and f16 with QK-norm, rotary positions and shared heads, both passes; windows |
+//! | [`attention`] | packed attention in bf16 and f16 with QK-norm, rotary positions, shared heads, both passes; windows |
 //! | [`gemm`] | products with what comes before and after them |
 //! | [`norm`], [`residual`] | LayerNorm and RMSNorm, residual branches, LayerScale, stochastic depth |
-//! | [`view`], [`patch`], [`position`], [`pool`] | into and out of the sequence: pictures, pixels, positions and the rotary table, pooling |
+//! | [`view`], [`patch`], [`position`], [`pool`] | into and out of the sequence: pictures, pixels, positions, pooling |
 //! | [`loss`], [`contrastive`], [`optim`] | cross-entropy; losses of images and texts; AdamW, LAMB, SGD, Adafactor |
 //! | [`elementwise`], [`collective`], [`measure`] | sums, sums over ranks, what a device can do at most |
 //!

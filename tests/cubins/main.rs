@@ -1,6 +1,7 @@
 //! The compiled kernels, read from the fatbins that the build made, with no GPU: every kernel of the
 //! registry is there for every promised architecture, keeps to its registers and blocks, spills nothing,
-//! holds matrix instructions where it promises them; size and build time stay within their budgets.
+//! holds matrix instructions where it promises them, waits for enough memory at a time where it passes that through, rounds
+//! products one by one where it promises that; size and build time stay within their budgets.
 //!
 //! Needs a build with kernels and `cuobjdump` beside its nvcc; says `skipped` otherwise, or fails where
 //! `TRENCADIS_REQUIRE_KERNELS=1` is set. It prints the table of all kernels (with `--nocapture`), and writes it to

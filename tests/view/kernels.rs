@@ -1,5 +1,7 @@
 //! Single pictures: every way of framing, every operation, sizes that fit nothing.
 
+use std::sync::Arc;
+
 use half::bf16;
 use rand::Rng;
 use trencadis::data::augment::AugmentSettings;
@@ -59,7 +61,11 @@ struct Batch {
 impl Batch {
     fn new(side: usize, channels: usize) -> Self {
         let shape = Views { tokens: 0, channels, side, pictures: 1, bytes: 0, pixels: 0 };
-        Self { pictures: Pictures { pictures: Vec::new(), rows: Vec::new(), shape }, want: Vec::new(), side }
+        Self {
+            pictures: Pictures { pictures: Arc::default(), rows: Vec::new(), shape },
+            want: Vec::new(),
+            side,
+        }
     }
 
     /// Whether the device does all of it.
@@ -82,7 +88,7 @@ impl Batch {
         let across = Axis::copied(0..plan.target.width);
         let source = Source { pixels: &pixels.pixels, width: pixels.width, channels: pixels.channels };
         let on_device = Some(&picture) != Picture::new(source, &finished, &across, &[], ROOM).as_ref();
-        self.pictures.pictures.push(picture);
+        Arc::make_mut(&mut self.pictures.pictures).push(picture);
         on_device
     }
 
@@ -210,8 +216,11 @@ fn operations_cover_all_values() {
     ];
     let all = lists.map(|ops| Picture::new(source, &rows, &columns, ops, ROOM).unwrap());
     let shape = Views { tokens: 6, channels: 3, side: 16, pictures: 6, bytes: 1 << 14, pixels: 1 << 13 };
-    let pictures =
-        Pictures { pictures: all.to_vec(), rows: (1..=6).map(|number| [number, 0, 0]).collect(), shape };
+    let pictures = Pictures {
+        pictures: all.to_vec().into(),
+        rows: (1..=6).map(|number| [number, 0, 0]).collect(),
+        shape,
+    };
     let plane = |row: &[u8], at: usize| [row[at], row[256 + at], row[512 + at]];
     for device in devices() {
         let got = patches(&device, &pictures);
@@ -242,7 +251,7 @@ fn rows_without_a_patch_are_zeros_and_others_are_normalised() {
     let picture = Picture::new(source, &axis, &axis, &[], ROOM).unwrap();
     let shape = Views { tokens: 4, channels: 3, side: 8, pictures: 3, bytes: 1 << 13, pixels: 1 << 12 };
     let rows = vec![[0; 3], [1, 8, 0], [0; 3], [1, 0, 8]];
-    let pictures = Pictures { pictures: vec![picture], rows, shape };
+    let pictures = Pictures { pictures: vec![picture].into(), rows, shape };
     for device in devices() {
         let stream = device.stream().unwrap();
         let plain = launch(&device, &stream, &pictures, &[1.0, 0.0].repeat(3)).unwrap();
@@ -277,6 +286,8 @@ fn what_leads_outside_is_refused() {
         );
     }
     assert!(says(shape, std::slice::from_ref(&one), &rows[..1]).contains("lead outside"));
+    let grey = says(Views { channels: 1, ..shape }, std::slice::from_ref(&one), &rows);
+    assert!(grey.contains("a picture of 3 channels in a batch of 1"), "{grey}");
     let half = trencadis::kernels::view::Mixed::Blend(0.5);
     let mixed = one.clone().mixed(&half);
     assert_eq!(says(shape, &[mixed.clone(), one.clone()], &rows), "");
@@ -295,7 +306,7 @@ fn what_leads_outside_is_refused() {
     }
     for device in devices().into_iter().take(1) {
         let stream = device.stream().unwrap();
-        let pictures = |shape| Pictures { pictures: vec![one.clone()], rows: rows.to_vec(), shape };
+        let pictures = |shape| Pictures { pictures: vec![one.clone()].into(), rows: rows.to_vec(), shape };
         let refused = launch(&device, &stream, &pictures(Views { channels: 4, ..shape }), &[1.0; 8]);
         assert!(refused.unwrap_err().to_string().contains("set data.views=\"host\""));
         let refused = launch(&device, &stream, &pictures(shape), &[1.0; 4]);

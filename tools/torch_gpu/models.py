@@ -28,19 +28,20 @@ def normed(x, gain):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width, hidden):
+    def __init__(self, width, hidden, gelu):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.approximate = "tanh" if gelu == "tanh" else "none"
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
     def __init__(self, width, heads, hidden, model, drop_path):
         super().__init__()
         norm = lambda: nn.LayerNorm(width, eps=1e-6, bias=model["norm_bias"])  # noqa: E731
-        self.norm1, self.norm2, self.mlp = norm(), norm(), Mlp(width, hidden)
+        self.norm1, self.norm2, self.mlp = norm(), norm(), Mlp(width, hidden, model["gelu"])
         self.attn = Attention(width, heads, model["qkv_bias"], model["proj_bias"], model["qk_norm"] == "rms")
         self.drop_path = drop_path
 
@@ -89,24 +90,42 @@ class Base(nn.Module):
         return self.embed((patches.float() - self.mean) / self.std)
 
 
+def dense(q, k, v):
+    """Attention over [B, S, H, Dh]."""
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+
 class PlainViT(Base):
-    """Squares of one size: patches [B, S, P], a cls token, a position table."""
+    """Squares of one size: patches [B, S, P], a position table, and a cls token or a query that pools them (MAP)."""
 
     def __init__(self, described, classes, patches):
         super().__init__(described, classes)
-        width = described["width"]
-        self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        width, model = described["width"], described["recipe"]["model"]
         self.position = nn.Parameter(0.02 * torch.randn(1, patches, width))
+        self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.pools = model["pool"] == "map"
+        if self.pools:
+            self.shape = (described["heads"], width // described["heads"])
+            self.pool_q, self.pool_kv = (nn.Linear(width, n * width, model["qkv_bias"]) for n in (1, 2))
+            self.pool_proj = nn.Linear(width, width, model["proj_bias"])
+            self.pool_norm = nn.LayerNorm(width, eps=1e-6, bias=model["norm_bias"])
+            self.pool_mlp = Mlp(width, described["mlp"], model["gelu"])
+
+    def pooled(self, x):
+        query = self.cls.to(x.dtype).expand(len(x), -1, -1)
+        k, v = self.pool_kv(x).unflatten(-1, (2, *self.shape)).unbind(-3)
+        x = self.pool_proj(dense(self.pool_q(query).unflatten(-1, self.shape), k, v).flatten(-2))[:, 0]
+        return x + self.pool_mlp(self.pool_norm(x))
 
     def forward(self, patches):
         x = self.embedded(patches)
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), -1, -1), x + self.position.to(x.dtype)], 1)
-        attend = lambda q, k, v: F.scaled_dot_product_attention(  # noqa: E731
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        ).transpose(1, 2)
+        x = x + self.position.to(x.dtype)
+        if not self.pools:
+            x = torch.cat([self.cls.to(x.dtype).expand(len(x), -1, -1), x], 1)
         for block in self.blocks:
-            x = block(x, attend)
-        return self.head(self.norm(x)[:, 0])
+            x = block(x, dense)
+        x = self.norm(x)
+        return self.head(self.pooled(x) if self.pools else x[:, 0])
 
 
 class PackedNaViT(Base):
@@ -127,7 +146,7 @@ class PackedNaViT(Base):
         self.pool_q_gain, self.pool_k_gain = gain(), gain()
         self.pool_proj = nn.Linear(width, width, model["proj_bias"])
         self.pool_norm = nn.LayerNorm(width, eps=1e-6, bias=model["norm_bias"])
-        self.pool_mlp = Mlp(width, described["mlp"])
+        self.pool_mlp = Mlp(width, described["mlp"], model["gelu"])
 
     def pooled(self, x, image):
         """One learned query attends to the tokens of each image: a softmax over segments."""

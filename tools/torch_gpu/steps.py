@@ -1,5 +1,5 @@
 """Whole training steps beside torch.compile: of recipes with a class token timm's ViT, of those with attention pooling a
-packed ViT on varlen attention.
+packed ViT on varlen attention, or a plain one where all images are of one size.
 
 Both sides train in bf16 with f32 weights and AdamW, one batch a step, over the same few batches of random pixels
 in host memory, which are copied to the GPU while the step before runs. The ragged batches are ours: their images,
@@ -110,7 +110,11 @@ def network(torch, training, at_most):
     from .models import PackedNaViT, PlainViT
 
     described = training.described
-    if described["recipe"]["model"]["pool"] == "map":
+    pooled = described["recipe"]["model"]["pool"] == "map"
+    starts, _ = training.batch(0)
+    if pooled and len({b - a for a, b in zip(starts, starts[1:])}) == 1:
+        return "plain ViT, MAP head", PlainViT(described, CLASSES, starts[1]), plain_batch
+    if pooled:
         name, varlen = varlen_attention()
         return f"packed ViT, {name}", PackedNaViT(described, CLASSES, varlen, at_most), packed_batch
     found = timm_vit(torch, described)

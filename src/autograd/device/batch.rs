@@ -119,7 +119,7 @@ impl PictureFields {
         self.counts.put(host, &counts)?;
         self.rows.put(host, from.rows.as_flattened())?;
         let mut end = self.data.bytes.start;
-        for picture in &from.pictures {
+        for picture in from.pictures.iter() {
             let bytes = picture.bytes();
             host[end..end + bytes.len()].copy_from_slice(bytes);
             end += bytes.len();

@@ -1,6 +1,7 @@
 //! What all batches of a run have in common: what memory on a device is made for.
 
 use crate::data::batch::{Modality, PREFIX, PackedBatch, Patches, Pictures, Targets};
+use crate::data::pictures::views;
 use crate::data::positions;
 use crate::data::settings::PackingSettings;
 use crate::error::{Error, Result};
@@ -66,13 +67,9 @@ impl BatchShape {
     /// The same in training, where targets may be soft and patches made by the device.
     pub fn of_training(recipe: &Recipe, classes: usize, slots: usize) -> Self {
         let soft = recipe.mix.is_on() || recipe.distill.is_on();
-        let views = || {
-            let (tokens, model) = (recipe.packing.tokens, &recipe.model);
-            Views::new(tokens, slots, model.channels, model.patch, recipe.mix.is_on())
-        };
         Self {
             soft_classes: soft.then_some(classes),
-            views: (recipe.data.views == ViewsKind::Device).then(views),
+            views: (recipe.data.views == ViewsKind::Device).then(|| views(recipe, slots)),
             ..Self::of_recipe(recipe, slots, 0)
         }
     }

@@ -107,7 +107,8 @@ pub fn fill<T: Pod>(stream: &Stream, buffer: &Buffer<T>, values: &[T]) -> Result
         || !distinct.is_multiple_of(UNIT)
     {
         return Err(Error::usage(format!(
-            "a buffer of {total} elements of {} bytes cannot be filled with {} values, expected multiples of {UNIT} of 2 bytes",
+            "a buffer of {total} elements of {} bytes cannot be filled with {} values, expected multiples of {UNIT} \
+             of 2 bytes",
             size_of::<T>(),
             values.len()
         )));

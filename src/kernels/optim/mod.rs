@@ -3,9 +3,9 @@
 //!
 //! What changes from step to step lies in device memory: the host writes an [`OptimizerStep`], the kernels keep
 //! an [`OptimizerState`]. A step is [`Operands::adamw`], [`Operands::lamb`], [`Operands::sgd`] or
-//! [`Operands::adafactor`]; all take the gradient norm first and change nothing where it is not finite. Products that write gradients may leave
-//! their squares; then the norm reads [the rest](Squared) alone. Where several ranks have a part of the arena each, the norm is taken in
-//! two halves: [`Operands::squares`] of every rank, then [`Operands::adamw_of`] or [`Operands::sgd_of`] over the squares
+//! [`Operands::adafactor`]; all take the gradient norm first and change nothing where it is not finite. Products that
+//! write gradients may leave their squares, in which a gradient from 1.8e19 on counts as not finite; then the norm reads
+//! [the rest](Squared) alone. Where several ranks have a part of the arena each, the norm is taken in two halves: [`Operands::squares`] of every rank, then [`Operands::adamw_of`] or [`Operands::sgd_of`] over the squares
 //! of all; or [`Operands::lamb_squares`], and [`Operands::lamb_of`] over what that leaves on all; or
 //! [`Operands::adafactor_sums`], whose sums are added up, and [`Operands::adafactor_of`].
 

@@ -1,5 +1,7 @@
 //! Gradients whose squares are known before the norm is taken.
 
+use std::collections::HashSet;
+
 use super::arena::{Arena, ChunkEntry};
 use super::raw::norm_blocks;
 use crate::device::{Buffer, Device};
@@ -22,7 +24,8 @@ impl Squared {
     /// # Errors
     /// The device has no room.
     pub fn new(device: &Device, arena: &Arena, known: &[usize], sums: Buffer<f64>) -> Result<Self> {
-        let unknown = |chunk: &&ChunkEntry| !known.contains(&(chunk.tensor as usize));
+        let known: HashSet<i32> = known.iter().map(|&tensor| tensor as i32).collect();
+        let unknown = |chunk: &&ChunkEntry| !known.contains(&chunk.tensor);
         let chunks: Vec<ChunkEntry> = arena.chunks().iter().filter(unknown).copied().collect();
         let rest: usize = chunks.iter().map(|chunk| chunk.length as usize).sum();
         Ok(Self {

@@ -87,6 +87,13 @@ impl Views {
                 pictures.len()
             )));
         }
+        if let Some(other) = pictures.iter().find(|picture| picture.channels() != self.channels) {
+            return Err(Error::failure(format!(
+                "a picture of {} channels in a batch of {}",
+                other.channels(),
+                self.channels
+            )));
+        }
         let partnered = |(i, picture): (usize, &Picture)| {
             !picture.has_partner() || pictures.get(i + 1).is_some_and(|other| other.size() == picture.size())
         };

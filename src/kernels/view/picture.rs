@@ -157,7 +157,7 @@ impl Picture {
         });
         let tile_columns = tile_columns(&columns.taps, along.start, channels)?;
         let fits = ends[3] <= room.bytes
-            && height * width * channels <= room.pixels
+            && (height * width * channels).next_multiple_of(UNIT) <= room.pixels
             && ops.len() <= MOST_OPS
             && down.len().max(along.len()) < 1 << 16
             && ends[3] / UNIT < 1 << 31;
@@ -208,6 +208,10 @@ impl Picture {
         self.record.partner = 1;
         match how {
             Mixed::Blend(share) => self.record.share = share.to_bits() as i32,
+            // A box of no rows says that there is none.
+            Mixed::Paste(rows, columns) if rows.is_empty() || columns.is_empty() => {
+                self.record.share = 1f32.to_bits() as i32;
+            }
             Mixed::Paste(rows, columns) => {
                 let sides = [rows.start, rows.end, columns.start, columns.end];
                 self.record.region = sides.map(|side| side as i32);
@@ -224,6 +228,11 @@ impl Picture {
     /// Height and width of its target.
     pub fn size(&self) -> (usize, usize) {
         (self.record.height as usize, self.record.width as usize)
+    }
+
+    /// 1 or 3.
+    pub fn channels(&self) -> usize {
+        self.channels
     }
 
     /// Whether the picture after it is mixed into it.

@@ -173,7 +173,8 @@ pub(super) struct Update {
 }
 
 impl DeviceOptimizer {
-    /// Zeros. `squared` tells of gradients whose squares come with them; with `squares` the norm is that of all ranks. `lines` tells what Adafactor sums.
+    /// Zeros. `squared` tells of gradients whose squares come with them; with `squares` the norm is that of all ranks.
+    /// `lines` tells what Adafactor sums.
     pub(super) fn new(
         device: &Device,
         arena: &Arena,

@@ -7,7 +7,7 @@ use crate::data::packing;
 use crate::device::{Device, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::parallel::Place;
-use crate::recipe::{PackingKind, Recipe, Recompute};
+use crate::recipe::{PackingKind, Recipe, Recompute, ViewsKind};
 use crate::train::step::TrainStep;
 use crate::train::terminal::mib;
 
@@ -99,17 +99,25 @@ pub fn check_fits(
             recipe.packing.tokens
         ));
     }
+    let needs = |change: &dyn Fn(&mut Recipe)| -> Result<Option<usize>> {
+        let mut recipe = recipe.clone();
+        change(&mut recipe);
+        let total = DeviceMemory::plan(info, &recipe, classes, slots, place)?.total();
+        Ok((total <= usable).then_some(total))
+    };
     // The cheapest that fits.
     let more =
         Recompute::ALL.into_iter().skip_while(|&recompute| recompute != recipe.model.recompute).skip(1);
     for recompute in more {
-        let mut recipe = recipe.clone();
-        recipe.model.recompute = recompute;
-        let total = DeviceMemory::plan(info, &recipe, classes, slots, place)?.total();
-        if total <= usable {
+        if let Some(total) = needs(&|recipe| recipe.model.recompute = recompute)? {
             remedies.push(format!("set model.recompute={}, which needs {}", recompute.name(), mib(total)));
             break;
         }
+    }
+    if recipe.data.views == ViewsKind::Device
+        && let Some(total) = needs(&|recipe| recipe.data.views = ViewsKind::Host)?
+    {
+        remedies.push(format!("set data.views=host, which needs {}", mib(total)));
     }
     if remedies.is_empty() {
         remedies

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::data::batch::Mixture;
-use crate::kernels::view::{Record, Views};
+use crate::data::pictures::views;
+use crate::kernels::view::Record;
 use crate::recipe::Recipe;
 
 /// Bytes that a rank holds when it holds the most.
@@ -70,8 +71,7 @@ pub fn batch_bytes(tokens: usize, slots: usize, patch_dim: usize, target: usize)
 
 /// The same where a device makes the patches, at most: of decoded images as many as have room.
 pub fn picture_bytes(recipe: &Recipe, slots: usize, target: usize) -> usize {
-    let (tokens, model) = (recipe.packing.tokens, &recipe.model);
-    let views = Views::new(tokens, slots, model.channels, model.patch, recipe.mix.is_on());
+    let (tokens, views) = (recipe.packing.tokens, views(recipe, slots));
     let rows = tokens * size_of::<[i32; 3]>();
     batch_bytes(tokens, slots, 0, target) + views.bytes + views.pictures * size_of::<Record>() + rows
 }

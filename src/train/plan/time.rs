@@ -110,7 +110,7 @@ impl StepTime {
             .iter()
             .map(|&index| {
                 let node = &graph.nodes()[index];
-                let product = node.op.flops(graph, node, &work) / rates.flops;
+                let product = graph.node_flops(node, &work) / rates.flops;
                 let sent = (element * node.op.sends(graph, node, 0)) as f64 / link;
                 // Of nothing but messages none is hidden.
                 let rings = if product > 0.0 { ranks as f64 / (ranks.max(2) - 1) as f64 } else { 1.0 };
@@ -171,7 +171,7 @@ impl Again {
         let (graph, work) = (rank.step.graph(), rank.workload());
         let nodes = rank.step.plan().order.iter().map(|&index| &graph.nodes()[index]);
         nodes.filter(|node| node.pass == Pass::Again).fold(Self::default(), |sum, node| {
-            match node.op.flops(graph, node, &work) {
+            match graph.node_flops(node, &work) {
                 0.0 => Self { bytes: sum.bytes + moved(graph, node, &work), ..sum },
                 flops => Self { flops: sum.flops + flops, ..sum },
             }
@@ -207,7 +207,7 @@ impl Flops {
     pub fn of(rank: &RankStep) -> Self {
         let (graph, work): (_, Workload) = (rank.step.graph(), rank.workload());
         let nodes = rank.step.plan().order.iter().map(|&index| &graph.nodes()[index]);
-        let own: f64 = nodes.map(|node| node.op.flops(graph, node, &work)).sum();
+        let own: f64 = nodes.map(|node| graph.node_flops(node, &work)).sum();
         Self { model: rank.step.flops(&work), hardware: own * rank.tensor() as f64 }
     }
 }

@@ -9,7 +9,7 @@ use crate::data::loader::{Loader, READY};
 use crate::data::packing::PackingSettings;
 use crate::data::source::Source;
 use crate::error::Result;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, ViewsKind};
 
 /// Batches that are timed.
 const BATCHES: usize = 8;
@@ -17,8 +17,10 @@ const BATCHES: usize = 8;
 /// The input of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Input {
-    /// Threads that decode and make views.
+    /// Threads that decode, and make views where the recipe leaves that to the host.
     pub workers: usize,
+    /// Whether the recipe leaves views to a device, so that batches hold decoded images.
+    pub pictures: bool,
     /// Mean seconds from one batch to the next.
     pub seconds: f64,
     /// Images of a batch, on average.
@@ -41,6 +43,7 @@ impl Input {
             images += loader.next_batch()?.batch.images;
         }
         let seconds = begun.elapsed().as_secs_f64() / BATCHES as f64;
-        Ok(Self { workers, seconds, images: images as f64 / BATCHES as f64 })
+        let pictures = recipe.data.views == ViewsKind::Device;
+        Ok(Self { workers, pictures, seconds, images: images as f64 / BATCHES as f64 })
     }
 }

@@ -1,6 +1,6 @@
 //! One step of a training, part by part: what each operation takes, and what its arithmetic and its bytes would.
 //!
-//! On the CPU the parts are timed where they run ([`cpu`]); on a device each is a launch that is timed by itself
+//! On the CPU the parts are timed where they run ([`cpu`]); on a device each is timed by itself, a launch or a few
 //! ([`device`]). Operands are [`batches`] of random pixels, so that a recipe needs no data.
 
 pub mod batches;
@@ -94,9 +94,9 @@ pub struct Profile {
     pub tokens: usize,
     /// Images.
     pub images: usize,
-    /// Steps that were timed, of which the fastest is told.
+    /// Steps that were timed.
     pub steps: usize,
-    /// Seconds of that step.
+    /// Seconds of a step: of the fastest on the CPU, and on a device, where steps are queued ahead of one another, on average.
     pub seconds: f64,
     /// Model FLOPs of the step: recomputation is not counted.
     pub flops: f64,
@@ -192,8 +192,8 @@ fn bytes(graph: &Graph, node: &Node, work: &Workload, size: impl Fn(Tensor) -> u
 }
 
 /// Bytes that zeroing the gradients and the optimiser move for each parameter: the gradient is written; weights, gradient and
-/// `moments` moments are read, weights and moments written, and an average is read and written. What is read for the norm is
-/// not counted.
+/// `moments` moments are read, weights and moments written, and an average is read and written. What is read for the
+/// norm is not counted: a device tells it.
 fn update_bytes(moments: usize, average: bool) -> [f64; 2] {
     [4.0, 4.0 * (3 + 2 * moments + 2 * usize::from(average)) as f64]
 }

@@ -67,11 +67,16 @@ impl fmt::Display for Profile {
         if let Some(input) = &self.input {
             writeln!(
                 f,
-                "input             {} ms a batch of {:.1} images by {} alone, {} of the step",
+                "input             {} ms a batch of {:.1} images by {} alone, {} of the step{}",
                 milliseconds(input.seconds),
                 input.images,
                 if input.workers == 1 { "1 worker".into() } else { format!("{} workers", input.workers) },
-                percent(input.seconds / seconds)
+                percent(input.seconds / seconds),
+                if input.pictures {
+                    "; decoded images, where the step has patches that the host made"
+                } else {
+                    ""
+                }
             )?;
         }
         writeln!(f)?;

@@ -1,9 +1,9 @@
 //! What is done wrong with chunks, and what is refused.
 
-use trencadis::device::Device;
+use trencadis::device::{Device, Ptr};
 use trencadis::kernels::gemm::sharded::{Chunks, Done, Ready, ShardedGemm, ShardedPlan};
 use trencadis::kernels::gemm::{
-    Epilogue, GeluGrad, Gemm, HOPPER_TILES, Layout, Matrix, Shape, Store, TILES, Vector,
+    Epilogue, GeluGrad, Gemm, HOPPER_TILES, Layout, Matrix, Shape, Store, Sum, TILES, Vector,
 };
 use trencadis::recipe::GeluKind;
 
@@ -124,6 +124,12 @@ fn what_does_not_fit_is_refused() {
             });
         });
         assert!(told.contains("stored or summed"), "{told}");
+        let told = refusal(&device, |_, epilogue, _| {
+            // SAFETY: nothing is launched.
+            let squares = unsafe { Vector::raw(Ptr::from_raw(64), 1) };
+            *epilogue = Epilogue::Sum(Sum { out: Matrix::none(), accumulate: Vector::none(), squares });
+        });
+        assert!(told.contains("leaves no squares"), "{told}");
         for tile in [TILES[0], HOPPER_TILES[1]] {
             let told = refusal(&device, |_, _, plan| plan.tile = tile);
             assert!(told.contains("there is no kernel of tiles of"), "{told}");

@@ -83,6 +83,9 @@ impl ShardedGemm<'_> {
                 epilogue.kind()
             ));
         }
+        if matches!(epilogue, Epilogue::Sum(sum) if !sum.squares.is_none()) {
+            return refuse(format_args!("a product in chunks leaves no squares of its sums; leave them out"));
+        }
         if !tile.has_sharded(shape.layout, epilogue.kind()) {
             return refuse(format_args!(
                 "there is no kernel of tiles of {}x{}x{} for rows in chunks; ask for a plan",
