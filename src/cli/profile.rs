@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use super::{print, use_data};
+use crate::data::pictures::loaded;
 use crate::data::source;
 use crate::device::{self, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::recipe::{Recipe, ViewsKind};
+use crate::recipe::Recipe;
 use crate::train::profile::{Input, cpu, device as on_device, one_batch, trace};
 
 #[derive(Debug, clap::Args)]
@@ -24,7 +25,7 @@ pub(super) struct Args {
     /// Classes of the head.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     classes: u32,
-    /// Also time the input: how fast batches of this set are read, decoded and cut into patches.
+    /// Also time the input: how fast batches of this set are made ready.
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// Steps that are timed, after some to warm up.
@@ -42,14 +43,11 @@ pub(super) fn run(args: Args) -> Result<()> {
     let mut recipe = Recipe::load(&args.recipe, &args.sets)?;
     one_batch(&recipe)?;
     let selected = device::select(args.device)?;
-    if selected.device.is_none() {
-        // As in a training.
-        recipe.data.views = ViewsKind::Host;
-    }
     let input = match &args.data {
         Some(path) => {
             use_data(&mut recipe, path)?;
-            Some(Input::measure(&recipe, source::of_recipe(&recipe)?.train)?)
+            let loaded = loaded(&recipe, selected.device.is_some());
+            Some(Input::measure(&loaded, source::of_recipe(&recipe)?.train)?)
         }
         None => None,
     };

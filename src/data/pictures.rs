@@ -6,6 +6,8 @@
 //! kernel, is finished here and goes as a picture of its target's size; where that is too large as well, as when nearly all
 //! of its patches are dropped, those that are kept go as a picture of their own.
 
+use std::borrow::Cow;
+
 use crate::data::augment;
 use crate::data::batch::{PREFIX, Pictures};
 use crate::data::frame::Frame;
@@ -15,7 +17,7 @@ use crate::data::source::Image;
 use crate::data::view::{Line, check_box};
 use crate::error::Result;
 use crate::kernels::view::{Axis, Mixed, Op, Picture, Shares, Source, Views};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, ViewsKind};
 
 /// Rows of pixels of a picture of patches, about: a picture may have twice as many.
 const HIGHEST: usize = 1 << 15;
@@ -40,6 +42,16 @@ impl From<Vec<Picture>> for Seen {
 pub fn views(recipe: &Recipe, slots: usize) -> Views {
     let (tokens, model) = (recipe.packing.tokens, &recipe.model);
     Views::new(tokens, slots, model.channels, model.patch, recipe.mix.is_on())
+}
+
+/// The recipe as its batches are loaded: for the CPU the host makes the patches, whatever `data.views` says.
+pub fn loaded(recipe: &Recipe, on_device: bool) -> Cow<'_, Recipe> {
+    if on_device || recipe.data.views == ViewsKind::Host {
+        return Cow::Borrowed(recipe);
+    }
+    let mut loaded = recipe.clone();
+    loaded.data.views = ViewsKind::Host;
+    Cow::Owned(loaded)
 }
 
 /// How rows and columns of a planned image's target come from its pixels.

@@ -23,8 +23,7 @@ impl Kernels {
     }
 
     /// The same where `dependent` launches are the rule: [`Launch::dependent`] whatever they say, but for those whose
-    /// blocks wait for one another. Of use where a stream has one launch after another; behind anything else the driver
-    /// lets a launch begin when that has ended.
+    /// blocks wait for one another. Of use where a stream has one launch after another.
     pub(super) fn with_dependent(self, dependent: bool) -> Self {
         Self { dependent, ..self }
     }

@@ -41,7 +41,7 @@
 //! | [`norm`], [`residual`] | LayerNorm and RMSNorm, residual branches, LayerScale, stochastic depth |
 //! | [`view`], [`patch`], [`position`], [`pool`] | into and out of the sequence: pictures, pixels, positions, pooling |
 //! | [`loss`], [`contrastive`], [`optim`] | cross-entropy; losses of images and texts; AdamW, LAMB, SGD, Adafactor |
-//! | [`elementwise`], [`collective`], [`measure`] | sums, sums over ranks, what a device can do at most |
+//! | [`elementwise`], [`collective`], [`measure`] | sums and GELU, sums over ranks, what a device can do at most |
 //!
 //! [`matrix`] is the table of element types, sizes, GPUs and tolerances.
 

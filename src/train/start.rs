@@ -2,7 +2,6 @@
 
 mod initial;
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use crate::autograd::ParamSpec;
 use crate::data::balance::check_deals;
 use crate::data::loader::{Loader, LoaderState, Share};
 use crate::data::packing;
+use crate::data::pictures::loaded;
 use crate::data::source::{self, Dataset};
 use crate::data::texts::TextSettings;
 use crate::data::tokenizer::Tokenizer;
@@ -30,7 +30,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::shard;
 use crate::parallel::{Mesh, MeshGroups};
-use crate::recipe::{Recipe, ViewsKind};
+use crate::recipe::Recipe;
 use crate::weights::{LOOKED_AT, fingerprint};
 
 /// What a new run starts from.
@@ -95,7 +95,7 @@ pub fn start(options: TrainOptions, target: &Target) -> Result<()> {
     let teacher = Teacher::of_run(&recipe, &dataset, target)?;
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
-    let seen = views(&recipe, target);
+    let seen = loaded(&recipe, target.device.is_some());
     let loader = Loader::train_texts(dataset.train.clone(), &seen, None, share(ranks), tokenizer.clone());
     let loader = ranks.agree(loader.and_then(|mut loader| loader.ready().map(|()| loader)))??;
     let header = Header {
@@ -228,7 +228,7 @@ pub fn resume(folder: &Path, target: &Target) -> Result<()> {
     let plan = ranks.agree(plan(target, &recipe, &step))??;
     let engine = engine(target, &recipe, step, &state)?;
     let source = dataset.train.clone();
-    let seen = views(&recipe, target);
+    let seen = loaded(&recipe, target.device.is_some());
     let loader = Loader::train_texts(source, &seen, Some(&loader_state), share(ranks), tokenizer.clone());
     let loader = ranks.agree(loader)??;
     let ranks = ranks.clone();
@@ -326,16 +326,6 @@ fn check_weights(params: &[ParamSpec], state: &dyn StateSource, ranks: &MeshGrou
     let read = ranks.agree(state.read(StateKind::Weights, &wanted))??;
     let step = state.optimizer_step();
     ranks.world.check_same("weights to begin with", &format!("{:016x} of step {step}", fingerprint(&read)))
-}
-
-/// The recipe as the loader follows it: on the CPU the host makes the patches, whatever `data.views` says.
-fn views<'r>(recipe: &'r Recipe, target: &Target) -> Cow<'r, Recipe> {
-    if target.device.is_some() || recipe.data.views == ViewsKind::Host {
-        return Cow::Borrowed(recipe);
-    }
-    let mut seen = recipe.clone();
-    seen.data.views = ViewsKind::Host;
-    Cow::Owned(seen)
 }
 
 /// The batches that this rank loads.

@@ -121,7 +121,8 @@ impl PictureFields {
         let mut end = self.data.bytes.start;
         for picture in from.pictures.iter() {
             let bytes = picture.bytes();
-            host[end..end + bytes.len()].copy_from_slice(bytes);
+            let place = host[..self.data.bytes.end].get_mut(end..end + bytes.len());
+            place.ok_or_else(|| self.data.misfit(bytes))?.copy_from_slice(bytes);
             end += bytes.len();
         }
         Ok(end)

@@ -250,9 +250,7 @@ impl Engine for CpuEngine {
 
     fn add(&mut self, batch: &PackedBatch, last: Option<f64>) -> Result<()> {
         if matches!(batch.patches, Patches::Pictures(_)) {
-            return Err(Error::failure(
-                "the batch was made with data.views = \"device\"; on the CPU use \"host\"",
-            ));
+            return Err(Error::failure("the batch holds pictures; on the CPU set data.views = \"host\""));
         }
         let Some(lr) = last else {
             self.added.push(batch.clone());

@@ -5,16 +5,14 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::{Peaks, Profile, RATE, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
+use super::subject::{Subject, Timed};
+use super::{Peaks, Profile, RATE, Span, bytes, shape, update_bytes};
 use crate::autograd::{Node, Workload};
 use crate::cpu::gemm::{Mat, MatMut, bf16, gemm};
-use crate::data::packing;
 use crate::error::{Error, Result};
-use crate::nn::init::initialise;
 use crate::parallel::MeshGroups;
 use crate::recipe::{MatmulKind, Recipe};
-use crate::train::engine::{CpuEngine, TimedStep, TrainState};
-use crate::train::step::TrainStep;
+use crate::train::engine::{CpuEngine, TimedStep};
 
 /// Runs of what is measured for the peaks, of which the best counts.
 const RUNS: usize = 5;
@@ -27,15 +25,9 @@ const PRODUCT: [usize; 3] = [2048, 1024, 1024];
 /// # Errors
 /// A recipe of texts, or one that is not valid; a step whose loss is not finite.
 pub fn profile(name: &str, recipe: &Recipe, device: &str, classes: usize, steps: usize) -> Result<Profile> {
-    let recipe = one_batch(recipe)?;
-    let slots = packing::slots(&recipe);
-    let step = TrainStep::new(&recipe, classes, slots)?;
-    let average = recipe.train.ema > 0.0;
-    let state = TrainState::fresh(initialise(step.params(), recipe.train.seed), average);
+    let Subject { recipe, slots, step, state, batch } = Subject::new(recipe, classes)?;
     let mut engine = CpuEngine::new(&recipe, step, slots, &state, Rc::new(MeshGroups::alone()))?;
     drop(state);
-    let batch = batches::batches(&recipe, classes, 1)?.pop();
-    let batch = batch.ok_or_else(|| Error::failure("the recipe packs no batch"))?;
     engine.timed(&batch, RATE)?;
     let seconds = |[begun, ended]: [Instant; 2]| ended.duration_since(begun).as_secs_f64();
     let mut fastest: Option<TimedStep> = None;
@@ -49,22 +41,15 @@ pub fn profile(name: &str, recipe: &Recipe, device: &str, classes: usize, steps:
     if !timed.outcome.loss.is_finite() {
         return Err(Error::failure(format!("the loss of the step is {}", timed.outcome.loss)));
     }
-    let moments = 1 + usize::from(recipe.train.optimizer.keeps_second());
-    let spans = spans(&engine, &timed, &Workload::of(&batch), update_bytes(moments, average));
-    Ok(Profile {
-        recipe: name.into(),
+    let told = Timed {
         device: device.into(),
-        budget: recipe.packing.tokens,
-        tokens: batch.live_tokens(),
-        images: batch.images,
         steps,
         seconds: seconds(timed.step),
         flops: timed.outcome.flops,
         peaks: Some(peaks(recipe.train.matmul)),
-        input: None,
-        rows: by_operation(&spans),
-        spans,
-    })
+        spans: spans(&engine, &timed, &Workload::of(&batch), update_bytes(&recipe)),
+    };
+    Ok(told.profile(name, &recipe, &batch))
 }
 
 /// The gradients' zeros, the nodes, and the optimiser with all that follows the last of them.

@@ -6,19 +6,18 @@ use half::bf16;
 use rand::RngExt;
 use rand_distr::StandardNormal;
 
-use super::{Peaks, Profile, RATE, Span, batches, by_operation, bytes, one_batch, shape, update_bytes};
+use super::subject::{Subject, Timed};
+use super::{Peaks, Profile, RATE, Span, bytes, shape, update_bytes};
 use crate::autograd::device::Element;
 use crate::autograd::{Graph, Kind, Node, Tensor, Workload};
 use crate::data::batch::PackedBatch;
-use crate::data::packing;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::kernels::measure::rates;
-use crate::nn::init::initialise;
-use crate::recipe::{Recipe, ViewsKind};
+use crate::recipe::Recipe;
 use crate::rng::{Purpose, Stream};
-use crate::train::engine::{DeviceEngine, DeviceOptions, Engine, Part, TrainState};
-use crate::train::step::{StepOutcome, TrainStep};
+use crate::train::engine::{DeviceEngine, DeviceOptions, Engine, Part};
+use crate::train::step::StepOutcome;
 
 /// Launches of a part in one graph.
 const REPEATS: usize = 8;
@@ -40,37 +39,22 @@ pub fn profile(
     classes: usize,
     steps: usize,
 ) -> Result<Profile> {
-    let mut recipe = one_batch(recipe)?;
-    // Its batches are of random patches: there are no images.
-    recipe.data.views = ViewsKind::Host;
+    let Subject { recipe, slots, step, state, batch } = Subject::new(recipe, classes)?;
     // While there is room.
     let peaks = peaks(device)?;
-    let slots = packing::slots(&recipe);
-    let step = TrainStep::new(&recipe, classes, slots)?;
-    let average = recipe.train.ema > 0.0;
-    let state = TrainState::fresh(initialise(step.params(), recipe.train.seed), average);
     let mut engine = DeviceEngine::new(device, &recipe, step, slots, DeviceOptions::default())?;
     engine.load(&state)?;
     drop(state);
-    let batches = batches::batches(&recipe, classes, 1)?;
-    let batch = batches.first().ok_or_else(|| Error::failure("the recipe packs no batch"))?;
-    let (seconds, outcome) = run(&mut engine, batch, steps.max(1))?;
-    let moments = 1 + usize::from(recipe.train.optimizer.keeps_second());
-    let spans = spans(&engine, device, &Workload::of(batch), update_bytes(moments, average))?;
-    Ok(Profile {
-        recipe: name.into(),
+    let (seconds, outcome) = run(&mut engine, &batch, steps.max(1))?;
+    let told = Timed {
         device: device.info().name.clone(),
-        budget: recipe.packing.tokens,
-        tokens: batch.live_tokens(),
-        images: batch.images,
         steps,
         seconds,
         flops: outcome.flops,
         peaks,
-        input: None,
-        rows: by_operation(&spans),
-        spans,
-    })
+        spans: spans(&engine, device, &Workload::of(&batch), update_bytes(&recipe))?,
+    };
+    Ok(told.profile(name, &recipe, &batch))
 }
 
 /// Mean seconds of a step, and what the last one did.

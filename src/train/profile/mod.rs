@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod device;
 mod input;
 mod report;
+mod subject;
 
 use std::collections::HashMap;
 
@@ -192,8 +193,10 @@ fn bytes(graph: &Graph, node: &Node, work: &Workload, size: impl Fn(Tensor) -> u
 }
 
 /// Bytes that zeroing the gradients and the optimiser move for each parameter: the gradient is written; weights, gradient and
-/// `moments` moments are read, weights and moments written, and an average is read and written. What is read for the
-/// norm is not counted: a device tells it.
-fn update_bytes(moments: usize, average: bool) -> [f64; 2] {
-    [4.0, 4.0 * (3 + 2 * moments + 2 * usize::from(average)) as f64]
+/// moments are read, weights and moments written, and an average is read and written. What is read for the norm is not
+/// counted: a device tells it.
+fn update_bytes(recipe: &Recipe) -> [f64; 2] {
+    let moments = 1 + usize::from(recipe.train.optimizer.keeps_second());
+    let average = usize::from(recipe.train.ema > 0.0);
+    [4.0, 4.0 * (3 + 2 * moments + 2 * average) as f64]
 }
